@@ -1,0 +1,1 @@
+"""What is stored and read: databases, batches, the order of training data, the feature index."""

@@ -1,0 +1,60 @@
+"""Write-then-rename: a reader sees the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import BadInput
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; what was written there becomes ``path`` when the block ends well."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with _full_disk_is_bad_input(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            _flush(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Like ``atomic_file`` for a folder that does not exist yet; a left-over partial one is removed first."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _full_disk_is_bad_input(path):
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            os.replace(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _full_disk_is_bad_input(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            raise BadInput(f"{path}: cannot be written: {error.strerror}; nothing saved before is lost") from error
+        raise

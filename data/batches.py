@@ -1,0 +1,226 @@
+"""From stored captions and regions to batches of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.captions import CaptionDB
+from data.errors import BadInput
+from data.masking import NOT_MASKED, choose, mask_words
+from data.regions import RegionDB, Regions
+
+
+@dataclass
+class Batch:
+    """B caption–image pairs, padded at the end. L counts [CLS] and [SEP]; R counts regions only.
+
+    Attributes:
+        input_ids: [B,L] int64
+        attention_mask: [B,L] bool, True at real tokens
+        features: [B,R,F] float16, zero where masked or padded
+        positions: [B,R,7] float32
+        region_mask: [B,R] bool, True at real regions
+        image_ids: [B] int64, equal where two pairs show the same image
+        txt_ids, img_keys: the B database keys
+        word_labels: [B,L] int64, the word to predict, -1 elsewhere (vmlm)
+        masked_regions: [B,R] bool, True at regions to predict (mrfr, mrckl, mrc)
+        feature_targets: [N,F] float16, features of the masked regions in order (mrfr)
+        label_targets: [N,C] float16, soft labels of the masked regions in order (mrckl, mrc)
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    features: Tensor
+    positions: Tensor
+    region_mask: Tensor
+    image_ids: Tensor
+    txt_ids: list[str]
+    img_keys: list[str]
+    word_labels: Tensor | None = None
+    masked_regions: Tensor | None = None
+    feature_targets: Tensor | None = None
+    label_targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def _map(self, function) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        return self._map(Tensor.pin_memory)
+
+
+def collate_texts(texts: list[np.ndarray], pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Pad id sequences of any length: → ``input_ids`` [B,L] int64, ``attention_mask`` [B,L] bool."""
+    lengths = np.array([len(ids) for ids in texts])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.full(mask.shape, pad, dtype=np.int64)
+    input_ids[mask] = np.concatenate(texts)
+    return torch.from_numpy(input_ids), torch.from_numpy(mask)
+
+
+def collate_images(images: list[Regions]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad images of any box count: → features [B,R,F] float16, positions [B,R,7] float32, region_mask [B,R] bool."""
+    counts = np.array([len(image.features) for image in images])
+    mask = np.arange(counts.max()) < counts[:, None]
+    features = np.zeros((*mask.shape, images[0].features.shape[1]), dtype=np.float16)
+    positions = np.zeros((*mask.shape, 7), dtype=np.float32)
+    for row, image in enumerate(images):
+        features[row, : counts[row]] = image.features
+        positions[row, : counts[row]] = image.positions
+    return torch.from_numpy(features), torch.from_numpy(positions), torch.from_numpy(mask)
+
+
+class PairDataset:
+    """The caption–image pairs of one caption DB and one region DB.
+
+    Args:
+        max_txt_len: captions of more tokens than this, [CLS] and [SEP] included, are dropped; -1 keeps all
+        languages: keep only captions in these; None keeps all
+
+    Raises:
+        BadInput: a caption's image is not in the region DB, or no caption is left.
+    """
+
+    def __init__(
+        self, captions: CaptionDB, regions: RegionDB, max_txt_len: int = -1, languages: list[str] | None = None
+    ):
+        self.captions, self.regions = captions, regions
+        keep = [i for i in captions.ids if max_txt_len < 0 or captions.lengths[i] + 2 <= max_txt_len]
+        if languages is not None:
+            keep = [i for i in keep if captions.languages.get(i) in languages]
+        if not keep:
+            limits = f"max_txt_len {max_txt_len}, languages {languages or 'any'}"
+            raise BadInput(f"{captions.folder}: no caption of {len(captions.ids)} is left ({limits})")
+        self.ids = keep
+        used = {captions.txt2img[i] for i in keep}
+        self.images = [key for key in captions.img2txts if key in used]  # in the order of the annotations
+        for key in self.images:
+            if key not in regions:
+                txt_id = captions.img2txts[key][0]
+                raise BadInput(f"{captions.folder}: caption {txt_id} is about {key}, which is not in {regions.folder}")
+        number = {key: n for n, key in enumerate(self.images)}
+        self.image_of = np.array([number[captions.txt2img[i]] for i in keep])  # [N] caption → image
+        self.txt_lengths = np.array([captions.lengths[i] + 2 for i in keep])  # [CLS] and [SEP] included
+        self.img_lengths = np.array([regions.num_regions[key] + 1 for key in self.images])[self.image_of]  # with [CLS]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(
+        self,
+        indices: np.ndarray,
+        task: str = "cmr",
+        rng: np.random.Generator | None = None,
+        word_mask_prob: float = 0.15,
+        region_mask_prob: float = 0.15,
+    ) -> Batch:
+        """The pairs at ``indices`` with what ``task`` predicts masked, as drawn from ``rng``."""
+        meta = self.captions.meta
+        txt_ids = [self.ids[i] for i in indices]
+        img_keys = [self.images[self.image_of[i]] for i in indices]
+        words = [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in txt_ids]
+        images = [self.regions.get(key, soft_labels=task in ("mrckl", "mrc")) for key in img_keys]
+
+        labels = None
+        if task == "vmlm":
+            pairs = [mask_words(ids, rng, meta["MASK"], tuple(meta["v_range"]), word_mask_prob) for ids in words]
+            words = [ids for ids, _ in pairs]
+            ends = np.array([NOT_MASKED])
+            labels = collate_texts([np.concatenate([ends, label, ends]) for _, label in pairs], NOT_MASKED)[0]
+        cls, sep = np.array([meta["CLS"]]), np.array([meta["SEP"]])
+        input_ids, attention_mask = collate_texts(
+            [np.concatenate([cls, ids, sep]) for ids in words], meta.get("PAD", 0)
+        )
+        features, positions, region_mask = collate_images(images)
+        batch = Batch(
+            input_ids,
+            attention_mask,
+            features,
+            positions,
+            region_mask,
+            torch.from_numpy(self.image_of[indices]),
+            txt_ids,
+            img_keys,
+            labels,
+        )
+        if task in ("mrfr", "mrckl", "mrc"):
+            _mask_regions(batch, images, rng, region_mask_prob)
+        return batch
+
+
+def _mask_regions(batch: Batch, images: list[Regions], rng: np.random.Generator, prob: float) -> None:
+    """Zero the features to be predicted, and keep what they were as targets."""
+    chosen = [choose(len(image.features), rng, prob) for image in images]
+    batch.masked_regions = torch.zeros_like(batch.region_mask)
+    for row, which in enumerate(chosen):
+        batch.masked_regions[row, : len(which)] = torch.from_numpy(which)
+    batch.feature_targets = batch.features[batch.masked_regions]
+    batch.features[batch.masked_regions] = 0
+    if images[0].soft_labels is not None:
+        labels = np.concatenate([image.soft_labels[which] for image, which in zip(images, chosen, strict=True)])
+        batch.label_targets = torch.from_numpy(labels)
+
+
+@dataclass
+class BoxOptions:
+    """Which boxes of an image DB are used; the values name its folder (UNITER's layout).
+
+    Args:
+        conf_th: boxes above this confidence count; -1 takes the first num_bb
+        max_bb: most boxes of an image
+        min_bb: fewest boxes of an image
+        num_bb: boxes of an image when conf_th is -1
+    """
+
+    conf_th: float = 0.2
+    max_bb: int = 100
+    min_bb: int = 10
+    num_bb: int = 36
+
+
+def open_pairs(
+    captions: str,
+    regions: str,
+    options: BoxOptions,
+    max_txt_len: int = -1,
+    languages: list[str] | None = None,
+    root: str = ".",
+) -> PairDataset:
+    """Open both databases; relative folders start at ``root``. Raises BadInput as they and ``PairDataset`` do."""
+    region_db = RegionDB(Path(root, regions), **dataclasses.asdict(options))
+    return PairDataset(CaptionDB(Path(root, captions)), region_db, max_txt_len, languages)
+
+
+class _MadeBatches(Dataset):
+    def __init__(self, make: Callable[[Any], Batch]):
+        self.make = make
+
+    def __getitem__(self, draw: Any) -> tuple[Any, Batch]:
+        return draw, self.make(draw)
+
+
+def load(make: Callable[[Any], Batch], draws: Iterable, num_workers: int, pin: bool) -> DataLoader:
+    """Iterate over (draw, batch), made ahead of training when there are workers.
+
+    Args:
+        make: draw → Batch; runs in the workers
+        draws: what to make, in order; may be endless
+        num_workers: processes; 0 makes batches in this one
+        pin: copy batches to page-locked memory, for fast transfer to a GPU
+    """
+    return DataLoader(_MadeBatches(make), sampler=draws, batch_size=None, num_workers=num_workers, pin_memory=pin)

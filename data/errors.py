@@ -1,0 +1,9 @@
+"""The one exception for input that the user must fix."""
+
+
+class BadInput(ValueError):
+    """Bad input: a missing or damaged file, a mismatched checkpoint, an impossible setting.
+
+    The message is one line that names the file and key, what was found, what was expected and what to do.
+    Every command prints it as ``error: ...`` and exits with status 2 (``configs.cli.run``).
+    """

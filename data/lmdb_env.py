@@ -1,0 +1,202 @@
+"""Open and write LMDB databases safely.
+
+Readers never lock: databases live on network file systems, where locks hang, and are written once. A database is opened
+once per process and shared: py-lmdb 3 refuses a second opening of the same file.
+
+After a fork (DataLoader workers) the child goes on with what it inherited. LMDB's warning against that is about its
+locks and its reader table; with ``lock=False`` and ``readonly=True`` neither exists, and what is left is a shared
+memory map, which survives a fork. Opening anew in the child is no way out: py-lmdb refuses it there too, and closing
+first would unmap memory that the child may still read. A spawned worker starts with an empty table and opens its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+
+from data.errors import BadInput
+
+MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
+_BATCH_BYTES = 64 << 20  # of values kept in memory between commits, so that a batch can be written again
+
+
+class _Opened(NamedTuple):
+    stamp: tuple  # which file this was: a database that was replaced since is opened anew
+    env: lmdb.Environment
+    txn: lmdb.Transaction
+
+
+_opened: dict[str, _Opened] = {}
+_retired: list[_Opened] = []  # replaced on disk; never closed, because zero-copy views into their maps may be alive
+
+
+def open_env(folder: str | Path) -> lmdb.Environment:
+    """The read-only environment of a database folder, opened once per process; symlinks and relative paths agree.
+
+    A database that was replaced or changed on disk since the last call is seen as it is now. Views taken earlier
+    stay valid.
+
+    Raises:
+        BadInput: the folder is missing, is no LMDB, or its file is truncated (reading that would kill the process).
+    """
+    return _open(folder).env
+
+
+def reader(folder: str | Path) -> lmdb.Transaction:
+    """A lasting read transaction of `open_env`; its `get` returns a read-only memoryview into the map, zero-copy."""
+    return _open(folder).txn
+
+
+def close_env(folder: str | Path) -> None:
+    """Close the shared environment, for instance to write to the database in this process.
+
+    Every view and every transaction that came from it is invalid afterwards: touching a view kills the process.
+    """
+    opened = _opened.pop(os.path.realpath(folder), None)
+    if opened:
+        opened.txn.abort()
+        opened.env.close()
+
+
+def _promised_bytes(env: lmdb.Environment) -> int:
+    return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+
+
+def _open(folder: str | Path) -> _Opened:
+    key = os.path.realpath(folder)
+    path = os.path.join(key, "data.mdb")
+    try:
+        info = os.stat(path)
+    except OSError:
+        raise BadInput(
+            f"{folder}: not an LMDB database (no readable file data.mdb in it); check the path or build it first"
+        ) from None
+    stamp = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+    known = _opened.get(key)
+    if known and known.stamp == stamp:
+        return known
+    in_place = known is not None and known.stamp[:2] == stamp[:2]  # the same map, a newer snapshot
+    try:
+        if in_place:
+            env = known.env
+        else:
+            env = lmdb.open(key, readonly=True, lock=False, readahead=False, create=False, max_spare_txns=0)
+        txn = env.begin(buffers=True)
+    except lmdb.Error as error:
+        raise BadInput(f"{path}: cannot be opened as LMDB ({error}); copy or build the database again") from None
+    promised = _promised_bytes(env)
+    if info.st_size < promised:
+        txn.abort()
+        if not in_place:
+            env.close()
+        raise BadInput(
+            f"{path}: truncated, {info.st_size} bytes where its header promises {promised}; copy the database again. "
+            "(LMDB does not write free pages at the end: if the last change was a deletion the file can be whole, and "
+            f"`python -m lmdb -e {folder} copy --compact NEW` mends it)"
+        )
+    if known:
+        _retired.append(known)
+    _opened[key] = _Opened(stamp, env, txn)
+    return _opened[key]
+
+
+class LmdbWriter:
+    """Write a new database: all of it or nothing appears under `folder`.
+
+    Records go to ``<folder>.partial``, which takes the place of `folder` when the ``with`` block ends without an
+    exception; an older database of that name is replaced only then. Other files of the database are put into
+    `partial` before the block ends.
+
+    Args:
+        folder: final folder of the database (``data.mdb`` in it)
+        map_size: first size of the memory map in bytes; it doubles whenever it is full
+        commit_every: records per transaction
+
+    Raises:
+        BadInput: the disk is full or not writable, a key is empty or too long, `folder` holds something else.
+    """
+
+    def __init__(self, folder: str | Path, map_size: int = 1 << 30, commit_every: int = 1000):
+        self.folder = Path(folder)
+        self.partial = self.folder.with_name(self.folder.name + ".partial")
+        self.commit_every = commit_every
+        self._map_size = map_size
+        self._batch: list[tuple[bytes, bytes]] = []
+        self._batch_bytes = 0
+
+    def __enter__(self) -> LmdbWriter:
+        if self.folder.exists() and not (self.folder / "data.mdb").exists() and any(self.folder.iterdir()):
+            raise BadInput(
+                f"{self.folder}: exists and is no LMDB database, it will not be replaced; choose another folder"
+            )
+        try:
+            shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
+            self.partial.mkdir(parents=True)
+            # no lock file and no sync per commit: nobody else sees this folder before it is renamed
+            self._env = lmdb.open(str(self.partial), map_size=self._map_size, lock=False, sync=False)
+        except (OSError, lmdb.Error) as error:
+            raise self._cannot_write(error) from None
+        return self
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Store one record; a later value of the same key replaces an earlier one."""
+        if not 0 < len(key) <= MAX_KEY_BYTES:
+            raise BadInput(
+                f"{self.folder}: key {bytes(key)!r} has {len(key)} bytes; LMDB keys have 1 to {MAX_KEY_BYTES}, "
+                "use a shorter name"
+            )
+        self._batch.append((key, value))
+        self._batch_bytes += len(value)
+        if len(self._batch) >= self.commit_every or self._batch_bytes >= _BATCH_BYTES:
+            self._commit()
+
+    def write_file(self, name: str, text: str) -> None:
+        """Put another file, such as a table in JSON, beside the LMDB."""
+        try:
+            (self.partial / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _commit(self) -> None:
+        while self._batch:
+            try:
+                with self._env.begin(write=True) as txn:
+                    for key, value in self._batch:
+                        txn.put(key, value)
+            except lmdb.MapFullError:
+                self._map_size *= 2
+                self._env.set_mapsize(self._map_size)
+                continue
+            except (OSError, lmdb.Error) as error:
+                raise self._cannot_write(error) from None
+            self._batch, self._batch_bytes = [], 0
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._env.close()
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _finish(self) -> None:
+        """Write what is left and rename; a subclass adds its last records before."""
+        self._commit()
+        old = self.folder.with_name(f".{self.folder.name}.replaced")
+        try:
+            self._env.sync(True)
+            self._env.close()
+            shutil.rmtree(old, ignore_errors=True)
+            if self.folder.exists():
+                self.folder.rename(old)
+            self.partial.rename(self.folder)
+            shutil.rmtree(old, ignore_errors=True)
+        except (OSError, lmdb.Error) as error:
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: Exception) -> BadInput:
+        return BadInput(f"{self.folder}: cannot write the database ({error}); free disk space or choose another folder")

@@ -1,0 +1,1 @@
+"""What is computed: the two towers, the objectives, the metrics."""

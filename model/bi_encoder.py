@@ -1,0 +1,181 @@
+"""LightningDOT: a text tower and a region tower that meet only in a dot product (Sun et al., NAACL 2021, section 3).
+
+model = LightningDOT.from_pretrained("runs/flickr30k/best")
+text = model.encode_text(input_ids, attention_mask)                # [B,D]
+image = model.encode_image(features, positions, region_mask)       # [B,D]
+scores = text @ image.T                                            # [B,B]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model import checkpoints
+from model.transformer import Bert, EncoderConfig, init_weights
+
+
+@dataclass
+class LightningDOTConfig:
+    """Everything that fixes the shapes of the two towers.
+
+    Args:
+        txt: text encoder
+        img: image encoder; its word embeddings serve [CLS], and the masked language modelling decoder tied to them
+        project_dim: width D of the embedding; 0 means no projection, so that D is the hidden size
+        feature_dim: width F of a region feature
+        num_labels: C, classes of the region detector, background included; 0 when the regions have no soft labels
+        cls_token_id: the word that starts an image sequence
+    """
+
+    txt: EncoderConfig = field(default_factory=EncoderConfig)
+    img: EncoderConfig = field(default_factory=EncoderConfig)
+    project_dim: int = 768
+    feature_dim: int = 2048
+    num_labels: int = 1601
+    cls_token_id: int = 101
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of what ``encode_text`` and ``encode_image`` return."""
+        return self.project_dim or self.txt.hidden_size
+
+    @classmethod
+    def from_dict(cls, values: dict) -> LightningDOTConfig:
+        own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        own |= {side: EncoderConfig.from_dict(values[side]) for side in ("txt", "img")}
+        return cls(**own)
+
+
+class RegionEmbeddings(nn.Module):
+    """Region feature + position + type, as in UNITER: LN(LN(W_f f) + LN(W_p p) + type_1)."""
+
+    def __init__(self, config: LightningDOTConfig):
+        super().__init__()
+        h, eps = config.img.hidden_size, config.img.layer_norm_eps
+        self.img_linear = nn.Linear(config.feature_dim, h)
+        self.img_layer_norm = nn.LayerNorm(h, eps=eps)
+        self.pos_layer_norm = nn.LayerNorm(h, eps=eps)
+        self.pos_linear = nn.Linear(7, h)
+        self.mask_embedding = nn.Embedding(2, config.feature_dim)  # row 1 is added where masked; row 0 unused
+        self.LayerNorm = nn.LayerNorm(h, eps=eps)
+        self.dropout = nn.Dropout(config.img.hidden_dropout_prob)
+
+    def forward(self, features: Tensor, positions: Tensor, type_embedding: Tensor, masked: Tensor | None) -> Tensor:
+        """``features`` [B,R,F], ``positions`` [B,R,7], ``type_embedding`` [h], ``masked`` [B,R] bool → [B,R,h].
+
+        The batch has already set masked features to zero, so that ``mask_embedding[1]`` stands in for them.
+        """
+        dtype = self.img_linear.weight.dtype
+        features = features.to(dtype)
+        if masked is not None:
+            features = features + masked[..., None] * self.mask_embedding.weight[1]
+        x = self.img_layer_norm(self.img_linear(features)) + self.pos_layer_norm(self.pos_linear(positions.to(dtype)))
+        return self.dropout(self.LayerNorm(x + type_embedding))
+
+
+class ImageBert(Bert):
+    """Image encoder: [CLS] followed by the regions, in no order, through the same blocks as a text."""
+
+    def __init__(self, config: LightningDOTConfig):
+        super().__init__(config.img)
+        self.cls_token_id = config.cls_token_id
+        self.img_embeddings = RegionEmbeddings(config)
+
+    def forward(self, features: Tensor, positions: Tensor, region_mask: Tensor, masked: Tensor | None = None) -> Tensor:
+        """``features`` [B,R,F], ``positions`` [B,R,7], ``region_mask`` and ``masked`` [B,R] bool → [B,1+R,h]."""
+        types = self.embeddings.token_type_embeddings.weight
+        regions = self.img_embeddings(features, positions, types[-1], masked)  # type 1; the only one where there is one
+        cls = self.embeddings(region_mask.new_full((len(features), 1), self.cls_token_id, dtype=torch.long))
+        mask = torch.cat([region_mask.new_ones(len(features), 1), region_mask], dim=1)
+        return self.encoder(torch.cat([cls, regions.to(cls.dtype)], dim=1), mask)
+
+
+class Tower(nn.Module):
+    """An encoder and the projection of its position 0 to the shared embedding space."""
+
+    def __init__(self, bert: Bert, hidden_size: int, project_dim: int):
+        super().__init__()
+        self.bert = bert
+        self.encode_proj = (
+            nn.Sequential(
+                nn.Linear(hidden_size, 2 * hidden_size),
+                nn.GELU(),
+                nn.LayerNorm(2 * hidden_size, eps=1e-12),
+                nn.Linear(2 * hidden_size, project_dim),
+            )
+            if project_dim
+            else nn.Identity()
+        )
+
+    def embed(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B,L,h] → embeddings [B,D]."""
+        return self.encode_proj(hidden[:, 0])
+
+
+class LightningDOT(nn.Module):
+    """Both towers. Nothing crosses between them before the dot product, so images are encoded once, offline."""
+
+    def __init__(self, config: LightningDOTConfig):
+        super().__init__()
+        checkpoints.check_config(config)
+        self.config = config
+        self.fingerprint: str | None = None  # of the weights as last read or written; what a feature index is made for
+        self.img_model = Tower(ImageBert(config), config.img.hidden_size, config.project_dim)
+        self.txt_model = Tower(Bert(config.txt), config.txt.hidden_size, config.project_dim)
+        init_weights(self.img_model, config.img.initializer_range)
+        init_weights(self.txt_model, config.txt.initializer_range)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed texts.
+
+        Args:
+            input_ids: [B,L] int64, [CLS] words [SEP] padding
+            attention_mask: [B,L], true (or 1) at [CLS], words and [SEP]
+
+        Returns: [B,D]
+        """
+        return self.txt_model.embed(self.txt_model.bert(input_ids, attention_mask))
+
+    def encode_image(self, features: Tensor, positions: Tensor, region_mask: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            features: [B,R,F] region features, any float type
+            positions: [B,R,7] x1 y1 x2 y2 w h w·h as fractions of the image
+            region_mask: [B,R], true (or 1) at real regions
+
+        Returns: [B,D]
+        """
+        return self.img_model.embed(self.img_model.bert(features, positions, region_mask.bool()))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dropout: float | None = None) -> LightningDOT:
+        """Read a checkpoint folder (``model.safetensors``, ``config.json``); in eval mode.
+
+        Args:
+            dropout: overrides the rates the checkpoint was trained with
+
+        Raises:
+            BadInput: no such checkpoint, or a tensor missing, unexpected or of the wrong shape.
+        """
+        values = checkpoints.read_config(folder)
+        config = LightningDOTConfig.from_dict(values)
+        if dropout is not None:
+            config.txt.set_dropout(dropout)
+            config.img.set_dropout(dropout)
+        model = cls(config)
+        checkpoints.load_strict(model, checkpoints.read_tensors(Path(folder) / "model.safetensors"), str(folder))
+        model.fingerprint = values.get("fingerprint")
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` (which also holds the fingerprint of the weights)."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        self.fingerprint = checkpoints.fingerprint(tensors)
+        values = dataclasses.asdict(self.config) | {"model_type": "lightningdot", "fingerprint": self.fingerprint}
+        checkpoints.write(folder, tensors, values)

@@ -1,0 +1,201 @@
+"""Encode every image or caption of a database once, into memory or into a feature index.
+
+    for positions, vectors in encode_images(model, regions, keys):       # longest first; vectors [b,D] fp32
+        matrix[positions] = vectors
+    index = build_image_index(model, regions, keys, "index/img")
+
+An index that is there already and was made by the same model from the same data is used as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data.batches import collate_images, collate_texts
+from data.captions import CaptionDB
+from data.errors import BadInput
+from data.index import EmbeddingIndex, IndexWriter, data_fingerprint
+from data.regions import RegionDB
+from model.bi_encoder import LightningDOT
+
+Encoded = Iterator[tuple[list[int], Tensor]]
+
+
+def encode_images(
+    model: LightningDOT,
+    regions: RegionDB,
+    keys: Sequence[str],
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    progress: bool = True,
+    workers: int = 0,
+) -> Encoded:
+    """Embed images, those with most regions first, so that batches hold little padding and memory runs out early.
+
+    Args:
+        keys: which images of ``regions``
+        batch_size: images per batch
+        device: where the model is
+        precision: "fp32", or "bf16" for autocast
+        workers: processes that read the database
+
+    Yields: (positions in ``keys`` of the batch's images, their embeddings [b,D] float32 on ``device``). Dropout is off
+    while the model runs, and as it was afterwards.
+
+    Raises:
+        BadInput: a key that the database lacks, or features of another width than the model's.
+    """
+    check_width(regions, model)
+    for key in keys:
+        if key not in regions:
+            regions.get(key)  # says which key, and of what database
+    lengths = [regions.num_regions[key] for key in keys]
+    load = partial(_load_images, regions, keys)
+    return _encode(model, model.encode_image, load, lengths, batch_size, device, precision, progress, workers, "img")
+
+
+def encode_captions(
+    model: LightningDOT,
+    captions: CaptionDB,
+    ids: Sequence[str],
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    progress: bool = True,
+    workers: int = 0,
+) -> Encoded:
+    """Embed captions, longest first; otherwise as ``encode_images``.
+
+    Raises:
+        BadInput: an id that the database lacks, or words that the model's vocabulary lacks.
+    """
+    missing = next((i for i in ids if i not in captions.lengths), None)
+    if missing is not None:
+        raise BadInput(f"{captions.folder}: no caption {missing!r} among its {len(captions)}")
+    lengths = [captions.lengths[i] for i in ids]
+    load = partial(_load_captions, captions, ids, model.config.txt.vocab_size)
+    return _encode(model, model.encode_text, load, lengths, batch_size, device, precision, progress, workers, "txt")
+
+
+def encode_queries(
+    model: LightningDOT, tokenizer, texts: Sequence[str], device: torch.device | str = "cpu", precision: str = "fp32"
+) -> np.ndarray:
+    """Embed texts as typed → [Q,D] float32. ``tokenizer`` is the fast tokenizer of the checkpoint."""
+    cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    ids = [np.array([cls, *words, sep]) for words in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    _check_vocabulary(max(map(np.max, ids)), model.config.txt.vocab_size, "the tokenizer")
+    inputs = collate_texts(ids, pad)
+    return _run(model, model.encode_text, inputs, device, precision).cpu().numpy()
+
+
+def build_image_index(model: LightningDOT, regions: RegionDB, keys: Sequence[str], out: str | Path, **options):
+    """The feature index ``out`` of the images ``keys``: the one that is there when model and data are still the same.
+
+    Args:
+        options: ``dtype`` "fp32" | "fp16" (stored), ``checkpoint`` (its path, for the record), and what ``encode_images``
+            takes
+
+    Returns: ``EmbeddingIndex``; its rows are in the order of encoding, not of ``keys``
+
+    Raises:
+        BadInput: no keys, vectors that are not finite, ``out`` is something other than an index; see ``encode_images``.
+    """
+    return _build("img", partial(encode_images, model, regions, keys), model, regions, keys, out, **options)
+
+
+def build_caption_index(model: LightningDOT, captions: CaptionDB, ids: Sequence[str], out: str | Path, **options):
+    """As ``build_image_index``, for captions."""
+    return _build("txt", partial(encode_captions, model, captions, ids), model, captions, ids, out, **options)
+
+
+def check_width(regions: RegionDB, model: LightningDOT, checkpoint: str | Path = "the model") -> None:
+    """Raise BadInput unless the database's features have the width that the model was made for."""
+    if regions.feature_dim != model.config.feature_dim:
+        raise BadInput(
+            f"{regions.folder}: features are {regions.feature_dim} wide, {checkpoint} expects "
+            f"{model.config.feature_dim}: extract the regions with the extractor that the model was trained on"
+        )
+
+
+def _encode(model, tower, load, lengths, batch_size, device, precision, progress, workers, unit) -> Encoded:
+    if precision not in ("fp32", "bf16"):
+        raise BadInput(f"precision is {precision!r}, expected fp32 or bf16")
+    if batch_size < 1:
+        raise BadInput(f"batch_size is {batch_size}, expected at least 1")
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    loader = DataLoader(
+        batches,
+        batch_size=None,  # an element is a batch already
+        collate_fn=load,
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        generator=torch.Generator(),  # iterating must not draw from the generator that training draws from
+    )
+    with tqdm(total=len(order), unit=unit, desc=f"encoding {unit}", disable=not progress) as bar:
+        for positions, inputs in zip(batches, loader, strict=True):
+            yield positions, _run(model, tower, inputs, device, precision)
+            bar.update(len(positions))
+
+
+@torch.no_grad()
+def _run(model, tower: Callable, inputs, device, precision) -> Tensor:
+    """One batch through one tower, without dropout; afterwards each module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            return tower(*(tensor.to(device, non_blocking=True) for tensor in inputs)).float()
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _load_images(regions, keys, positions):
+    return collate_images([regions.get(keys[position], soft_labels=False) for position in positions])
+
+
+def _load_captions(captions, ids, vocab_size, positions):
+    cls, sep, pad = captions.meta["CLS"], captions.meta["SEP"], captions.meta.get("PAD", 0)
+    input_ids, mask = collate_texts([np.array([cls, *captions.input_ids(ids[p]), sep]) for p in positions], pad)
+    _check_vocabulary(int(input_ids.max()), vocab_size, captions.folder)
+    return input_ids, mask
+
+
+def _check_vocabulary(largest: int, vocab_size: int, source) -> None:
+    if largest >= vocab_size:
+        raise BadInput(
+            f"{source}: holds word id {largest}, the model's vocabulary has {vocab_size} words: "
+            "tokenise the captions with the checkpoint's tokenizer"
+        )
+
+
+def _build(
+    kind, encode, model, database, names, out, dtype="fp32", precision="fp32", checkpoint=None, progress=True, **options
+) -> EmbeddingIndex:
+    if not names:
+        raise BadInput(f"{database.folder}: nothing to encode into {out}")
+    data = data_fingerprint(database.fingerprint(), names)
+    made = {"precision": precision, "checkpoint": str(checkpoint), "database": str(database.folder)}
+    wanted = {"kind": kind, "dtype": dtype, "model": model.fingerprint, "data": data, "precision": precision}
+    if (Path(out) / "data.mdb").exists():
+        index = EmbeddingIndex(out)
+        header = index.header | {"precision": index.header["created"].get("precision")}
+        if all(header[name] == value for name, value in wanted.items()):
+            if progress:
+                print(f"{out}: up to date, {index.count} vectors", file=sys.stderr)
+            return index
+    with IndexWriter(out, kind, model.config.embedding_dim, model.fingerprint, data, dtype, made) as writer:
+        for positions, vectors in encode(precision=precision, progress=progress, **options):
+            writer.add([names[position] for position in positions], vectors.cpu().numpy())
+    return EmbeddingIndex(out)

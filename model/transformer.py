@@ -1,0 +1,186 @@
+"""One BERT-family encoder, used by both towers.
+
+Post-layer-norm BERT (Devlin et al., 2019) on ``scaled_dot_product_attention``. Parameter names are BERT's, so that
+Hugging Face, UNITER and LightningDOT checkpoints load strictly and without renaming.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.errors import BadInput
+
+
+@dataclass
+class EncoderConfig:
+    """Sizes of one encoder, named as in Hugging Face's ``config.json``.
+
+    Args:
+        vocab_size: number of word embeddings
+        hidden_size: width h of the hidden states
+        num_hidden_layers: number of blocks
+        num_attention_heads: heads; must divide hidden_size
+        intermediate_size: width of the feed-forward layer
+        hidden_act: "gelu" (exact), "gelu_new" (tanh) or "relu"
+        hidden_dropout_prob: dropout after embeddings, attention and feed-forward
+        attention_probs_dropout_prob: dropout of attention weights
+        max_position_embeddings: rows of the position table
+        type_vocab_size: rows of the token type table
+        layer_norm_eps: epsilon of every layer norm
+        initializer_range: standard deviation of random weights
+        pad_token_id: id that pads a batch of texts
+        position_offset: row of the position table that the first token takes: 0 in BERT, pad_token_id + 1 in RoBERTa
+    """
+
+    vocab_size: int = 28996
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    position_offset: int = 0
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise BadInput(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise BadInput(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
+
+    def set_dropout(self, rate: float) -> None:
+        """One rate for hidden states and attention weights."""
+        self.hidden_dropout_prob = self.attention_probs_dropout_prob = rate
+
+    @classmethod
+    def from_dict(cls, values: dict) -> EncoderConfig:
+        """Take what is ours from a larger mapping, such as Hugging Face's config.json."""
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+
+
+class TextEmbeddings(nn.Module):
+    """Word + position + type embeddings, layer norm, dropout."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.position_offset = config.position_offset
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """``input_ids`` [B,L] → [B,L,h]; every token is of type 0."""
+        first, last = self.position_offset, self.position_offset + input_ids.shape[1]
+        if last > self.position_embeddings.num_embeddings:
+            raise BadInput(
+                f"a text of {input_ids.shape[1]} tokens does not fit the model's "
+                f"{self.position_embeddings.num_embeddings - first} positions; lower max_txt_len"
+            )
+        x = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(x + self.position_embeddings.weight[first:last]))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B,heads,L,h/heads]
+            for project in (self.query, self.key, self.value)
+        )
+        dropout = self.dropout_prob if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+
+
+class AddNorm(nn.Module):
+    """Linear, dropout, residual connection, layer norm: the end of both halves of a block."""
+
+    def __init__(self, width: int, config: EncoderConfig):
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class Block(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": AddNorm(config.hidden_size, config)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.output = AddNorm(config.intermediate_size, config)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.attention["output"](self.attention["self"](x, mask), x)
+        return self.output(self.activation(self.intermediate["dense"](x)), x)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """``x`` [B,L,h], ``mask`` [B,L] bool (True: a real token or region, may be attended to) → [B,L,h]."""
+        mask = mask[:, None, None, :]
+        for block in self.layer:
+            x = block(x, mask)
+        return x
+
+
+class Pooler(nn.Module):
+    """BERT's pooler. The towers read position 0 without it; it is kept so that checkpoints stay whole."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+class Bert(nn.Module):
+    """Text encoder: ``input_ids`` [B,L], ``attention_mask`` [B,L] → hidden states [B,L,h]."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.embeddings = TextEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.encoder(self.embeddings(input_ids), attention_mask.bool())
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """BERT's initialisation: normal weights, zero biases, unit layer norms."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+            if isinstance(part, nn.Linear):
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,1 @@
+"""What changes parameters: optimizer, schedule, precision, and the state of a run."""

@@ -1,0 +1,235 @@
+"""The folder of a run: resolved config, metrics, checkpoints, and what training needs to go on.
+
+runs/flickr30k/
+    config.yaml  run.json  metrics.jsonl  tensorboard/
+    checkpoints/step-00001000/   model.safetensors config.json tokenizer/ [heads.safetensors] training.pt
+    last -> checkpoints/step-...   best -> checkpoints/step-...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from configs import cli
+from data.atomic import atomic_file, atomic_folder
+from data.batches import PairDataset
+from data.errors import BadInput
+from model import checkpoints
+
+# Settings that may differ when a run goes on: they change its speed or its reports, not its weights.
+_FREE_SETTINGS = {"output_dir", "num_workers", "log_every", "keep_checkpoints", "device", "resume"}
+
+
+class Run:
+    """One training run's folder. Opening it writes the config, or checks it against the run that is there.
+
+    Args:
+        folder: where everything goes
+        config: the resolved settings, a dataclass
+        resume: go on from the ``last`` checkpoint when there is one
+        facts: what else to keep in ``run.json`` (effective batch, sizes of the data)
+
+    Raises:
+        BadInput: the folder holds a run and ``resume`` is off, or a run with other settings.
+    """
+
+    def __init__(self, folder: str | Path, config: Any, resume: bool, facts: dict | None = None):
+        self.folder = Path(folder)
+        self.settings = cli.to_dict(config)
+        has_run = (self.folder / "config.yaml").is_file()
+        self.resumed = resume and (self.folder / "last").is_dir()
+        if has_run and (self.folder / "last").is_dir() and not resume:
+            raise BadInput(f"{self.folder}: already holds a run; go on with --resume, or choose another output_dir")
+        if self.resumed:
+            self._check_same_settings()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.folder / "config.yaml") as path:
+            cli.save(config, path)
+        with atomic_file(self.folder / "run.json") as path:
+            path.write_text(json.dumps(environment() | (facts or {}), indent=2) + "\n", encoding="utf-8")
+        self._tensorboard = None
+
+    def _check_same_settings(self) -> None:
+        before = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        after = yaml.safe_load(yaml.safe_dump(self.settings))
+        changed = [k for k in {**before, **after} if k not in _FREE_SETTINGS and before.get(k) != after.get(k)]
+        if changed:
+            differences = "; ".join(f"{k} was {before.get(k)!r}, now {after.get(k)!r}" for k in sorted(changed))
+            raise BadInput(
+                f"{self.folder}/config.yaml: cannot go on with other settings ({differences}); choose another output_dir"
+            )
+
+    def load_training_state(self) -> dict | None:
+        """What ``save`` was given last, or None when the run starts afresh. Later metrics are taken back."""
+        if not self.resumed:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            return None
+        path = self.folder / "last" / "training.pt"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise BadInput(
+                f"{path}: damaged training state: {error}; remove {self.folder}/last to start again"
+            ) from error
+        log = self.folder / "metrics.jsonl"
+        if log.is_file():  # what was logged after the checkpoint will be logged again
+            lines = log.read_text(encoding="utf-8").splitlines()
+            lines = [line for line in lines if json.loads(line)["step"] <= state["step"]]
+            with atomic_file(log) as path:
+                path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return state
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append one line to ``metrics.jsonl`` and the same values to TensorBoard."""
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._tensorboard = SummaryWriter(
+                str(self.folder / "tensorboard"), purge_step=step if self.resumed else None
+            )
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._tensorboard.add_scalar(name, value, step)
+
+    def save(
+        self, step: int, model, training: dict, tokenizer: Path | None, is_best: bool, keep: int, heads=None
+    ) -> Path:
+        """Write checkpoint ``step`` and point ``last`` (and ``best``) at it; of the others only the newest ``keep`` stay.
+
+        Args:
+            training: tensors and plain values only; read back by ``load_training_state``
+            tokenizer: folder to copy, so that a checkpoint can answer a query by itself
+        """
+        final = self.folder / "checkpoints" / f"step-{step:08d}"
+        if final.exists():  # the run was stopped between this folder and its links
+            shutil.rmtree(final)
+        with atomic_folder(final) as folder:
+            model.save_pretrained(folder)
+            if heads is not None:
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in heads.state_dict().items()},
+                    folder / "heads.safetensors",
+                )
+            if tokenizer is not None:
+                shutil.copytree(tokenizer, folder / "tokenizer")
+            torch.save({"step": step, **training}, folder / "training.pt")
+        self._point("last", final)
+        if is_best:
+            self._point("best", final)
+        used = {(self.folder / name).resolve() for name in ("last", "best")}
+        for old in sorted(final.parent.glob("step-*"))[:-keep]:
+            if old.resolve() not in used:
+                shutil.rmtree(old)
+        return final
+
+    def _point(self, name: str, target: Path) -> None:
+        link = self.folder / f".{name}.partial"
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target, self.folder))
+        os.replace(link, self.folder / name)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def load_heads(heads, folder: str | Path) -> bool:
+    """Read ``heads.safetensors`` of a checkpoint folder into ``heads``; False when there is none."""
+    path = Path(folder) / "heads.safetensors"
+    if not path.is_file():
+        return False
+    checkpoints.load_strict(heads, checkpoints.read_tensors(path), str(path))
+    return True
+
+
+class RecentLosses:
+    """Losses since the last line of metrics, kept as tensors so that nothing waits for the GPU in between."""
+
+    def __init__(self):
+        self._losses: list[tuple[str, Tensor, PairDataset, np.ndarray]] = []
+        self._pairs, self._started = 0, time.perf_counter()
+
+    def add(self, name: str, loss: Tensor, dataset: PairDataset, indices: np.ndarray) -> None:
+        """Note the ``loss`` (scalar) of task ``name`` on the pairs ``indices`` of ``dataset``."""
+        self._losses.append((name, loss.detach(), dataset, indices))
+        self._pairs += len(indices)
+
+    def flush(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Mean loss of each task, and the speed, since the last flush.
+
+        Raises:
+            BadInput: a loss is NaN or infinite; names the region record that is to blame, or the batch.
+        """
+        values = torch.stack([loss for _, loss, _, _ in self._losses]).tolist()
+        means = defaultdict(list)
+        for (name, _, dataset, indices), value in zip(self._losses, values):
+            if not np.isfinite(value):
+                raise BadInput(f"loss of {name} is {value} by step {step}: {_blame(dataset, indices)}")
+            means[f"train/{name}/loss"].append(value)
+        speed = self._pairs / (time.perf_counter() - self._started)
+        self.__init__()
+        return {name: float(np.mean(each)) for name, each in means.items()}, {"speed/pairs_per_s": round(speed, 1)}
+
+
+def _blame(dataset: PairDataset, indices: np.ndarray) -> str:
+    for key in dict.fromkeys(dataset.images[dataset.image_of[i]] for i in indices):
+        if not np.isfinite(dataset.regions[key].features).all():
+            return f"{dataset.regions.folder} key {key} holds NaN or infinite features"
+    return (
+        f"training diverged on the batch of caption {dataset.ids[indices[0]]} ({dataset.captions.folder}); lower "
+        "optim.lr or lengthen the warm-up; checkpoints saved before are whole"
+    )
+
+
+def random_state() -> dict:
+    """State of torch's generators (dropout); data order and masking are functions of the position."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore_random_state(state: dict) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def environment() -> dict:
+    """Where and with what a result was made: time, host, versions, git revision, command."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of this code, with ``-dirty`` when files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

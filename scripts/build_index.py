@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""Encode every image (or caption) of a database once, into a feature index.
+
+python scripts/build_index.py --checkpoint runs/x/best --regions db/regions --out index/img
+python scripts/build_index.py --checkpoint runs/x/best --captions db/test --out index/txt --dtype fp16
+python scripts/build_index.py --checkpoint runs/x/best --regions db/regions --images-of db/test --out index/img_test
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
+
+from configs import cli
+from data.errors import BadInput
+
+
+@dataclass
+class Options:
+    """Encode every image (or caption) of a database once, into a feature index; one that is up to date is kept.
+
+    Args:
+        checkpoint: checkpoint folder of the model
+        out: folder of the index to write
+        regions: region database; the index is one of images
+        captions: caption database; the index is one of captions
+        images_of: with --regions, only the images that this caption database mentions (an evaluation split)
+        batch_size: images or captions per batch
+        dtype: how vectors are stored
+        precision: how the model computes
+        workers: processes that read the database
+        device: "cpu", "cuda", or "auto" for a GPU when there is one
+        conf_th: confidence above which a region counts; -1 for databases of num_bb regions per image
+        max_bb: most regions of an image
+        min_bb: fewest regions of an image
+        num_bb: regions per image when conf_th is -1
+    """
+
+    checkpoint: str
+    out: str
+    regions: str | None = None
+    captions: str | None = None
+    images_of: str | None = None
+    batch_size: int = 256
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = 0
+    device: str = "auto"
+    conf_th: float = 0.2
+    max_bb: int = 100
+    min_bb: int = 10
+    num_bb: int = 36
+
+    def __post_init__(self):
+        if (self.regions is None) == (self.captions is None):
+            raise BadInput("give either --regions IMG_DB or --captions TEXT_DB: an index holds images or captions")
+        if self.images_of and not self.regions:
+            raise BadInput("--images-of limits an index of images: it needs --regions")
+
+
+def images_of(captions, regions) -> list[str]:
+    """The images of a caption database, sorted; BadInput when the region database lacks one."""
+    keys = sorted(captions.img2txts)
+    missing = [key for key in keys if key not in regions]
+    if missing:
+        raise BadInput(
+            f"{captions.folder}: {len(missing)} of its {len(keys)} images are not in {regions.folder}, "
+            f"the first is {missing[0]!r}: extract them, or give the right region database"
+        )
+    return keys
+
+
+def main(options: Options) -> None:
+    import torch
+
+    from data.captions import CaptionDB
+    from data.regions import RegionDB
+    from model.bi_encoder import LightningDOT
+    from model.encoding import build_caption_index, build_image_index, check_width
+
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LightningDOT.from_pretrained(options.checkpoint).to(device)
+    common = {name: getattr(options, name) for name in ("batch_size", "dtype", "precision", "workers", "checkpoint")}
+    started = time.perf_counter()
+    if options.regions:
+        regions = RegionDB(options.regions, options.conf_th, options.max_bb, options.min_bb, options.num_bb)
+        check_width(regions, model, options.checkpoint)
+        keys = images_of(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
+        index = build_image_index(model, regions, keys, options.out, device=device, **common)
+    else:
+        captions = CaptionDB(options.captions)
+        index = build_caption_index(model, captions, captions.ids, options.out, device=device, **common)
+    what = {"img": "images", "txt": "captions"}[index.kind]
+    print(f"{options.out}: {index.count} {what}, {index.dim} x {index.dtype}, {time.perf_counter() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""Render the demo world: pictures of coloured shapes and their captions in English, German, French and Czech.
+
+python scripts/make_scenes.py --out runs/demo/world                                            # 2,700 pictures
+python scripts/make_scenes.py --out /tmp/world --train 20 --val 10 --test 10 --workers 1       # a world for tests
+"""
+
+import json
+import multiprocessing
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
+
+from tqdm import tqdm
+
+from configs import cli
+from data import scenes
+from data.atomic import atomic_file
+from data.errors import BadInput
+
+
+@dataclass
+class Options:
+    """Render the demo world into a folder: photos/*.jpg and captions.jsonl.
+
+    Args:
+        out: folder to write; pictures of an earlier world in it are replaced
+        train: number of training pictures
+        val: number of validation pictures
+        test: number of test pictures
+        seed: seed of the world; the same seed gives the same pictures and captions, whatever the number of workers
+        size: side of a picture in pixels
+        workers: processes that draw
+    """
+
+    out: str
+    train: int = 2000
+    val: int = 200
+    test: int = 500
+    seed: int = 0
+    size: int = 192
+    workers: int = 2
+
+
+def write_picture(job: tuple[int, str], photos: Path, seed: int, size: int) -> str:
+    """Render one picture into `photos` and return its line of captions.jsonl."""
+    index, split = job
+    scene = scenes.make_scene(seed, index)
+    name = f"scene_{index:06d}.jpg"
+    scenes.render(scene, size).save(photos / name, quality=92)
+    return json.dumps({"image": name, "captions": scenes.captions(scene), "split": split}, ensure_ascii=False)
+
+
+def main(options: Options) -> None:
+    splits = {"train": options.train, "val": options.val, "test": options.test}
+    for name, count in splits.items():
+        if count < 0:
+            raise BadInput(f"--{name}: found {count}, expected 0 or more pictures; give a count")
+    if options.size < 32:
+        raise BadInput(f"--size: found {options.size}, expected at least 32 pixels; shapes cannot be told below that")
+    if options.seed < 0:
+        raise BadInput(f"--seed: found {options.seed}, expected 0 or more; choose another seed")
+    jobs = list(enumerate(split for split, count in splits.items() for _ in range(count)))
+
+    photos = Path(options.out) / "photos"
+    photos.mkdir(parents=True, exist_ok=True)
+    final = Path(options.out) / "captions.jsonl"
+    final.unlink(missing_ok=True)  # a run that stops half-way must not look complete
+    for old in photos.glob("scene_*.jpg"):
+        old.unlink()
+
+    draw = partial(write_picture, photos=photos, seed=options.seed, size=options.size)
+    if options.workers > 1:
+        with multiprocessing.Pool(options.workers) as pool:
+            lines = list(tqdm(pool.imap(draw, jobs, chunksize=16), "rendering", len(jobs), unit=" pictures"))
+    else:
+        lines = [draw(job) for job in tqdm(jobs, "rendering", unit=" pictures")]
+
+    with atomic_file(final) as partial_file:
+        partial_file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines)} pictures and {final}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
