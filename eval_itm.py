@@ -15,9 +15,10 @@ from torch import Tensor
 
 from configs import cli
 from data.atomic import atomic_file
-from data.batches import BoxOptions, PairDataset, open_pairs
+from data.batches import PairDataset, open_pairs
 from data.errors import BadInput
 from data.index import EmbeddingIndex
+from data.regions import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.encoding import build_caption_index, build_image_index
 from model.evaluation import recall_by_language

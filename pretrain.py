@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from configs import cli
-from data.batches import Batch, PairDataset, BoxOptions, load, open_pairs
+from data.batches import Batch, PairDataset, load, open_pairs
 from data.errors import BadInput
+from data.regions import BoxOptions
 from data.samplers import Draw, DrawStream, Source, token_buckets
 from model.bi_encoder import LightningDOT
 from model.contrastive import Siblings
@@ -24,7 +25,7 @@ from model.initial import ModelOptions, build_model, check_fits
 from model.objectives import TASKS, Fusion, PretrainingHeads, forward_task
 from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
 from optim.precision import Precision, autocast, choose_device
-from optim.run_state import RecentLosses, Run, load_heads, random_state, restore_random_state
+from optim.run_state import RecentLosses, Run, blame, load_heads, random_state, restore_random_state
 from optim.schedule import linear_schedule
 
 
@@ -109,7 +110,10 @@ class PretrainConfig:
     resume: bool = False
 
     def __post_init__(self):
-        for name in ("grad_accumulation", "num_steps", "valid_every", "log_every", "keep_checkpoints"):
+        if not self.data:
+            raise BadInput("data: no corpus is given, at least one is needed")
+        counts = "tokens_per_batch grad_accumulation num_steps valid_every log_every keep_checkpoints"
+        for name in counts.split():
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, found {getattr(self, name)}")
 
@@ -244,7 +248,10 @@ def validate(
                 batch = dataset.batch(indices, task, rng, config.word_mask_prob, config.region_mask_prob).to(device)
                 with autocast(device, config.precision):
                     outcome = forward_task(task, model, heads, batch, config.siblings)
-                total += float(outcome.loss.sum())
+                loss = float(outcome.loss.sum())
+                if not np.isfinite(loss):
+                    raise BadInput(f"validation loss of {data.name}/{task} is {loss}: {blame(dataset, indices)}")
+                total += loss
                 count += outcome.loss.numel()
                 right += int(_right(task, outcome.logits, outcome.target).sum())
                 predictions += len(outcome.logits)

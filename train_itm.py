@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from configs import cli
 from data.atomic import atomic_file
-from data.batches import PairDataset, BoxOptions, load, open_pairs
+from data.batches import PairDataset, load, open_pairs
 from data.errors import BadInput
+from data.regions import BoxOptions
 from data.samplers import shuffled_batches
 from model.bi_encoder import LightningDOT
 from model.contrastive import Siblings

@@ -26,13 +26,16 @@ Config = typing.TypeVar("Config")
 def run(main: Callable[[Config], None], config_class: type[Config], positional: tuple[str, ...] = ()) -> None:
     """Parse ``sys.argv`` into ``config_class``, call ``main`` with it; ``BadInput`` becomes one line and status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
+    message = None
     try:
         main(parse(config_class, sys.argv[1:], positional))
     except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front
     except BrokenPipeError:  # `... | head`: the reader has what it wanted
         sys.stderr.close()
+    if message is not None:  # out here the exception is gone, and the progress bars it held have ended their lines
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse(config_class: type[Config], argv: list[str], positional: tuple[str, ...] = ()) -> Config:

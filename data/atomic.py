@@ -11,13 +11,18 @@ from pathlib import Path
 
 from data.errors import BadInput
 
+# No space, quota or size left; not allowed; a file where a folder should be, or the other way round.
+_CANNOT_WRITE = {
+    getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS ENOTDIR EEXIST EISDIR".split()
+}
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; what was written there becomes ``path`` when the block ends well."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    with _full_disk_is_bad_input(path):
+    with _cannot_write_is_bad_input(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
@@ -33,7 +38,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with _full_disk_is_bad_input(path):
+    with _cannot_write_is_bad_input(path):
         partial.mkdir(parents=True)
         try:
             yield partial
@@ -46,15 +51,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:
+    with open(path, "rb") as file:  # a copied file may be read-only
         os.fsync(file.fileno())
 
 
 @contextmanager
-def _full_disk_is_bad_input(path: Path) -> Iterator[None]:
+def _cannot_write_is_bad_input(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _CANNOT_WRITE:
             raise BadInput(f"{path}: cannot be written: {error.strerror}; nothing saved before is lost") from error
         raise

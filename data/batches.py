@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.captions import CaptionDB
 from data.errors import BadInput
 from data.masking import NOT_MASKED, choose, mask_words
-from data.regions import RegionDB, Regions
+from data.regions import BoxOptions, RegionDB, Regions
 
 
 @dataclass
@@ -109,10 +109,13 @@ class PairDataset:
         self.ids = keep
         used = {captions.txt2img[i] for i in keep}
         self.images = [key for key in captions.img2txts if key in used]  # in the order of the annotations
-        for key in self.images:
-            if key not in regions:
-                txt_id = captions.img2txts[key][0]
-                raise BadInput(f"{captions.folder}: caption {txt_id} is about {key}, which is not in {regions.folder}")
+        absent = [key for key in self.images if key not in regions]
+        if absent:
+            raise BadInput(
+                f"{captions.folder}: caption {captions.img2txts[absent[0]][0]} is about {absent[0]}, which is not in "
+                f"{regions.folder} ({len(absent)} of {len(self.images)} images are not); extract their regions, or build "
+                "the captions with --regions and --skip-missing"
+            )
         number = {key: n for n, key in enumerate(self.images)}
         self.image_of = np.array([number[captions.txt2img[i]] for i in keep])  # [N] caption → image
         self.txt_lengths = np.array([captions.lengths[i] + 2 for i in keep])  # [CLS] and [SEP] included
@@ -176,23 +179,6 @@ def _mask_regions(batch: Batch, images: list[Regions], rng: np.random.Generator,
         batch.label_targets = torch.from_numpy(labels)
 
 
-@dataclass
-class BoxOptions:
-    """Which boxes of an image DB are used; the values name its folder (UNITER's layout).
-
-    Args:
-        conf_th: boxes above this confidence count; -1 takes the first num_bb
-        max_bb: most boxes of an image
-        min_bb: fewest boxes of an image
-        num_bb: boxes of an image when conf_th is -1
-    """
-
-    conf_th: float = 0.2
-    max_bb: int = 100
-    min_bb: int = 10
-    num_bb: int = 36
-
-
 def open_pairs(
     captions: str,
     regions: str,
@@ -223,4 +209,11 @@ def load(make: Callable[[Any], Batch], draws: Iterable, num_workers: int, pin: b
         num_workers: processes; 0 makes batches in this one
         pin: copy batches to page-locked memory, for fast transfer to a GPU
     """
-    return DataLoader(_MadeBatches(make), sampler=draws, batch_size=None, num_workers=num_workers, pin_memory=pin)
+    return DataLoader(
+        _MadeBatches(make),
+        sampler=draws,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin,
+        generator=torch.Generator(),  # starting must not draw from the generator of dropout: resuming starts once more
+    )

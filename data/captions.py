@@ -70,6 +70,10 @@ class CaptionDB:
         for caption_id in self.ids:
             if caption_id not in self.txt2img:
                 raise BadInput(f"{self.folder / 'txt2img.json'}: no image for caption {caption_id} of id2len.json")
+            if self.txt2img[caption_id] not in self.img2txts:
+                raise BadInput(
+                    f"{self.folder / 'img2txts.json'}: no captions for {self.txt2img[caption_id]} of txt2img.json"
+                )
 
     def _read_json(self, name: str) -> dict:
         path = self.folder / name

@@ -31,6 +31,6 @@ def mask_words(
 def choose(n: int, rng: np.random.Generator, prob: float = 0.15) -> np.ndarray:
     """[n] bool, each True with probability ``prob``; where none came out, one at random. Regions are chosen so."""
     chosen = rng.random(n) < prob
-    if not chosen.any():
+    if n and not chosen.any():
         chosen[rng.integers(n)] = True
     return chosen

@@ -33,6 +33,23 @@ _MEMBERS = ("features", "norm_bb", "conf", "soft_labels")
 
 
 @dataclass
+class BoxOptions:
+    """Which boxes of an image DB are used; the values name its folder (UNITER's layout).
+
+    Args:
+        conf_th: boxes above this confidence count; -1 takes the first num_bb
+        max_bb: most boxes of an image
+        min_bb: fewest boxes of an image
+        num_bb: boxes of an image when conf_th is -1
+    """
+
+    conf_th: float = 0.2
+    max_bb: int = 100
+    min_bb: int = 10
+    num_bb: int = 36
+
+
+@dataclass
 class Regions:
     """The regions of one picture, most confident first. Arrays read from a database are read-only.
 

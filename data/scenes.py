@@ -64,7 +64,7 @@ class Scene:
 def make_scene(seed: int, index: int) -> Scene:
     """Draw the scene of picture `index` of world `seed`: three to five objects, no two alike in colour and shape."""
     rng = random.Random(f"scene {seed} {index}")
-    count = rng.choice((3, 4, 4, 5))
+    count = rng.choice((3, 3, 3, 4, 4, 5))
     looks: list[tuple[str, str]] = []
     while len(looks) < count:
         look = (rng.choice(SHAPES), rng.choice(list(COLOURS)))
@@ -171,7 +171,8 @@ def place(scene: Scene, a: int) -> str | None:
 
 CAPTIONS_PER_LANGUAGE = {"en": 5, "de": 2, "fr": 2, "cs": 2}
 WORDS = {"en": (8, 22), "de": (8, 22), "fr": (8, 26), "cs": (8, 22)}  # French spends words on "à", "de", "sur"
-KINDS = ("pair", "background", "place", "also", "list", "list_background", "count", "places")
+TWO_OBJECTS = ("pair", "background", "places")  # these name two objects, the other kinds three, which says more
+KINDS = TWO_OBJECTS + 2 * ("place", "also", "list", "list_background", "count")
 
 
 def captions(scene: Scene) -> dict[str, list[str]]:
@@ -218,7 +219,7 @@ def plan_caption(scene: Scene, kind: str, rng: random.Random) -> Plan:
         else:
             kind = "list"
 
-    wanted = {"place": 3, "also": 3, "list": 3, "list_background": rng.choice((2, 3))}.get(kind, 2)
+    wanted = 2 if kind in TWO_OBJECTS else 3
     chosen = order[:wanted]
     return Plan(
         kind=kind,

@@ -127,8 +127,13 @@ class LightningDOT(nn.Module):
         self.fingerprint: str | None = None  # of the weights as last read or written; what a feature index is made for
         self.img_model = Tower(ImageBert(config), config.img.hidden_size, config.project_dim)
         self.txt_model = Tower(Bert(config.txt), config.txt.hidden_size, config.project_dim)
-        init_weights(self.img_model, config.img.initializer_range)
-        init_weights(self.txt_model, config.txt.initializer_range)
+        for tower, sizes in ((self.img_model, config.img), (self.txt_model, config.txt)):
+            init_weights(tower, sizes.initializer_range)
+            if config.project_dim:
+                # Scores of unrelated pairs start with variance 1. With BERT's 0.02 they start around 17 wide at base
+                # size, and training from random towers first has to unlearn them.
+                std = config.project_dim**-0.25 / (2 * sizes.hidden_size) ** 0.5
+                nn.init.normal_(tower.encode_proj[-1].weight, std=std)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed texts.
@@ -168,8 +173,10 @@ class LightningDOT(nn.Module):
         if dropout is not None:
             config.txt.set_dropout(dropout)
             config.img.set_dropout(dropout)
-        model = cls(config)
-        checkpoints.load_strict(model, checkpoints.read_tensors(Path(folder) / "model.safetensors"), str(folder))
+        with torch.device("meta"):  # no time is spent on random weights
+            model = cls(config)
+        tensors = checkpoints.read_tensors(Path(folder) / "model.safetensors")
+        checkpoints.load_strict(model, tensors, str(folder), assign=True)
         model.fingerprint = values.get("fingerprint")
         return model.eval()
 

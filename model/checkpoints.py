@@ -34,18 +34,21 @@ def read_config(folder: str | Path) -> dict:
     """``config.json`` of one of our checkpoints."""
     path = Path(folder) / "config.json"
     values = read_json(path)
-    if not isinstance(values, dict) or "txt" not in values or "img" not in values:
+    if "txt" not in values or "img" not in values:
         raise BadInput(f"{path}: not a LightningDOT checkpoint (no keys txt and img)")
     return values
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file; a checkpoint folder was expected at {path.parent}") from error
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: holds a {type(values).__name__}, a mapping of settings was expected")
+    return values
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -61,21 +64,24 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise BadInput(f"{path}: damaged or truncated weights: {error}") from error
     except pickle.UnpicklingError as error:
         raise BadInput(f"{path}: holds more than tensors and is not unpickled: {error}") from error
+    except Exception as error:  # whatever safetensors, zip and pickle raise on damaged bytes
+        raise BadInput(f"{path}: damaged or truncated weights: {error!r}") from error
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise BadInput(f"{path}: expected a state dict (names to tensors)")
     return tensors
 
 
-def load_strict(module: nn.Module, tensors: dict[str, Tensor], source: str, optional: str = r"$^") -> None:
-    """Copy ``tensors`` into ``module``; every missing, unexpected or mis-shaped name is an error that lists them all.
+def load_strict(
+    module: nn.Module, tensors: dict[str, Tensor], source: str, optional: str = r"$^", assign: bool = False
+) -> None:
+    """Put ``tensors`` into ``module``; every missing, unexpected or mis-shaped name is an error that lists them all.
 
     Args:
         source: where the tensors come from, for the message
         optional: regular expression of names that may be missing
+        assign: take the tensors themselves instead of copying (for a module on the meta device)
     """
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in tensors and not re.search(optional, name)]
@@ -87,7 +93,7 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], source: str, opti
     ]
     if problems:
         raise BadInput(f"{source}: {len(problems)} keys do not fit the model: {'; '.join(problems)}")
-    module.load_state_dict(tensors, strict=False)
+    module.load_state_dict(tensors, strict=False, assign=assign)
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -100,11 +106,19 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises BadInput when the disk is full."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise BadInput(f"{path}: cannot be written: {error}; is the disk full?") from error
+
+
 def write(folder: str | Path, tensors: dict[str, Tensor], config: dict) -> None:
     """Write ``model.safetensors`` then ``config.json``, each under a temporary name first."""
     folder = Path(folder)
     with atomic_file(folder / "model.safetensors") as path:
-        save_file(tensors, path)
+        save_tensors(tensors, path)
     with atomic_file(folder / "config.json") as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -125,7 +139,10 @@ def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
     positions = values.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise BadInput(f"{folder}/config.json: position_embedding_type {positions!r} is not absolute")
-    config = EncoderConfig.from_dict(values)
+    try:
+        config = EncoderConfig.from_dict(values)
+    except BadInput as error:
+        raise BadInput(f"{folder}/config.json: {error}") from None
     if kind != "bert":
         config.position_offset = config.pad_token_id + 1
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]

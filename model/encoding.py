@@ -53,7 +53,8 @@ def encode_images(
     while the model runs, and as it was afterwards.
 
     Raises:
-        BadInput: a key that the database lacks, or features of another width than the model's.
+        BadInput: a key that the database lacks, features of another width than the model's, or an embedding that is
+            not finite.
     """
     check_width(regions, model)
     for key in keys:
@@ -61,7 +62,8 @@ def encode_images(
             regions.get(key)  # says which key, and of what database
     lengths = [regions.num_regions[key] for key in keys]
     load = partial(_load_images, regions, keys)
-    return _encode(model, model.encode_image, load, lengths, batch_size, device, precision, progress, workers, "img")
+    encoded = _encode(model, model.encode_image, load, lengths, batch_size, device, precision, progress, workers, "img")
+    return _checked(encoded, regions.folder, keys)
 
 
 def encode_captions(
@@ -84,7 +86,8 @@ def encode_captions(
         raise BadInput(f"{captions.folder}: no caption {missing!r} among its {len(captions)}")
     lengths = [captions.lengths[i] for i in ids]
     load = partial(_load_captions, captions, ids, model.config.txt.vocab_size)
-    return _encode(model, model.encode_text, load, lengths, batch_size, device, precision, progress, workers, "txt")
+    encoded = _encode(model, model.encode_text, load, lengths, batch_size, device, precision, progress, workers, "txt")
+    return _checked(encoded, captions.folder, ids)
 
 
 def encode_queries(
@@ -146,6 +149,18 @@ def _encode(model, tower, load, lengths, batch_size, device, precision, progress
         for positions, inputs in zip(batches, loader, strict=True):
             yield positions, _run(model, tower, inputs, device, precision)
             bar.update(len(positions))
+
+
+def _checked(encoded: Encoded, folder: Path, names: Sequence[str]) -> Encoded:
+    """Stop at an embedding that is not finite: compared with anything it is never larger, so recall would count it."""
+    for positions, vectors in encoded:
+        finite = vectors.isfinite().all(dim=1).tolist()
+        if not all(finite):
+            name = names[positions[finite.index(False)]]
+            raise BadInput(
+                f"{folder}: the embedding of {name!r} is NaN or infinite: so are its stored features, or training diverged"
+            )
+        yield positions, vectors
 
 
 @torch.no_grad()

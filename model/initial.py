@@ -24,6 +24,7 @@ class ModelOptions:
         num_attention_heads: of towers from random weights
         intermediate_size: of towers from random weights
         max_position_embeddings: of towers from random weights
+        initializer_range: standard deviation of random weights; small towers learn sooner with more than BERT's 0.02
         dropout: overrides both dropout rates of both towers
     """
 
@@ -36,6 +37,7 @@ class ModelOptions:
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
+    initializer_range: float = 0.02
     dropout: float | None = None
 
     def __post_init__(self):
@@ -47,7 +49,7 @@ def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels:
     """The model that training starts from, in train mode.
 
     Args:
-        meta: a caption DB's meta: its special ids, and the vocabulary's size as the end of ``v_range``
+        meta: a caption DB's meta: its special ids and ``v_range``
         feature_dim, num_labels: of the region DB
         regions: that DB's folder, for messages
 
@@ -70,21 +72,32 @@ def check_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, model_s
             f"{regions}: region features are {feature_dim} wide, but {model_source} was made for feature_dim "
             f"{config.feature_dim}; extract the regions with that width or use another checkpoint"
         )
-    if meta["v_range"][1] > config.txt.vocab_size:
+    if config.cls_token_id >= config.img.vocab_size:
+        raise BadInput(
+            f"{model_source}: the image tower's vocab_size {config.img.vocab_size} does not hold the captions' [CLS] "
+            f"{config.cls_token_id}; start it from a model of the captions' tokenizer, or from random weights"
+        )
+    if vocabulary_size(meta) > config.txt.vocab_size:
         raise BadInput(
             f"{model_source}: vocab_size {config.txt.vocab_size} is smaller than the captions' vocabulary "
-            f"({meta['v_range'][1]} words, tokenizer {meta.get('bert')}); build the captions with the model's tokenizer"
+            f"({vocabulary_size(meta)} words, tokenizer {meta.get('bert')}); build the captions with the model's tokenizer"
         )
+
+
+def vocabulary_size(meta: dict) -> int:
+    """Rows a table of word embeddings needs: for the words, and special tokens behind them (RoBERTa's <mask>)."""
+    return max(meta["v_range"][1], *(meta[name] + 1 for name in ("CLS", "SEP", "MASK", "UNK", "PAD") if name in meta))
 
 
 def _from_towers(options: ModelOptions, meta: dict, feature_dim: int, num_labels: int) -> LightningDOT:
     random = EncoderConfig(
-        vocab_size=meta["v_range"][1],
+        vocab_size=vocabulary_size(meta),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_hidden_layers,
         num_attention_heads=options.num_attention_heads,
         intermediate_size=options.intermediate_size,
         max_position_embeddings=options.max_position_embeddings,
+        initializer_range=options.initializer_range,
         pad_token_id=meta.get("PAD", 0),
     )
     sizes, tensors = {}, {}

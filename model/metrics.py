@@ -9,19 +9,22 @@ from torch import Tensor
 KS = (1, 5, 10)
 
 
-def retrieval_ranks(txt: Tensor, img: Tensor, image_of: Tensor, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+def retrieval_ranks(
+    txt: Tensor, img: Tensor, image_of: Tensor, chunk: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Rank of the right answer for every query, 0 being first. Equal scores rank by position, lower first.
 
     Args:
         txt: [T,D] float32 caption embeddings
         img: [I,D] float32 image embeddings
         image_of: [T] int64, row of the image each caption belongs to; an image may have any number of captions
-        chunk: queries scored at a time
+        chunk: queries scored at a time; None takes what keeps a chunk's scores within 64 MB
 
     Returns:
         t2i [T]: rank of a caption's image among the I images;
         i2t [I]: rank of the best of an image's captions among the T captions; T for an image without captions
     """
+    chunk = chunk or max(1, (1 << 24) // max(len(txt), len(img), 1))
     images = torch.arange(len(img), device=img.device)
     t2i = torch.cat(
         [

@@ -39,6 +39,8 @@ class OptimOptions:
             raise BadInput(f"optim: warm-up out of range: {self.warmup_steps} steps, ratio {self.warmup_ratio}")
         if self.warmup_steps and self.warmup_ratio:
             raise BadInput("optim: give warmup_steps or warmup_ratio, not both")
+        if self.grad_clip < 0:
+            raise BadInput(f"optim.grad_clip must be 0 or above, found {self.grad_clip}")
 
 
 def build_optimizer(modules: list[nn.Module], options: OptimOptions) -> torch.optim.AdamW:

@@ -27,6 +27,6 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise BadInput(f"device {name!r} is not one of auto, cpu, cuda, cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput(f"device {name}: no CUDA GPU is available; use device auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device {name}: {torch.cuda.device_count()} CUDA GPUs are available; use device auto or cpu")
     return device

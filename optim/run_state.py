@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor
 
 from configs import cli
@@ -32,7 +31,7 @@ from data.errors import BadInput
 from model import checkpoints
 
 # Settings that may differ when a run goes on: they change its speed or its reports, not its weights.
-_FREE_SETTINGS = {"output_dir", "num_workers", "log_every", "keep_checkpoints", "device", "resume"}
+_FREE_SETTINGS = {"output_dir", "data_root", "num_workers", "log_every", "keep_checkpoints", "device", "resume"}
 
 
 class Run:
@@ -51,13 +50,16 @@ class Run:
     def __init__(self, folder: str | Path, config: Any, resume: bool, facts: dict | None = None):
         self.folder = Path(folder)
         self.settings = cli.to_dict(config)
-        has_run = (self.folder / "config.yaml").is_file()
-        self.resumed = resume and (self.folder / "last").is_dir()
-        if has_run and (self.folder / "last").is_dir() and not resume:
+        last = self.folder / "last"
+        if last.is_symlink() and not last.is_dir():
+            raise BadInput(
+                f"{last}: points to {os.readlink(last)}, which is not there; put it back, or remove the link to start again"
+            )
+        self.resumed = resume and last.is_dir()
+        if last.is_dir() and not resume:
             raise BadInput(f"{self.folder}: already holds a run; go on with --resume, or choose another output_dir")
         if self.resumed:
             self._check_same_settings()
-        self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.folder / "config.yaml") as path:
             cli.save(config, path)
         with atomic_file(self.folder / "run.json") as path:
@@ -65,14 +67,18 @@ class Run:
         self._tensorboard = None
 
     def _check_same_settings(self) -> None:
-        before = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-        after = yaml.safe_load(yaml.safe_dump(self.settings))
+        path = self.folder / "config.yaml"
+        try:
+            before = _flat(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise BadInput(
+                f"{path}: the run's settings cannot be read ({error}); put the file back, or choose another output_dir"
+            ) from error
+        after = _flat(yaml.safe_load(yaml.safe_dump(self.settings)))
         changed = [k for k in {**before, **after} if k not in _FREE_SETTINGS and before.get(k) != after.get(k)]
         if changed:
             differences = "; ".join(f"{k} was {before.get(k)!r}, now {after.get(k)!r}" for k in sorted(changed))
-            raise BadInput(
-                f"{self.folder}/config.yaml: cannot go on with other settings ({differences}); choose another output_dir"
-            )
+            raise BadInput(f"{path}: cannot go on with other settings ({differences}); choose another output_dir")
 
     def load_training_state(self) -> dict | None:
         """What ``save`` was given last, or None when the run starts afresh. Later metrics are taken back."""
@@ -87,10 +93,13 @@ class Run:
             raise BadInput(
                 f"{path}: damaged training state: {error}; remove {self.folder}/last to start again"
             ) from error
+        last = self.folder / "last"
+        if state.get("is_best") and last.is_symlink():  # the run may have been stopped between its two links
+            self._point("best", self.folder / os.readlink(last))
         log = self.folder / "metrics.jsonl"
         if log.is_file():  # what was logged after the checkpoint will be logged again
             lines = log.read_text(encoding="utf-8").splitlines()
-            lines = [line for line in lines if json.loads(line)["step"] <= state["step"]]
+            lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state["step"]]
             with atomic_file(log) as path:
                 path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return state
@@ -117,20 +126,32 @@ class Run:
         Args:
             training: tensors and plain values only; read back by ``load_training_state``
             tokenizer: folder to copy, so that a checkpoint can answer a query by itself
+
+        Raises:
+            BadInput: a weight is NaN or infinite, or the checkpoint cannot be written.
         """
+        bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise BadInput(
+                f"{self.folder}: weight {bad[0]} is NaN or infinite at step {step}, which is not saved: training diverged; "
+                "lower optim.lr or lengthen the warm-up; checkpoints saved before are whole"
+            )
         final = self.folder / "checkpoints" / f"step-{step:08d}"
         if final.exists():  # the run was stopped between this folder and its links
             shutil.rmtree(final)
         with atomic_folder(final) as folder:
             model.save_pretrained(folder)
             if heads is not None:
-                save_file(
-                    {k: v.detach().cpu().contiguous() for k, v in heads.state_dict().items()},
-                    folder / "heads.safetensors",
-                )
+                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
+                checkpoints.save_tensors(tensors, folder / "heads.safetensors")
             if tokenizer is not None:
-                shutil.copytree(tokenizer, folder / "tokenizer")
-            torch.save({"step": step, **training}, folder / "training.pt")
+                (folder / "tokenizer").mkdir()
+                for file in tokenizer.iterdir():  # without its mode: a read-only copy could not be pruned
+                    shutil.copyfile(file, folder / "tokenizer" / file.name)
+            try:
+                torch.save({"step": step, "is_best": is_best, **training}, folder / "training.pt")
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise BadInput(f"{final}/training.pt: cannot be written: {error}; is the disk full?") from error
         self._point("last", final)
         if is_best:
             self._point("best", final)
@@ -149,6 +170,14 @@ class Run:
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """Nested settings under dotted names, as the command line has them."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def load_heads(heads, folder: str | Path) -> bool:
@@ -182,17 +211,21 @@ class RecentLosses:
         means = defaultdict(list)
         for (name, _, dataset, indices), value in zip(self._losses, values):
             if not np.isfinite(value):
-                raise BadInput(f"loss of {name} is {value} by step {step}: {_blame(dataset, indices)}")
+                raise BadInput(f"loss of {name} is {value} by step {step}: {blame(dataset, indices)}")
             means[f"train/{name}/loss"].append(value)
         speed = self._pairs / (time.perf_counter() - self._started)
         self.__init__()
         return {name: float(np.mean(each)) for name, each in means.items()}, {"speed/pairs_per_s": round(speed, 1)}
 
 
-def _blame(dataset: PairDataset, indices: np.ndarray) -> str:
+def blame(dataset: PairDataset, indices: np.ndarray) -> str:
+    """Why the loss of the pairs ``indices`` may be NaN: a region record that holds NaN, or diverged training."""
     for key in dict.fromkeys(dataset.images[dataset.image_of[i]] for i in indices):
-        if not np.isfinite(dataset.regions[key].features).all():
-            return f"{dataset.regions.folder} key {key} holds NaN or infinite features"
+        regions = dataset.regions[key]
+        for name in ("features", "norm_bb", "soft_labels"):
+            values = getattr(regions, name)
+            if values is not None and not np.isfinite(values).all():
+                return f"{dataset.regions.folder}: key {key} holds NaN or infinity in its {name}"
     return (
         f"training diverged on the batch of caption {dataset.ids[indices[0]]} ({dataset.captions.folder}); lower "
         "optim.lr or lengthen the warm-up; checkpoints saved before are whole"

@@ -8,7 +8,7 @@ python scripts/build_index.py --checkpoint runs/x/best --regions db/regions --im
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
+from data.regions import BoxOptions, RegionDB
 
 
 @dataclass
@@ -33,10 +34,7 @@ class Options:
         precision: how the model computes
         workers: processes that read the database
         device: "cpu", "cuda", or "auto" for a GPU when there is one
-        conf_th: confidence above which a region counts; -1 for databases of num_bb regions per image
-        max_bb: most regions of an image
-        min_bb: fewest regions of an image
-        num_bb: regions per image when conf_th is -1
+        boxes: which boxes of the region database are used
     """
 
     checkpoint: str
@@ -49,10 +47,7 @@ class Options:
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 0
     device: str = "auto"
-    conf_th: float = 0.2
-    max_bb: int = 100
-    min_bb: int = 10
-    num_bb: int = 36
+    boxes: BoxOptions = field(default_factory=BoxOptions)
 
     def __post_init__(self):
         if (self.regions is None) == (self.captions is None):
@@ -77,7 +72,6 @@ def main(options: Options) -> None:
     import torch
 
     from data.captions import CaptionDB
-    from data.regions import RegionDB
     from model.bi_encoder import LightningDOT
     from model.encoding import build_caption_index, build_image_index, check_width
 
@@ -88,7 +82,7 @@ def main(options: Options) -> None:
     common = {name: getattr(options, name) for name in ("batch_size", "dtype", "precision", "workers", "checkpoint")}
     started = time.perf_counter()
     if options.regions:
-        regions = RegionDB(options.regions, options.conf_th, options.max_bb, options.min_bb, options.num_bb)
+        regions = RegionDB(options.regions, **vars(options.boxes))
         check_width(regions, model, options.checkpoint)
         keys = images_of(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
         index = build_image_index(model, regions, keys, options.out, device=device, **common)

@@ -9,7 +9,7 @@ python scripts/search.py --image beach.npz --regions db/regions --index index/tx
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.atomic import atomic_file
 from data.errors import BadInput
+from data.regions import BoxOptions, RegionDB
 
 
 @dataclass
@@ -34,10 +35,7 @@ class Options:
         photos: folder of pictures; a picture's file name without suffix is the image key without suffix
         sheet: PNG to write with the pictures found (needs --photos)
         json: JSON file to write with the results
-        conf_th: confidence above which a region counts; -1 for databases of num_bb regions per image
-        max_bb: most regions of an image
-        min_bb: fewest regions of an image
-        num_bb: regions per image when conf_th is -1
+        boxes: which boxes of the region database are used
     """
 
     index: str
@@ -50,10 +48,7 @@ class Options:
     photos: str | None = None
     sheet: str | None = None
     json: str | None = None
-    conf_th: float = 0.2
-    max_bb: int = 100
-    min_bb: int = 10
-    num_bb: int = 36
+    boxes: BoxOptions = field(default_factory=BoxOptions)
 
     def __post_init__(self):
         if bool(self.query and self.query.strip()) == (self.image is not None):
@@ -67,7 +62,6 @@ class Options:
 def main(options: Options) -> None:
     from data.captions import CaptionDB, load_tokenizer
     from data.index import EmbeddingIndex
-    from data.regions import RegionDB
     from model.bi_encoder import LightningDOT
     from model.encoding import check_width, encode_images, encode_queries
 
@@ -78,7 +72,7 @@ def main(options: Options) -> None:
     model = LightningDOT.from_pretrained(options.checkpoint)
     index.check_model(model.fingerprint)
     if options.image:
-        regions = RegionDB(options.regions, options.conf_th, options.max_bb, options.min_bb, options.num_bb)
+        regions = RegionDB(options.regions, **vars(options.boxes))
         check_width(regions, model, options.checkpoint)
 
         def encode():

@@ -85,7 +85,7 @@ def test_yaml_then_command_line(tmp_path):
 def test_bad_yaml_names_file_and_key(tmp_path, text, message):
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    with pytest.raises(BadInput, match="c.yaml") as error:
+    with pytest.raises(BadInput, match=r"c\.yaml") as error:
         parse("q", "--config", str(path))
     assert message in str(error.value)
 
@@ -114,7 +114,15 @@ def test_saved_config_reads_back_the_same(tmp_path):
     assert parse("q", "--config", str(tmp_path / "saved.yaml")) == config
 
 
-@pytest.mark.parametrize("script", ["pretrain.py", "train_itm.py", "eval_itm.py", *sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "__init__.py")])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "pretrain.py",
+        "train_itm.py",
+        "eval_itm.py",
+        *sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "__init__.py"),
+    ],
+)
 def test_every_command_explains_itself_and_refuses_unknown_options(script):
     path = ROOT / script if (ROOT / script).exists() else ROOT / "scripts" / script
     shown = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, cwd="/")

@@ -35,7 +35,7 @@ def test_labels_are_the_original_words_and_the_rest_is_untouched():
 def test_random_words_stay_in_range():
     rng = np.random.default_rng(1)
     words = np.full(20_000, 500)
-    masked, labels = mask_words(words, rng, MASK, (7, 11), prob=1.0)
+    masked, _ = mask_words(words, rng, MASK, (7, 11), prob=1.0)
     drawn = masked[(masked != MASK) & (masked != 500)]
     assert set(drawn) == {7, 8, 9, 10}
 

@@ -83,7 +83,9 @@ def test_loss_logits_and_gradients_match_the_original(recorded, task, fusion):
         torch.testing.assert_close(thin(logits), recorded[f"{name}/logits"], atol=1e-5, rtol=1e-5)
 
     outcome.mean.backward()
-    grads = {f"bert.{n}": p.grad for n, p in model.named_parameters()} | {n: p.grad for n, p in heads.named_parameters()}
+    grads = {f"bert.{n}": p.grad for n, p in model.named_parameters()} | {
+        n: p.grad for n, p in heads.named_parameters()
+    }
     for parameter, norm in zip(recorded[f"{name}/grad_names"], recorded[f"{name}/grad_norms"]):
         if "grad" in parameter or "decoder" in parameter or parameter == "feat_regress.weight":
             continue  # tied weights are listed once, under their owner

@@ -95,7 +95,7 @@ def test_a_restored_stream_goes_on_with_the_very_next_draw(stop):
 
 def test_a_stream_restored_into_other_sources_is_refused():
     state = stream().state_dict()
-    with pytest.raises(BadInput, match="3 .*now there are 2"):
+    with pytest.raises(BadInput, match=r"3 .*now there are 2"):
         stream(ratios=(1, 1)).load_state_dict(state)
 
 

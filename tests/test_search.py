@@ -194,7 +194,7 @@ def command(module, *words, positional=()):
 def indexes(world):
     for kind, dtype in (("regions", "fp32"), ("captions", "fp16")):
         words = ["--checkpoint", world / "model", f"--{kind}", world / kind, "--out", world / f"index_{kind}"]
-        command(build_index, *words, "--dtype", dtype, *(["--min-bb", 2] if kind == "regions" else []))
+        command(build_index, *words, "--dtype", dtype, *(["--boxes.min-bb", 2] if kind == "regions" else []))
     return world / "index_regions", world / "index_captions"
 
 
@@ -219,7 +219,7 @@ def test_text_finds_images(tmp_path, world, indexes, model, matrices, capsys):
 def test_image_finds_captions(world, indexes, captions, matrices, capsys):
     scores = matrices[0][3] @ matrices[1].T
     expected = [captions.ids[i] for i in np.argsort(-scores)[:5]]
-    words = ["--image", KEYS[3], "--regions", world / "regions", "--min-bb", 2, "--captions", world / "captions"]
+    words = ["--image", KEYS[3], "--regions", world / "regions", "--boxes.min-bb", 2, "--captions", world / "captions"]
     command(search, *words, "--index", indexes[1], "--checkpoint", world / "model", "--k", 5, positional=("query",))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines[:5]] == expected
@@ -227,12 +227,12 @@ def test_image_finds_captions(world, indexes, captions, matrices, capsys):
 
 
 def test_images_of_a_split(world, tmp_path):
-    words = ["--checkpoint", world / "model", "--regions", world / "regions", "--min-bb", 2]
+    words = ["--checkpoint", world / "model", "--regions", world / "regions", "--boxes.min-bb", 2]
     command(build_index, *words, "--images-of", world / "first", "--out", tmp_path / "index")
     assert sorted(EmbeddingIndex(tmp_path / "index").ids()) == KEYS[:4]
     with RegionWriter(tmp_path / "two", min_bb=2) as writer:
         writer.add(KEYS[0], Regions(np.ones((2, 16)), np.ones((2, 6)), np.ones(2), None))
-    words = ["--checkpoint", world / "model", "--regions", tmp_path / "two", "--min-bb", 2]
+    words = ["--checkpoint", world / "model", "--regions", tmp_path / "two", "--boxes.min-bb", 2]
     with pytest.raises(BadInput, match=r"first: 3 of its 4 images are not in .*two.*'scene_01.npz'"):
         command(build_index, *words, "--images-of", world / "first", "--out", tmp_path / "index")
 

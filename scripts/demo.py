@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""The whole pipeline on the embedded demo world: pictures to recall table, by the commands a user would type.
+
+python scripts/demo.py                   # what `make demo` runs: about six minutes on two CPU cores
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
+
+from configs import cli
+from data.atomic import atomic_file
+from data.errors import BadInput
+from model.metrics import format_table
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = "runs/demo"  # as in configs/*/demo.yaml
+
+PREPARE = f"""
+scripts/make_scenes.py --out {OUT} --train 6000 --val 200 --test 500 --size 128 --workers 2
+scripts/extract_regions.py --extractor random-conv --photos {OUT}/photos --out {OUT}/regions --feature-dim 512 --size 128 --workers 2
+scripts/train_tokenizer.py --annotations {OUT}/captions.jsonl --vocab-size 1000 --out {OUT}/tokenizer
+scripts/build_captions.py --annotations {OUT}/captions.jsonl --languages en --tokenizer {OUT}/tokenizer --regions {OUT}/regions --out {OUT}/db
+"""
+TRAIN = f"""
+train_itm.py --config configs/finetune/demo.yaml --output-dir {OUT}/finetune_only
+pretrain.py --config configs/pretrain/demo.yaml
+train_itm.py --config configs/finetune/demo.yaml --model.init {OUT}/pretrain/last
+"""
+EVALUATE = f"""
+eval_itm.py --checkpoint {OUT}/finetune_only/best --captions {OUT}/db/test --regions {OUT}/regions --output-dir {OUT}/eval/finetune_only
+eval_itm.py --checkpoint {OUT}/finetune/best --captions {OUT}/db/test --regions {OUT}/regions --output-dir {OUT}/eval/finetune
+scripts/contact_sheet.py --checkpoint {OUT}/finetune/best --index {OUT}/eval/finetune/img --captions {OUT}/db/test --photos {OUT}/photos --out {OUT}/contact_sheet.png
+"""
+
+
+@dataclass
+class Options:
+    """Run the main job on the embedded demo world, into runs/demo (which is emptied first)."""
+
+
+def main(options: Options) -> None:
+    started = time.perf_counter()
+    shutil.rmtree(ROOT / OUT, ignore_errors=True)
+    seconds = {}
+    for line in (PREPARE + TRAIN + EVALUATE).split("\n"):
+        if line:
+            seconds[line] = _run(line)
+
+    recall = {
+        name: json.loads((ROOT / OUT / "eval" / name / "results.json").read_text())["recall"]
+        for name in ("finetune_only", "finetune")
+    }
+    rows = {
+        "chance": recall["finetune"]["chance"],
+        "fine-tuning only": recall["finetune_only"]["all"],
+        "pre-training + fine-tuning": recall["finetune"]["all"],
+    }
+    total = time.perf_counter() - started
+    with atomic_file(ROOT / OUT / "results.json") as path:
+        path.write_text(json.dumps({"recall": rows, "seconds": seconds, "total_seconds": total}, indent=2) + "\n")
+    print(
+        "\nRecall on 500 test pictures, 2,500 English captions, in percent (TR: picture to caption, IR: caption to picture)\n"
+    )
+    print(format_table(rows))
+    print(f"\ncontact sheet: {OUT}/contact_sheet.png\nresults:       {OUT}/results.json\n{total / 60:.1f} minutes")
+
+
+def _run(line: str) -> float:
+    print(f"\n$ python {line}", flush=True)
+    started = time.perf_counter()
+    if subprocess.run([sys.executable, *shlex.split(line)], cwd=ROOT).returncode:
+        raise BadInput(f"the demo stopped at: python {line}")
+    return round(time.perf_counter() - started, 1)
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,439 @@
+"""Bad input through the real commands: one line that names file and key, exit status 2, nothing saved is lost."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import eval_itm
+import pretrain
+import train_itm
+from configs import cli
+from data.annotations import read_captions
+from data.captions import CaptionDB, load_tokenizer, write_caption_db
+from data.lmdb_env import LmdbWriter
+from data.regions import RegionDB, Regions, RegionWriter
+from model.bi_encoder import LightningDOT
+from scripts import build_captions, build_index, search
+
+CONFIGS = {
+    pretrain: pretrain.PretrainConfig,
+    train_itm: train_itm.FinetuneConfig,
+    eval_itm: eval_itm.EvalConfig,
+    build_index: build_index.Options,
+    build_captions: build_captions.Options,
+    search: search.Options,
+}
+
+
+def the_error(stderr: str) -> str:
+    """The one line of an error, and the last; progress bars may stand before it."""
+    lines = [line for line in stderr.split("\n") if "error: " in line]
+    assert (len(lines) == 1 and stderr.endswith("\n" + lines[0] + "\n")) or stderr == lines[0] + "\n", stderr
+    assert lines[0].startswith("error: ") and "Traceback" not in stderr, stderr
+    return lines[0]
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run a command's main as its last line does → the error line; it must end with status 2."""
+
+    def run(module, *words) -> str:
+        monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.run(module.main, CONFIGS[module], ("query",) if module is search else ())
+        assert stop.value.code == 2
+        return the_error(capsys.readouterr().err)
+
+    return run
+
+
+def says(error: str, *parts) -> bool:
+    missing = [str(part) for part in parts if str(part) not in error]
+    assert not missing, f"{missing} not in {error!r}"
+    return True
+
+
+def truncated(folder: Path) -> Path:
+    """The LMDB folder with the last page of its file cut off."""
+    file = folder / "data.mdb"
+    with open(file, "rb+") as stream:
+        stream.truncate(file.stat().st_size - 4096)
+    return folder
+
+
+def changed_regions(source: Path, out: Path, change) -> Path:
+    """A copy of an image DB in which every record went through ``change(key, regions)``; None leaves it out."""
+    db = RegionDB(source)
+    with RegionWriter(out) as writer:
+        for key in db.keys:
+            regions = change(key, Regions(*(np.array(x) for x in vars(db[key]).values())))
+            if regions is not None:
+                writer.add(key, regions)
+    return out
+
+
+@pytest.fixture(scope="module")
+def recipes(small_world, pretrained):
+    """Words that run each training command, but for the output folder."""
+    return {
+        pretrain: ["--config", small_world / "pretrain.yaml"],
+        train_itm: ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last"],
+    }
+
+
+def evaluation(small_world, finetuned, out):
+    model, captions = ["--checkpoint", finetuned / "best"], ["--captions", small_world / "db/test"]
+    return [*model, *captions, "--regions", small_world / "regions", "--output-dir", out]
+
+
+# ---- databases -------------------------------------------------------------------------------------------------------
+
+
+def test_missing_databases(small_world, finetuned, recipes, refused, tmp_path, command):
+    words = [*recipes[train_itm], "--output-dir", tmp_path / "run"]
+    done = command("train_itm.py", *words, "--train-captions", "nowhere", status=2)
+    assert says(the_error(done.stderr), small_world / "nowhere", "data.mdb")
+    assert says(refused(train_itm, *words, "--val-captions", "nowhere"), small_world / "nowhere")
+    assert says(refused(train_itm, *words, "--train-regions", "nowhere"), small_world / "nowhere", "no such folder")
+    error = refused(train_itm, *words, "--boxes.min-bb", 11)
+    assert says(error, "regions", "feat_th0.2_max100_min11", "found", "min_bb")
+    assert not (tmp_path / "run").exists()
+    other = evaluation(small_world, finetuned, tmp_path / "eval")
+    assert says(refused(eval_itm, *other, "--captions", "nowhere"), "nowhere", "data.mdb")
+    assert says(refused(eval_itm, *other, "--regions", "nowhere"), "nowhere", "no such folder")
+    assert not (tmp_path / "eval").exists()
+    error = refused(search, "a red circle", "--index", "nowhere", "--checkpoint", finetuned / "best")
+    assert says(error, "nowhere", "data.mdb")
+
+
+def test_truncated_databases(small_world, finetuned, recipes, refused, tmp_path, command):
+    shutil.copytree(small_world / "db/train", tmp_path / "captions")
+    shutil.copytree(small_world / "regions", tmp_path / "regions")
+    truncated(tmp_path / "captions")
+    truncated(tmp_path / "regions/feat_th0.2_max100_min10")
+    words = [*recipes[train_itm], "--output-dir", tmp_path / "run"]
+    done = command("train_itm.py", *words, "--train-captions", tmp_path / "captions", status=2)
+    assert says(the_error(done.stderr), tmp_path / "captions" / "data.mdb", "truncated")
+    error = refused(train_itm, *words, "--train-regions", tmp_path / "regions")
+    assert says(error, tmp_path / "regions/feat_th0.2_max100_min10/data.mdb", "truncated")
+    (tmp_path / "captions" / "id2len.json").write_text('{"1": ')
+    shutil.copy(small_world / "db/train/data.mdb", tmp_path / "captions/data.mdb")
+    error = refused(train_itm, *words, "--train-captions", tmp_path / "captions")
+    assert says(error, tmp_path / "captions/id2len.json", "not JSON")
+
+
+def test_index_missing_a_page_or_of_another_model(small_world, finetuned, pretrained, refused, tmp_path, command):
+    model = ["--checkpoint", finetuned / "best"]
+    build_index.main(
+        build_index.Options(str(finetuned / "best"), str(tmp_path / "img"), regions=str(small_world / "regions"))
+    )
+    query = ["a red circle", "--index", tmp_path / "img"]
+    done = command("scripts/search.py", *query, "--checkpoint", pretrained / "best", status=2)
+    assert says(the_error(done.stderr), tmp_path / "img", "made by model", "build it again") and done.stdout == ""
+    truncated(tmp_path / "img")
+    assert says(refused(search, *query, *model), tmp_path / "img" / "data.mdb", "truncated")
+    error = refused(build_index, *model, "--regions", small_world / "regions", "--out", tmp_path / "img")
+    assert says(error, tmp_path / "img" / "data.mdb", "truncated")
+    assert says(refused(search, "a", "--index", small_world / "db/val", *model), "db/val", "not a feature index")
+
+
+def test_caption_about_an_absent_image(small_world, finetuned, recipes, refused, tmp_path):
+    captions = CaptionDB(small_world / "db/train")
+    key = captions.txt2img[captions.ids[30]]
+    lacking = changed_regions(small_world / "regions", tmp_path / "regions", lambda k, r: None if k == key else r)
+    caption = captions.img2txts[key][0]
+    words = ["--output-dir", tmp_path / "run"]
+    error = refused(train_itm, *recipes[train_itm], *words, "--train-regions", lacking)
+    assert says(error, captions.folder, f"caption {caption}", key, lacking)
+    annotations = ["--annotations", small_world / "captions.jsonl", "--tokenizer", small_world / "tokenizer"]
+    error = refused(build_captions, *annotations, "--regions", lacking, "--out", tmp_path / "db")
+    assert says(error, "captions.jsonl", key, lacking, "--skip-missing") and not (tmp_path / "db").exists()
+    error = refused(
+        build_index, "--checkpoint", finetuned / "best", "--regions", lacking, "--images-of", captions.folder,
+        "--out", tmp_path / "index",
+    )  # fmt: skip
+    assert says(error, captions.folder, key, lacking) and not (tmp_path / "index").exists()
+
+
+def test_empty_split(small_world, recipes, refused, tmp_path):
+    annotations = ["--annotations", small_world / "captions.jsonl", "--tokenizer", small_world / "tokenizer"]
+    error = refused(build_captions, *annotations, "--splits", "restval", "--out", tmp_path / "db")
+    assert says(error, "captions.jsonl", "no caption of split restval", "'train'")
+    (tmp_path / "empty.jsonl").write_text("")
+    error = refused(
+        build_captions, "--annotations", tmp_path / "empty.jsonl", *annotations[2:], "--out", tmp_path / "db"
+    )
+    assert says(error, "empty.jsonl", "no captions")
+    words = [*recipes[train_itm], "--output-dir", tmp_path / "run"]
+    error = refused(train_itm, *words, "--languages", "cs")
+    assert says(error, small_world / "db/train", "no caption of", "languages ['cs']")
+    assert says(refused(train_itm, *words, "--max-txt-len", "3"), small_world / "db/train", "max_txt_len 3")
+    shutil.copytree(small_world / "db/val", tmp_path / "captions")
+    (tmp_path / "captions/id2len.json").write_text("{}")
+    assert says(refused(train_itm, *words, "--val-captions", tmp_path / "captions"), tmp_path / "captions", "empty")
+
+
+def test_captions_of_a_larger_vocabulary(small_world, finetuned, recipes, refused, tmp_path):
+    vocabulary = (small_world / "tokenizer/vocab.txt").read_text() + "\n".join(f"extra{i}" for i in "abcdefghij") + "\n"
+    (tmp_path / "vocab.txt").write_text(vocabulary)
+    records = [c for c in read_captions(small_world / "captions.jsonl", "jsonl") if c.split == "test"]
+    write_caption_db(tmp_path / "db", records, load_tokenizer(tmp_path / "vocab.txt"), annotations=["captions.jsonl"])
+    words = [*recipes[train_itm], "--output-dir", tmp_path / "run", "--train-captions", tmp_path / "db"]
+    assert says(refused(train_itm, *words), "vocab_size 500", "510")
+    error = refused(eval_itm, *evaluation(small_world, finetuned, tmp_path / "eval"), "--captions", tmp_path / "db")
+    assert says(error, finetuned / "best", "vocab_size 500", "510")
+
+
+def test_captions_longer_than_the_model_can_read(small_world, recipes, refused, tmp_path):
+    words = [*recipes[pretrain], "--output-dir", tmp_path / "run", "--model.max-position-embeddings", 12]
+    assert says(refused(pretrain, *words), "12 positions", "max_txt_len")
+
+
+def test_features_of_another_width(small_world, finetuned, recipes, refused, tmp_path):
+    def narrower(key, regions):
+        return Regions(regions.features[:, :20], regions.norm_bb, regions.conf, regions.soft_labels)
+
+    def fewer_labels(key, regions):
+        return Regions(regions.features, regions.norm_bb, regions.conf, regions.soft_labels[:, :7])
+
+    narrow = changed_regions(small_world / "regions", tmp_path / "narrow", narrower)
+    out = ["--output-dir", tmp_path / "run"]
+    for words in (["--train-regions", narrow], ["--val-regions", narrow]):
+        assert says(refused(train_itm, *recipes[train_itm], *out, *words), narrow, "20 wide", "feature_dim 32")
+    evaluated = evaluation(small_world, finetuned, tmp_path / "eval")
+    assert says(refused(eval_itm, *evaluated, "--regions", narrow), narrow, "20 wide", finetuned / "best", "32")
+    model = ["--checkpoint", finetuned / "best"]
+    error = refused(build_index, *model, "--regions", narrow, "--out", tmp_path / "index")
+    assert says(error, narrow, "20 wide", finetuned / "best", "32") and not (tmp_path / "index").exists()
+
+    few = changed_regions(small_world / "regions", tmp_path / "few", fewer_labels)
+    corpora = json.dumps(
+        [{"name": name, "captions": "db/train", "regions": str(folder), "tasks": {"mrc": 1}}
+         for name, folder in (("a", small_world / "regions"), ("b", few))]
+    )  # fmt: skip
+    assert says(refused(pretrain, *recipes[pretrain], *out, "--data", corpora), few, "7 soft labels", "11")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- training that goes wrong ----------------------------------------------------------------------------------------
+
+
+def spoiled(key, name="features"):
+    def change(other, regions):
+        if other == key:
+            getattr(regions, name)[1, 3] = np.nan
+        return regions
+
+    return change
+
+
+def test_nan_in_a_region_record_names_it_and_keeps_what_was_saved(small_world, recipes, refused, tmp_path, command):
+    captions = CaptionDB(small_world / "db/train")
+    key = captions.txt2img[captions.ids[20]]
+    spoilt = changed_regions(small_world / "regions", tmp_path / "regions", spoiled(key))
+    corpus = {"name": "scenes", "captions": "db/train", "regions": str(spoilt), "tasks": {"cmr": 1}}
+    corpus |= {"val_captions": "db/val", "val_regions": "regions"}
+    small = ["--data", json.dumps([corpus]), "--tokens-per-batch", 200, "--grad-accumulation", 1, "--valid-every", 1]
+    words = [*recipes[pretrain], *small, "--output-dir", tmp_path / "run"]
+    done = command("pretrain.py", *words, status=2)
+    assert says(the_error(done.stderr), "loss of scenes/cmr is nan", spoilt, f"key {key}", "features")
+    last = LightningDOT.from_pretrained(tmp_path / "run/last")
+    assert all(torch.isfinite(tensor).all() for tensor in last.state_dict().values())
+    assert int((tmp_path / "run/last").resolve().name.removeprefix("step-")) >= 1
+    assert says(refused(pretrain, *words, "--resume"), f"key {key}")  # and it can be gone on with
+
+    for name in ("norm_bb", "soft_labels"):
+        spoilt = changed_regions(small_world / "regions", tmp_path / name, spoiled(key, name))
+        corpus |= {"regions": str(spoilt), "tasks": {"mrckl": 1}}
+        words = [*recipes[pretrain], "--data", json.dumps([corpus]), "--output-dir", tmp_path / f"run_{name}"]
+        error = refused(pretrain, *words, "--region-mask-prob", 0.9)
+        assert says(error, "loss of scenes/mrckl is nan", spoilt, f"key {key}", name)
+
+
+def test_nan_in_validation_is_no_recall(small_world, finetuned, recipes, refused, tmp_path):
+    key = CaptionDB(small_world / "db/val").txt2img[CaptionDB(small_world / "db/val").ids[0]]
+    spoilt = changed_regions(small_world / "regions", tmp_path / "regions", spoiled(key))
+    words = [*recipes[train_itm], "--output-dir", tmp_path / "run", "--val-regions", spoilt]
+    assert says(refused(train_itm, *words), spoilt, key, "NaN")
+    corpus = {"name": "scenes", "captions": "db/train", "regions": "regions", "tasks": {"mrfr": 1}}
+    corpus |= {"val_captions": "db/val", "val_regions": str(spoilt)}
+    words = [*recipes[pretrain], "--output-dir", tmp_path / "pretrain", "--data", json.dumps([corpus])]
+    assert says(refused(pretrain, *words), "validation loss of scenes/mrfr", spoilt, f"key {key}", "features")
+    words = evaluation(small_world, finetuned, tmp_path / "eval")
+    words += ["--captions", small_world / "db/val", "--regions", spoilt]
+    assert says(refused(eval_itm, *words), spoilt, key, "NaN")
+    assert not (tmp_path / "eval/img").exists()
+
+
+def test_training_that_diverges_saves_no_ruin(small_world, recipes, refused, tmp_path):
+    error = refused(train_itm, *recipes[train_itm], "--output-dir", tmp_path / "a", "--optim.lr", 1e30)
+    assert says(error, "loss of cmr is", "diverged", small_world / "db/train", "optim.lr")
+    each = [*recipes[pretrain], "--valid-every", 1]
+    error = refused(pretrain, *each, "--output-dir", tmp_path / "b", "--optim.lr", 1e30, "--optim.warmup-steps", 0)
+    assert says(error, "validation loss of scenes/", "diverged", "optim.lr")
+    # without validation only the weights tell that the update just made is the ruinous one
+    corpus = {"name": "scenes", "captions": "db/train", "regions": "regions", "tasks": {"cmr": 1}}
+    words = ["--data", json.dumps([corpus]), "--optim.lr", 1e39, "--optim.warmup-steps", 0]
+    error = refused(pretrain, *each, "--output-dir", tmp_path / "c", *words)
+    assert says(error, tmp_path / "c", "weight", "at step 1", "diverged", "optim.lr")
+    assert not list(tmp_path.glob("*/checkpoints/*")) and not list(tmp_path.glob("*/last"))
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_settings(small_world, recipes, refused, tmp_path, command):
+    out = ["--output-dir", tmp_path / "run"]
+    for name, module in (("pretrain", pretrain), ("finetune", train_itm)):
+        recipe = (small_world / f"{name}.yaml").read_text()
+        (tmp_path / f"{name}.yaml").write_text(recipe.replace("optim:", "optm:"))
+        error = refused(module, "--config", tmp_path / f"{name}.yaml", *out)
+        assert says(error, f"{name}.yaml", "unknown key optm", "did you mean optim?")
+    recipe = (small_world / "pretrain.yaml").read_text()
+    (tmp_path / "deep.yaml").write_text(recipe.replace("val_captions:", "valid_captions:"))
+    done = command("pretrain.py", "--config", tmp_path / "deep.yaml", *out, status=2)
+    assert says(the_error(done.stderr), "deep.yaml", "data.valid_captions", "did you mean val_captions?")
+    error = refused(train_itm, *recipes[train_itm], *out, "--batchsize", 3)
+    assert says(error, "--batchsize", "did you mean batch_size?")
+    assert says(refused(train_itm, *recipes[train_itm], *out, "--optim.learning-rate", 3), "--optim.learning_rate")
+    assert says(refused(train_itm, "--config", tmp_path / "absent.yaml", *out), "absent.yaml", "cannot read")
+    error = refused(train_itm, "--config", small_world / "finetune.yaml")
+    assert says(error, "output_dir")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--fusion", "sum"], ["fusion", "sum", "add"]),
+        (["--precision", "fp8"], ["precision", "fp8", "bf16"]),
+        (["--device", "tpu9"], ["device", "tpu9"]),
+        (["--num-steps", "0"], ["num_steps", "at least 1"]),
+        (["--optim.lr", "-1"], ["optim.lr", "above 0", "-1"]),
+        (["--model.num-attention-heads", "5"], ["hidden_size 32", "num_attention_heads 5"]),
+        (["--data", "[]"], ["data"]),
+        (["--tokens-per-batch", "0"], ["tokens_per_batch"]),
+    ],
+)
+def test_impossible_settings(recipes, refused, tmp_path, words, parts):
+    assert says(refused(pretrain, *recipes[pretrain], "--output-dir", tmp_path / "run", *words), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_task(recipes, refused, tmp_path):
+    corpus = {"name": "scenes", "captions": "db/train", "regions": "regions", "tasks": {"cmr": 1, "itm": 2}}
+    words = ["--output-dir", tmp_path / "run", "--data", json.dumps([corpus])]
+    assert says(refused(pretrain, *recipes[pretrain], *words), "data scenes", "'itm'", "cmr, vmlm, mrfr, mrckl, mrc")
+    corpus["tasks"] = {"cmr": 0}
+    words = ["--output-dir", tmp_path / "run", "--data", json.dumps([corpus])]
+    assert says(refused(pretrain, *recipes[pretrain], *words), "ratio")
+
+
+def test_runs_are_neither_overwritten_nor_gone_on_with_otherwise(small_world, pretrained, recipes, refused, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run", symlinks=True)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    words = [*recipes[pretrain], "--output-dir", tmp_path / "run"]
+    assert says(refused(pretrain, *words), tmp_path / "run", "already holds a run", "--resume")
+    error = refused(pretrain, *words, "--resume", "--optim.lr", 1e-4)
+    assert says(error, tmp_path / "run/config.yaml", "optim.lr was 0.002, now 0.0001")
+    assert says(refused(pretrain, *words, "--resume", "--num-steps", 64), "num_steps was 32, now 64")
+    error = refused(train_itm, *recipes[train_itm], "--output-dir", tmp_path / "run", "--resume")
+    assert says(error, tmp_path / "run/config.yaml", "other settings")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+    state = (tmp_path / "run/last/training.pt").read_bytes()
+    (tmp_path / "run/last/training.pt").write_bytes(state[:1000])
+    assert says(refused(pretrain, *words, "--resume"), tmp_path / "run/last/training.pt", "damaged")
+    (tmp_path / "run/last/training.pt").write_bytes(state)
+    (tmp_path / "run/last/model.safetensors").write_bytes(b"\0" * 100)
+    assert says(refused(pretrain, *words, "--resume"), tmp_path / "run/last/model.safetensors", "damaged")
+
+
+def test_output_that_cannot_be_written(small_world, finetuned, recipes, refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert says(refused(train_itm, *recipes[train_itm], "--output-dir", out), out)
+        assert says(refused(eval_itm, *evaluation(small_world, finetuned, out)), out)
+    assert says(
+        refused(eval_itm, *evaluation(small_world, finetuned, tmp_path), "--coco-1k"), "1,000 images", "found 8"
+    )
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_pretrained_folders_that_are_none(small_world, recipes, refused, tmp_path):
+    words = ["--config", small_world / "finetune.yaml", "--output-dir", tmp_path / "run"]
+    for side in ("txt", "img"):
+        assert says(refused(train_itm, *words, f"--model.{side}-init", tmp_path / "no"), tmp_path / "no/config.json")
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 500}))
+    assert says(
+        refused(train_itm, *words, "--model.txt-init", folder), folder, "model.safetensors", "pytorch_model.bin"
+    )
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert says(refused(train_itm, *words, "--model.txt-init", folder), folder / "config.json", "gpt2")
+    error = refused(train_itm, *recipes[train_itm], "--output-dir", tmp_path / "run", "--model.txt-init", folder)
+    assert says(error, "model.init", "model.txt_init")
+    assert says(refused(train_itm, *words, "--model.init", tmp_path / "no"), tmp_path / "no/config.json")
+    assert says(refused(train_itm, *words, "--model.init", folder), folder / "config.json", "not a LightningDOT")
+
+
+def test_checkpoints_that_do_not_fit(small_world, finetuned, pretrained, recipes, refused, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(finetuned / "last", folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(n for n in tensors if n.startswith("txt_model.") and n.endswith("query.weight"))
+    bent = tensors | {name: tensors[name][:5].clone()}
+    lacking = {n: t for n, t in tensors.items() if n != name}
+    words = evaluation(small_world, finetuned, tmp_path / "eval")
+    for weights, expected in ((lacking, [f"missing {name}"]), (bent, [name, "[5, 32]", "[32, 32]"])):
+        save_file(weights, folder / "model.safetensors")
+        assert says(refused(eval_itm, *words, "--checkpoint", folder), folder, *expected)
+        started = ["--output-dir", tmp_path / "run", "--model.init", folder]
+        assert says(refused(train_itm, *recipes[train_itm], *started), folder, *expected)
+    (folder / "model.safetensors").unlink()
+    assert says(refused(eval_itm, *words, "--checkpoint", folder), folder / "model.safetensors", "no such file")
+    (folder / "config.json").write_text("{")
+    assert says(refused(eval_itm, *words, "--checkpoint", folder), folder / "config.json", "JSON")
+
+    shutil.copytree(pretrained / "last", tmp_path / "heads")
+    heads = load_file(tmp_path / "heads/heads.safetensors")
+    save_file(
+        {n: t for n, t in heads.items() if not n.endswith("feat_regress.bias")}, tmp_path / "heads/heads.safetensors"
+    )
+    words = [*recipes[pretrain], "--output-dir", tmp_path / "run", "--model.init", tmp_path / "heads"]
+    assert says(refused(pretrain, *words), tmp_path / "heads/heads.safetensors", "missing feat_regress.bias")
+
+
+def test_checkpoint_without_its_tokenizer(small_world, finetuned, refused, tmp_path):
+    shutil.copytree(finetuned / "best", tmp_path / "checkpoint")
+    words = ["--checkpoint", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "img")]
+    build_index.main(cli.parse(build_index.Options, [*words, "--regions", str(small_world / "regions")]))
+    shutil.rmtree(tmp_path / "checkpoint/tokenizer")
+    error = refused(search, "a red circle", "--index", tmp_path / "img", "--checkpoint", tmp_path / "checkpoint")
+    assert says(error, tmp_path / "checkpoint/tokenizer", "no tokenizer")
+
+
+def test_damaged_records_found_while_training(small_world, recipes, refused, tmp_path, command):
+    """The database opens well; a record in the middle is damaged, and a worker process meets it."""
+    db = RegionDB(small_world / "regions")
+    key = CaptionDB(small_world / "db/train").txt2img[CaptionDB(small_world / "db/train").ids[9]]
+    with LmdbWriter(tmp_path / "regions/feat_th0.2_max100_min10") as writer:
+        for name in db.keys:
+            value = bytes(db._txn.get(name.encode()))
+            writer.put(name.encode(), value[: len(value) // 2] if name == key else value)
+        writer.put(b"__keys__", json.dumps(db.keys).encode())
+    shutil.copy(small_world / "regions/nbb_th0.2_max100_min10.json", tmp_path / "regions")
+    words = [*recipes[train_itm], "--output-dir", tmp_path / "run", "--train-regions", tmp_path / "regions"]
+    done = command("train_itm.py", *words, "--num-workers", 1, status=2)
+    for error in (refused(train_itm, *words), the_error(done.stderr)):
+        assert says(error, tmp_path / "regions", repr(key), "damaged", "extract this picture again")
+        assert "Original" not in error

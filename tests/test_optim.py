@@ -1,0 +1,161 @@
+"""Parameter groups, the learning rate of every step, clipping, precision."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from data.errors import BadInput
+from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.objectives import PretrainingHeads
+from model.transformer import EncoderConfig
+from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
+from optim.precision import autocast, choose_device
+from optim.schedule import linear_schedule
+
+
+def small_model():
+    torch.manual_seed(0)
+    sizes = EncoderConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    return LightningDOT(
+        LightningDOTConfig(txt=sizes, img=sizes, project_dim=6, feature_dim=4, num_labels=3, cls_token_id=3)
+    )
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+def test_biases_and_layer_norms_are_not_decayed():
+    model = small_model()
+    heads = PretrainingHeads(model.config)
+    optimizer = build_optimizer([model, heads], OptimOptions(weight_decay=0.3))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    # by the kind of module that owns a parameter, and not by its number of dimensions or its name
+    expected = {}
+    for module in [*model.modules(), *heads.modules()]:
+        for name, parameter in module.named_parameters(recurse=False):
+            matrix = isinstance(module, nn.Linear | nn.Embedding) and name == "weight"
+            assert matrix or isinstance(module, nn.LayerNorm) or name == "bias"
+            expected[id(parameter)] = 0.3 if matrix else 0.0
+    assert decay == expected and set(decay.values()) == {0.0, 0.3}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay)
+
+
+def test_frozen_parameters_are_left_out():
+    model = small_model()
+    model.txt_model.requires_grad_(False)
+    optimizer = build_optimizer([model], OptimOptions())
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.img_model.parameters()}
+
+
+def test_steps_match_adamw_by_hand():
+    """Loshchilov & Hutter's algorithm 2 with bias correction, on one matrix (decayed) and one vector (not)."""
+    options = OptimOptions(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.5)
+    module = nn.Linear(1, 1)
+    nn.init.constant_(module.weight, 2.0), nn.init.constant_(module.bias, 2.0)
+    optimizer = build_optimizer([module], options)
+    w = {"weight": 2.0, "bias": 2.0}
+    m, v = dict.fromkeys(w, 0.0), dict.fromkeys(w, 0.0)
+    for step, gradient in enumerate([0.5, -1.0, 3.0], start=1):
+        module.weight.grad, module.bias.grad = torch.full((1, 1), gradient), torch.full((1,), gradient)
+        optimizer.step()
+        for name, decay in (("weight", 0.5), ("bias", 0.0)):
+            m[name] = 0.8 * m[name] + 0.2 * gradient
+            v[name] = 0.9 * v[name] + 0.1 * gradient**2
+            w[name] *= 1 - 0.1 * decay
+            w[name] -= 0.1 * (m[name] / (1 - 0.8**step)) / (math.sqrt(v[name] / (1 - 0.9**step)) + 1e-3)
+            assert getattr(module, name).item() == pytest.approx(w[name], rel=1e-5)
+
+
+def test_clipping():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    optimizer = build_optimizer([model], OptimOptions())
+    model[2].bias.requires_grad_(False)  # a parameter may lack a gradient
+
+    def set_gradients():
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator) if parameter.requires_grad else None
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    before = set_gradients()
+    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in before))
+    assert norm > 1.5
+    for limit, factor in ((1.5, 1.5 / norm), (norm * 2, 1.0), (0, 1.0)):
+        set_gradients()
+        assert float(clip_gradients(optimizer, limit)) == pytest.approx(norm, rel=1e-5)
+        after = [p.grad for p in model.parameters() if p.grad is not None]
+        for a, b in zip(after, before, strict=True):
+            torch.testing.assert_close(a, b * factor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"lr": 0.0}, "optim.lr must be above 0, found 0.0"),
+        ({"warmup_steps": -1}, "warm-up out of range"),
+        ({"warmup_ratio": 1.5}, "warm-up out of range"),
+        ({"warmup_steps": 5, "warmup_ratio": 0.1}, "give warmup_steps or warmup_ratio, not both"),
+        ({"grad_clip": -1.0}, "optim.grad_clip must be 0 or above, found -1.0"),  # it would turn every gradient round
+    ],
+)
+def test_impossible_options_are_refused(values, message):
+    with pytest.raises(BadInput, match=message):
+        OptimOptions(**values)
+
+
+# ---- schedule --------------------------------------------------------------------------------------------------------
+
+
+def test_schedule_by_hand():
+    rates = [linear_schedule(OptimOptions(lr=8.0, warmup_steps=4), 12)(step) for step in range(12)]
+    assert rates == [2.0, 4.0, 6.0, 8.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    rates = [linear_schedule(OptimOptions(lr=8.0, warmup_ratio=0.25), 8)(step) for step in range(8)]
+    assert rates == pytest.approx([4.0, 8.0, 8.0, 8 * 5 / 6, 8 * 4 / 6, 8 * 3 / 6, 8 * 2 / 6, 8 / 6])
+    assert [linear_schedule(OptimOptions(lr=8.0), 4)(step) for step in range(4)] == [8.0, 6.0, 4.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "warmup", [{}, {"warmup_steps": 1}, {"warmup_steps": 30}, {"warmup_ratio": 1.0}, {"warmup_steps": 90}]
+)
+@pytest.mark.parametrize("total", [1, 2, 30])
+def test_no_step_is_wasted_and_none_exceeds_the_peak(warmup, total):
+    lr_at = linear_schedule(OptimOptions(lr=0.5, **warmup), total)
+    rates = [lr_at(step) for step in range(total)]
+    assert all(0 < rate <= 0.5 for rate in rates)
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert max(rates) == 0.5 or warmup == {"warmup_steps": 90} or warmup.get("warmup_steps", 0) > total
+
+
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_runs_matrix_products_in_bf16_and_keeps_fp32_parameters():
+    model = small_model().eval()
+    ids, mask = torch.randint(5, 20, (3, 6)), torch.ones(3, 6, dtype=torch.bool)
+    images = torch.randn(3, 4, 4).half(), torch.rand(3, 4, 7), torch.ones(3, 4, dtype=torch.bool)
+    for encode, inputs in ((model.encode_text, (ids, mask)), (model.encode_image, images)):
+        with autocast("cpu", "fp32"):
+            exact = encode(*inputs)
+        with autocast("cpu", "bf16"):
+            rough = encode(*inputs)
+        assert (exact.dtype, rough.dtype) == (torch.float32, torch.bfloat16)
+        torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0.05)
+        rough.float().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert {g.dtype for g in gradients} | {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(BadInput, match="device 'gpu' is not one of auto, cpu, cuda, cuda:N"):
+        choose_device("gpu")
+    with pytest.raises(BadInput, match="device cuda:99"):
+        choose_device("cuda:99")

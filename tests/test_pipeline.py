@@ -1,0 +1,276 @@
+"""The whole path through the real commands, on a world of 40 pictures."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import eval_itm
+import pretrain
+import train_itm
+from configs import cli
+from data.captions import CaptionDB
+from data.index import EmbeddingIndex
+from data.regions import RegionDB
+from model.bi_encoder import LightningDOT
+from scripts import build_index
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = ("cmr", "vmlm", "mrfr", "mrckl", "mrc")
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+
+
+def same_tensors(first: Path, second: Path) -> bool:
+    a, b = load_file(first), load_file(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def run_here(module, config_class, *words):
+    """The command in this process: importing torch takes longer than these runs."""
+    module.main(cli.parse(config_class, [str(word) for word in words]))
+
+
+# ---- pre-training ----------------------------------------------------------------------------------------------------
+
+
+def test_pretraining_trains_and_validates_every_task_and_keeps_best_and_last(pretrained, small_world):
+    lines = metrics(pretrained)
+    trained, validated = [x for x in lines if "lr" in x], [x for x in lines if "val/loss" in x]
+    assert [x["step"] for x in trained] == list(range(1, 33)) and [x["step"] for x in validated] == [8, 16, 24, 32]
+    losses = {name for x in trained for name in x if name.startswith("train/")}
+    assert losses == {f"train/scenes/{task}/loss" for task in TASKS} | {"train/german/cmr/loss"}
+    per_step = [sum(name.startswith("train/") for name in x) for x in trained]
+    assert set(per_step) == {1}  # a step, all its accumulated batches, is of one task
+    for task in TASKS:
+        values = [x[f"val/scenes/{task}/loss"] for x in validated]
+        assert values[-1] < values[0], task  # what was learnt carries over to other pictures
+    ratios = {"cmr": 2, "vmlm": 1, "mrfr": 1, "mrckl": 1, "mrc": 1}
+    mean = sum(ratio * validated[-1][f"val/scenes/{task}/loss"] for task, ratio in ratios.items()) / 6
+    assert validated[-1]["val/loss"] == pytest.approx(mean)
+
+    best = min(validated, key=lambda x: x["val/loss"])
+    assert (pretrained / "best").resolve().name == f"step-{best['step']:08d}"
+    assert (pretrained / "last").resolve().name == "step-00000032"
+    kept = {p.name for p in (pretrained / "checkpoints").iterdir()}
+    assert kept == {(pretrained / name).resolve().name for name in ("best", "last")}
+    saved = cli.parse(pretrain.PretrainConfig, ["--config", str(pretrained / "config.yaml")])
+    words = ["--config", str(small_world / "pretrain.yaml"), "--output-dir", str(pretrained)]
+    assert saved == cli.parse(pretrain.PretrainConfig, words)
+    facts = json.loads((pretrained / "run.json").read_text())
+    assert facts["effective_batch_tokens"] == 1400 and "git" in facts
+    assert facts["captions"]["scenes"] > facts["captions"]["german"] > 0
+    assert list((pretrained / "tensorboard").iterdir())
+
+
+def kill_when(reached, words, run: Path) -> None:
+    """Start a command and kill it, as a crash would, once ``reached(lines of metrics)``."""
+    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None:
+        try:
+            if (run / "last").exists() and reached(metrics(run)):
+                process.kill()
+                break
+        except (OSError, ValueError):  # the file is not there yet, or a line is being written
+            pass
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
+
+
+def test_stopped_pretraining_goes_on_as_if_never_stopped(tmp_path, small_world, pretrained, command):
+    words = ["--config", small_world / "pretrain.yaml", "--output-dir", tmp_path / "run"]
+    # the worker draws ahead of what is trained; what it drew and nobody saw must be drawn again
+    started = [ROOT / "pretrain.py", *words, "--num-workers", 1]
+    kill_when(lambda lines: lines[-1]["step"] > 8, started, tmp_path / "run")
+    assert (tmp_path / "run" / "last").resolve().name < "step-00000032"
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 31, "train/sce')  # a line that was being written
+    done = command("pretrain.py", *words, "--resume")
+    assert "resumed at step" in done.stdout
+    for name in ("model", "heads"):
+        assert same_tensors(tmp_path / f"run/last/{name}.safetensors", pretrained / f"last/{name}.safetensors")
+    assert without_speed(metrics(tmp_path / "run")) == without_speed(metrics(pretrained))
+    assert os.readlink(tmp_path / "run" / "best") == os.readlink(pretrained / "best")
+
+
+@pytest.fixture
+def short(small_world, tmp_path):
+    """Pre-train for one update, in this process, with other settings → the metrics of its validation."""
+
+    def run(*words) -> dict:
+        out = tmp_path / "_".join(words).replace("/", "_")
+        fixed = ["--config", small_world / "pretrain.yaml", "--num-steps", 2, "--valid-every", 2, "--output-dir", out]
+        run_here(pretrain, pretrain.PretrainConfig, *fixed, *words)
+        return metrics(out)[-1]
+
+    return run
+
+
+def test_fusion_and_siblings_change_their_objectives_only(short):
+    plain = short("--optim.lr", "1e-12")  # the weights stay where they are: what differs is the objective
+    for fusion in ("none", "multiply"):
+        other = short("--optim.lr", "1e-12", "--fusion", fusion)
+        for task in TASKS:
+            key = f"val/scenes/{task}/loss"
+            assert (abs(other[key] - plain[key]) > 1e-5) == (task != "cmr"), (fusion, task)
+    keep = short("--optim.lr", "1e-12", "--siblings", "keep")
+    assert keep["val/scenes/cmr/loss"] > plain["val/scenes/cmr/loss"] + 1e-3  # more negatives
+    assert keep["val/scenes/vmlm/loss"] == pytest.approx(plain["val/scenes/vmlm/loss"], rel=1e-6)
+
+
+def test_bf16_is_near_fp32(short):
+    plain, half = short(), short("--precision", "bf16")
+    for task in TASKS:
+        key = f"val/scenes/{task}/loss"
+        assert half[key] != plain[key] and half[key] == pytest.approx(plain[key], rel=0.05)
+
+
+# ---- fine-tuning -----------------------------------------------------------------------------------------------------
+
+
+def naive_embeddings(checkpoint: Path, captions: CaptionDB, regions: RegionDB):
+    """One caption, one image at a time → {caption id: vector}, {image key: vector}."""
+    model = LightningDOT.from_pretrained(checkpoint)
+    txt, img = {}, {}
+    with torch.no_grad():
+        for name in captions.ids:
+            ids = torch.tensor([[captions.meta["CLS"], *captions.input_ids(name), captions.meta["SEP"]]])
+            txt[name] = model.encode_text(ids, torch.ones_like(ids))[0].numpy()
+        for key in captions.img2txts:
+            image = regions[key]
+            features, positions = (torch.from_numpy(np.array(a))[None] for a in (image.features, image.positions))
+            img[key] = model.encode_image(features, positions, torch.ones(1, len(image)))[0].numpy()
+    return txt, img
+
+
+def naive_recall(txt: dict, img: dict, image_of: dict) -> dict[str, float]:
+    hits = {f"{way}@{k}": [] for way in ("TR", "IR") for k in (1, 5, 10)}
+    for name, vector in txt.items():
+        ranked = sorted(img, key=lambda key: -float(vector @ img[key]))
+        for k in (1, 5, 10):
+            hits[f"IR@{k}"].append(image_of[name] in ranked[:k])
+    for key, vector in img.items():
+        ranked = sorted(txt, key=lambda name: -float(vector @ txt[name]))
+        for k in (1, 5, 10):
+            hits[f"TR@{k}"].append(any(image_of[name] == key for name in ranked[:k]))
+    table = {name: 100 * float(np.mean(each)) for name, each in hits.items()}
+    return table | {"AR": float(np.mean(list(table.values())))}
+
+
+def naive_tables(checkpoint: Path, captions: CaptionDB, regions: RegionDB) -> dict[str, dict[str, float]]:
+    txt, img = naive_embeddings(checkpoint, captions, regions)
+    tables = {}
+    for language in ("en", "de"):
+        part = {name: vector for name, vector in txt.items() if captions.languages[name] == language}
+        tables[language] = naive_recall(part, img, captions.txt2img)
+    tables["all"] = {name: (tables["en"][name] + tables["de"][name]) / 2 for name in tables["en"]}
+    return tables
+
+
+def test_finetuning_shows_recall_of_each_epoch_and_keeps_the_best(finetuned, small_world):
+    lines = metrics(finetuned)
+    epochs = [x for x in lines if "epoch" in x]
+    trained = [x for x in lines if "lr" in x]
+    assert [x["epoch"] for x in epochs] == [1, 2]
+    assert [x["step"] for x in trained] == list(range(1, epochs[-1]["step"] + 1))
+    assert trained[-1]["train/cmr/loss"] < trained[0]["train/cmr/loss"]
+    best = json.loads((finetuned / "best.json").read_text())
+    assert best["epoch"] == max(epochs, key=lambda x: x["val/all/AR"])["epoch"]
+    assert (finetuned / "best").resolve().name == best["checkpoint"]
+    captions, regions = CaptionDB(small_world / "db/val"), RegionDB(small_world / "regions")
+    naive = naive_tables(finetuned / "last", captions, regions)
+    for name, table in naive.items():
+        assert {k: epochs[-1][f"val/{name}/{k}"] for k in table} == pytest.approx(table), name
+
+
+def test_stopped_finetuning_goes_on_as_if_never_stopped(tmp_path, small_world, pretrained, finetuned, command):
+    words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last"]
+    words += ["--output-dir", tmp_path / "run"]
+    kill_when(lambda lines: "epoch" not in lines[-1], [ROOT / "train_itm.py", *words], tmp_path / "run")
+    done = command("train_itm.py", *words, "--resume")
+    assert "resumed after epoch 1" in done.stdout
+    assert same_tensors(tmp_path / "run/last/model.safetensors", finetuned / "last/model.safetensors")
+    assert without_speed(metrics(tmp_path / "run")) == without_speed(metrics(finetuned))
+    assert os.readlink(tmp_path / "run" / "best") == os.readlink(finetuned / "best")
+    before = (tmp_path / "run" / "last" / "model.safetensors").stat().st_mtime_ns
+    run_here(train_itm, train_itm.FinetuneConfig, *words, "--resume")  # nothing is left to do
+    assert (tmp_path / "run" / "last" / "model.safetensors").stat().st_mtime_ns == before
+    assert len(metrics(tmp_path / "run")) == len(metrics(finetuned))
+
+
+# ---- retrieval -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_naive_recall_and_uses_its_indexes_again(finetuned, small_world, tmp_path, command, capsys):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(finetuned / "last", checkpoint)
+    words = ["--checkpoint", checkpoint, "--captions", small_world / "db/test", "--regions", small_world / "regions"]
+    shown = command("eval_itm.py", *words).stdout
+    out = checkpoint / "eval" / "test"
+    results = json.loads((out / "results.json").read_text())
+    captions = CaptionDB(small_world / "db/test")
+    naive = naive_tables(checkpoint, captions, RegionDB(small_world / "regions"))
+    for name, table in naive.items():
+        assert results["recall"][name] == pytest.approx(table), name
+    assert results["recall"]["chance"]["IR@1"] == 12.5 and results["images"] == 8
+    row = next(line for line in shown.splitlines() if line.startswith("all"))
+    assert row.split()[1:] == [f"{value:.2f}" for value in results["recall"]["all"].values()]
+    assert str(out / "results.json") in shown
+
+    built = {kind: (out / kind / "data.mdb").stat() for kind in ("img", "txt")}
+    run_here(eval_itm, eval_itm.EvalConfig, *words)
+    assert capsys.readouterr().err.count("up to date") == 2
+    for kind, before in built.items():
+        after = (out / kind / "data.mdb").stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert json.loads((out / "results.json").read_text())["recall"] == results["recall"]
+
+    run_here(eval_itm, eval_itm.EvalConfig, *words, "--languages", "de", "--precision", "bf16")
+    german = json.loads((out / "results.json").read_text())["recall"]
+    assert list(german) == ["all", "chance"]
+    assert (out / "img" / "data.mdb").stat().st_ino != built["img"].st_ino  # another precision, other vectors
+
+
+def test_index_and_search_both_ways(finetuned, small_world, tmp_path, command):
+    model = ["--checkpoint", finetuned / "best"]
+    regions = ["--regions", small_world / "regions"]
+    captions = CaptionDB(small_world / "db/test")
+    txt, img = naive_embeddings(finetuned / "best", captions, RegionDB(small_world / "regions"))
+    command("scripts/build_index.py", *model, *regions, "--images-of", captions.folder, "--out", tmp_path / "img")
+    words = [*model, "--captions", captions.folder, "--out", tmp_path / "txt"]
+    run_here(build_index, build_index.Options, *words)
+    for kind, vectors in (("img", img), ("txt", txt)):
+        index = EmbeddingIndex(tmp_path / kind)
+        assert sorted(index.ids()) == sorted(vectors)
+        np.testing.assert_allclose(index.vectors(np.arange(len(index))), [vectors[i] for i in index.ids()], atol=1e-4)
+
+    name = captions.ids[0]
+    shown = command("scripts/search.py", captions[name]["raw"], *model, "--index", tmp_path / "img", "--k", 3).stdout
+    found = re.findall(r"^ *\d+ +(-?[\d.]+) +(\S+)", shown, re.MULTILINE)
+    scores = {key: float(txt[name] @ vector) for key, vector in img.items()}
+    assert [key for _, key in found] == sorted(scores, key=scores.get, reverse=True)[:3]
+    assert float(found[0][0]) == pytest.approx(max(scores.values()), abs=1e-3)
+
+    key = captions.txt2img[name]
+    words = ["--image", key, *regions, *model, "--index", tmp_path / "txt", "--captions", captions.folder]
+    shown = command("scripts/search.py", *words).stdout
+    found = re.findall(r"^ *\d+ +(-?[\d.]+) +(\S+) +(.*)$", shown, re.MULTILINE)
+    scores = {i: float(img[key] @ vector) for i, vector in txt.items()}
+    assert [i for _, i, _ in found] == sorted(scores, key=scores.get, reverse=True)[:10]
+    assert [text for _, _, text in found] == [captions[i]["raw"] for _, i, _ in found]
