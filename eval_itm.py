@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Recall of a checkpoint: encode every image and caption once into feature indexes, then rank by dot product.
 
-python eval_itm.py --checkpoint runs/demo/finetune/best --captions runs/demo/db/test --regions runs/demo/db/regions
+python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --coco-1k
 """
 
@@ -22,7 +22,7 @@ from data.regions import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.encoding import build_caption_index, build_image_index
 from model.evaluation import recall_by_language
-from model.initial import check_fits
+from model.initial import check_fits, check_longest, check_tokenizer
 from model.metrics import chance_table, fold_tables, format_table, mean_table
 from optim.precision import Precision, choose_device
 from optim.run_state import environment
@@ -65,8 +65,13 @@ def main(config: EvalConfig) -> None:
     pairs = open_pairs(config.captions, config.regions, config.boxes, languages=config.languages)
     model = LightningDOT.from_pretrained(config.checkpoint).to(device)
     check_fits(model.config, pairs.captions.meta, pairs.regions.feature_dim, config.checkpoint, config.regions)
+    check_tokenizer(config.checkpoint, pairs.captions)
+    check_longest(model.config, pairs)
     if config.coco_1k and len(pairs.images) < 1000:
         raise BadInput(f"{config.captions}: --coco-1k needs at least 1,000 images, found {len(pairs.images)}")
+
+    if config.coco_1k and len({pairs.captions.languages.get(i, "") for i in pairs.ids}) > 1:
+        raise BadInput(f"{config.captions}: --coco-1k needs one language; choose it with --languages")
 
     name = Path(config.captions).name
     out = Path(config.output_dir) if config.output_dir else Path(config.checkpoint) / "eval" / name
@@ -84,7 +89,7 @@ def main(config: EvalConfig) -> None:
     rows = recall_by_language(txt, img, image_of, pairs)
     if config.coco_1k:
         folds = fold_tables(txt, img, image_of)
-        rows[f"1K ({len(folds)} folds)"] = mean_table(folds)
+        rows[f"mean of {len(folds)} x 1K"] = mean_table(folds)
     rows["chance"] = chance_table(np.bincount(pairs.image_of, minlength=len(pairs.images)))
     print(f"{config.checkpoint} on {config.captions}: {len(pairs.images)} images, {len(pairs)} captions")
     print(format_table(rows))

@@ -21,7 +21,7 @@ from data.regions import BoxOptions
 from data.samplers import Draw, DrawStream, Source, token_buckets
 from model.bi_encoder import LightningDOT
 from model.contrastive import Siblings
-from model.initial import ModelOptions, build_model, check_fits
+from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
 from model.objectives import TASKS, Fusion, PretrainingHeads, forward_task
 from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
 from optim.precision import Precision, autocast, choose_device
@@ -50,9 +50,13 @@ class PretrainingData:
     val_regions: str | None = None
 
     def __post_init__(self):
-        for task in self.tasks:
+        for task, ratio in self.tasks.items():
             if task not in TASKS:
                 raise BadInput(f"data {self.name}: unknown task {task!r}; tasks are {', '.join(TASKS)}")
+            if not ratio > 0:
+                raise BadInput(
+                    f"data {self.name}: mix ratio of {task} must be above 0, found {ratio}; leave the task out"
+                )
 
 
 @dataclass
@@ -112,6 +116,8 @@ class PretrainConfig:
     def __post_init__(self):
         if not self.data:
             raise BadInput("data: no corpus is given, at least one is needed")
+        if len({d.name for d in self.data}) < len(self.data):
+            raise BadInput("data: corpora must have different names, their metrics are logged by name")
         counts = "tokens_per_batch grad_accumulation num_steps valid_every log_every keep_checkpoints"
         for name in counts.split():
             if getattr(self, name) < 1:
@@ -124,7 +130,7 @@ def main(config: PretrainConfig) -> None:
     train = [_open(config, d.captions, d.regions) for d in config.data]
     val = [_open(config, d.val_captions, d.val_regions or d.regions) if d.val_captions else None for d in config.data]
     pairs = [(n, task) for n, d in enumerate(config.data) for task in d.tasks]  # a source of draws each
-    model, heads = _build(config, train, device)
+    model, heads = _build(config, train, val, device)
 
     sources = [Source(config.data[n].tasks[t], train[n].txt_lengths, train[n].img_lengths) for n, t in pairs]
     draws = DrawStream(sources, config.tokens_per_batch, config.seed, config.grad_accumulation)
@@ -172,8 +178,9 @@ def main(config: PretrainConfig) -> None:
             metrics = validate(config, model, heads, val, device)
             run.log(step, metrics)
             bar.write(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-            is_best = metrics.get("val/loss", -step) < best  # without validation the last is the best
-            best = min(best, metrics.get("val/loss", -step))
+            score = metrics.get("val/loss", best)
+            is_best = score < best or "val/loss" not in metrics  # without validation the last is the best
+            best = min(best, score)
             training = {
                 "best": best,
                 "optimizer": optimizer.state_dict(),
@@ -184,14 +191,16 @@ def main(config: PretrainConfig) -> None:
             recent = RecentLosses()
     bar.close()
     run.close()
-    print(f"last checkpoint {run.folder / 'last'}, best {run.folder / 'best'} (val/loss {best:.4g})")
+    print(f"last checkpoint {run.folder / 'last'}, best {run.folder / 'best'} (lowest val/loss {best:.4g})")
 
 
 def _open(config: PretrainConfig, captions: str, regions: str) -> PairDataset:
     return open_pairs(captions, regions, config.boxes, config.max_txt_len, root=config.data_root)
 
 
-def _build(config: PretrainConfig, train: list[PairDataset], device: torch.device):
+def _build(
+    config: PretrainConfig, train: list[PairDataset], val: list[PairDataset | None], device: torch.device
+) -> tuple[LightningDOT, PretrainingHeads]:
     first = train[0]
     model = build_model(
         config.model,
@@ -200,15 +209,18 @@ def _build(config: PretrainConfig, train: list[PairDataset], device: torch.devic
         first.regions.num_labels,
         str(first.regions.folder),
     )
-    for data, dataset in zip(config.data, train, strict=True):
-        check_fits(
-            model.config, dataset.captions.meta, dataset.regions.feature_dim, "model", str(dataset.regions.folder)
-        )
-        if {"mrckl", "mrc"} & set(data.tasks) and dataset.regions.num_labels != model.config.num_labels:
-            raise BadInput(
-                f"{dataset.regions.folder}: regions have {dataset.regions.num_labels} soft labels, the model "
-                f"{model.config.num_labels}; tasks mrckl and mrc need the same number, and at least one"
-            )
+    for data, *datasets in zip(config.data, train, val, strict=True):
+        for dataset in filter(None, datasets):
+            regions = dataset.regions
+            check_fits(model.config, dataset.captions.meta, regions.feature_dim, "model", str(regions.folder))
+            check_longest(model.config, dataset)
+            if config.model.init:
+                check_tokenizer(config.model.init, dataset.captions)
+            if {"mrckl", "mrc"} & set(data.tasks) and regions.num_labels != (model.config.num_labels or None):
+                raise BadInput(
+                    f"{regions.folder}: regions have {regions.num_labels} soft labels, the model "
+                    f"{model.config.num_labels}; tasks mrckl and mrc need the same number, and at least one"
+                )
     heads = PretrainingHeads(model.config, config.fusion)
     if config.model.init:
         load_heads(heads, config.model.init)
@@ -283,7 +295,6 @@ def _facts(config: PretrainConfig, model: LightningDOT, train: list[PairDataset]
         "effective_batch_tokens": config.tokens_per_batch * config.grad_accumulation,
         "peak_lr": config.optim.lr,
     }
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     return facts
 
 

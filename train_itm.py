@@ -23,7 +23,7 @@ from data.samplers import shuffled_batches
 from model.bi_encoder import LightningDOT
 from model.contrastive import Siblings
 from model.evaluation import evaluate
-from model.initial import ModelOptions, build_model, check_fits
+from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
 from model.metrics import format_table
 from model.objectives import forward_cmr
 from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
@@ -102,6 +102,11 @@ def main(config: FinetuneConfig) -> None:
     model = build_model(config.model, meta, regions.feature_dim, regions.num_labels, str(regions.folder)).to(device)
     check_fits(model.config, val.captions.meta, val.regions.feature_dim, "model", str(val.regions.folder))
 
+    for dataset in (train, val):
+        check_longest(model.config, dataset)
+        if config.model.init:
+            check_tokenizer(config.model.init, dataset.captions)
+
     steps_per_epoch = -(-len(train) // config.batch_size)
     optimizer = build_optimizer([model], config.optim)
     lr_at = linear_schedule(config.optim, config.epochs * steps_per_epoch)
@@ -171,7 +176,6 @@ def _facts(
         "steps": f"{config.epochs} epochs of {steps_per_epoch}",
         "peak_lr": config.optim.lr,
     }
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     return facts
 
 

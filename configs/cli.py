@@ -157,7 +157,8 @@ def _spell_out(argv: list[str], config_class: type) -> list[str]:
         if equals or name not in kinds:
             continue
         following = list(itertools.takewhile(lambda w: not w.startswith("--"), rest))
-        if kinds[name] is bool and (not following or following[0].lower() not in ("true", "false", "yes", "no")):
+        is_switch = bool in (kinds[name], *typing.get_args(kinds[name]))
+        if is_switch and (not following or following[0].lower() not in ("true", "false", "yes", "no", "null")):
             words.append("true")
         elif following and _is_list_of_scalars(kinds[name]) and not following[0].startswith("["):
             words.append(json.dumps([yaml.safe_load(w) for w in following]))

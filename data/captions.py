@@ -317,7 +317,10 @@ def write_caption_db(
         files = {"id2len": lengths, "txt2img": txt2img, "img2txts": img2txts, "txt2lang": txt2lang, "meta": meta}
         for name, content in files.items():
             writer.write_file(f"{name}.json", json.dumps(content, ensure_ascii=False))
-        tokenizer.save_pretrained(writer.partial / "tokenizer")
+        try:
+            tokenizer.save_pretrained(writer.partial / "tokenizer")
+        except OSError as error:
+            raise BadInput(f"{folder}: cannot write the tokenizer: {error.strerror}") from error
     return {"captions": len(lengths), "images": len(images), "pieces": sum(lengths.values()), "unknown": unknown}
 
 

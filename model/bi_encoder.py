@@ -86,13 +86,23 @@ class ImageBert(Bert):
         self.cls_token_id = config.cls_token_id
         self.img_embeddings = RegionEmbeddings(config)
 
-    def forward(self, features: Tensor, positions: Tensor, region_mask: Tensor, masked: Tensor | None = None) -> Tensor:
-        """``features`` [B,R,F], ``positions`` [B,R,7], ``region_mask`` and ``masked`` [B,R] bool → [B,1+R,h]."""
+    def forward(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        region_mask: Tensor,
+        masked: Tensor | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
+        """``features`` [B,R,F], ``positions`` [B,R,7], ``region_mask`` and ``masked`` [B,R] bool → [B,1+R,h].
+
+        With ``first_only``, position 0 alone: [B,1,h].
+        """
         types = self.embeddings.token_type_embeddings.weight
         regions = self.img_embeddings(features, positions, types[-1], masked)  # type 1; the only one where there is one
         cls = self.embeddings(region_mask.new_full((len(features), 1), self.cls_token_id, dtype=torch.long))
         mask = torch.cat([region_mask.new_ones(len(features), 1), region_mask], dim=1)
-        return self.encoder(torch.cat([cls, regions.to(cls.dtype)], dim=1), mask)
+        return self.encoder(torch.cat([cls, regions.to(cls.dtype)], dim=1), mask, first_only)
 
 
 class Tower(nn.Module):
@@ -144,7 +154,7 @@ class LightningDOT(nn.Module):
 
         Returns: [B,D]
         """
-        return self.txt_model.embed(self.txt_model.bert(input_ids, attention_mask))
+        return self.txt_model.embed(self.txt_model.bert(input_ids, attention_mask, first_only=True))
 
     def encode_image(self, features: Tensor, positions: Tensor, region_mask: Tensor) -> Tensor:
         """Embed images.
@@ -156,7 +166,7 @@ class LightningDOT(nn.Module):
 
         Returns: [B,D]
         """
-        return self.img_model.embed(self.img_model.bert(features, positions, region_mask.bool()))
+        return self.img_model.embed(self.img_model.bert(features, positions, region_mask.bool(), first_only=True))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dropout: float | None = None) -> LightningDOT:

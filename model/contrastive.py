@@ -25,7 +25,8 @@ def contrastive_loss(txt: Tensor, img: Tensor, image_ids: Tensor, siblings: Sibl
     Returns:
         loss [B] and scores [B,B] (text × image, before masking). Scores are plain dot products, without temperature.
     """
-    scores = txt.float() @ img.float().T  # [B,B]
+    with torch.autocast(txt.device.type, enabled=False):  # autocast would round the scores to bf16
+        scores = txt.float() @ img.float().T  # [B,B]
     target = torch.arange(len(scores), device=scores.device)
     negatives = scores
     if siblings == "mask":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
+from data.batches import PairDataset
+from data.captions import CaptionDB
 from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
@@ -77,10 +81,40 @@ def check_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, model_s
             f"{model_source}: the image tower's vocab_size {config.img.vocab_size} does not hold the captions' [CLS] "
             f"{config.cls_token_id}; start it from a model of the captions' tokenizer, or from random weights"
         )
+    if config.cls_token_id != meta["CLS"]:
+        raise BadInput(
+            f"{model_source}: [CLS] has id {config.cls_token_id}, in the captions {meta['CLS']} (tokenizer "
+            f"{meta.get('bert')}); build the captions with the model's tokenizer"
+        )
     if vocabulary_size(meta) > config.txt.vocab_size:
         raise BadInput(
             f"{model_source}: vocab_size {config.txt.vocab_size} is smaller than the captions' vocabulary "
             f"({vocabulary_size(meta)} words, tokenizer {meta.get('bert')}); build the captions with the model's tokenizer"
+        )
+
+
+def check_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
+    """Refuse captions whose words have other ids than in the checkpoint's tokenizer, where both carry one."""
+    vocabularies = []
+    for folder in (Path(checkpoint) / "tokenizer", captions.tokenizer_folder):
+        if folder is None or not (folder / "tokenizer.json").is_file():
+            return
+        vocabularies.append(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+    if vocabularies[0] != vocabularies[1]:
+        raise BadInput(
+            f"{captions.folder}/tokenizer is not the tokenizer of {checkpoint}: their vocabularies differ; build the "
+            f"captions with {checkpoint}/tokenizer"
+        )
+
+
+def check_longest(config: LightningDOTConfig, dataset: PairDataset) -> None:
+    """Refuse captions that the text tower has no positions for, before hours of training meet the first of them."""
+    positions = config.txt.max_position_embeddings - config.txt.position_offset
+    longest = int(dataset.txt_lengths.argmax())
+    if dataset.txt_lengths[longest] > positions:
+        raise BadInput(
+            f"{dataset.captions.folder}: caption {dataset.ids[longest]} has {dataset.txt_lengths[longest]} tokens with "
+            f"[CLS] and [SEP], the model has {positions} positions; shorten it, or drop such captions with max_txt_len"
         )
 
 

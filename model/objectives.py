@@ -130,7 +130,7 @@ def forward_vmlm(model: LightningDOT, heads: PretrainingHeads, batch: Batch) -> 
     words = model.txt_model.bert(batch.input_ids, batch.attention_mask)  # [B,L,h]
     z0 = None
     if heads.fusion != "none":
-        z0 = model.img_model.bert(batch.features, batch.positions, batch.region_mask)[:, 0]  # [B,h]
+        z0 = model.img_model.bert(batch.features, batch.positions, batch.region_mask, first_only=True)[:, 0]  # [B,h]
     masked = batch.word_labels != -1  # [B,L]
     target = batch.word_labels[masked]  # [N]
     hidden = heads.fuse(words, z0)[masked]  # [N,h]
@@ -149,7 +149,7 @@ def forward_smrm(model: LightningDOT, heads: PretrainingHeads, batch: Batch, kin
     regions = model.img_model.bert(batch.features, batch.positions, batch.region_mask, masked)[:, 1:]  # [B,R,h]
     x0 = None
     if heads.fusion != "none":
-        x0 = model.txt_model.bert(batch.input_ids, batch.attention_mask)[:, 0]  # [B,h]
+        x0 = model.txt_model.bert(batch.input_ids, batch.attention_mask, first_only=True)[:, 0]  # [B,h]
     hidden = heads.fuse(regions, x0)[masked]  # [N,h]
     if kind == "mrfr":
         target = batch.feature_targets.float()  # [N,F]

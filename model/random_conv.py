@@ -172,8 +172,10 @@ def _with_grid(found: torch.Tensor, score: torch.Tensor) -> tuple[torch.Tensor, 
     ninths = [(3, x, y) for x, y in ((1, 1), (1, 0), (0, 1), (2, 1), (1, 2))]
     cells += ninths[: max(0, MIN_REGIONS - len(found) - len(cells))]
     grid = torch.tensor([(x / k, y / k, (x + 1) / k, (y + 1) / k) for k, x, y in cells])
-    # Objects from 0.3 up; the whole picture, quadrants and ninths below, but above the customary threshold of 0.2.
-    conf = torch.cat([1 - 0.7 * torch.exp(-score / 0.15), 0.3 - 0.02 * torch.tensor([float(k) for k, _, _ in cells])])
+    # Objects from 0.3 up, those found whole mostly above 0.6; the whole picture at 0.65; quadrants and ninths below 0.3,
+    # but above the customary threshold of 0.2. So a threshold of 0.6 leaves the objects and the whole picture.
+    grid_conf = torch.tensor([0.65 if k == 1 else 0.3 - 0.02 * k for k, _, _ in cells])
+    conf = torch.cat([1 - 0.7 * torch.exp(-score / 0.15), grid_conf])
     order = conf.argsort(descending=True, stable=True)
     return torch.cat([found, grid])[order], conf[order]
 

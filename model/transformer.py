@@ -52,6 +52,11 @@ class EncoderConfig:
     position_offset: int = 0
 
     def __post_init__(self):
+        if min(self.num_hidden_layers, self.num_attention_heads) < 1:
+            raise BadInput(
+                f"num_hidden_layers and num_attention_heads must be at least 1, found {self.num_hidden_layers} and "
+                f"{self.num_attention_heads}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise BadInput(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -90,7 +95,7 @@ class TextEmbeddings(nn.Module):
         if last > self.position_embeddings.num_embeddings:
             raise BadInput(
                 f"a text of {input_ids.shape[1]} tokens does not fit the model's "
-                f"{self.position_embeddings.num_embeddings - first} positions; lower max_txt_len"
+                f"{self.position_embeddings.num_embeddings - first} positions; shorten it"
             )
         x = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(x + self.position_embeddings.weight[first:last]))
@@ -105,10 +110,10 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B,heads,L,h/heads]
-            for project in (self.query, self.key, self.value)
+            project(inputs).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B,heads,L,h/heads]
+            for project, inputs in ((self.query, queries), (self.key, x), (self.value, x))
         )
         dropout = self.dropout_prob if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
@@ -135,9 +140,11 @@ class Block(nn.Module):
         self.output = AddNorm(config.intermediate_size, config)
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.attention["output"](self.attention["self"](x, mask), x)
-        return self.output(self.activation(self.intermediate["dense"](x)), x)
+    def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """``first_only``: compute position 0 of the output alone: [B,1,h] instead of [B,L,h]."""
+        queries = x[:, :1] if first_only else x
+        y = self.attention["output"](self.attention["self"](queries, x, mask), queries)
+        return self.output(self.activation(self.intermediate["dense"](y)), y)
 
 
 class Encoder(nn.Module):
@@ -145,12 +152,15 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """``x`` [B,L,h], ``mask`` [B,L] bool (True: a real token or region, may be attended to) → [B,L,h]."""
+    def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """``x`` [B,L,h], ``mask`` [B,L] bool (True: a real token or region, may be attended to) → [B,L,h].
+
+        An embedding reads position 0 alone; with ``first_only`` the last block computes no more: → [B,1,h].
+        """
         mask = mask[:, None, None, :]
-        for block in self.layer:
+        for block in self.layer[:-1]:
             x = block(x, mask)
-        return x
+        return self.layer[-1](x, mask, first_only)
 
 
 class Pooler(nn.Module):
@@ -162,7 +172,7 @@ class Pooler(nn.Module):
 
 
 class Bert(nn.Module):
-    """Text encoder: ``input_ids`` [B,L], ``attention_mask`` [B,L] → hidden states [B,L,h]."""
+    """Text encoder: ``input_ids`` [B,L], ``attention_mask`` [B,L] → hidden states [B,L,h], or [B,1,h] of position 0."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -170,8 +180,8 @@ class Bert(nn.Module):
         self.encoder = Encoder(config)
         self.pooler = Pooler(config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.encoder(self.embeddings(input_ids), attention_mask.bool())
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> Tensor:
+        return self.encoder(self.embeddings(input_ids), attention_mask.bool(), first_only)
 
 
 def init_weights(module: nn.Module, std: float) -> None:

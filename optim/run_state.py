@@ -8,6 +8,7 @@ runs/flickr30k/
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -62,8 +63,11 @@ class Run:
             self._check_same_settings()
         with atomic_file(self.folder / "config.yaml") as path:
             cli.save(config, path)
+        facts = environment() | (facts or {})
         with atomic_file(self.folder / "run.json") as path:
-            path.write_text(json.dumps(environment() | (facts or {}), indent=2) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        print(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), end="")
+        print("\n".join(f"{name}: {value}" for name, value in facts.items()))
         self._tensorboard = None
 
     def _check_same_settings(self) -> None:
@@ -244,16 +248,15 @@ def restore_random_state(state: dict) -> None:
 
 
 def environment() -> dict:
-    """Where and with what a result was made: time, host, versions, git revision, command."""
+    """Where and with what a result was made: time, machine, versions, git revision, command."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "git": git_revision(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "lmdb")},
+        "host": platform.node(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
     }
 

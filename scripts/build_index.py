@@ -69,15 +69,13 @@ def images_of(captions, regions) -> list[str]:
 
 
 def main(options: Options) -> None:
-    import torch
-
     from data.captions import CaptionDB
     from model.bi_encoder import LightningDOT
     from model.encoding import build_caption_index, build_image_index, check_width
+    from model.initial import check_tokenizer
+    from optim.precision import choose_device
 
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(options.device)
     model = LightningDOT.from_pretrained(options.checkpoint).to(device)
     common = {name: getattr(options, name) for name in ("batch_size", "dtype", "precision", "workers", "checkpoint")}
     started = time.perf_counter()
@@ -88,6 +86,7 @@ def main(options: Options) -> None:
         index = build_image_index(model, regions, keys, options.out, device=device, **common)
     else:
         captions = CaptionDB(options.captions)
+        check_tokenizer(options.checkpoint, captions)
         index = build_caption_index(model, captions, captions.ids, options.out, device=device, **common)
     what = {"img": "images", "txt": "captions"}[index.kind]
     print(f"{options.out}: {index.count} {what}, {index.dim} x {index.dtype}, {time.perf_counter() - started:.1f} s")

@@ -34,6 +34,7 @@ class Options:
         queries: text file, one query a line
         captions: caption database (text LMDB) to draw random captions from; their own pictures are framed
         n: number of random captions
+        tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: pictures per query
         seed: seed of the random choice
     """
@@ -45,6 +46,7 @@ class Options:
     queries: str | None = None
     captions: str | None = None
     n: int = 6
+    tokenizer: str | None = None
     k: int = 5
     seed: int = 0
 
@@ -186,7 +188,7 @@ def main(options: Options) -> None:
 
     index = EmbeddingIndex(options.index)
     model = LightningDOT.from_pretrained(options.checkpoint)
-    tokenizer = load_tokenizer(Path(options.checkpoint) / "tokenizer")
+    tokenizer = load_tokenizer(options.tokenizer or Path(options.checkpoint) / "tokenizer")
     if options.queries:
         try:
             text = Path(options.queries).read_text(encoding="utf-8")

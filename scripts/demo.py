@@ -23,9 +23,11 @@ from model.metrics import format_table
 ROOT = Path(__file__).resolve().parents[1]
 OUT = "runs/demo"  # as in configs/*/demo.yaml
 
+BOXES = "--boxes.conf-th 0.6 --boxes.min-bb 4"
+
 PREPARE = f"""
 scripts/make_scenes.py --out {OUT} --train 6000 --val 200 --test 500 --size 128 --workers 2
-scripts/extract_regions.py --extractor random-conv --photos {OUT}/photos --out {OUT}/regions --feature-dim 512 --size 128 --workers 2
+scripts/extract_regions.py --extractor random-conv --photos {OUT}/photos --out {OUT}/regions --feature-dim 512 --size 128 --conf-th 0.6 --min-bb 4 --workers 2
 scripts/train_tokenizer.py --annotations {OUT}/captions.jsonl --vocab-size 1000 --out {OUT}/tokenizer
 scripts/build_captions.py --annotations {OUT}/captions.jsonl --languages en --tokenizer {OUT}/tokenizer --regions {OUT}/regions --out {OUT}/db
 """
@@ -35,8 +37,8 @@ pretrain.py --config configs/pretrain/demo.yaml
 train_itm.py --config configs/finetune/demo.yaml --model.init {OUT}/pretrain/last
 """
 EVALUATE = f"""
-eval_itm.py --checkpoint {OUT}/finetune_only/best --captions {OUT}/db/test --regions {OUT}/regions --output-dir {OUT}/eval/finetune_only
-eval_itm.py --checkpoint {OUT}/finetune/best --captions {OUT}/db/test --regions {OUT}/regions --output-dir {OUT}/eval/finetune
+eval_itm.py --checkpoint {OUT}/finetune_only/best --captions {OUT}/db/test --regions {OUT}/regions {BOXES} --output-dir {OUT}/eval/finetune_only
+eval_itm.py --checkpoint {OUT}/finetune/best --captions {OUT}/db/test --regions {OUT}/regions {BOXES} --output-dir {OUT}/eval/finetune
 scripts/contact_sheet.py --checkpoint {OUT}/finetune/best --index {OUT}/eval/finetune/img --captions {OUT}/db/test --photos {OUT}/photos --out {OUT}/contact_sheet.png
 """
 

@@ -3,7 +3,7 @@
 
 python scripts/extract_regions.py --photos photos --out db/regions                                # every jpg and png
 python scripts/extract_regions.py --photos photos --out db/regions --list train.txt --workers 8   # those in a list
-python scripts/extract_regions.py --photos runs/demo/world/photos --out runs/demo/regions --feature-dim 512
+python scripts/extract_regions.py --photos photos --out db/regions --feature-dim 512
 """
 
 import dataclasses

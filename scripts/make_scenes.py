@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Render the demo world: pictures of coloured shapes and their captions in English, German, French and Czech.
 
-python scripts/make_scenes.py --out runs/demo/world                                            # 2,700 pictures
-python scripts/make_scenes.py --out /tmp/world --train 20 --val 10 --test 10 --workers 1       # a world for tests
+python scripts/make_scenes.py --out runs/world                                            # 2,700 pictures
+python scripts/make_scenes.py --out runs/world --train 20 --val 10 --test 10 --workers 1       # a world for tests
 """
 
 import json

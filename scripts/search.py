@@ -28,6 +28,7 @@ class Options:
         query: the text to find images for
         index: feature index: of images for a text query, of captions for --image
         checkpoint: the checkpoint folder that made the index
+        tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: number of results
         image: key of an image in --regions to find captions for, instead of a text
         regions: region database that holds the image
@@ -41,6 +42,7 @@ class Options:
     index: str
     checkpoint: str
     query: str | None = None
+    tokenizer: str | None = None
     k: int = 10
     image: str | None = None
     regions: str | None = None
@@ -78,7 +80,7 @@ def main(options: Options) -> None:
         def encode():
             return next(encode_images(model, regions, [options.image], progress=False))[1].numpy()
     else:
-        tokenizer = load_tokenizer(Path(options.checkpoint) / "tokenizer")
+        tokenizer = load_tokenizer(options.tokenizer or Path(options.checkpoint) / "tokenizer")
 
         def encode():
             return encode_queries(model, tokenizer, [options.query])

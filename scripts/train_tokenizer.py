@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a WordPiece tokenizer on captions.
 
-python scripts/train_tokenizer.py --annotations runs/demo/world/captions.jsonl --vocab-size 1000 --out runs/demo/tokenizer
+python scripts/train_tokenizer.py --annotations captions.jsonl --vocab-size 1000 --out db/tokenizer
 """
 
 import string

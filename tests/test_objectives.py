@@ -160,6 +160,13 @@ def test_siblings_change_the_loss_only_where_an_image_repeats():
     assert (masked[:2] < kept[:2]).all() and torch.equal(masked[2:], kept[2:])
 
 
+def test_scores_are_exact_in_bf16_runs():
+    txt, img = torch.randn(4, 384), torch.randn(4, 384)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, scores = contrastive_loss(txt, img, torch.arange(4))
+    assert torch.equal(scores, txt @ img.T)
+
+
 def test_towers_that_cannot_be_tied_are_refused():
     small = EncoderConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     other = EncoderConfig(vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
