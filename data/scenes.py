@@ -172,7 +172,7 @@ def place(scene: Scene, a: int) -> str | None:
 CAPTIONS_PER_LANGUAGE = {"en": 5, "de": 2, "fr": 2, "cs": 2}
 WORDS = {"en": (8, 22), "de": (8, 22), "fr": (8, 26), "cs": (8, 22)}  # French spends words on "à", "de", "sur"
 TWO_OBJECTS = ("pair", "background", "places")  # these name two objects, the other kinds three, which says more
-KINDS = TWO_OBJECTS + 2 * ("place", "also", "list", "list_background", "count")
+KINDS = TWO_OBJECTS + 5 * ("place", "also", "list", "list_background", "count")
 
 
 def captions(scene: Scene) -> dict[str, list[str]]:
