@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The whole pipeline on the embedded demo world: pictures to recall table, by the commands a user would type.
 
-python scripts/demo.py                   # what `make demo` runs: about six minutes on two CPU cores
+python scripts/demo.py                   # what `make demo` runs: under six minutes on two CPU cores
 """
 
 import json

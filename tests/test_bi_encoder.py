@@ -107,7 +107,7 @@ def test_training_mode_drops_and_rate_0_does_not():
 
 def test_a_text_longer_than_the_position_table_is_refused():
     ids, mask = texts(50, 0, lengths=(25,))
-    with pytest.raises(BadInput, match="text of 25 tokens does not fit the model's 24 positions; lower max_txt_len"):
+    with pytest.raises(BadInput, match="text of 25 tokens does not fit the model's 24 positions; shorten it"):
         Bert(EncoderConfig(vocab_size=50, **SIZES))(ids, mask)
     offset = Bert(EncoderConfig(vocab_size=50, **SIZES, position_offset=2))
     assert offset(ids[:, :22], mask[:, :22]).shape == (1, 22, 32)
@@ -238,10 +238,20 @@ def test_without_projection_the_embedding_is_position_0():
     assert model.config.embedding_dim == 32
     assert not [name for name in model.state_dict() if "encode_proj" in name]
     ids, mask = texts(50, 0)
-    assert torch.equal(model.encode_text(ids, mask), model.txt_model.bert(ids, mask)[:, 0])
+    torch.testing.assert_close(model.encode_text(ids, mask), model.txt_model.bert(ids, mask)[:, 0])
     assert small_model(project_dim=20).config.embedding_dim == 20
     with pytest.raises(BadInput, match=r"project_dim 0 .* text has hidden_size 16, image 32"):
         small_model(project_dim=0, txt=EncoderConfig(vocab_size=50, **SIZES | {"hidden_size": 16}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 3])
+def test_position_0_alone_is_position_0_of_all(layers):
+    model = small_model(txt=EncoderConfig(vocab_size=50, **SIZES | {"num_hidden_layers": layers}))
+    ids, mask = texts(50, 0)
+    alone, whole = (model.txt_model.bert(ids, mask, first_only=first) for first in (True, False))
+    assert alone.shape == (len(ids), 1, 32) and whole.shape[1] > 1
+    torch.testing.assert_close(alone, whole[:, :1], atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
