@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import lmdb
 import lz4.frame
 import msgpack
 from tqdm import tqdm
@@ -53,13 +54,13 @@ class CaptionDB:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._txn = reader(self.folder)
-        self.lengths: dict[str, int] = self._read_json("id2len.json")
+        self.lengths: dict[str, int] = read_table(self.folder, "id2len.json")
         self.ids: list[str] = list(self.lengths)
-        self.txt2img: dict[str, str] = self._read_json("txt2img.json")
-        self.img2txts: dict[str, list[str]] = self._read_json("img2txts.json")
-        self.meta: dict = self._read_json("meta.json")
+        self.txt2img: dict[str, str] = read_table(self.folder, "txt2img.json")
+        self.img2txts: dict[str, list[str]] = read_table(self.folder, "img2txts.json")
+        self.meta: dict = read_table(self.folder, "meta.json")
         has_languages = (self.folder / "txt2lang.json").exists()
-        self.languages: dict[str, str] = self._read_json("txt2lang.json") if has_languages else {}
+        self.languages: dict[str, str] = read_table(self.folder, "txt2lang.json") if has_languages else {}
         if not self.ids:
             raise BadInput(f"{self.folder}: the database is empty; build it from a split that has captions")
         missing = {"CLS", "SEP", "MASK", "v_range"} - self.meta.keys()
@@ -74,18 +75,6 @@ class CaptionDB:
                 raise BadInput(
                     f"{self.folder / 'img2txts.json'}: no captions for {self.txt2img[caption_id]} of txt2img.json"
                 )
-
-    def _read_json(self, name: str) -> dict:
-        path = self.folder / name
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be read ({error.strerror}); copy or build the text DB again") from None
-        except ValueError as error:
-            raise BadInput(f"{path}: not JSON ({error}); copy or build the text DB again") from None
-        if not isinstance(content, dict):
-            raise BadInput(f"{path}: holds a {type(content).__name__}, expected an object; build the text DB again")
-        return content
 
     @property
     def tokenizer_folder(self) -> Path | None:
@@ -105,14 +94,7 @@ class CaptionDB:
         Raises:
             BadInput: the caption is absent or its record is damaged.
         """
-        value = self._txn.get(caption_id.encode())
-        if value is None:
-            raise BadInput(f"{self.folder}: no caption {caption_id!r}; check the id or build the database again")
-        try:
-            record = msgpack.unpackb(lz4.frame.decompress(value))
-            return {"input_ids": record["input_ids"], "img_fname": record["img_fname"], **record}
-        except Exception as error:  # whatever lz4 and msgpack raise on damaged bytes
-            raise BadInput(f"{self.folder}: caption {caption_id!r} is damaged ({error!r}); build it again") from None
+        return read_caption(self._txn, self.folder, caption_id)
 
     def input_ids(self, caption_id: str) -> list[int]:
         """Word-piece ids without [CLS] and [SEP]."""
@@ -132,6 +114,35 @@ class CaptionDB:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._txn = reader(self.folder)
+
+
+def read_table(folder: Path, name: str) -> dict:
+    """A JSON object beside the LMDB, such as ``id2len.json``; BadInput when it is missing or something else."""
+    path = folder / name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); copy or build the text DB again") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON ({error}); copy or build the text DB again") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: holds a {type(content).__name__}, expected an object; build the text DB again")
+    return content
+
+
+def read_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> dict:
+    """The whole record; BadInput when it is absent, damaged, or lacks ``input_ids`` or ``img_fname``."""
+    try:
+        value = txn.get(caption_id.encode())
+    except lmdb.Error as error:
+        raise BadInput(f"{folder}: caption {caption_id!r} cannot be read ({error}); copy the database again") from None
+    if value is None:
+        raise BadInput(f"{folder}: no caption {caption_id!r}; check the id or build the database again")
+    try:
+        record = msgpack.unpackb(lz4.frame.decompress(value))
+        return {"input_ids": record["input_ids"], "img_fname": record["img_fname"], **record}
+    except Exception as error:  # whatever lz4 and msgpack raise on damaged bytes
+        raise BadInput(f"{folder}: caption {caption_id!r} is damaged ({error!r}); build it again") from None
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------------------------

@@ -18,10 +18,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import lmdb
 import msgpack
 import numpy as np
 from tqdm import tqdm
@@ -29,7 +31,11 @@ from tqdm import tqdm
 from data.errors import BadInput
 from data.lmdb_env import LmdbWriter, reader
 
-_MEMBERS = ("features", "norm_bb", "conf", "soft_labels")
+MEMBERS = ("features", "norm_bb", "conf", "soft_labels")
+_FOLDER = re.compile(
+    r"(?:all|feat_numbb(?P<num_bb>\d+)|feat_th(?P<conf_th>\d[^_]*)_max(?P<max_bb>\d+)_min(?P<min_bb>\d+))"
+    r"(?P<compressed>_compressed)?"
+)
 
 
 @dataclass
@@ -90,23 +96,40 @@ def _names(conf_th: float, max_bb: int, min_bb: int, num_bb: int) -> tuple[str, 
     return f"feat_{suffix}", f"nbb_{suffix}.json"
 
 
-def _read_keys(folder: Path) -> list[str]:
+def layout_of(name: str) -> tuple[BoxOptions | None, bool] | None:
+    """(Which boxes, compressed?) of an LMDB folder's name; no boxes for ``all``; None for a name of another kind."""
+    match = _FOLDER.fullmatch(name)
+    if match is None:
+        return None
+    compressed = match["compressed"] is not None
+    if match["num_bb"]:
+        return BoxOptions(conf_th=-1, num_bb=int(match["num_bb"])), compressed
+    if match["conf_th"]:
+        return BoxOptions(float(match["conf_th"]), int(match["max_bb"]), int(match["min_bb"])), compressed
+    return None, compressed
+
+
+def read_keys(folder: Path) -> list[str]:
+    """Keys of the pictures in one LMDB folder: those of ``__keys__``, or without it all that are stored."""
     txn = reader(folder)
     value = txn.get(b"__keys__")
     if value is None:
         return [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
     try:
-        return json.loads(bytes(value))
+        keys = json.loads(bytes(value))
+        if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+            raise ValueError(f"it starts {bytes(value[:40])!r}")
+        return keys
     except ValueError as error:
         raise BadInput(f"{folder}: key __keys__ is no JSON list ({error}); build the database again") from None
 
 
 def stored_keys(img_db: str | Path) -> set[str]:
     """Keys of all LMDB folders of an image DB, whatever boxes they hold."""
-    folders = [path.parent for path in sorted(Path(img_db).glob("*/data.mdb"))]
+    folders = [path.parent for path in sorted(Path(img_db).glob("*/data.mdb")) if layout_of(path.parent.name)]
     if not folders:
         raise BadInput(f"{img_db}: no image DB, expected a folder such as feat_th0.2_max100_min10 in it")
-    return {key for folder in folders for key in _read_keys(folder)}
+    return {key for folder in folders for key in read_keys(folder)}
 
 
 class RegionDB:
@@ -145,7 +168,7 @@ class RegionDB:
         self.compressed = self.folder.name.endswith("_compressed")
         self._txn = reader(self.folder)
 
-        self.keys: list[str] = _read_keys(self.folder)
+        self.keys: list[str] = read_keys(self.folder)
         if not self.keys:
             raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
         if nbb_path:
@@ -154,7 +177,7 @@ class RegionDB:
             self.num_regions = dict.fromkeys(self.keys, num_bb)
         else:
             self.num_regions = self._compute_nbb()
-        first = self._decode(self.keys[0], _MEMBERS)
+        first = self._decode(self.keys[0], MEMBERS)
         self.feature_dim: int = first["features"].shape[1]
         self.num_labels: int = first["soft_labels"].shape[1] if "soft_labels" in first else 0
 
@@ -204,7 +227,7 @@ class RegionDB:
         count = self.num_regions.get(key)
         if count is None:
             raise BadInput(f"{self.folder}: no picture {key!r}; extract its region features or leave it out")
-        arrays = self._decode(key, _MEMBERS if soft_labels and self.num_labels else _MEMBERS[:3])
+        arrays = self._decode(key, MEMBERS if soft_labels and self.num_labels else MEMBERS[:3])
         features, boxes = arrays["features"], arrays["norm_bb"]
         rows = len(features)
         labels = arrays.get("soft_labels")
@@ -224,17 +247,7 @@ class RegionDB:
 
     def _decode(self, key: str, members: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The asked members that are stored, all rows, fp16."""
-        value = self._txn.get(key.encode())
-        if value is None:
-            raise BadInput(f"{self.folder}: key {key!r} is listed but not stored; build the database again")
-        try:
-            arrays = (_decode_compressed if self.compressed else _decode_plain)(value, members)
-        except Exception as error:  # whatever msgpack, zip, zlib or numpy raise on damaged bytes
-            raise BadInput(f"{self.folder}: key {key!r} is damaged ({error!r}); extract this picture again") from None
-        missing = [name for name in members[:3] if name not in arrays]
-        if missing:
-            raise BadInput(f"{self.folder}: key {key!r} has no {' and no '.join(missing)}; extract this picture again")
-        return arrays
+        return read_regions(self._txn, self.folder, key, self.compressed, members)
 
     def fingerprint(self) -> str:
         """Short hex of the keys, the box counts and a sample of the stored bytes; the same for a copy of the folder."""
@@ -250,6 +263,30 @@ class RegionDB:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._txn = reader(self.folder)
+
+
+def read_regions(
+    txn: lmdb.Transaction, folder: Path, key: str, compressed: bool, members: tuple[str, ...] = MEMBERS
+) -> dict[str, np.ndarray]:
+    """The asked members that are stored under `key`, all rows, fp16.
+
+    Raises:
+        BadInput: the key is absent, its value is damaged, or features, norm_bb or conf are missing.
+    """
+    try:
+        value = txn.get(key.encode())
+    except lmdb.Error as error:
+        raise BadInput(f"{folder}: key {key!r} cannot be read ({error}); copy the database again") from None
+    if value is None:
+        raise BadInput(f"{folder}: key {key!r} is listed but not stored; build the database again")
+    try:
+        arrays = (_decode_compressed if compressed else _decode_plain)(value, members)
+    except Exception as error:  # whatever msgpack, zip, zlib or numpy raise on damaged bytes
+        raise BadInput(f"{folder}: key {key!r} is damaged ({error!r}); extract this picture again") from None
+    missing = [name for name in members[:3] if name not in arrays]
+    if missing:
+        raise BadInput(f"{folder}: key {key!r} has no {' and no '.join(missing)}; extract this picture again")
+    return arrays
 
 
 def _decode_plain(value: memoryview, members: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -342,7 +379,7 @@ class RegionWriter(LmdbWriter):
         """Store one picture under its `key` (picture name with ``.npz``); arrays are cast to fp16."""
         if key in self._num_regions:
             raise BadInput(f"{self.folder}: key {key!r} is added twice; picture names must differ in their base name")
-        arrays = {name: getattr(regions, name) for name in _MEMBERS if getattr(regions, name) is not None}
+        arrays = {name: getattr(regions, name) for name in MEMBERS if getattr(regions, name) is not None}
         arrays = {name: np.ascontiguousarray(array, "<f2") for name, array in arrays.items()}
         shapes = {name: array.shape for name, array in arrays.items()}
         rows = len(arrays["features"])
