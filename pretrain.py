@@ -26,7 +26,7 @@ from model.objectives import TASKS, Fusion, PretrainingHeads, forward_task
 from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
 from optim.precision import Precision, autocast, choose_device
 from optim.run_state import RecentLosses, Run, blame, load_heads, random_state, restore_random_state
-from optim.schedule import linear_schedule
+from optim.schedule import build_schedule
 
 
 @dataclass
@@ -135,7 +135,7 @@ def main(config: PretrainConfig) -> None:
     sources = [Source(config.data[n].tasks[t], train[n].txt_lengths, train[n].img_lengths) for n, t in pairs]
     draws = DrawStream(sources, config.tokens_per_batch, config.seed, config.grad_accumulation)
     optimizer = build_optimizer([model, heads], config.optim)
-    lr_at = linear_schedule(config.optim, config.num_steps)
+    lr_at = build_schedule(config.optim, config.num_steps)
 
     run = Run(config.output_dir, config, config.resume, _facts(config, model, train))
     step, best = 0, float("inf")

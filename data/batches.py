@@ -31,6 +31,12 @@ class Batch:
         region_mask: [B,R] bool, True at real regions
         image_ids: [B] int64, equal where two pairs show the same image
         txt_ids, img_keys: the B database keys
+        num_pairs: the first so many pairs are queries, the others hard negatives for them; None: all are queries
+        caption_ids: [B,C] int64, captions of the images themselves, the third view (cmr)
+        caption_mask: [B,C] bool, True at their real tokens
+        caption_weight: share of the third view in a score
+        teacher_images: [B,K] int64, ``image_ids`` that a re-ranker has scored for each text, -1 where fewer than K (cmr)
+        teacher_scores: [B,K] float32, those scores
         word_labels: [B,L] int64, the word to predict, -1 elsewhere (vmlm)
         masked_regions: [B,R] bool, True at regions to predict (mrfr, mrckl, mrc)
         feature_targets: [N,F] float16, features of the masked regions in order (mrfr)
@@ -45,6 +51,12 @@ class Batch:
     image_ids: Tensor
     txt_ids: list[str]
     img_keys: list[str]
+    num_pairs: int | None = None
+    caption_ids: Tensor | None = None
+    caption_mask: Tensor | None = None
+    caption_weight: float = 0.0
+    teacher_images: Tensor | None = None
+    teacher_scores: Tensor | None = None
     word_labels: Tensor | None = None
     masked_regions: Tensor | None = None
     feature_targets: Tensor | None = None
@@ -85,21 +97,52 @@ def collate_images(images: list[Regions]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(features), torch.from_numpy(positions), torch.from_numpy(mask)
 
 
+@dataclass
+class ImageCaptions:
+    """Captions of the images themselves, written by a captioning model for instance: the third view.
+
+    Attributes:
+        captions: text DB; all its captions of an image are read as one text, [CLS] c1 [SEP] c2 [SEP] ...
+        weight: share of their embedding in an image's score
+    """
+
+    captions: CaptionDB
+    weight: float
+
+    def input_ids(self, key: str) -> np.ndarray:
+        """[C] int64 with [CLS] and [SEP]."""
+        meta = self.captions.meta
+        words = [meta["CLS"]]
+        for caption_id in self.captions.img2txts[key]:
+            words += [*self.captions.input_ids(caption_id), meta["SEP"]]
+        return np.array(words, dtype=np.int64)
+
+
 class PairDataset:
     """The caption–image pairs of one caption DB and one region DB.
 
     Args:
         max_txt_len: captions of more tokens than this, [CLS] and [SEP] included, are dropped; -1 keeps all
         languages: keep only captions in these; None keeps all
+        image_captions: the third view
+
+    Attributes:
+        teacher: what `read_teacher_scores` gave for ``ids`` and ``images``; None without distillation
 
     Raises:
         BadInput: a caption's image is not in the region DB, or no caption is left.
     """
 
     def __init__(
-        self, captions: CaptionDB, regions: RegionDB, max_txt_len: int = -1, languages: list[str] | None = None
+        self,
+        captions: CaptionDB,
+        regions: RegionDB,
+        max_txt_len: int = -1,
+        languages: list[str] | None = None,
+        image_captions: ImageCaptions | None = None,
     ):
-        self.captions, self.regions = captions, regions
+        self.captions, self.regions, self.image_captions = captions, regions, image_captions
+        self.teacher: tuple[np.ndarray, np.ndarray] | None = None
         keep = [i for i in captions.ids if max_txt_len < 0 or captions.lengths[i] + 2 <= max_txt_len]
         if languages is not None:
             keep = [i for i in keep if captions.languages.get(i) in languages]
@@ -116,6 +159,14 @@ class PairDataset:
                 f"{regions.folder} ({len(absent)} of {len(self.images)} images are not); extract their regions, or build "
                 "the captions with --regions and --skip-missing"
             )
+        if image_captions is not None:
+            folder = image_captions.captions.folder
+            absent = [key for key in self.images if key not in image_captions.captions.img2txts]
+            if absent:
+                raise BadInput(
+                    f"{folder}: has no caption of image {absent[0]}, which the third view needs ({len(absent)} of "
+                    f"{len(self.images)} images have none)"
+                )
         number = {key: n for n, key in enumerate(self.images)}
         self.image_of = np.array([number[captions.txt2img[i]] for i in keep])  # [N] caption → image
         self.txt_lengths = np.array([captions.lengths[i] + 2 for i in keep])  # [CLS] and [SEP] included
@@ -131,8 +182,12 @@ class PairDataset:
         rng: np.random.Generator | None = None,
         word_mask_prob: float = 0.15,
         region_mask_prob: float = 0.15,
+        num_pairs: int | None = None,
     ) -> Batch:
-        """The pairs at ``indices`` with what ``task`` predicts masked, as drawn from ``rng``."""
+        """The pairs at ``indices`` with what ``task`` predicts masked, as drawn from ``rng``.
+
+        With ``num_pairs``, pairs beyond that many are hard negatives.
+        """
         meta = self.captions.meta
         txt_ids = [self.ids[i] for i in indices]
         img_keys = [self.images[self.image_of[i]] for i in indices]
@@ -159,8 +214,15 @@ class PairDataset:
             torch.from_numpy(self.image_of[indices]),
             txt_ids,
             img_keys,
-            labels,
+            num_pairs,
+            word_labels=labels,
         )
+        if self.image_captions is not None and task == "cmr":
+            captions = [self.image_captions.input_ids(key) for key in img_keys]
+            batch.caption_ids, batch.caption_mask = collate_texts(captions, meta.get("PAD", 0))
+            batch.caption_weight = self.image_captions.weight
+        if self.teacher is not None and task == "cmr":
+            batch.teacher_images, batch.teacher_scores = (torch.from_numpy(each[indices]) for each in self.teacher)
         if task in ("mrfr", "mrckl", "mrc"):
             _mask_regions(batch, images, rng, region_mask_prob)
         return batch
@@ -186,10 +248,23 @@ def open_pairs(
     max_txt_len: int = -1,
     languages: list[str] | None = None,
     root: str = ".",
+    image_captions: str | None = None,
+    caption_weight: float = 0.0,
 ) -> PairDataset:
-    """Open both databases; relative folders start at ``root``. Raises BadInput as they and ``PairDataset`` do."""
+    """Open the databases; relative folders start at ``root``. Raises BadInput as they and ``PairDataset`` do."""
     region_db = RegionDB(Path(root, regions), **dataclasses.asdict(options))
-    return PairDataset(CaptionDB(Path(root, captions)), region_db, max_txt_len, languages)
+    view = open_image_captions(image_captions, caption_weight, root)
+    return PairDataset(CaptionDB(Path(root, captions)), region_db, max_txt_len, languages, view)
+
+
+def open_image_captions(folder: str | None, weight: float, root: str = ".") -> ImageCaptions | None:
+    """The third view, when it counts. Raises BadInput when only one of the two is given."""
+    if (folder is None) != (weight == 0) or not 0 <= weight <= 1:
+        raise BadInput(
+            f"image_captions {folder}, caption_score_weight {weight}: the third view needs both, a weight above 0 and at "
+            "most 1"
+        )
+    return None if folder is None else ImageCaptions(CaptionDB(Path(root, folder)), weight)
 
 
 class _MadeBatches(Dataset):

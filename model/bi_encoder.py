@@ -135,6 +135,7 @@ class LightningDOT(nn.Module):
         checkpoints.check_config(config)
         self.config = config
         self.fingerprint: str | None = None  # of the weights as last read or written; what a feature index is made for
+        self._frozen: list[Tower] = []
         self.img_model = Tower(ImageBert(config), config.img.hidden_size, config.project_dim)
         self.txt_model = Tower(Bert(config.txt), config.txt.hidden_size, config.project_dim)
         for tower, sizes in ((self.img_model, config.img), (self.txt_model, config.txt)):
@@ -144,6 +145,19 @@ class LightningDOT(nn.Module):
                 # size, and training from random towers first has to unlearn them.
                 std = config.project_dim**-0.25 / (2 * sizes.hidden_size) ** 0.5
                 nn.init.normal_(tower.encode_proj[-1].weight, std=std)
+
+    def freeze(self, txt: bool = False, img: bool = False) -> None:
+        """Keep a tower as it is: no gradients, and no dropout while the other one trains."""
+        self._frozen = [tower for tower, frozen in ((self.txt_model, txt), (self.img_model, img)) if frozen]
+        for tower in self._frozen:
+            tower.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> LightningDOT:
+        super().train(mode)
+        for tower in self._frozen:
+            tower.eval()
+        return self
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed texts.
@@ -188,7 +202,7 @@ class LightningDOT(nn.Module):
         tensors = checkpoints.read_tensors(Path(folder) / "model.safetensors")
         checkpoints.load_strict(model, tensors, str(folder), assign=True)
         model.fingerprint = values.get("fingerprint")
-        return model.eval()
+        return model.float().eval()  # a converted checkpoint may hold half precision
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` (which also holds the fingerprint of the weights)."""

@@ -1,8 +1,8 @@
-"""Symmetric contrastive loss over a batch of text–image pairs (the paper's CMR, section 3.3)."""
+"""Symmetric contrastive loss over a batch of text–image pairs (the paper's CMR, section 3.3), and distillation."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,27 +11,94 @@ from torch import Tensor
 Siblings = Literal["mask", "keep"]
 
 
-def contrastive_loss(txt: Tensor, img: Tensor, image_ids: Tensor, siblings: Siblings = "mask") -> tuple[Tensor, Tensor]:
-    """Loss of each pair when every other pair of the batch is a negative: ½ (text→image + image→text) cross-entropy.
+class Contrast(NamedTuple):
+    """What `contrastive_loss` computed, for N queries of each kind among M candidates.
+
+    Attributes:
+        loss: [N], ½ (text→image + image→text) cross-entropy of each pair
+        t2i: [N,M] scores text × image, before masking
+        i2t: [N,M] scores image × text, before masking
+    """
+
+    loss: Tensor
+    t2i: Tensor
+    i2t: Tensor
+
+
+def contrastive_loss(
+    txt: Tensor,
+    img: Tensor,
+    image_ids: Tensor,
+    siblings: Siblings = "mask",
+    queries: slice = slice(None),
+    captions: Tensor | None = None,
+    caption_weight: float = 0.0,
+) -> Contrast:
+    """Loss of each pair when every other row is a negative: ½ (text→image + image→text) cross-entropy.
 
     Args:
-        txt: [B,D] text embeddings x
-        img: [B,D] image embeddings z; row i belongs to text i
-        image_ids: [B] int64, equal where two pairs show the same image. An image may appear several times in a batch,
-            once for each of its captions
+        txt: [M,D] text embeddings x
+        img: [M,D] image embeddings z; row i belongs to text i
+        image_ids: [M] int64, equal where two rows show the same image. An image may appear several times, once for each
+            of its captions
         siblings: "mask" takes the other captions of the same image out of the negatives; "keep" leaves them in, as the
             original code did
+        queries: the rows that have to find their partner; the others are negatives only (hard negatives)
+        captions: [M,D] embeddings c of a caption of the image of each row, the third view
+        caption_weight: w, share of the third view: x·((1-w) z + w c) text→image, z·((1-w) x + w c) image→text
 
-    Returns:
-        loss [B] and scores [B,B] (text × image, before masking). Scores are plain dot products, without temperature.
+    Scores are plain dot products, without temperature, in fp32 whatever the precision of the towers.
     """
     with torch.autocast(txt.device.type, enabled=False):  # autocast would round the scores to bf16
-        scores = txt.float() @ img.float().T  # [B,B]
-    target = torch.arange(len(scores), device=scores.device)
-    negatives = scores
+        txt, img = txt.float(), img.float()
+        txt_view, img_view = txt, img
+        if captions is not None:
+            txt_view, img_view = (torch.lerp(own, captions.float(), caption_weight) for own in (txt, img))
+        t2i = txt[queries] @ img_view.T  # [N,M]
+        i2t = img[queries] @ txt_view.T  # [N,M]
+    own = torch.arange(len(txt), device=txt.device)[queries]  # [N] column of each query's partner
+    negatives = t2i, i2t
     if siblings == "mask":
-        sibling = (image_ids[:, None] == image_ids[None, :]) & (target[:, None] != target[None, :])
-        negatives = scores.masked_fill(sibling, float("-inf"))
-    t2i = F.cross_entropy(negatives, target, reduction="none")
-    i2t = F.cross_entropy(negatives.T, target, reduction="none")
-    return (t2i + i2t) / 2, scores
+        sibling = image_ids[queries, None] == image_ids[None, :]
+        sibling[torch.arange(len(own), device=own.device), own] = False
+        negatives = t2i.masked_fill(sibling, float("-inf")), i2t.masked_fill(sibling, float("-inf"))
+    loss = sum(F.cross_entropy(scores, own, reduction="none") for scores in negatives) / 2
+    return Contrast(loss, t2i, i2t)
+
+
+def distillation_loss(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the model's ranking from a re-ranker's, among the candidates that the re-ranker has scored.
+
+    Args:
+        scores: [N,M] the model's scores, as in `Contrast`
+        teacher: [N,M] the re-ranker's scores, NaN where it gave none
+        temperature: T, divides both before the softmax; the loss is multiplied by T² so that its gradients keep their
+            size (Hinton, Vinyals, Dean, 2015)
+
+    Returns: [N]; 0 for a query with fewer than two scored candidates
+    """
+    known = ~teacher.isnan()
+    log_p, log_q = (
+        (each.float() / temperature).masked_fill(~known, -1e30).log_softmax(dim=1)  # -inf would make NaN gradients
+        for each in (scores, teacher)
+    )
+    terms = torch.where(known, log_q.exp() * (log_q - log_p), 0.0)
+    return torch.where(known.sum(dim=1) > 1, terms.sum(dim=1), 0.0) * temperature**2
+
+
+def teacher_matrix(teacher_images: Tensor, teacher_scores: Tensor, image_ids: Tensor) -> Tensor:
+    """A re-ranker's scores of each text with each image of a batch.
+
+    Args:
+        teacher_images: [B,K] int64, images it has scored for each text, -1 where fewer than K
+        teacher_scores: [B,K] their scores
+        image_ids: [M] int64, the images of the batch
+
+    Returns: [B,M] float32, NaN where it gave no score
+    """
+    matrix = torch.full((len(teacher_images), len(image_ids)), float("nan"), device=image_ids.device)
+    for images, scores in zip(
+        teacher_images.T, teacher_scores.T, strict=True
+    ):  # K small steps instead of [B,K,M] at once
+        matrix = torch.where(images[:, None] == image_ids, scores[:, None].float(), matrix)
+    return matrix

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.batches import collate_images, collate_texts
+from data.batches import ImageCaptions, collate_images, collate_texts
 from data.captions import CaptionDB
 from data.errors import BadInput
 from data.index import EmbeddingIndex, IndexWriter, data_fingerprint
@@ -39,11 +39,13 @@ def encode_images(
     precision: str = "fp32",
     progress: bool = True,
     workers: int = 0,
+    image_captions: ImageCaptions | None = None,
 ) -> Encoded:
     """Embed images, those with most regions first, so that batches hold little padding and memory runs out early.
 
     Args:
         keys: which images of ``regions``
+        image_captions: the third view: an embedding is then (1-w) · image + w · its captions
         batch_size: images per batch
         device: where the model is
         precision: "fp32", or "bf16" for autocast
@@ -61,8 +63,11 @@ def encode_images(
         if key not in regions:
             regions.get(key)  # says which key, and of what database
     lengths = [regions.num_regions[key] for key in keys]
-    load = partial(_load_images, regions, keys)
-    encoded = _encode(model, model.encode_image, load, lengths, batch_size, device, precision, progress, workers, "img")
+    load = partial(_load_images, regions, keys, image_captions)
+    tower = model.encode_image
+    if image_captions is not None:
+        tower = partial(_encode_image_and_captions, model, image_captions.weight)
+    encoded = _encode(model, tower, load, lengths, batch_size, device, precision, progress, workers, "img")
     return _checked(encoded, regions.folder, keys)
 
 
@@ -113,12 +118,15 @@ def build_image_index(model: LightningDOT, regions: RegionDB, keys: Sequence[str
     Raises:
         BadInput: no keys, vectors that are not finite, ``out`` is something other than an index; see ``encode_images``.
     """
-    return _build("img", partial(encode_images, model, regions, keys), model, regions, keys, out, **options)
+    view = options.get("image_captions")
+    source = regions.fingerprint() + (f"+{view.weight}*{view.captions.fingerprint()}" if view else "")
+    return _build("img", partial(encode_images, model, regions, keys), model, regions, source, keys, out, **options)
 
 
 def build_caption_index(model: LightningDOT, captions: CaptionDB, ids: Sequence[str], out: str | Path, **options):
     """As ``build_image_index``, for captions."""
-    return _build("txt", partial(encode_captions, model, captions, ids), model, captions, ids, out, **options)
+    encode = partial(encode_captions, model, captions, ids)
+    return _build("txt", encode, model, captions, captions.fingerprint(), ids, out, **options)
 
 
 def check_width(regions: RegionDB, model: LightningDOT, checkpoint: str | Path = "the model") -> None:
@@ -176,8 +184,17 @@ def _run(model, tower: Callable, inputs, device, precision) -> Tensor:
             module.training = True
 
 
-def _load_images(regions, keys, positions):
-    return collate_images([regions.get(keys[position], soft_labels=False) for position in positions])
+def _load_images(regions, keys, image_captions, positions):
+    images = collate_images([regions.get(keys[position], soft_labels=False) for position in positions])
+    if image_captions is None:
+        return images
+    words = [image_captions.input_ids(keys[position]) for position in positions]
+    return *images, *collate_texts(words, image_captions.captions.meta.get("PAD", 0))
+
+
+def _encode_image_and_captions(model, weight, features, positions, region_mask, caption_ids, caption_mask):
+    image = model.encode_image(features, positions, region_mask).float()
+    return torch.lerp(image, model.encode_text(caption_ids, caption_mask).float(), weight)
 
 
 def _load_captions(captions, ids, vocab_size, positions):
@@ -196,11 +213,12 @@ def _check_vocabulary(largest: int, vocab_size: int, source) -> None:
 
 
 def _build(
-    kind, encode, model, database, names, out, dtype="fp32", precision="fp32", checkpoint=None, progress=True, **options
-) -> EmbeddingIndex:
+    kind, encode, model, database, source, names, out,
+    dtype="fp32", precision="fp32", checkpoint=None, progress=True, **options
+) -> EmbeddingIndex:  # fmt: skip
     if not names:
         raise BadInput(f"{database.folder}: nothing to encode into {out}")
-    data = data_fingerprint(database.fingerprint(), names)
+    data = data_fingerprint(source, names)
     made = {"precision": precision, "checkpoint": str(checkpoint), "database": str(database.folder)}
     wanted = {"kind": kind, "dtype": dtype, "model": model.fingerprint, "data": data, "precision": precision}
     if (Path(out) / "data.mdb").exists():

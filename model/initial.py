@@ -20,8 +20,8 @@ class ModelOptions:
 
     Args:
         init: checkpoint folder of ours to start from; then nothing else here but dropout counts
-        txt_init: Hugging Face BERT-family folder for the text tower; none: random weights
-        img_init: Hugging Face BERT-family folder for the image tower; none: random weights
+        txt_init: Hugging Face BERT-family folder, or a converted UNITER, for the text tower; none: random weights
+        img_init: Hugging Face BERT-family folder, or a converted UNITER, for the image tower; none: random weights
         project_dim: width of the shared embedding; 0 takes the hidden state as it is
         hidden_size: of towers from random weights
         num_hidden_layers: of towers from random weights
@@ -30,6 +30,8 @@ class ModelOptions:
         max_position_embeddings: of towers from random weights
         initializer_range: standard deviation of random weights; small towers learn sooner with more than BERT's 0.02
         dropout: overrides both dropout rates of both towers
+        freeze_txt: the text tower stays as it is
+        freeze_img: the image tower stays as it is
     """
 
     init: str | None = None
@@ -43,8 +45,12 @@ class ModelOptions:
     max_position_embeddings: int = 512
     initializer_range: float = 0.02
     dropout: float | None = None
+    freeze_txt: bool = False
+    freeze_img: bool = False
 
     def __post_init__(self):
+        if self.freeze_txt and self.freeze_img:
+            raise BadInput("model.freeze_txt and model.freeze_img leave nothing to train")
         if self.init and (self.txt_init or self.img_init):
             raise BadInput("model.init gives both towers; it excludes model.txt_init and model.img_init")
 
@@ -64,8 +70,10 @@ def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels:
         model = LightningDOT.from_pretrained(options.init, dropout=options.dropout)
     else:
         model = _from_towers(options, meta, feature_dim, num_labels)
-    source = options.init or options.txt_init or "model"
+    folders = [folder for folder in (options.txt_init, options.img_init) if folder]
+    source = options.init or ", ".join(dict.fromkeys(folders)) or "model"
     check_fits(model.config, meta, feature_dim, source, regions)
+    model.freeze(options.freeze_txt, options.freeze_img)
     return model.train()
 
 
@@ -109,12 +117,29 @@ def check_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
 
 def check_longest(config: LightningDOTConfig, dataset: PairDataset) -> None:
     """Refuse captions that the text tower has no positions for, before hours of training meet the first of them."""
-    positions = config.txt.max_position_embeddings - config.txt.position_offset
     longest = int(dataset.txt_lengths.argmax())
-    if dataset.txt_lengths[longest] > positions:
+    _check_length(config, dataset.captions, f"caption {dataset.ids[longest]} has", int(dataset.txt_lengths[longest]))
+    if dataset.image_captions is not None:
+        captions = dataset.image_captions.captions
+        lengths = {
+            key: 1 + sum(captions.lengths[i] + 1 for i in captions.img2txts.get(key, ())) for key in dataset.images
+        }
+        key = max(lengths, key=lengths.get)
+        _check_length(config, captions, f"the captions of {key} have together", lengths[key])
+        for name in ("CLS", "SEP", "MASK", "v_range"):
+            if captions.meta[name] != dataset.captions.meta[name]:
+                raise BadInput(
+                    f"{captions.folder}: {name} is {captions.meta[name]}, in {dataset.captions.folder} "
+                    f"{dataset.captions.meta[name]}; build both with one tokenizer"
+                )
+
+
+def _check_length(config: LightningDOTConfig, captions: CaptionDB, subject: str, tokens: int) -> None:
+    positions = config.txt.max_position_embeddings - config.txt.position_offset
+    if tokens > positions:
         raise BadInput(
-            f"{dataset.captions.folder}: caption {dataset.ids[longest]} has {dataset.txt_lengths[longest]} tokens with "
-            f"[CLS] and [SEP], the model has {positions} positions; shorten it, or drop such captions with max_txt_len"
+            f"{captions.folder}: {subject} {tokens} tokens with [CLS] and [SEP], the model has {positions} positions; "
+            "shorten it, or drop such captions with max_txt_len"
         )
 
 
@@ -139,6 +164,11 @@ def _from_towers(options: ModelOptions, meta: dict, feature_dim: int, num_labels
         sizes[side], tensors[side] = checkpoints.read_bert(folder) if folder else (random, None)
         if options.dropout is not None:
             sizes[side].set_dropout(options.dropout)
+    regions = "img_embeddings.img_linear.weight"  # UNITER's; a BERT has no region embeddings
+    if options.txt_init:  # and a text tower has no use for them
+        tensors["txt"] = {n: t for n, t in tensors["txt"].items() if not n.startswith("img_embeddings.")}
+    if options.img_init and regions in tensors["img"] and tensors["img"][regions].ndim == 2:
+        feature_dim = tensors["img"][regions].shape[1]  # the caller compares it with the data's
     model = LightningDOT(
         LightningDOTConfig(
             txt=sizes["txt"],
@@ -152,6 +182,7 @@ def _from_towers(options: ModelOptions, meta: dict, feature_dim: int, num_labels
     if options.txt_init:
         checkpoints.load_strict(model.txt_model.bert, tensors["txt"], options.txt_init, optional=r"^pooler\.")
     if options.img_init:
-        absent = r"^(pooler|img_embeddings)\."  # region embeddings are what a BERT has not got
+        has_regions = any(name.startswith("img_embeddings.") for name in tensors["img"])
+        absent = r"^pooler\." if has_regions else r"^(pooler|img_embeddings)\."
         checkpoints.load_strict(model.img_model.bert, tensors["img"], options.img_init, optional=absent)
     return model

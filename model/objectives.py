@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data.batches import Batch
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.contrastive import Siblings, contrastive_loss
+from model.contrastive import Siblings, contrastive_loss, distillation_loss, teacher_matrix
 from model.transformer import ACTIVATIONS, EncoderConfig, init_weights
 
 TASKS = ("cmr", "vmlm", "mrfr", "mrckl", "mrc")  # the last three are SMRM: its three kinds of target
@@ -163,12 +163,31 @@ def forward_smrm(model: LightningDOT, heads: PretrainingHeads, batch: Batch, kin
     return Outcome(F.cross_entropy(logits, target, reduction="none"), logits, target)
 
 
-def forward_cmr(model: LightningDOT, batch: Batch, siblings: Siblings = "mask") -> Outcome:
-    """Cross-modal retrieval: the batch's captions and images find each other (equations 4–6)."""
+def forward_cmr(
+    model: LightningDOT,
+    batch: Batch,
+    siblings: Siblings = "mask",
+    distill_weight: float = 0.0,
+    temperature: float = 1.0,
+) -> Outcome:
+    """Cross-modal retrieval: the batch's captions and images find each other (equations 4–6).
+
+    Args:
+        distill_weight: added to the loss so many times: the divergence from the ranking of the batch's ``teacher_scores``
+        temperature: of that ranking
+    """
     txt = model.encode_text(batch.input_ids, batch.attention_mask)  # [B,D]
     img = model.encode_image(batch.features, batch.positions, batch.region_mask)  # [B,D]
-    loss, scores = contrastive_loss(txt, img, batch.image_ids, siblings)
-    return Outcome(loss, scores, batch.image_ids)
+    third = model.encode_text(batch.caption_ids, batch.caption_mask) if batch.caption_ids is not None else None  # [B,D]
+    queries = slice(batch.num_pairs)
+    found = contrastive_loss(txt, img, batch.image_ids, siblings, queries, third, batch.caption_weight)
+    loss = found.loss  # [N]
+    if batch.teacher_scores is not None:
+        teacher = teacher_matrix(batch.teacher_images, batch.teacher_scores, batch.image_ids)  # [B,B]
+        t2i = distillation_loss(found.t2i, teacher[queries], temperature)
+        i2t = distillation_loss(found.i2t, teacher.T[queries], temperature)
+        loss = loss + distill_weight * (t2i + i2t) / 2
+    return Outcome(loss, found.t2i, batch.image_ids)
 
 
 def forward_task(

@@ -9,7 +9,6 @@ import torch
 from data.batches import Batch
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.contrastive import contrastive_loss
 from model.objectives import PretrainingHeads, forward_task
 from model.transformer import EncoderConfig
 
@@ -129,42 +128,6 @@ def test_a_batch_without_predictions_gives_zero_loss_and_no_nan(recorded):
     mean = forward_task("vmlm", model, heads, batch).mean
     mean.backward()
     assert mean.item() == 0
-
-
-def naive_contrastive(txt, img, image_ids, siblings):
-    losses = []
-    for i in range(len(txt)):
-        others = [j for j in range(len(txt)) if j == i or siblings == "keep" or image_ids[j] != image_ids[i]]
-        t2i = torch.tensor([float(txt[i] @ img[j]) for j in others], dtype=torch.float64)
-        i2t = torch.tensor([float(txt[j] @ img[i]) for j in others], dtype=torch.float64)
-        own = others.index(i)
-        losses.append(-(t2i.log_softmax(0)[own] + i2t.log_softmax(0)[own]) / 2)
-    return torch.stack(losses)
-
-
-@pytest.mark.parametrize("siblings", ["mask", "keep"])
-def test_contrastive_loss_matches_its_naive_twin(siblings):
-    torch.manual_seed(0)
-    txt, img, ids = torch.randn(9, 5), torch.randn(9, 5), torch.tensor([0, 1, 0, 2, 3, 3, 3, 4, 5])
-    loss, scores = contrastive_loss(txt, img, ids, siblings)
-    torch.testing.assert_close(loss.double(), naive_contrastive(txt, img, ids, siblings), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(scores, txt @ img.T)
-
-
-def test_siblings_change_the_loss_only_where_an_image_repeats():
-    torch.manual_seed(0)
-    txt, img = torch.randn(4, 5), torch.randn(4, 5)
-    distinct, repeated = torch.arange(4), torch.tensor([0, 0, 1, 2])
-    assert torch.equal(contrastive_loss(txt, img, distinct, "mask")[0], contrastive_loss(txt, img, distinct, "keep")[0])
-    masked, kept = contrastive_loss(txt, img, repeated, "mask")[0], contrastive_loss(txt, img, repeated, "keep")[0]
-    assert (masked[:2] < kept[:2]).all() and torch.equal(masked[2:], kept[2:])
-
-
-def test_scores_are_exact_in_bf16_runs():
-    txt, img = torch.randn(4, 384), torch.randn(4, 384)
-    with torch.autocast("cpu", torch.bfloat16):
-        _, scores = contrastive_loss(txt, img, torch.arange(4))
-    assert torch.equal(scores, txt @ img.T)
 
 
 def test_towers_that_cannot_be_tied_are_refused():

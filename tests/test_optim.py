@@ -1,6 +1,8 @@
 """Parameter groups, the learning rate of every step, clipping, precision."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from model.objectives import PretrainingHeads
 from model.transformer import EncoderConfig
 from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
 from optim.precision import autocast, choose_device
-from optim.schedule import linear_schedule
+from optim.schedule import build_schedule
 
 
 def small_model():
@@ -101,6 +103,8 @@ def test_clipping():
         ({"warmup_steps": -1}, "warm-up out of range"),
         ({"warmup_ratio": 1.5}, "warm-up out of range"),
         ({"warmup_steps": 5, "warmup_ratio": 0.1}, "give warmup_steps or warmup_ratio, not both"),
+        ({"schedule": "uniter_invsqrt"}, "uniter_invsqrt falls from the end of the warm-up: give warmup_steps"),
+        ({"schedule": "constant", "warmup_steps": 3}, "constant has no warm-up"),
         ({"grad_clip": -1.0}, "optim.grad_clip must be 0 or above, found -1.0"),  # it would turn every gradient round
     ],
 )
@@ -113,11 +117,11 @@ def test_impossible_options_are_refused(values, message):
 
 
 def test_schedule_by_hand():
-    rates = [linear_schedule(OptimOptions(lr=8.0, warmup_steps=4), 12)(step) for step in range(12)]
+    rates = [build_schedule(OptimOptions(lr=8.0, warmup_steps=4), 12)(step) for step in range(12)]
     assert rates == [2.0, 4.0, 6.0, 8.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
-    rates = [linear_schedule(OptimOptions(lr=8.0, warmup_ratio=0.25), 8)(step) for step in range(8)]
+    rates = [build_schedule(OptimOptions(lr=8.0, warmup_ratio=0.25), 8)(step) for step in range(8)]
     assert rates == pytest.approx([4.0, 8.0, 8.0, 8 * 5 / 6, 8 * 4 / 6, 8 * 3 / 6, 8 * 2 / 6, 8 / 6])
-    assert [linear_schedule(OptimOptions(lr=8.0), 4)(step) for step in range(4)] == [8.0, 6.0, 4.0, 2.0]
+    assert [build_schedule(OptimOptions(lr=8.0), 4)(step) for step in range(4)] == [8.0, 6.0, 4.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ def test_schedule_by_hand():
 )
 @pytest.mark.parametrize("total", [1, 2, 30])
 def test_no_step_is_wasted_and_none_exceeds_the_peak(warmup, total):
-    lr_at = linear_schedule(OptimOptions(lr=0.5, **warmup), total)
+    lr_at = build_schedule(OptimOptions(lr=0.5, **warmup), total)
     rates = [lr_at(step) for step in range(total)]
     assert all(0 < rate <= 0.5 for rate in rates)
     peak = rates.index(max(rates))
@@ -159,3 +163,84 @@ def test_devices():
         choose_device("gpu")
     with pytest.raises(BadInput, match="device cuda:99"):
         choose_device("cuda:99")
+
+
+# ---- recorded from the original --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return json.loads((Path(__file__).parent / "fixtures" / "optimizer.json").read_text())
+
+
+def test_schedules_match_the_original(recorded):
+    count = 0
+    for name, peak in (("uniter_linear", 5e-5), ("uniter_invsqrt", 5e-5), ("hf_linear", 2e-5)):
+        for case, rates in recorded["schedules"][name].items():
+            warmup, total = map(int, case.split("_"))
+            lr_at = build_schedule(OptimOptions(lr=peak, schedule=name, warmup_steps=warmup), total)
+            assert [lr_at(step) for step in range(len(rates))] == pytest.approx(rates, rel=1e-9, abs=0)
+            count += len(rates)
+    assert count == 210
+    assert {build_schedule(OptimOptions(lr=5e-5, schedule="constant"), 50)(step) for step in range(60)} == {5e-5}
+
+
+@pytest.mark.parametrize("name", ["adamw_hf", "adamw_uniter"])
+def test_adamw_matches_the_original_step_by_step(recorded, name):
+    """Both of its AdamWs are one algorithm with other settings; PyTorch's is not that one."""
+    trace = recorded["adamw"][name]
+    settings = {"betas": (0.9, 0.999), "eps": 1e-6} | trace["settings"]
+    errors = {}
+    for algorithm in ("adamw_original", "adamw"):
+        module = nn.Linear(4, 5, bias=False)
+        module.weight.data = torch.tensor(trace["w0"])
+        optimizer = build_optimizer([module], OptimOptions(algorithm=algorithm, **settings))
+        errors[algorithm] = 0.0
+        for gradient, expected in zip(trace["grads"], trace["trace"], strict=True):
+            module.weight.grad = torch.tensor(gradient)
+            optimizer.step()
+            errors[algorithm] = max(
+                errors[algorithm], float((module.weight.detach() - torch.tensor(expected)).abs().max())
+            )
+    assert errors["adamw_original"] < 1e-6 < 1e-5 < errors["adamw"]
+
+
+def test_original_adamw_goes_on_from_its_saved_state(tmp_path):
+    torch.manual_seed(0)
+    gradients = torch.randn(4, 3, 2)
+
+    def trained(steps, optimizer_state=None, weight=None):
+        module = nn.Linear(2, 3, bias=False)
+        module.weight.data = torch.ones(3, 2) if weight is None else weight.clone()
+        optimizer = build_optimizer([module], OptimOptions(algorithm="adamw_original", lr=0.1))
+        if optimizer_state is not None:
+            optimizer.load_state_dict(optimizer_state)
+        for gradient in gradients[steps]:
+            module.weight.grad = gradient.clone()
+            optimizer.step()
+        return module.weight.data, optimizer.state_dict()
+
+    whole, _ = trained(slice(0, 4))
+    half, state = trained(slice(0, 2))
+    torch.save(state, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert torch.equal(trained(slice(2, 4), state, half)[0], whole)
+
+
+@pytest.mark.parametrize("name", ["get_optimizer", "build_optimizer"])
+def test_the_original_decays_what_it_decayed(recorded, name):
+    """By name: the layer norms that are not called LayerNorm are decayed."""
+    sizes = EncoderConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    model = LightningDOT(LightningDOTConfig(txt=sizes, img=sizes, project_dim=6, feature_dim=4, num_labels=3))
+    prefix = "" if name == "get_optimizer" else "bert."
+    modules = [model] if name == "get_optimizer" else [model, PretrainingHeads(model.config)]
+    optimizer = build_optimizer(modules, OptimOptions(weight_decay=0.01, no_decay="original"))
+    names = {id(p): prefix + n for n, p in model.named_parameters()}
+    names |= {id(p): n for module in modules[1:] for n, p in module.named_parameters()}
+    for group, expected in zip(optimizer.param_groups, recorded["groups"][name], strict=True):
+        assert group["weight_decay"] == expected["wd"]
+        unused = {"itm_output.weight", "itm_output.bias"}  # a head that the original never trained
+        assert {names[id(p)] for p in group["params"]} == set(expected["names"]) - unused
