@@ -3,7 +3,10 @@
 
 python pretrain.py --config configs/pretrain/demo.yaml                 # on a GPU where there is one, else on the CPU
 python pretrain.py --config configs/pretrain/demo.yaml --optim.lr 1e-4 --output-dir runs/other
-python pretrain.py --config configs/pretrain/demo.yaml --resume        # go on after a stop
+torchrun --nproc-per-node 8 pretrain.py --config ...                   # eight GPUs of one machine
+horovodrun -np 8 python pretrain.py --config ...                       # the same with Horovod
+
+The same command again goes on after a stop, whatever stopped it.
 """
 
 import functools
@@ -12,7 +15,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from configs import cli
 from data.batches import Batch, PairDataset, load, open_pairs
@@ -21,11 +23,24 @@ from data.regions import BoxOptions
 from data.samplers import Draw, DrawStream, Source, token_buckets
 from model.bi_encoder import LightningDOT
 from model.contrastive import Siblings
+from model.gradient_cache import cached_backward
 from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
-from model.objectives import TASKS, Fusion, PretrainingHeads, forward_task
-from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
-from optim.precision import Precision, autocast, choose_device
-from optim.run_state import RecentLosses, Run, blame, load_heads, random_state, restore_random_state
+from model.objectives import TASKS, CmrOptions, Fusion, PretrainingHeads, forward_task
+from optim.distributed import Backend, Meeting, Ranks, start
+from optim.optimizer import OptimOptions, apply_update, build_optimizer
+from optim.precision import Precision, autocast, choose_device, loss_scaler
+from optim.run_state import (
+    RecentLosses,
+    Run,
+    StopSignal,
+    blame,
+    load_heads,
+    progress_bar,
+    random_state,
+    restore_random_state,
+    seed_dropout,
+)
+from optim.saving import Saver, load_optimizer
 from optim.schedule import build_schedule
 
 
@@ -72,6 +87,8 @@ class PretrainConfig:
         optim: the optimizer
         fusion: how the other modality's position 0 enters VMLM and SMRM: add (the paper), none, multiply
         siblings: other captions of an image in a CMR batch: mask (no negatives) or keep (negatives, as the original)
+        grad_cache: pairs that CMR embeds at a time, so that a batch may be larger than memory; 0: all at once
+        activation_checkpointing: keep no activations inside blocks, compute them again in backward
         tokens_per_batch: padded tokens, text and regions, of one batch on one GPU
         grad_accumulation: batches per update
         num_steps: updates
@@ -79,14 +96,17 @@ class PretrainConfig:
         word_mask_prob: share of words that VMLM predicts
         region_mask_prob: share of regions that SMRM predicts
         valid_every: updates between validations, each followed by a checkpoint
+        save_every: updates between checkpoints that a stopped run goes on from; 0: only those
         valid_batches: most batches of a task in a validation; 0 takes all
         log_every: updates between lines of metrics
         keep_checkpoints: newest checkpoints kept, besides the best
-        precision: of matrix products: fp32 or bf16
+        precision: of matrix products: fp32, bf16, or fp16 with loss scaling
         device: auto, cpu, cuda or cuda:N
+        distributed: auto (the launcher that started this process), torch (torchrun), horovod (horovodrun), none
+        distributed_timeout: seconds to wait for another rank before giving up
         num_workers: processes that make batches
         seed: of weights, data order, masking and dropout
-        resume: go on from this folder's last checkpoint when there is one
+        resume: go on from this folder's last checkpoint when there is one; false refuses a folder that holds a run
     """
 
     output_dir: str
@@ -97,6 +117,8 @@ class PretrainConfig:
     optim: OptimOptions = field(default_factory=OptimOptions)
     fusion: Fusion = "add"
     siblings: Siblings = "mask"
+    grad_cache: int = 0
+    activation_checkpointing: bool = False
     tokens_per_batch: int = 10240
     grad_accumulation: int = 1
     num_steps: int = 300_000
@@ -104,14 +126,17 @@ class PretrainConfig:
     word_mask_prob: float = 0.15
     region_mask_prob: float = 0.15
     valid_every: int = 2500
+    save_every: int = 1000
     valid_batches: int = 0
     log_every: int = 50
     keep_checkpoints: int = 1
     precision: Precision = "fp32"
     device: str = "auto"
+    distributed: Backend = "auto"
+    distributed_timeout: float = 1800
     num_workers: int = 0
     seed: int = 42
-    resume: bool = False
+    resume: bool = True
 
     def __post_init__(self):
         if not self.data:
@@ -126,6 +151,7 @@ class PretrainConfig:
 
 def main(config: PretrainConfig) -> None:
     device = choose_device(config.device)
+    ranks = start(config.distributed, device.type == "cuda", config.distributed_timeout)
     torch.manual_seed(config.seed)
     train = [_open(config, d.captions, d.regions) for d in config.data]
     val = [_open(config, d.val_captions, d.val_regions or d.regions) if d.val_captions else None for d in config.data]
@@ -133,39 +159,45 @@ def main(config: PretrainConfig) -> None:
     model, heads = _build(config, train, val, device)
 
     sources = [Source(config.data[n].tasks[t], train[n].txt_lengths, train[n].img_lengths) for n, t in pairs]
-    draws = DrawStream(sources, config.tokens_per_batch, config.seed, config.grad_accumulation)
+    accumulation = config.grad_accumulation
+    draws = DrawStream(sources, config.tokens_per_batch, config.seed, accumulation, ranks.rank, ranks.size)
     optimizer = build_optimizer([model, heads], config.optim)
+    scaler = loss_scaler(device, config.precision)
     lr_at = build_schedule(config.optim, config.num_steps)
 
-    run = Run(config.output_dir, config, config.resume, _facts(config, model, train))
+    run = Run(config.output_dir, config, config.resume, ranks, _facts(config, model, train, ranks))
+    saver = Saver(
+        run.folder, ranks, config.keep_checkpoints, train[0].captions.tokenizer_folder, config.distributed_timeout
+    )
+    recent = RecentLosses(ranks)
     step, best = 0, float("inf")
-    state = run.load_training_state()
-    if state is not None:
-        step, best = state["step"], state["best"]
+    seed_dropout(config.seed, ranks)
+    saved = run.load()
+    if saved is not None:
+        training, own = saved
+        step, best = training["step"], training["best"]
         model.load_state_dict(LightningDOT.from_pretrained(run.folder / "last").state_dict())
         load_heads(heads, run.folder / "last")
-        optimizer.load_state_dict(state["optimizer"])
-        draws.load_state_dict(state["draws"])
-        restore_random_state(state["random"])
-        print(f"resumed at step {step} from {(run.folder / 'last').resolve()}")
+        load_optimizer(optimizer, run.folder / "last", training)
+        scaler.load_state_dict(training["scaler"])
+        draws.load_state_dict(training["draws"])
+        if own is not None:
+            restore_random_state(own["random"])
+            recent.load_state_dict(own["recent"])
+    ranks.broadcast([*model.state_dict().values(), *heads.state_dict().values()])
 
+    stop = StopSignal()
     make = functools.partial(_make_batch, config, train, pairs)
     batches = iter(load(make, draws, config.num_workers, pin=device.type == "cuda"))
-    recent = RecentLosses()
-    bar = tqdm(total=config.num_steps, initial=step, unit="step", desc="pretrain", dynamic_ncols=True)
+    bar = progress_bar(ranks, total=config.num_steps, initial=step, unit="step", desc="pretrain")
     while step < config.num_steps:
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step)
-        for _ in range(config.grad_accumulation):
+        for _ in range(accumulation):
             draw, batch = next(batches)
-            dataset, task = pairs[draw.source]
-            with autocast(device, config.precision):
-                outcome = forward_task(task, model, heads, batch.to(device), config.siblings)
-            (outcome.mean / config.grad_accumulation).backward()
-            recent.add(f"{config.data[dataset].name}/{task}", outcome.mean, train[dataset], draw.indices)
-        norm = clip_gradients(optimizer, config.optim.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            n, task = pairs[draw.source]
+            met = ranks.meet([step, draw.position, draw.source], len(batch), batch.num_predictions(task), stop.received)
+            share = _backward(config, model, heads, task, batch.to(device), ranks, met, scaler)
+            recent.add(f"{config.data[n].name}/{task}", share, train[n], draw.indices, sum(met.sizes))
+        norm = apply_update(optimizer, scaler, ranks, lr_at(step), config.optim.grad_clip)
         step += 1
         bar.update()
 
@@ -174,24 +206,52 @@ def main(config: PretrainConfig) -> None:
             losses, speed = recent.flush(step)
             run.log(step, losses | speed | {"lr": lr_at(step - 1), "grad_norm": float(norm)})
             bar.set_postfix_str(" ".join(f"{k.split('/', 1)[1]} {v:.3g}" for k, v in (losses | speed).items()))
+        is_best = False
         if validating:
-            metrics = validate(config, model, heads, val, device)
+            metrics = validate(config, model, heads, val, device, ranks)
             run.log(step, metrics)
             bar.write(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
             score = metrics.get("val/loss", best)
             is_best = score < best or "val/loss" not in metrics  # without validation the last is the best
             best = min(best, score)
-            training = {
-                "best": best,
-                "optimizer": optimizer.state_dict(),
-                "draws": draw.resume,
-                "random": random_state(),
-            }
-            run.save(step, model, training, train[0].captions.tokenizer_folder, is_best, config.keep_checkpoints, heads)
-            recent = RecentLosses()
+        saver.check()
+        if validating or met.stop or (config.save_every and step % config.save_every == 0):
+            training = {"best": best, "draws": draw.resume, "scaler": scaler.state_dict()}
+            own = {"random": random_state(), "recent": recent.state_dict()}
+            saver.save(step, model, optimizer, training, own, is_best, heads)
+        if met.stop and step < config.num_steps:
+            saver.wait()
+            raise cli.Stopped(f"stopped by a signal after step {step}, saved; the same command goes on from here")
+    saver.wait()
     bar.close()
     run.close()
-    print(f"last checkpoint {run.folder / 'last'}, best {run.folder / 'best'} (lowest val/loss {best:.4g})")
+    ranks.barrier()
+    ranks.close()
+    if ranks.is_first:
+        print(f"last checkpoint {run.folder / 'last'}, best {run.folder / 'best'} (lowest val/loss {best:.4g})")
+
+
+def _backward(
+    config: PretrainConfig,
+    model: LightningDOT,
+    heads: PretrainingHeads,
+    task: str,
+    batch: Batch,
+    ranks: Ranks,
+    met: Meeting,
+    scaler: torch.amp.GradScaler,
+) -> Tensor:
+    """Add the gradients of one batch → this rank's share of its loss."""
+    options = CmrOptions(config.siblings)
+    precision = functools.partial(autocast, batch.input_ids.device, config.precision)
+    if task == "cmr" and config.grad_cache:
+        return cached_backward(
+            model, batch, config.grad_cache, precision, options, ranks, met, scaler, config.grad_accumulation
+        )
+    with precision():
+        share = forward_task(task, model, heads, batch, options, ranks, met.sizes).share(met.predictions)
+    scaler.scale(share / config.grad_accumulation).backward()
+    return share
 
 
 def _open(config: PretrainConfig, captions: str, regions: str) -> PairDataset:
@@ -224,12 +284,14 @@ def _build(
     heads = PretrainingHeads(model.config, config.fusion)
     if config.model.init:
         load_heads(heads, config.model.init)
+    for tower in (model.txt_model, model.img_model):
+        tower.bert.encoder.checkpointing = config.activation_checkpointing
     return model.to(device), heads.to(device)
 
 
 def _make_batch(config: PretrainConfig, datasets: list[PairDataset], pairs: list[tuple[int, str]], draw: Draw) -> Batch:
     dataset, task = pairs[draw.source]
-    rng = np.random.default_rng([config.seed, 3, draw.position])  # masking
+    rng = np.random.default_rng([config.seed, 3, draw.bucket])  # masking
     return datasets[dataset].batch(draw.indices, task, rng, config.word_mask_prob, config.region_mask_prob)
 
 
@@ -240,8 +302,10 @@ def validate(
     heads: PretrainingHeads,
     datasets: list[PairDataset | None],
     device: torch.device,
+    ranks: Ranks,
 ) -> dict[str, float]:
     """Loss and accuracy of every task on every corpus, on the same masked batches each time; and their mean by ratio.
+    Ranks share the batches.
 
     Accuracy: vmlm and mrc, right predictions; mrckl, agreement with the likeliest soft label; cmr, captions that find
     their image in the batch.
@@ -251,22 +315,24 @@ def validate(
     for data, dataset in zip(config.data, datasets, strict=True):
         for task, ratio in data.tasks.items() if dataset is not None else ():
             rng = np.random.default_rng([config.seed, 4])
-            total, count, right, predictions = 0.0, 0, 0, 0
+            sums = np.zeros(4)  # loss and its elements, right predictions and all
             for n, indices in enumerate(
                 token_buckets(dataset.txt_lengths, dataset.img_lengths, config.tokens_per_batch, rng)
             ):
                 if n == config.valid_batches > 0:
                     break
-                batch = dataset.batch(indices, task, rng, config.word_mask_prob, config.region_mask_prob).to(device)
+                if n % ranks.size != ranks.rank:
+                    continue
+                masking = np.random.default_rng([config.seed, 4, n])
+                batch = dataset.batch(indices, task, masking, config.word_mask_prob, config.region_mask_prob).to(device)
                 with autocast(device, config.precision):
-                    outcome = forward_task(task, model, heads, batch, config.siblings)
+                    outcome = forward_task(task, model, heads, batch, CmrOptions(config.siblings))
                 loss = float(outcome.loss.sum())
                 if not np.isfinite(loss):
                     raise BadInput(f"validation loss of {data.name}/{task} is {loss}: {blame(dataset, indices)}")
-                total += loss
-                count += outcome.loss.numel()
-                right += int(_right(task, outcome.logits, outcome.target).sum())
-                predictions += len(outcome.logits)
+                right = int(_right(task, outcome.logits, outcome.target).sum())
+                sums += [loss, outcome.loss.numel(), right, len(outcome.logits)]
+            total, count, right, predictions = ranks.sum_array(sums).tolist()
             metrics[f"val/{data.name}/{task}/loss"] = total / count
             if task != "mrfr":
                 metrics[f"val/{data.name}/{task}/acc"] = right / predictions
@@ -287,12 +353,12 @@ def _right(task: str, logits: Tensor, target: Tensor) -> Tensor:
     return guess == target if task != "mrfr" else guess.new_zeros(())
 
 
-def _facts(config: PretrainConfig, model: LightningDOT, train: list[PairDataset]) -> dict:
+def _facts(config: PretrainConfig, model: LightningDOT, train: list[PairDataset], ranks: Ranks) -> dict:
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "captions": {d.name: len(t) for d, t in zip(config.data, train, strict=True)},
         "images": {d.name: len(t.images) for d, t in zip(config.data, train, strict=True)},
-        "effective_batch_tokens": config.tokens_per_batch * config.grad_accumulation,
+        "effective_batch_tokens": config.tokens_per_batch * config.grad_accumulation * ranks.size,
         "peak_lr": config.optim.lr,
     }
     return facts

@@ -3,35 +3,46 @@
 
 python train_itm.py --config configs/finetune/demo.yaml                          # on a GPU where there is one
 python train_itm.py --config configs/finetune/demo.yaml --model.init runs/demo/pretrain/last --epochs 3
-python train_itm.py --config configs/finetune/demo.yaml --resume                 # go on after a stop
+torchrun --nproc-per-node 8 train_itm.py --config ...                            # eight GPUs of one machine
+horovodrun -np 8 python train_itm.py --config ...                                # the same with Horovod
+
+The same command again goes on after a stop, whatever stopped it.
 """
 
 import functools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from configs import cli
-from data.atomic import atomic_file
 from data.batches import Batch, PairDataset, load, open_pairs
 from data.errors import BadInput
 from data.regions import BoxOptions
-from data.samplers import shuffled_batches
+from data.samplers import PairDraw, epoch_draws
 from data.teacher import read_teacher_scores
 from model.bi_encoder import LightningDOT
 from model.contrastive import Siblings
 from model.evaluation import embed_pairs, evaluate
+from model.gradient_cache import cached_backward
 from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
 from model.metrics import format_table
 from model.mining import HardNegativeOptions, HardNegatives
-from model.objectives import forward_cmr
-from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
-from optim.precision import Precision, autocast, choose_device
-from optim.run_state import RecentLosses, Run, random_state, restore_random_state
+from model.objectives import CmrOptions, contrast, embed
+from optim.distributed import Backend, Meeting, Ranks, start
+from optim.optimizer import OptimOptions, apply_update, build_optimizer
+from optim.precision import Precision, autocast, choose_device, loss_scaler
+from optim.run_state import (
+    RecentLosses,
+    Run,
+    StopSignal,
+    progress_bar,
+    random_state,
+    restore_random_state,
+    seed_dropout,
+)
+from optim.saving import Saver, load_optimizer
 from optim.schedule import build_schedule
 
 
@@ -80,15 +91,20 @@ class FinetuneConfig:
         distill: learning the ranking of a re-ranker
         batch_size: caption–image pairs of one batch on one GPU
         grad_accumulation: batches per update; a pair's negatives are those of its batch
+        grad_cache: pairs embedded at a time, so that a batch may be larger than memory; 0: all at once
+        activation_checkpointing: keep no activations inside blocks, compute them again in backward
         epochs: passes over all captions
         max_txt_len: captions with more tokens are not trained on, [CLS] and [SEP] included; -1 keeps all
         log_every: updates between lines of metrics
+        save_every: updates between checkpoints that a stopped run goes on from, besides that of each epoch; 0: none
         keep_checkpoints: newest checkpoints kept, besides the best
-        precision: of matrix products: fp32 or bf16
+        precision: of matrix products: fp32, bf16, or fp16 with loss scaling
         device: auto, cpu, cuda or cuda:N
+        distributed: auto (the launcher that started this process), torch (torchrun), horovod (horovodrun), none
+        distributed_timeout: seconds to wait for another rank before giving up
         num_workers: processes that make batches
         seed: of weights, data order and dropout
-        resume: go on from this folder's last checkpoint when there is one
+        resume: go on from this folder's last checkpoint when there is one; false refuses a folder that holds a run
     """
 
     output_dir: str
@@ -109,15 +125,20 @@ class FinetuneConfig:
     distill: DistillOptions = field(default_factory=DistillOptions)
     batch_size: int = 96
     grad_accumulation: int = 1
+    grad_cache: int = 0
+    activation_checkpointing: bool = False
     epochs: int = 15
     max_txt_len: int = 62  # 60 words, as the paper
     log_every: int = 50
+    save_every: int = 1000
     keep_checkpoints: int = 1
     precision: Precision = "fp32"
     device: str = "auto"
+    distributed: Backend = "auto"
+    distributed_timeout: float = 1800
     num_workers: int = 0
     seed: int = 42
-    resume: bool = False
+    resume: bool = True
 
     def __post_init__(self):
         if self.batch_size < 2:
@@ -131,6 +152,7 @@ class FinetuneConfig:
 
 def main(config: FinetuneConfig) -> None:
     device = choose_device(config.device)
+    ranks = start(config.distributed, device.type == "cuda", config.distributed_timeout)
     torch.manual_seed(config.seed)
     open_ = functools.partial(
         open_pairs,
@@ -162,61 +184,83 @@ def main(config: FinetuneConfig) -> None:
         if config.model.init:
             check_tokenizer(config.model.init, dataset.captions)
 
-    batches_per_epoch = -(-len(train) // config.batch_size)
-    steps_per_epoch = -(-batches_per_epoch // config.grad_accumulation)
+    for tower in (model.txt_model, model.img_model):
+        tower.bert.encoder.checkpointing = config.activation_checkpointing
     optimizer = build_optimizer([model], config.optim)
-    lr_at = build_schedule(config.optim, config.epochs * steps_per_epoch)
+    scaler = loss_scaler(device, config.precision)
 
-    run = Run(config.output_dir, config, config.resume, _facts(config, model, train, val, steps_per_epoch))
-    step, epoch, best = 0, 0, -1.0
-    state = run.load_training_state()
-    if state is not None:
-        step, epoch, best = state["step"], state["epoch"], state["best"]
+    run = Run(config.output_dir, config, config.resume, ranks, _facts(config, model, train, val, ranks))
+    saver = Saver(
+        run.folder, ranks, config.keep_checkpoints, train.captions.tokenizer_folder, config.distributed_timeout
+    )
+    recent = RecentLosses(ranks)
+    step, epoch, done, best = 0, 0, 0, -1.0  # done: pairs of this epoch
+    seed_dropout(config.seed, ranks)
+    saved = run.load()
+    if saved is not None:
+        training, own = saved
+        step, epoch, done, best = (training[name] for name in ("step", "epoch", "done", "best"))
         model.load_state_dict(LightningDOT.from_pretrained(run.folder / "last").state_dict())
-        optimizer.load_state_dict(state["optimizer"])
-        restore_random_state(state["random"])
-        if "ranking" in state:
-            hard_negatives.ranking = state["ranking"].numpy()
-        print(f"resumed after epoch {epoch} from {(run.folder / 'last').resolve()}")
+        load_optimizer(optimizer, run.folder / "last", training)
+        scaler.load_state_dict(training["scaler"])
+        if "ranking" in training:
+            hard_negatives.ranking = training["ranking"].numpy()
+        if own is not None:
+            restore_random_state(own["random"])
+            recent.load_state_dict(own["recent"])
+    ranks.broadcast(model.state_dict().values())
+    total_steps = (
+        step
+        + _steps(config, len(train) - done, ranks)
+        + (config.epochs - epoch - 1) * _steps(config, len(train), ranks)
+    )
+    lr_at = build_schedule(config.optim, total_steps)
 
+    def save(is_best: bool = False, val: dict | None = None) -> None:
+        training = {"epoch": epoch, "done": done, "best": best, "scaler": scaler.state_dict()}
+        if hard_negatives.ranking is not None:
+            training["ranking"] = torch.from_numpy(hard_negatives.ranking)
+        own = {"random": random_state(), "recent": recent.state_dict()}
+        saver.save(step, model, optimizer, training, own, is_best, val=val)
+
+    stop = StopSignal()
+    options = CmrOptions(config.siblings, config.distill.weight, config.distill.temperature)
     while epoch < config.epochs:
-        if config.hard_negatives.mines_before(epoch):
-            txt, img, _ = embed_pairs(model, train, device, config.precision)
+        if config.hard_negatives.mines_before(epoch) and done == 0:
+            txt, img, _ = embed_pairs(model, train, device, config.precision, ranks)
             hard_negatives.mine(txt, img)
-        rng = np.random.default_rng([config.seed, epoch])
-        draws = _draws(shuffled_batches(len(train), config.batch_size, rng), hard_negatives, rng)
+        draws = epoch_draws(
+            len(train), config.batch_size, config.seed, epoch, done, ranks.rank, ranks.size, hard_negatives.draw
+        )
         batches = load(functools.partial(_make_batch, train), draws, config.num_workers, device.type == "cuda")
-        recent = RecentLosses()
-        bar = tqdm(total=steps_per_epoch, unit="step", desc=f"epoch {epoch + 1}/{config.epochs}", dynamic_ncols=True)
-        for n, ((indices, _), batch) in enumerate(batches):
-            # the last update of an epoch may have fewer batches
-            group = min(
-                config.grad_accumulation, batches_per_epoch - n // config.grad_accumulation * config.grad_accumulation
-            )
-            with autocast(device, config.precision):
-                outcome = forward_cmr(
-                    model, batch.to(device), config.siblings, config.distill.weight, config.distill.temperature
-                )
-            (outcome.mean / group).backward()
-            recent.add("cmr", outcome.mean, train, indices)
-            if (n + 1) % config.grad_accumulation and n + 1 < batches_per_epoch:
-                continue
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = lr_at(step)
-            norm = clip_gradients(optimizer, config.optim.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
+        steps = _steps(config, len(train), ranks)
+        left = _steps(config, len(train) - done, ranks)
+        bar = progress_bar(
+            ranks, total=steps, initial=steps - left, unit="step", desc=f"epoch {epoch + 1}/{config.epochs}"
+        )
+        for group in _groups(batches, config.grad_accumulation):
+            for draw, batch in group:
+                met = ranks.meet([step, draw.done], batch.num_rows, draw.num_pairs, stop.received)
+                share = _backward(config, model, batch.to(device), options, ranks, met, scaler, len(group))
+                recent.add("cmr", share, train, draw.indices, met.predictions)
+            norm = apply_update(optimizer, scaler, ranks, lr_at(step), config.optim.grad_clip)
+            step, done = step + 1, draw.done
             bar.update()
-            if step % config.log_every == 0 or step % steps_per_epoch == 0:
+            if step % config.log_every == 0 or done == len(train):
                 losses, speed = recent.flush(step)
                 run.log(step, losses | speed | {"lr": lr_at(step - 1), "grad_norm": float(norm)})
                 bar.set_postfix_str(" ".join(f"{k.split('/', 1)[1]} {v:.3g}" for k, v in (losses | speed).items()))
+            saver.check()
+            if done < len(train) and (met.stop or (config.save_every and step % config.save_every == 0)):
+                save()
+            if done < len(train) and met.stop:
+                saver.wait()
+                raise cli.Stopped(f"stopped by a signal after step {step}, saved; the same command goes on from here")
         bar.close()
-        epoch += 1
+        epoch, done = epoch + 1, 0
 
-        tables = evaluate(model, val, device, config.precision)
-        print(
+        tables = evaluate(model, val, device, config.precision, ranks)
+        bar.write(
             f"epoch {epoch}: validation recall on {len(val.images)} images, {len(val)} captions\n{format_table(tables)}"
         )
         run.log(
@@ -224,38 +268,67 @@ def main(config: FinetuneConfig) -> None:
         )
         is_best = tables["all"]["AR"] > best
         best = max(best, tables["all"]["AR"])
-        training = {"epoch": epoch, "best": best, "optimizer": optimizer.state_dict(), "random": random_state()}
-        if hard_negatives.ranking is not None:
-            training["ranking"] = torch.from_numpy(hard_negatives.ranking)
-        saved = run.save(step, model, training, train.captions.tokenizer_folder, is_best, config.keep_checkpoints)
-        if is_best:
-            with atomic_file(run.folder / "best.json") as path:
-                path.write_text(json.dumps({"epoch": epoch, "checkpoint": saved.name, "val": tables}, indent=2) + "\n")
+        save(is_best, {"epoch": epoch, "recall": tables})
+        if met.stop and epoch < config.epochs:
+            saver.wait()
+            raise cli.Stopped(f"stopped by a signal after epoch {epoch}, saved; the same command goes on from here")
+    saver.wait()
     run.close()
-    print(f"best validation AR {best:.2f}: {run.folder / 'best'}")
+    ranks.barrier()
+    ranks.close()
+    if ranks.is_first:
+        print(f"best validation AR {best:.2f}: {run.folder / 'best'}")
 
 
-def _draws(
-    batches: Iterator[np.ndarray], hard_negatives: HardNegatives, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, int]]:
-    """(pairs of the batch, hard negatives included; how many are not)."""
-    for indices in batches:
-        yield np.concatenate([indices, hard_negatives.draw(indices, rng)]), len(indices)
+def _steps(config: FinetuneConfig, pairs: int, ranks: Ranks) -> int:
+    """Updates that an epoch's last ``pairs`` pairs take."""
+    return -(-pairs // (config.batch_size * ranks.size) // config.grad_accumulation) if pairs else 0
 
 
-def _make_batch(dataset: PairDataset, draw: tuple[np.ndarray, int]) -> Batch:
-    return dataset.batch(draw[0], num_pairs=draw[1])
+def _groups(batches: Iterable, size: int) -> Iterator[list]:
+    """The batches of each update; an epoch's last update may have fewer."""
+    group = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
-def _facts(
-    config: FinetuneConfig, model: LightningDOT, train: PairDataset, val: PairDataset, steps_per_epoch: int
-) -> dict:
+def _backward(
+    config: FinetuneConfig,
+    model: LightningDOT,
+    batch: Batch,
+    options: CmrOptions,
+    ranks: Ranks,
+    met: Meeting,
+    scaler: torch.amp.GradScaler,
+    accumulation: int,
+) -> Tensor:
+    """Add the gradients of one batch → this rank's share of its loss."""
+    precision = functools.partial(autocast, batch.input_ids.device, config.precision)
+    if config.grad_cache:
+        return cached_backward(model, batch, config.grad_cache, precision, options, ranks, met, scaler, accumulation)
+    with precision():
+        embedded = embed(model, batch)
+    share = contrast(embedded, batch, options, ranks, met.sizes).share(met.predictions)
+    scaler.scale(share / accumulation).backward()
+    return share
+
+
+def _make_batch(dataset: PairDataset, draw: PairDraw) -> Batch:
+    return dataset.batch(draw.indices, num_pairs=draw.num_pairs)
+
+
+def _facts(config: FinetuneConfig, model: LightningDOT, train: PairDataset, val: PairDataset, ranks: Ranks) -> dict:
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "train": {"captions": len(train), "images": len(train.images)},
         "val": {"captions": len(val), "images": len(val.images)},
-        "effective_batch_pairs": config.batch_size * config.grad_accumulation,
-        "steps": f"{config.epochs} epochs of {steps_per_epoch}",
+        "effective_batch_pairs": config.batch_size * config.grad_accumulation * ranks.size,
+        "steps": f"{config.epochs} epochs of {_steps(config, len(train), ranks)}",
         "peak_lr": config.optim.lr,
     }
     return facts

@@ -2,7 +2,8 @@
 
 ``run(main, Config)`` is the last line of every command. Values come from the dataclass defaults, then ``--config
 file.yaml``, then the command line (``--optim.lr 1e-4``). Unknown keys are errors that suggest the nearest valid one.
-Exit status: 0, or 2 with one line on stderr for anything the user must fix.
+Exit status: 0; 2 with one line on stderr for anything the user must fix; 75 when a signal stopped a run that is to be
+started again.
 """
 
 import dataclasses
@@ -23,19 +24,29 @@ from data.errors import BadInput
 Config = typing.TypeVar("Config")
 
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has saved what it needs to go on."""
+
+
 def run(main: Callable[[Config], None], config_class: type[Config], positional: tuple[str, ...] = ()) -> None:
-    """Parse ``sys.argv`` into ``config_class``, call ``main`` with it; ``BadInput`` becomes one line and status 2."""
+    """Parse ``sys.argv`` into ``config_class``, call ``main`` with it; ``BadInput`` becomes one line and status 2,
+    ``Stopped`` one line and status 75."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
-    message = None
+    message, status = None, 2
     try:
         main(parse(config_class, sys.argv[1:], positional))
     except BadInput as error:
         message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front
+    except Stopped as stopped:
+        message, status = str(stopped), STOPPED
     except BrokenPipeError:  # `... | head`: the reader has what it wanted
         sys.stderr.close()
     if message is not None:  # out here the exception is gone, and the progress bars it held have ended their lines
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{'error: ' * (status == 2)}{' '.join(message.split())}", file=sys.stderr)
+        sys.exit(status)
 
 
 def parse(config_class: type[Config], argv: list[str], positional: tuple[str, ...] = ()) -> Config:

@@ -22,11 +22,11 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; what was written there becomes ``path`` when the block ends well."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    with _cannot_write_is_bad_input(path):
+    with cannot_write_is_bad_input(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
-            _flush(partial)
+            flush(partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -38,25 +38,27 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with _cannot_write_is_bad_input(path):
+    with cannot_write_is_bad_input(path):
         partial.mkdir(parents=True)
         try:
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
-                    _flush(file)
+                    flush(file)
             os.replace(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Until the file is on the disk."""
     with open(path, "rb") as file:  # a copied file may be read-only
         os.fsync(file.fileno())
 
 
 @contextmanager
-def _cannot_write_is_bad_input(path: Path) -> Iterator[None]:
+def cannot_write_is_bad_input(path: Path) -> Iterator[None]:
+    """Turn a full disk, a missing permission and their like into BadInput."""
     try:
         yield
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,12 @@ from data.errors import BadInput
 from data.masking import NOT_MASKED, choose, mask_words
 from data.regions import BoxOptions, RegionDB, Regions
 
+_PADDED = {  # mask -> what is padded with it
+    "attention_mask": ("input_ids",),
+    "region_mask": ("features", "positions"),
+    "caption_mask": ("caption_ids",),
+}
+
 
 @dataclass
 class Batch:
@@ -31,7 +38,8 @@ class Batch:
         region_mask: [B,R] bool, True at real regions
         image_ids: [B] int64, equal where two pairs show the same image
         txt_ids, img_keys: the B database keys
-        num_pairs: the first so many pairs are queries, the others hard negatives for them; None: all are queries
+        num_pairs: the first so many pairs are queries, the others hard negatives for them; None: all are queries. 0: this
+            rank has no pair in an epoch's last batch, and what is here gives the towers something to run on, no more
         caption_ids: [B,C] int64, captions of the images themselves, the third view (cmr)
         caption_mask: [B,C] bool, True at their real tokens
         caption_weight: share of the third view in a score
@@ -68,6 +76,31 @@ class Batch:
     def _map(self, function) -> Batch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+    @property
+    def num_rows(self) -> int:
+        """Pairs and hard negatives; none where this rank has no pair."""
+        return 0 if self.num_pairs == 0 else len(self)
+
+    def num_predictions(self, task: str) -> int:
+        """What the loss of ``task`` averages over: pairs, masked words or masked regions."""
+        if task == "cmr":
+            return len(self) if self.num_pairs is None else self.num_pairs
+        return int((self.word_labels != NOT_MASKED).sum() if task == "vmlm" else self.masked_regions.sum())
+
+    def split(self, rows: int) -> list[Batch]:
+        """The batch in parts of at most ``rows`` rows, each padded for itself; for the towers alone (cmr)."""
+        parts = []
+        for start in range(0, len(self), rows):
+            part = slice(start, start + rows)
+            values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            values |= {k: v[part] for k, v in values.items() if isinstance(v, Tensor | list)}
+            for mask, padded in _PADDED.items():
+                if values[mask] is not None:
+                    longest = int(values[mask].sum(dim=1).max())
+                    values |= {name: values[name][:, :longest] for name in (mask, *padded)}
+            parts.append(Batch(**values | {"num_pairs": None}))
+        return parts
 
     def to(self, device: torch.device | str) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -275,6 +308,12 @@ class _MadeBatches(Dataset):
         return draw, self.make(draw)
 
 
+def _ignore_signals(worker: int) -> None:
+    """A scheduler signals every process of a job; the training process decides when its workers end."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def load(make: Callable[[Any], Batch], draws: Iterable, num_workers: int, pin: bool) -> DataLoader:
     """Iterate over (draw, batch), made ahead of training when there are workers.
 
@@ -290,5 +329,6 @@ def load(make: Callable[[Any], Batch], draws: Iterable, num_workers: int, pin: b
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # starting must not draw from the generator of dropout: resuming starts once more
     )

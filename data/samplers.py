@@ -5,7 +5,7 @@ Every order is a function of seed and position, so that a run stopped anywhere g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,26 +56,67 @@ def _by_shape(txt_lengths: np.ndarray, img_lengths: np.ndarray, budget: int) -> 
     return np.concatenate([strip[:: (-1) ** n] for n, strip in enumerate(strips)])
 
 
-def shuffled_batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """One epoch of ``n`` examples in random batches; the last one may be smaller."""
-    order = rng.permutation(n)
-    for start in range(0, n, batch_size):
-        yield order[start : start + batch_size]
+@dataclass
+class PairDraw:
+    """One batch of an epoch of fine-tuning, of the one or several that ranks train on together.
+
+    Attributes:
+        indices: this rank's pairs, and behind them their hard negatives
+        num_pairs: how many of them are no hard negatives; 0 where an epoch's last batch has nothing for this rank
+        done: pairs that all ranks have seen in this epoch after this batch
+    """
+
+    indices: np.ndarray
+    num_pairs: int
+    done: int
+
+
+def epoch_draws(
+    n: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    done: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    hard_negatives: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+) -> Iterator[PairDraw]:
+    """One epoch of ``n`` pairs in random batches of ``batch_size`` on each rank; the last one may be smaller.
+
+    The order is one permutation of all pairs, 8 bytes each, that seed and epoch determine; ``done`` pairs of it are left
+    out, those that were trained on before a stop. R ranks take what one rank with R times the batch size takes.
+
+    Args:
+        hard_negatives: (pairs [N], generator) → pairs [N·count], count for each; None: there are none
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    for start in range(done, n, batch_size * ranks):
+        rows = order[start : start + batch_size * ranks]
+        bounds = np.linspace(0, len(rows), ranks + 1).astype(int)
+        mine = slice(bounds[rank], bounds[rank + 1])
+        drawn = rows[:0]
+        if hard_negatives is not None:
+            negatives = hard_negatives(rows, np.random.default_rng([seed, 5, epoch, start]))
+            drawn = negatives.reshape(len(rows), -1)[mine].reshape(-1)
+        indices = np.concatenate([rows[mine], drawn]) if len(rows[mine]) else rows[:1]
+        yield PairDraw(indices, len(rows[mine]), start + len(rows))
 
 
 @dataclass
 class Draw:
-    """One batch to be made.
+    """One batch to be made, of the one or several that ranks train on together.
 
     Attributes:
-        position: number of the draw since the start of training; also seeds the masking
-        source: index of the (dataset, task) pair it comes from
+        position: number of the draw since the start of training
+        source: index of the (dataset, task) pair it comes from, the same on all ranks
+        bucket: number of the batch since the start of training, over all ranks; seeds the masking
         indices: [B] examples of that dataset
         resume: state of the stream just after this draw
     """
 
     position: int
     source: int
+    bucket: int
     indices: np.ndarray
     resume: dict
 
@@ -91,20 +132,25 @@ class Source:
 
 
 class DrawStream:
-    """An endless stream of draws: a source by mix ratio, then that source's next token bucket.
+    """An endless stream of draws: a source by mix ratio, then that source's next token buckets, one for each rank.
 
-    Which source is drawn at a position depends on the seed and the position alone, so all ranks agree.
+    Which source is drawn at a position depends on the seed and the position alone, so all ranks agree; and R ranks see
+    at an update what one rank with R times as many draws per step sees.
 
     Args:
         budget: tokens of a batch, as in ``token_buckets``
         draws_per_step: consecutive draws from one source (gradient accumulation: a step is of one task)
+        rank, ranks: of each draw's ``ranks`` batches this process takes number ``rank``
     """
 
-    def __init__(self, sources: list[Source], budget: int, seed: int, draws_per_step: int = 1):
+    def __init__(
+        self, sources: list[Source], budget: int, seed: int, draws_per_step: int = 1, rank: int = 0, ranks: int = 1
+    ):
         if not sources or sum(s.ratio for s in sources) <= 0:
             raise BadInput("tasks: no task has a mix ratio above 0")
         self.sources, self.budget, self.seed, self.draws_per_step = sources, budget, seed, draws_per_step
-        self.position = 0
+        self.rank, self.ranks = rank, ranks
+        self.position = self.bucket = 0
         ratios = np.array([s.ratio for s in sources], dtype=float)
         self.cumulative = np.cumsum(ratios / ratios.sum())
         self._open: dict[int, Iterator[np.ndarray]] = {}
@@ -115,14 +161,15 @@ class DrawStream:
         return int(np.searchsorted(self.cumulative, draw, side="right").clip(max=len(self.sources) - 1))
 
     def state_dict(self) -> dict:
-        return {"position": self.position, "cursors": [list(s.cursor) for s in self.sources]}
+        cursors = [list(s.cursor) for s in self.sources]
+        return {"position": self.position, "bucket": self.bucket, "cursors": cursors}
 
     def load_state_dict(self, state: dict) -> None:
         if len(state["cursors"]) != len(self.sources):
             raise BadInput(
                 f"the run was saved with {len(state['cursors'])} (dataset, task) pairs, now there are {len(self.sources)}"
             )
-        self.position = state["position"]
+        self.position, self.bucket = state["position"], state["bucket"]
         self._open.clear()
         for source, cursor in zip(self.sources, state["cursors"], strict=True):
             source.cursor = list(cursor)
@@ -130,9 +177,11 @@ class DrawStream:
     def __iter__(self) -> Iterator[Draw]:
         while True:
             chosen = self.source_at(self.position)
-            indices = self._next_bucket(chosen)
+            buckets = [self._next_bucket(chosen) for _ in range(self.ranks)]
+            mine = self.bucket + self.rank
             self.position += 1
-            yield Draw(self.position - 1, chosen, indices, self.state_dict())
+            self.bucket += self.ranks
+            yield Draw(self.position - 1, chosen, mine, buckets[self.rank], self.state_dict())
 
     def _next_bucket(self, chosen: int) -> np.ndarray:
         source = self.sources[chosen]

@@ -207,6 +207,12 @@ class LightningDOT(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` (which also holds the fingerprint of the weights)."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        self.fingerprint = checkpoints.fingerprint(tensors)
-        values = dataclasses.asdict(self.config) | {"model_type": "lightningdot", "fingerprint": self.fingerprint}
+        self.fingerprint = self.write(folder, tensors, self.config)
+
+    @staticmethod
+    def write(folder: str | Path, tensors: dict[str, Tensor], config: LightningDOTConfig) -> str:
+        """Write a state dict as `save_pretrained` does → its fingerprint."""
+        fingerprint = checkpoints.fingerprint(tensors)
+        values = dataclasses.asdict(config) | {"model_type": "lightningdot", "fingerprint": fingerprint}
         checkpoints.write(folder, tensors, values)
+        return fingerprint

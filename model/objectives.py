@@ -18,6 +18,7 @@ from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.contrastive import Siblings, contrastive_loss, distillation_loss, teacher_matrix
 from model.transformer import ACTIVATIONS, EncoderConfig, init_weights
+from optim.distributed import SINGLE, Ranks
 
 TASKS = ("cmr", "vmlm", "mrfr", "mrckl", "mrc")  # the last three are SMRM: its three kinds of target
 Fusion = Literal["add", "none", "multiply"]
@@ -39,8 +40,13 @@ class Outcome:
 
     @property
     def mean(self) -> Tensor:
-        """The scalar that is minimised. A batch without predictions gives zero, still attached to the graph."""
-        return self.loss.sum() / max(self.loss.numel(), 1)
+        """Mean loss. A batch without predictions gives zero, still attached to the graph."""
+        return self.share(len(self.loss))
+
+    def share(self, predictions: int) -> Tensor:
+        """This rank's part of the mean over the ``predictions`` of all ranks: the scalar that is minimised."""
+        each = self.loss.shape[1] if self.loss.ndim == 2 else 1
+        return self.loss.sum() / (max(predictions, 1) * each)
 
 
 class WordHead(nn.Module):
@@ -163,39 +169,74 @@ def forward_smrm(model: LightningDOT, heads: PretrainingHeads, batch: Batch, kin
     return Outcome(F.cross_entropy(logits, target, reduction="none"), logits, target)
 
 
-def forward_cmr(
-    model: LightningDOT,
-    batch: Batch,
-    siblings: Siblings = "mask",
-    distill_weight: float = 0.0,
-    temperature: float = 1.0,
-) -> Outcome:
-    """Cross-modal retrieval: the batch's captions and images find each other (equations 4–6).
+@dataclass
+class CmrOptions:
+    """How pairs are contrasted.
 
-    Args:
-        distill_weight: added to the loss so many times: the divergence from the ranking of the batch's ``teacher_scores``
+    Attributes:
+        siblings: whether other captions of an image are negatives: "mask" or "keep"
+        distill_weight: the divergence from the ranking of a batch's ``teacher_scores`` is added so many times
         temperature: of that ranking
     """
-    txt = model.encode_text(batch.input_ids, batch.attention_mask)  # [B,D]
-    img = model.encode_image(batch.features, batch.positions, batch.region_mask)  # [B,D]
-    third = model.encode_text(batch.caption_ids, batch.caption_mask) if batch.caption_ids is not None else None  # [B,D]
-    queries = slice(batch.num_pairs)
-    found = contrastive_loss(txt, img, batch.image_ids, siblings, queries, third, batch.caption_weight)
+
+    siblings: Siblings = "mask"
+    distill_weight: float = 0.0
+    temperature: float = 1.0
+
+
+Embedded = tuple[Tensor, Tensor, Tensor | None]  # texts x, images z, the images' captions c, each [B,D] float32
+
+
+def embed(model: LightningDOT, batch: Batch) -> Embedded:
+    """Both towers on a batch, and the text tower on the third view where there is one."""
+    txt = model.encode_text(batch.input_ids, batch.attention_mask).float()
+    img = model.encode_image(batch.features, batch.positions, batch.region_mask).float()
+    third = None if batch.caption_ids is None else model.encode_text(batch.caption_ids, batch.caption_mask).float()
+    return txt, img, third
+
+
+def contrast(
+    embedded: Embedded, batch: Batch, options: CmrOptions, ranks: Ranks = SINGLE, sizes: list[int] | None = None
+) -> Outcome:
+    """Cross-modal retrieval (equations 4–6): this rank's pairs among the rows of all ranks.
+
+    Args:
+        embedded: of this rank's batch
+        sizes: rows of every rank's batch; None when there is one rank
+    """
+    rows = slice(batch.num_rows)
+    sizes = sizes or [batch.num_rows]
+
+    def everyones(x: Tensor | None) -> Tensor | None:
+        return None if x is None else ranks.gather(x[rows], sizes)
+
+    txt, img, third = map(everyones, embedded)  # [M,D]
+    image_ids = everyones(batch.image_ids)  # [M]
+    first = sum(sizes[: ranks.rank])
+    queries = slice(first, first + batch.num_predictions("cmr"))  # N of M
+    found = contrastive_loss(txt, img, image_ids, options.siblings, queries, third, batch.caption_weight)
     loss = found.loss  # [N]
     if batch.teacher_scores is not None:
-        teacher = teacher_matrix(batch.teacher_images, batch.teacher_scores, batch.image_ids)  # [B,B]
-        t2i = distillation_loss(found.t2i, teacher[queries], temperature)
-        i2t = distillation_loss(found.i2t, teacher.T[queries], temperature)
-        loss = loss + distill_weight * (t2i + i2t) / 2
-    return Outcome(loss, found.t2i, batch.image_ids)
+        images, scores = everyones(batch.teacher_images), everyones(batch.teacher_scores)  # [M,K]
+        t2i = teacher_matrix(images[queries], scores[queries], image_ids)  # [N,M]
+        i2t = teacher_matrix(images, scores, image_ids[queries]).T  # [N,M]
+        losses = (distillation_loss(*each, options.temperature) for each in ((found.t2i, t2i), (found.i2t, i2t)))
+        loss = loss + options.distill_weight * sum(losses) / 2
+    return Outcome(loss, found.t2i, image_ids)
 
 
 def forward_task(
-    task: str, model: LightningDOT, heads: PretrainingHeads, batch: Batch, siblings: Siblings = "mask"
+    task: str,
+    model: LightningDOT,
+    heads: PretrainingHeads,
+    batch: Batch,
+    options: CmrOptions | None = None,
+    ranks: Ranks = SINGLE,
+    sizes: list[int] | None = None,
 ) -> Outcome:
     """The objective named ``task``, one of ``TASKS``."""
     if task == "cmr":
-        return forward_cmr(model, batch, siblings)
+        return contrast(embed(model, batch), batch, options or CmrOptions(), ranks, sizes)
     if task == "vmlm":
         return forward_vmlm(model, heads, batch)
     return forward_smrm(model, heads, batch, task)

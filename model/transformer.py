@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data.errors import BadInput
 
@@ -151,6 +153,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.checkpointing = False  # keep the input of each block alone, and compute the rest again in backward
 
     def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """``x`` [B,L,h], ``mask`` [B,L] bool (True: a real token or region, may be attended to) → [B,L,h].
@@ -158,9 +161,11 @@ class Encoder(nn.Module):
         An embedding reads position 0 alone; with ``first_only`` the last block computes no more: → [B,1,h].
         """
         mask = mask[:, None, None, :]
-        for block in self.layer[:-1]:
-            x = block(x, mask)
-        return self.layer[-1](x, mask, first_only)
+        for n, block in enumerate(self.layer, 1):
+            inputs = x, mask, first_only and n == len(self.layer)
+            saving = self.checkpointing and self.training and torch.is_grad_enabled()
+            x = checkpoint(block, *inputs, use_reentrant=False) if saving else block(*inputs)
+        return x
 
 
 class Pooler(nn.Module):

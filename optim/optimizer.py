@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import BadInput
+from optim.distributed import Ranks
 
-Algorithm = Literal["adamw", "adamw_original"]
+Algorithm = Literal["adamw", "adamw_original", "apex"]
 NoDecay = Literal["vectors", "original"]
 Schedule = Literal["linear", "hf_linear", "uniter_linear", "uniter_invsqrt", "constant"]
 
@@ -22,7 +23,8 @@ class OptimOptions:
     """How parameters change.
 
     Args:
-        algorithm: adamw (PyTorch's), or adamw_original: decay after the update, as transformers' and UNITER's did
+        algorithm: adamw (PyTorch's, fused); adamw_original: decay after the update, as transformers' and UNITER's did;
+            apex: NVIDIA apex's FusedAdam, where it is installed
         lr: peak learning rate
         schedule: of the rate after the warm-up: linear; the original's hf_linear (fine-tuning), uniter_linear and
             uniter_invsqrt (pre-training), which count steps in other ways; constant
@@ -73,6 +75,15 @@ def build_optimizer(modules: list[nn.Module], options: OptimOptions) -> torch.op
     groups = [group for group in groups if group["params"]]
     if options.algorithm == "adamw_original":
         return OriginalAdamW(groups, options.lr, tuple(options.betas), options.eps)
+    if options.algorithm == "apex":
+        try:
+            from apex.optimizers import FusedAdam
+        except ImportError as error:  # PyPI's project of that name is not NVIDIA's, and has no optimizers
+            raise BadInput(
+                f"optim.algorithm apex: NVIDIA apex is not installed ({error}); build it from its repository, or use adamw, "
+                "which is fused too"
+            ) from error
+        return FusedAdam(groups, lr=options.lr, betas=tuple(options.betas), eps=options.eps)
     return torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas), eps=options.eps, fused=True)
 
 
@@ -116,7 +127,24 @@ class OriginalAdamW(torch.optim.Optimizer):
                 yield p, self.state[p]
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
-    """Scale all gradients to a global norm of at most ``max_norm`` (0: leave them); returns the norm before."""
+def apply_update(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ranks: Ranks, lr: float, max_norm: float
+) -> Tensor:
+    """One update from the gradients that every rank has: sum them, clip, step, clear.
+
+    Args:
+        scaler: as of `loss_scaler`; with fp16 an update whose gradients overflowed is left out
+        max_norm: largest global gradient norm; 0 does not clip
+
+    Returns: the global norm before clipping, on the device
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+    ranks.sum_gradients(parameters)
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

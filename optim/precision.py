@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Literal
 
 import torch
 
 from data.errors import BadInput
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def autocast(device: torch.device | str, precision: Precision) -> contextlib.AbstractContextManager:
     """Context in which matrix products run in ``precision``."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16)
+    return torch.autocast(torch.device(device).type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
+    """Keeps fp16 gradients within range; with the other precisions it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` takes the GPU when there is one."""
+    """``auto`` takes the GPU when there is one; under a launcher each process of a machine takes its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("HOROVOD_LOCAL_RANK", 0)))
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     try:
         device = torch.device(name)
     except RuntimeError as error:

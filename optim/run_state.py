@@ -2,8 +2,7 @@
 
 runs/flickr30k/
     config.yaml  run.json  metrics.jsonl  tensorboard/
-    checkpoints/step-00001000/   model.safetensors config.json tokenizer/ [heads.safetensors] training.pt
-    last -> checkpoints/step-...   best -> checkpoints/step-...
+    checkpoints/step-00001000/ ...   last -> checkpoints/step-...   best -> checkpoints/step-...     (optim/saving.py)
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,15 +24,21 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
+from tqdm import tqdm
 
 from configs import cli
-from data.atomic import atomic_file, atomic_folder
+from data.atomic import atomic_file
 from data.batches import PairDataset
 from data.errors import BadInput
 from model import checkpoints
+from optim.distributed import Ranks
+from optim.saving import load_own, load_training, point
 
 # Settings that may differ when a run goes on: they change its speed or its reports, not its weights.
-_FREE_SETTINGS = {"output_dir", "data_root", "num_workers", "log_every", "keep_checkpoints", "device", "resume"}
+_FREE_SETTINGS = set(
+    "output_dir data_root num_workers log_every save_every keep_checkpoints device resume distributed distributed_timeout "
+    "grad_cache activation_checkpointing".split()
+)
 
 
 class Run:
@@ -42,14 +48,15 @@ class Run:
         folder: where everything goes
         config: the resolved settings, a dataclass
         resume: go on from the ``last`` checkpoint when there is one
+        ranks: of these the first one writes
         facts: what else to keep in ``run.json`` (effective batch, sizes of the data)
 
     Raises:
         BadInput: the folder holds a run and ``resume`` is off, or a run with other settings.
     """
 
-    def __init__(self, folder: str | Path, config: Any, resume: bool, facts: dict | None = None):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, config: Any, resume: bool, ranks: Ranks, facts: dict | None = None):
+        self.folder, self.ranks = Path(folder), ranks
         self.settings = cli.to_dict(config)
         last = self.folder / "last"
         if last.is_symlink() and not last.is_dir():
@@ -61,14 +68,17 @@ class Run:
             raise BadInput(f"{self.folder}: already holds a run; go on with --resume, or choose another output_dir")
         if self.resumed:
             self._check_same_settings()
+        self._tensorboard = None
+        ranks.barrier()  # all have looked before one writes
+        if not ranks.is_first:
+            return
         with atomic_file(self.folder / "config.yaml") as path:
             cli.save(config, path)
-        facts = environment() | (facts or {})
+        facts = environment() | {"ranks": ranks.size, "distributed": ranks.backend} | (facts or {})
         with atomic_file(self.folder / "run.json") as path:
             path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         print(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), end="")
-        print("\n".join(f"{name}: {value}" for name, value in facts.items()))
-        self._tensorboard = None
+        print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
 
     def _check_same_settings(self) -> None:
         path = self.folder / "config.yaml"
@@ -84,32 +94,37 @@ class Run:
             differences = "; ".join(f"{k} was {before.get(k)!r}, now {after.get(k)!r}" for k in sorted(changed))
             raise BadInput(f"{path}: cannot go on with other settings ({differences}); choose another output_dir")
 
-    def load_training_state(self) -> dict | None:
-        """What ``save`` was given last, or None when the run starts afresh. Later metrics are taken back."""
+    def load(self) -> tuple[dict, dict | None] | None:
+        """What `Saver.save` was given last: of all ranks, and of this one (None when other ranks saved); or None when the
+        run starts afresh. Metrics of later steps are taken back."""
         if not self.resumed:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            if self.ranks.is_first:
+                (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+                shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
             return None
-        path = self.folder / "last" / "training.pt"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise BadInput(
-                f"{path}: damaged training state: {error}; remove {self.folder}/last to start again"
-            ) from error
         last = self.folder / "last"
-        if state.get("is_best") and last.is_symlink():  # the run may have been stopped between its two links
-            self._point("best", self.folder / os.readlink(last))
-        log = self.folder / "metrics.jsonl"
-        if log.is_file():  # what was logged after the checkpoint will be logged again
-            lines = log.read_text(encoding="utf-8").splitlines()
-            lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state["step"]]
-            with atomic_file(log) as path:
-                path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return state
+        training, own = load_training(last), load_own(last, self.ranks)
+        if self.ranks.is_first:
+            if training["is_best"] and last.is_symlink():  # the run may have been stopped between its two links
+                point(self.folder, "best", self.folder / os.readlink(last))
+            log = self.folder / "metrics.jsonl"
+            if log.is_file():  # what was logged after the checkpoint will be logged again
+                lines = log.read_text(encoding="utf-8").splitlines()
+                lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= training["step"]]
+                with atomic_file(log) as path:
+                    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            print(f"resumed at step {training['step']} from {last.resolve()}")
+            if own is None:
+                print(
+                    f"saved by {training['ranks']} ranks, now {self.ranks.size}: the effective batch changes with them, dropout "
+                    "draws anew, and the losses since the last line of metrics are not in the next one"
+                )
+        return training, own
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Append one line to ``metrics.jsonl`` and the same values to TensorBoard."""
+        """Append one line to ``metrics.jsonl`` and the same values to TensorBoard (the first rank does)."""
+        if not self.ranks.is_first:
+            return
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -122,58 +137,25 @@ class Run:
             if isinstance(value, int | float):
                 self._tensorboard.add_scalar(name, value, step)
 
-    def save(
-        self, step: int, model, training: dict, tokenizer: Path | None, is_best: bool, keep: int, heads=None
-    ) -> Path:
-        """Write checkpoint ``step`` and point ``last`` (and ``best``) at it; of the others only the newest ``keep`` stay.
-
-        Args:
-            training: tensors and plain values only; read back by ``load_training_state``
-            tokenizer: folder to copy, so that a checkpoint can answer a query by itself
-
-        Raises:
-            BadInput: a weight is NaN or infinite, or the checkpoint cannot be written.
-        """
-        bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-        if bad:
-            raise BadInput(
-                f"{self.folder}: weight {bad[0]} is NaN or infinite at step {step}, which is not saved: training diverged; "
-                "lower optim.lr or lengthen the warm-up; checkpoints saved before are whole"
-            )
-        final = self.folder / "checkpoints" / f"step-{step:08d}"
-        if final.exists():  # the run was stopped between this folder and its links
-            shutil.rmtree(final)
-        with atomic_folder(final) as folder:
-            model.save_pretrained(folder)
-            if heads is not None:
-                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
-                checkpoints.save_tensors(tensors, folder / "heads.safetensors")
-            if tokenizer is not None:
-                (folder / "tokenizer").mkdir()
-                for file in tokenizer.iterdir():  # without its mode: a read-only copy could not be pruned
-                    shutil.copyfile(file, folder / "tokenizer" / file.name)
-            try:
-                torch.save({"step": step, "is_best": is_best, **training}, folder / "training.pt")
-            except RuntimeError as error:  # what torch makes of a full disk
-                raise BadInput(f"{final}/training.pt: cannot be written: {error}; is the disk full?") from error
-        self._point("last", final)
-        if is_best:
-            self._point("best", final)
-        used = {(self.folder / name).resolve() for name in ("last", "best")}
-        for old in sorted(final.parent.glob("step-*"))[:-keep]:
-            if old.resolve() not in used:
-                shutil.rmtree(old)
-        return final
-
-    def _point(self, name: str, target: Path) -> None:
-        link = self.folder / f".{name}.partial"
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(target, self.folder))
-        os.replace(link, self.folder / name)
-
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGUSR1, which schedulers send before they kill: the run saves after the update it is in.
+
+    Attributes:
+        received: name of the signal, None before there is one
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name
 
 
 def _flat(settings: dict, prefix: str = "") -> dict:
@@ -196,14 +178,16 @@ def load_heads(heads, folder: str | Path) -> bool:
 class RecentLosses:
     """Losses since the last line of metrics, kept as tensors so that nothing waits for the GPU in between."""
 
-    def __init__(self):
-        self._losses: list[tuple[str, Tensor, PairDataset, np.ndarray]] = []
+    def __init__(self, ranks: Ranks):
+        self._ranks = ranks
+        self._losses: list[tuple[str, Tensor, PairDataset | None, np.ndarray | None]] = []
         self._pairs, self._started = 0, time.perf_counter()
 
-    def add(self, name: str, loss: Tensor, dataset: PairDataset, indices: np.ndarray) -> None:
-        """Note the ``loss`` (scalar) of task ``name`` on the pairs ``indices`` of ``dataset``."""
-        self._losses.append((name, loss.detach(), dataset, indices))
-        self._pairs += len(indices)
+    def add(self, name: str, share: Tensor, dataset: PairDataset, indices: np.ndarray, pairs: int) -> None:
+        """Note a batch of task ``name``: this rank's ``share`` (scalar) of the loss, its pairs ``indices`` of ``dataset``,
+        and the number of ``pairs`` of all ranks."""
+        self._losses.append((name, share.detach(), dataset, indices))
+        self._pairs += pairs
 
     def flush(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
         """Mean loss of each task, and the speed, since the last flush.
@@ -211,19 +195,28 @@ class RecentLosses:
         Raises:
             BadInput: a loss is NaN or infinite; names the region record that is to blame, or the batch.
         """
-        values = torch.stack([loss for _, loss, _, _ in self._losses]).tolist()
+        shares = torch.stack([share for _, share, _, _ in self._losses]).double().cpu().numpy()
+        values = self._ranks.sum_array(shares)
         means = defaultdict(list)
-        for (name, _, dataset, indices), value in zip(self._losses, values):
+        for (name, _, dataset, indices), value in zip(self._losses, values.tolist()):
             if not np.isfinite(value):
                 raise BadInput(f"loss of {name} is {value} by step {step}: {blame(dataset, indices)}")
             means[f"train/{name}/loss"].append(value)
         speed = self._pairs / (time.perf_counter() - self._started)
-        self.__init__()
+        self.__init__(self._ranks)
         return {name: float(np.mean(each)) for name, each in means.items()}, {"speed/pairs_per_s": round(speed, 1)}
 
+    def state_dict(self) -> dict:
+        return {"names": [name for name, *_ in self._losses], "shares": [share for _, share, *_ in self._losses]}
 
-def blame(dataset: PairDataset, indices: np.ndarray) -> str:
+    def load_state_dict(self, state: dict) -> None:
+        self._losses = [(name, share, None, None) for name, share in zip(state["names"], state["shares"], strict=True)]
+
+
+def blame(dataset: PairDataset | None, indices: np.ndarray | None) -> str:
     """Why the loss of the pairs ``indices`` may be NaN: a region record that holds NaN, or diverged training."""
+    if dataset is None:
+        return "training diverged before the run was stopped; checkpoints saved before are whole"
     for key in dict.fromkeys(dataset.images[dataset.image_of[i]] for i in indices):
         regions = dataset.regions[key]
         for name in ("features", "norm_bb", "soft_labels"):
@@ -234,6 +227,16 @@ def blame(dataset: PairDataset, indices: np.ndarray) -> str:
         f"training diverged on the batch of caption {dataset.ids[indices[0]]} ({dataset.captions.folder}); lower "
         "optim.lr or lengthen the warm-up; checkpoints saved before are whole"
     )
+
+
+def progress_bar(ranks: Ranks, **options: Any) -> tqdm:
+    """A bar with a rate, on the first rank alone."""
+    return tqdm(dynamic_ncols=True, disable=not ranks.is_first, **options)
+
+
+def seed_dropout(seed: int, ranks: Ranks) -> None:
+    """From here on every rank draws dropout of its own."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, 6, ranks.rank]).generate_state(1)[0]))
 
 
 def random_state() -> dict:

@@ -1,0 +1,287 @@
+"""Processes that train one model together, over torch.distributed (torchrun) or Horovod (horovodrun).
+
+    ranks = start("auto", device, timeout=1800)     # a single process when neither launcher started it
+    sizes = ranks.exchange([len(batch)])[:, 0]      # small integers of every rank, on the host
+    everyone = ranks.gather(embeddings, sizes)      # differentiable: what other ranks do with a row comes back
+    ranks.sum_gradients(parameters)
+    ranks.close()
+
+Gradients are summed, not averaged: every rank divides its share of the loss by the number of predictions of all ranks, so
+that the sum is the gradient of one process with the whole batch, however unequal the ranks' shares are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.errors import BadInput
+
+Backend = Literal["auto", "torch", "horovod", "none"]
+BUCKET_BYTES = 32 << 20  # gradients sent at a time
+
+
+class Meeting(NamedTuple):
+    """What ranks tell each other before a batch: rows of each, predictions of all together, whether one has to stop."""
+
+    sizes: list[int]
+    predictions: int
+    stop: bool
+
+
+class Ranks:
+    """A process on its own. The backends add `_all_gather`, `_sum`, `_broadcast`, `_exchange` and `_sum_host`, which all
+    ranks call in the same order.
+
+    Attributes:
+        rank: number of this process, 0 to size - 1
+        size: number of processes
+        local_rank: number of this process on its machine, which chooses its GPU
+    """
+
+    backend: str = "none"
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes logs and prints."""
+        return self.rank == 0
+
+    def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Rows of all ranks, in rank order: [n,...] → [sum of sizes,...]. Gradients flow back to the rank of each row.
+
+        Args:
+            x: [sizes[rank], ...]; the other ranks have other numbers of rows, and the same further dimensions and dtype
+            sizes: rows of every rank, the same list on each
+        """
+        if self.size == 1:
+            return x
+        return _Gather.apply(x, self, [int(size) for size in sizes])
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace the gradients by their sum over ranks. Ranks must have gradients of the same parameters."""
+        if self.size > 1:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            buckets = list(_buckets(gradients))
+            flat = [torch.cat([gradient.reshape(-1) for gradient in bucket]) for bucket in buckets]
+            self._sum(flat)
+            for bucket, summed in zip(buckets, flat, strict=True):
+                for gradient, part in zip(bucket, summed.split([g.numel() for g in bucket]), strict=True):
+                    gradient.copy_(part.view_as(gradient))
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with those of rank 0."""
+        if self.size > 1:
+            with torch.no_grad():
+                for tensor in tensors:
+                    self._broadcast(tensor)
+
+    def exchange(self, values: Sequence[float]) -> np.ndarray:
+        """A few numbers of every rank, by way of the host: n numbers → [size,n] float64.
+
+        It is where ranks meet: one that died or hangs is found out here.
+
+        Raises:
+            BadInput: no answer from the others within the time limit, or from one that stopped.
+        """
+        mine = np.asarray(values, dtype=np.float64)
+        if self.size == 1:
+            return mine[None]
+        try:
+            return self._exchange(torch.from_numpy(mine)).numpy()
+        except RuntimeError as error:  # what both engines raise
+            reason = str(error).strip().splitlines()
+            raise BadInput(
+                f"rank {self.rank} of {self.size}: another rank died, hangs, or is out of step ({reason[0] if reason else error}); "
+                "see its output, and start the same command again"
+            ) from error
+
+    def sum_array(self, array: np.ndarray) -> np.ndarray:
+        """Sum over ranks of an array of one shape, by way of the host."""
+        if self.size == 1:
+            return array
+        summed = torch.from_numpy(np.array(array))
+        self._sum_host(summed)
+        return summed.numpy()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.exchange([0])
+
+    def meet(self, position: Sequence[int], rows: int, predictions: int, stop: object = None) -> Meeting:
+        """Begin a batch together.
+
+        Args:
+            position: where this rank is: step, batch, task ...; it must be the same everywhere
+            rows: of this rank's batch
+            predictions: what its loss averages over
+            stop: true when this rank was asked to stop
+
+        Raises:
+            BadInput: a rank is somewhere else, or did not come.
+        """
+        found = self.exchange([*position, rows, predictions, bool(stop)])
+        where = found[:, : len(position)]
+        if (where != where[0]).any():
+            raise BadInput(f"ranks are out of step, at {where.astype(int).tolist()}; start the same command again")
+        sizes, counts, stops = found[:, len(position) :].T
+        return Meeting(sizes.astype(int).tolist(), int(counts.sum()), bool(stops.any()))
+
+    def close(self) -> None:
+        """Leave in good order."""
+
+
+SINGLE = Ranks()
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward sums what every rank wants of a row, and keeps this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: Ranks, sizes: list[int]) -> Tensor:
+        ctx.ranks, ctx.start, ctx.stop = ranks, sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1])
+        return ranks._all_gather(x.contiguous(), sizes)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradient.contiguous().clone()  # autograd may hold on to the one it gave
+        ctx.ranks._sum([gradient])
+        return gradient[ctx.start : ctx.stop], None, None
+
+
+class TorchRanks(Ranks):
+    """torch.distributed: NCCL between GPUs, Gloo between CPUs, and Gloo for what the host says."""
+
+    backend = "torch"
+
+    def __init__(self, uses_gpu: bool, timeout: float):
+        import torch.distributed as dist
+
+        self._dist = dist
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        limit = datetime.timedelta(seconds=timeout)
+        if uses_gpu:
+            torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
+        try:
+            dist.init_process_group("nccl" if uses_gpu else "gloo", timeout=limit)
+        except (ValueError, RuntimeError) as error:
+            raise BadInput(f"the ranks cannot find each other ({error}); start with torchrun") from error
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._host = dist.new_group(backend="gloo", timeout=limit) if uses_gpu else dist.group.WORLD
+
+    def _all_gather(self, x: Tensor, sizes: list[int]) -> Tensor:
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        self._dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def _sum(self, tensors: list[Tensor]) -> None:
+        for work in [self._dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+
+    def _broadcast(self, tensor: Tensor) -> None:
+        self._dist.broadcast(tensor, src=0)
+
+    def _exchange(self, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        self._dist.all_gather(parts, values, group=self._host)
+        return torch.stack(parts)
+
+    def _sum_host(self, tensor: Tensor) -> None:
+        self._dist.all_reduce(tensor, group=self._host)
+
+    def close(self) -> None:
+        self._dist.destroy_process_group()
+
+
+class HorovodRanks(Ranks):
+    """Horovod, with operations of its own instead of its optimizer: nothing hooks into backward or step."""
+
+    backend = "horovod"
+
+    def __init__(self, uses_gpu: bool, timeout: float):
+        # no fusion: gradients come in buckets already, and the order of a sum would depend on when tensors arrive
+        os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(int(timeout / 2), 1)))
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(int(timeout)))
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise BadInput(
+                f"distributed horovod: Horovod is not installed or was built for another torch ({error}); build it with "
+                "scripts/build_horovod.sh, or start with torchrun"
+            ) from error
+        self._hvd = hvd
+        hvd.init()
+        expected = int(os.environ.get("HOROVOD_SIZE", 0))
+        if hvd.size() != expected:  # under plain python or torchrun Horovod silently makes worlds of one
+            raise BadInput(
+                f"distributed horovod: started without horovodrun, Horovod sees {hvd.size()} ranks (HOROVOD_SIZE is "
+                f"{expected or 'not set'}); start with horovodrun -np N python ..."
+            )
+        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        if uses_gpu:
+            torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
+
+    def _all_gather(self, x: Tensor, sizes: list[int]) -> Tensor:
+        exact = {torch.bfloat16: torch.float32, torch.bool: torch.uint8}.get(x.dtype, x.dtype)  # it has neither
+        return self._hvd.allgather(x.to(exact)).to(x.dtype)
+
+    def _sum(self, tensors: list[Tensor]) -> None:
+        for handle in [self._hvd.allreduce_async_(tensor, op=self._hvd.Sum) for tensor in tensors]:
+            self._hvd.synchronize(handle)
+
+    def _broadcast(self, tensor: Tensor) -> None:
+        self._hvd.broadcast_(tensor, root_rank=0)
+
+    def _exchange(self, values: Tensor) -> Tensor:
+        return self._hvd.allgather(values[None])
+
+    def _sum_host(self, tensor: Tensor) -> None:
+        self._hvd.allreduce_(tensor, op=self._hvd.Sum)
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+
+def start(backend: Backend, uses_gpu: bool, timeout: float) -> Ranks:
+    """Join the other ranks.
+
+    Args:
+        backend: auto takes the launcher that started this process, or none when there was none
+        uses_gpu: whether tensors are on GPUs
+        timeout: seconds to wait for another rank before giving up
+
+    Raises:
+        BadInput: the backend is not there or was not started by its launcher.
+    """
+    if backend == "auto":
+        backend = "horovod" if "HOROVOD_SIZE" in os.environ else "torch" if "WORLD_SIZE" in os.environ else "none"
+    if backend == "none":
+        return SINGLE
+    if backend == "torch" and "WORLD_SIZE" not in os.environ:
+        raise BadInput("distributed torch: started without torchrun (WORLD_SIZE is not set); use torchrun, or auto")
+    return (HorovodRanks if backend == "horovod" else TorchRanks)(uses_gpu, timeout)
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive tensors of one dtype, of `BUCKET_BYTES` together or a little more."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (
+            tensor.dtype != bucket[0].dtype or sum(t.numel() * t.element_size() for t in bucket) >= BUCKET_BYTES
+        ):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
