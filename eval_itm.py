@@ -3,17 +3,20 @@
 
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --coco-1k
+python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --search hnsw
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from configs import cli
+from data.ann import HnswOptions
 from data.atomic import atomic_file
 from data.batches import PairDataset, open_pairs
 from data.errors import BadInput
@@ -21,9 +24,10 @@ from data.index import EmbeddingIndex
 from data.regions import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.encoding import build_caption_index, build_image_index
-from model.evaluation import recall_by_language
+from model.evaluation import captions_by_language, ranker, summary, wordings, write_ranks
 from model.initial import check_fits, check_longest, check_tokenizer
-from model.metrics import chance_table, fold_tables, format_table, mean_table
+from model.metrics import chance_table, folds, format_table, mean_table, num_repeated, recall_table
+from model.statistics import Ranks, Units, format_interval, intervals, resampled_recall
 from optim.precision import Precision, choose_device
 from optim.run_state import environment
 
@@ -36,11 +40,16 @@ class EvalConfig:
         checkpoint: checkpoint folder
         captions: text DB of the split
         regions: image DB
-        output_dir: where the feature indexes (img, txt) and results.json go; indexes there that were made by this
-            checkpoint from this data are used again. None: CHECKPOINT/eval/NAME_OF_CAPTIONS
+        data_root: relative folders of databases start here
+        output_dir: where the feature indexes (img, txt), results.json and ranks.npz go; indexes there that were made by
+            this checkpoint from this data are used again. None: CHECKPOINT/eval/NAME_OF_CAPTIONS
         languages: only captions in these; none: all
         boxes: which boxes of the image DB are used
         coco_1k: also the mean over consecutive folds of 1,000 images (COCO's 1K protocol: five folds of the 5K split)
+        bootstrap: resamples for the 95% intervals; 0: no intervals
+        resample: what is drawn with replacement: queries, or images with the queries of their captions
+        search: exact, or hnsw: through approximate indexes of both sides; what they do not find counts as a miss
+        hnsw: the graph of those indexes
         batch_size: images or captions encoded at a time
         precision: of matrix products: fp32 or bf16
         device: auto, cpu, cuda or cuda:N
@@ -50,19 +59,28 @@ class EvalConfig:
     checkpoint: str
     captions: str
     regions: str
+    data_root: str = "."
     output_dir: str | None = None
     languages: list[str] | None = None
     boxes: BoxOptions = field(default_factory=BoxOptions)
     coco_1k: bool = False
+    bootstrap: int = 1000
+    resample: Units = "queries"
+    search: Literal["exact", "hnsw"] = "exact"
+    hnsw: HnswOptions = field(default_factory=HnswOptions)
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str = "auto"
     num_workers: int = 0
 
+    def __post_init__(self):
+        if self.bootstrap < 0:
+            raise BadInput(f"bootstrap is the number of resamples, at least 0, found {self.bootstrap}")
+
 
 def main(config: EvalConfig) -> None:
     device = choose_device(config.device)
-    pairs = open_pairs(config.captions, config.regions, config.boxes, languages=config.languages)
+    pairs = open_pairs(config.captions, config.regions, config.boxes, languages=config.languages, root=config.data_root)
     model = LightningDOT.from_pretrained(config.checkpoint).to(device)
     check_fits(model.config, pairs.captions.meta, pairs.regions.feature_dim, config.checkpoint, config.regions)
     check_tokenizer(config.checkpoint, pairs.captions)
@@ -73,8 +91,7 @@ def main(config: EvalConfig) -> None:
     if config.coco_1k and len({pairs.captions.languages.get(i, "") for i in pairs.ids}) > 1:
         raise BadInput(f"{config.captions}: --coco-1k needs one language; choose it with --languages")
 
-    name = Path(config.captions).name
-    out = Path(config.output_dir) if config.output_dir else Path(config.checkpoint) / "eval" / name
+    out = Path(config.output_dir or Path(config.checkpoint) / "eval" / Path(config.captions).name)
     options = {
         "batch_size": config.batch_size,
         "precision": config.precision,
@@ -85,16 +102,70 @@ def main(config: EvalConfig) -> None:
     img = _in_order(build_image_index(model, pairs.regions, pairs.images, out / "img", **options), pairs.images)
     txt = _in_order(build_caption_index(model, pairs.captions, pairs.ids, out / "txt", **options), pairs.ids)
 
-    image_of = torch.from_numpy(pairs.image_of)
-    rows = recall_by_language(txt, img, image_of, pairs)
+    image_of, text_of = torch.from_numpy(pairs.image_of), torch.from_numpy(wordings(pairs))
+    languages = captions_by_language(pairs)
+    repeated = sum(num_repeated(pairs.image_of[rows], text_of[rows].numpy()) for rows in languages.values())
+    hnsw = config.hnsw if config.search == "hnsw" else None
+    ranks, duplicate_aware, found = {}, {}, {}
+    for language, rows in languages.items():
+        rank, found[language] = ranker(txt[rows], img, hnsw)
+        ranks[language] = Ranks(*rank(image_of[rows]), pairs.image_of[rows])
+        if repeated:
+            duplicate_aware[language] = Ranks(*rank(image_of[rows], text_of[rows]), pairs.image_of[rows])
+
+    results = dict(zip(("recall", "intervals"), summary(ranks, config.bootstrap, config.resample)))
     if config.coco_1k:
-        folds = fold_tables(txt, img, image_of)
-        rows[f"mean of {len(folds)} x 1K"] = mean_table(folds)
-    rows["chance"] = chance_table(np.bincount(pairs.image_of, minlength=len(pairs.images)))
-    print(f"{config.checkpoint} on {config.captions}: {len(pairs.images)} images, {len(pairs)} captions")
-    print(format_table(rows))
-    path = _write_results(out, config, model, pairs, rows)
+        name, table, bounds = _folds(config, txt, img, image_of, hnsw)
+        results["recall"][name] = table
+        results["intervals"] |= {name: bounds} if bounds else {}
+    if repeated:
+        tables = summary(duplicate_aware, config.bootstrap, config.resample)
+        results["duplicate_aware"] = {"captions": repeated} | dict(zip(("recall", "intervals"), tables))
+    results["recall"]["chance"] = chance_table(np.bincount(pairs.image_of, minlength=len(pairs.images)))
+    if hnsw:
+        results["found_of_exact_top_10"] = found
+    _show(config, pairs, results)
+
+    txt_ids = {language: [pairs.ids[row] for row in rows] for language, rows in languages.items()}
+    results["ranks"] = "ranks.npz"
+    write_ranks(out / results["ranks"], pairs.images, txt_ids, ranks)
+    path = _write_results(out, config, model, pairs, results)
     print(f"results: {path}")
+
+
+def _folds(config: EvalConfig, txt: Tensor, img: Tensor, image_of: Tensor, hnsw: HnswOptions | None) -> tuple:
+    """COCO's 1K protocol: → its name, the mean of the folds' tables, and the intervals of the mean (None without)."""
+    tables, samples = [], []
+    for number, (images, rows) in enumerate(folds(image_of, len(img))):
+        owner = image_of[rows] - images.start
+        fold = Ranks(*ranker(txt[rows], img[images], hnsw)[0](owner), owner.numpy())
+        tables.append(recall_table(fold.t2i, fold.i2t))
+        if config.bootstrap:  # folds share no query, so each is drawn from by itself
+            samples.append(resampled_recall([[fold]], config.bootstrap, config.resample, [0, number])[:, 0, 0])
+    return f"mean of {len(tables)} x 1K", mean_table(tables), intervals(np.mean(samples, axis=0)) if samples else None
+
+
+def _show(config: EvalConfig, pairs: PairDataset, results: dict) -> None:
+    aware = results.get("duplicate_aware", {"recall": {}, "intervals": {}})
+    rows, bounds = (
+        results[what] | {"duplicate-aware" + f" {name}" * (name != "all"): row for name, row in aware[what].items()}
+        for what in ("recall", "intervals")
+    )
+    rows["chance"] = rows.pop("chance")  # last
+    print(f"{config.checkpoint} on {config.captions}: {len(pairs.images)} images, {len(pairs)} captions")
+    for language, found in results.get("found_of_exact_top_10", {}).items():
+        print(
+            f"search: hnsw, {language}: found {found['t2i']:.2%} of the exact top 10 images, "
+            f"{found['i2t']:.2%} of the exact top 10 captions"
+        )
+    print(format_table(rows))
+    if config.bootstrap:
+        print(f"\n95% intervals from {config.bootstrap:,} resamples of {config.resample}")
+        print(format_table(bounds, format_interval, column=15))
+    if aware["recall"]:
+        print(
+            f"duplicate-aware: {aware['captions']} captions are worded like one of another image; either image is right"
+        )
 
 
 def _in_order(index: EmbeddingIndex, names: list[str]) -> Tensor:
@@ -103,9 +174,8 @@ def _in_order(index: EmbeddingIndex, names: list[str]) -> Tensor:
     return torch.from_numpy(index.vectors(np.array([row[name] for name in names])))
 
 
-def _write_results(out: Path, config: EvalConfig, model: LightningDOT, pairs: PairDataset, rows: dict) -> Path:
-    results = {
-        "recall": rows,
+def _write_results(out: Path, config: EvalConfig, model: LightningDOT, pairs: PairDataset, results: dict) -> Path:
+    results |= {
         "images": len(pairs.images),
         "captions": len(pairs),
         "model": model.fingerprint,

@@ -172,12 +172,14 @@ def region_problems(arrays: dict[str, np.ndarray], widths: tuple[int, int] | Non
         bad = int((~np.isfinite(arrays[name])).sum())
         if bad:
             yield f"NaN or infinity in {name}", f"{bad} of {arrays[name].size} values"
+            arrays[name][~np.isfinite(arrays[name])] = np.nan  # passes every comparison below: named once is enough
     if not arrays["features"].any():
         yield "features that are all zero", f"{rows} boxes"
     yield from _box_problems(arrays["norm_bb"])
     conf = arrays["conf"]
-    if ((conf < 0) | (conf > 1 + _CONF)).any():
-        yield "confidences outside 0..1", f"they reach from {conf.min():.4g} to {conf.max():.4g}"
+    bad = (conf < 0) | (conf > 1 + _CONF)
+    if bad.any():
+        yield "confidences outside 0..1", f"{_first(bad)}: {conf[bad.argmax()]:.4g}"
     if labels:
         sums = arrays["soft_labels"].sum(axis=1)
         bad = (np.abs(sums - 1) > _SUM) | (arrays["soft_labels"] < 0).any(axis=1)
@@ -186,12 +188,11 @@ def region_problems(arrays: dict[str, np.ndarray], widths: tuple[int, int] | Non
 
 
 def _box_problems(norm_bb: np.ndarray) -> Iterator[tuple[str, str]]:
-    with np.errstate(invalid="ignore"):  # infinite corners are reported already
-        x1, y1, x2, y2, w, h = norm_bb.T
-        inverted = (x2 < x1) | (y2 < y1)
-        outside = ((norm_bb < -_BOX) | (norm_bb > 1 + _BOX)).any(axis=1)
-        empty = ~inverted & ((x2 == x1) | (y2 == y1) | (w <= 0) | (h <= 0))
-        sizes = ~inverted & ((np.abs(x2 - x1 - w) > _BOX) | (np.abs(y2 - y1 - h) > _BOX))
+    x1, y1, x2, y2, w, h = norm_bb.T
+    inverted = (x2 < x1) | (y2 < y1)
+    outside = ((norm_bb < -_BOX) | (norm_bb > 1 + _BOX)).any(axis=1)
+    empty = ~inverted & ((x2 == x1) | (y2 == y1) | (w <= 0) | (h <= 0))
+    sizes = ~inverted & ((np.abs(x2 - x1 - w) > _BOX) | (np.abs(y2 - y1 - h) > _BOX))
     kinds = {
         "boxes outside the picture": outside,
         "boxes with x2 < x1 or y2 < y1": inverted,

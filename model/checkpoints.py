@@ -1,4 +1,4 @@
-"""Reading and writing weights: ours and Hugging Face's. Nothing here unpickles anything but tensors."""
+"""Reading and writing weights: ours and Hugging Face's (the original's: ``original.py``). Only tensors are unpickled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +20,7 @@ from data.errors import BadInput
 from model.transformer import EncoderConfig
 
 # Heads and buffers of Hugging Face models that an encoder does not have.
-_NOT_ENCODER = re.compile(r"^(cls|lm_head|classifier|qa_outputs)\.|position_ids$")
+NOT_ENCODER = re.compile(r"^(cls|lm_head|classifier|qa_outputs)\.|position_ids$")
 
 
 def check_config(config) -> None:
@@ -44,6 +46,11 @@ def read_json(path: Path) -> dict:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file; a checkpoint folder was expected at {path.parent}") from error
+    except NotADirectoryError as error:
+        raise BadInput(
+            f"{path.parent}: a file, a checkpoint folder was expected; scripts/convert_checkpoint.py makes a folder of "
+            "a checkpoint of the original"
+        ) from error
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
@@ -58,19 +65,37 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         BadInput: missing, truncated, or a PyTorch file with anything but tensors in it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadInput(f"{path}: holds more than tensors and is not unpickled: {error}") from error
-    except Exception as error:  # whatever safetensors, zip and pickle raise on damaged bytes
-        raise BadInput(f"{path}: damaged or truncated weights: {error!r}") from error
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise BadInput(f"{path}: expected a state dict (names to tensors)")
     return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        return load_file(path)
+    except Exception as error:  # whatever safetensors raises on damaged bytes
+        raise BadInput(f"{path}: damaged or truncated weights: {error!r}") from error
+
+
+def read_pickle(path: Path) -> Any:
+    """What a PyTorch file holds: tensors, and plain containers and values around them.
+
+    Raises:
+        BadInput: missing, truncated, or with any other object in it.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))  # torch's own text advises to unpickle it all the same
+        reason = f"it names {named[1]}" if named else "not what torch.save writes for tensors"
+        raise BadInput(f"{path}: holds more than tensors and is not unpickled: {reason}") from error
+    except Exception as error:  # whatever zip and pickle raise on damaged bytes
+        raise BadInput(f"{path}: damaged or truncated weights: {error!r}") from error
 
 
 def load_strict(
@@ -83,17 +108,21 @@ def load_strict(
         optional: regular expression of names that may be missing
         assign: take the tensors themselves instead of copying (for a module on the meta device)
     """
-    own = module.state_dict()
+    check_keys(module.state_dict(), tensors, source, optional)
+    module.load_state_dict(tensors, strict=False, assign=assign)
+
+
+def check_keys(own: dict[str, Tensor], tensors: dict[str, Tensor], source: str, optional: str = r"$^") -> None:
+    """Refuse ``tensors`` that differ in name or shape from ``own``, or are no floating-point numbers; all are listed."""
     problems = [f"missing {name}" for name in own if name not in tensors and not re.search(optional, name)]
     problems += [f"unexpected {name}" for name in tensors if name not in own]
-    problems += [
-        f"{name} has shape {list(tensors[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
+    for name in own:
+        if name in tensors and tensors[name].shape != own[name].shape:
+            problems.append(f"{name} has shape {list(tensors[name].shape)}, expected {list(own[name].shape)}")
+        elif name in tensors and own[name].is_floating_point() and not tensors[name].is_floating_point():
+            problems.append(f"{name} has type {tensors[name].dtype}, expected floating-point numbers")
     if problems:
         raise BadInput(f"{source}: {len(problems)} keys do not fit the model: {'; '.join(problems)}")
-    module.load_state_dict(tensors, strict=False, assign=assign)
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -107,9 +136,9 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises BadInput when the disk is full."""
+    """Write a safetensors file, which transformers reads too. Raises BadInput when the disk is full."""
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise BadInput(f"{path}: cannot be written: {error}; is the disk full?") from error
 
@@ -123,35 +152,54 @@ def write(folder: str | Path, tensors: dict[str, Tensor], config: dict) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    """A Hugging Face BERT-family folder (``config.json`` with ``model.safetensors`` or ``pytorch_model.bin``).
+def bert_config(values: dict, source: str) -> EncoderConfig:
+    """Sizes from ``values``, the content of a BERT-family (or UNITER's) config.json at ``source``.
 
-    Returns: the sizes, and the encoder's tensors under BERT's names (no prefix, no heads).
+    Raises:
+        BadInput: a kind of model whose block is not BERT's, or impossible sizes.
+    """
+    kind = values.get("model_type", "bert")
+    if kind not in ("bert", "roberta", "xlm-roberta", "camembert", "uniter"):
+        raise BadInput(f"{source}: model_type {kind!r} is not of the BERT family (bert, roberta, ...)")
+    positions = values.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise BadInput(f"{source}: position_embedding_type {positions!r} is not absolute")
+    try:
+        config = EncoderConfig.from_dict(values)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
+    if kind not in ("bert", "uniter"):
+        config.position_offset = config.pad_token_id + 1
+    return config
+
+
+def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """A Hugging Face BERT-family folder (``config.json`` with ``model.safetensors`` or ``pytorch_model.bin``), or an
+    encoder folder that ``scripts/convert_checkpoint.py`` wrote.
+
+    Returns: the sizes, and the encoder's tensors under BERT's names (no prefix, no heads); ``img_embeddings.*`` among
+        them where a UNITER was converted.
 
     Raises:
         BadInput: not such a folder, or a kind of model whose block is not BERT's.
     """
-    folder = Path(folder)
-    values = read_json(folder / "config.json")
-    kind = values.get("model_type", "bert")
-    if kind not in ("bert", "roberta", "xlm-roberta", "camembert"):
-        raise BadInput(f"{folder}/config.json: model_type {kind!r} is not of the BERT family (bert, roberta, ...)")
-    positions = values.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise BadInput(f"{folder}/config.json: position_embedding_type {positions!r} is not absolute")
-    try:
-        config = EncoderConfig.from_dict(values)
-    except BadInput as error:
-        raise BadInput(f"{folder}/config.json: {error}") from None
-    if kind != "bert":
-        config.position_offset = config.pad_token_id + 1
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    values = read_json(Path(folder) / "config.json")
+    config = bert_config(values, f"{folder}/config.json")
+    tensors = {}
+    for name, tensor in read_bert_tensors(folder).items():
+        name = re.sub(r"^(bert|roberta)\.", "", name)
+        if not NOT_ENCODER.search(name):
+            tensors[name] = tensor
+    if values.get("model_type") == "uniter" and not any(name.startswith("img_embeddings.") for name in tensors):
+        raise BadInput(f"{folder}/model.safetensors: no img_embeddings, which a UNITER has; convert it again")
+    return config, tensors
+
+
+def read_bert_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face folder, heads too, with their prefixes; old names of layer norms made new."""
+    files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := Path(folder) / name).is_file()]
     if not files:
         raise BadInput(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
-    tensors = {}
-    for name, tensor in read_tensors(files[0]).items():
-        name = re.sub(r"^(bert|roberta)\.", "", name)
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if not _NOT_ENCODER.search(name):
-            tensors[name] = tensor
-    return config, tensors
+    tensors = read_tensors(files[0])
+    return {re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)): tensor
+            for name, tensor in tensors.items()}  # fmt: skip

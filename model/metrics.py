@@ -1,53 +1,112 @@
-"""Recall at K, as the field reports it, in percent."""
+"""Recall at K, as the field reports it, in percent. How sure it is: ``model.statistics``."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 KS = (1, 5, 10)
+METRICS = (*(f"TR@{k}" for k in KS), *(f"IR@{k}" for k in KS), "AR")
 
 
 def retrieval_ranks(
-    txt: Tensor, img: Tensor, image_of: Tensor, chunk: int | None = None
+    txt: Tensor, img: Tensor, image_of: Tensor, text_of: Tensor | None = None, chunk: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of the right answer for every query, 0 being first. Equal scores rank by position, lower first.
+    """Rank of the best right answer for every query, 0 being first. Equal scores rank by position, lower first.
 
     Args:
         txt: [T,D] float32 caption embeddings
         img: [I,D] float32 image embeddings
         image_of: [T] int64, row of the image each caption belongs to; an image may have any number of captions
+        text_of: [T] int64, a number for each distinct wording; makes the ranks duplicate-aware: captions of one wording
+            are one answer, right for the images of all of them. That is, caption and image belong together when *some*
+            caption of the image has the caption's wording. Every caption keeps its place among the candidates and
+            remains a query. None: each caption is a wording of its own
         chunk: queries scored at a time; None takes what keeps a chunk's scores within 64 MB
 
     Returns:
-        t2i [T]: rank of a caption's image among the I images;
-        i2t [I]: rank of the best of an image's captions among the T captions; T for an image without captions
+        t2i [T]: rank of the best of a caption's images among the I images (it has one, unless duplicates count);
+        i2t [I]: rank of the best of an image's captions among the T captions; an image without captions has the rank T,
+            and at least 10: a miss at any K
     """
     chunk = chunk or max(1, (1 << 24) // max(len(txt), len(img), 1))
-    images = torch.arange(len(img), device=img.device)
-    t2i = torch.cat(
-        [
-            _ranks(txt[i : i + chunk] @ img.T, image_of[i : i + chunk, None] == images[None, :])
-            for i in range(0, len(txt), chunk)
-        ]
-    )
-    i2t = torch.cat(
-        [
-            _ranks(img[i : i + chunk] @ txt.T, image_of[None, :] == images[i : i + chunk, None])
-            for i in range(0, len(img), chunk)
-        ]
-    )
-    return t2i.cpu().numpy(), i2t.cpu().numpy()
+    wording = torch.arange(len(txt), device=txt.device) if text_of is None else text_of.unique(return_inverse=True)[1]
+    t2i, i2t = [], []
+    for start in range(0, len(txt), chunk):
+        part = slice(start, start + chunk)
+        t2i.append(_ranks(txt[part] @ img.T, _right_images(wording[part], wording, image_of, len(img))))
+    for start in range(0, len(img), chunk):
+        part = slice(start, start + chunk)
+        i2t.append(_ranks(img[part] @ txt.T, _right_captions(start, len(img[part]), wording, image_of)))
+    return torch.cat(t2i).cpu().numpy(), torch.cat(i2t).cpu().numpy()
+
+
+def _right_images(asked: Tensor, wording: Tensor, image_of: Tensor, num_images: int) -> Tensor:
+    """Wordings ``asked`` [Q] → [Q,I] bool: some caption of the image has the wording."""
+    distinct, row = asked.unique(return_inverse=True)
+    place = torch.searchsorted(distinct, wording).clamp(max=len(distinct) - 1)
+    same = distinct[place] == wording
+    right = torch.zeros(len(distinct), num_images, dtype=torch.bool, device=asked.device)
+    right[place[same], image_of[same]] = True
+    return right[row]
+
+
+def _right_captions(first: int, number: int, wording: Tensor, image_of: Tensor) -> Tensor:
+    """``number`` images from ``first`` on → [Q,T] bool: some caption of the image has the caption's wording."""
+    theirs = (image_of >= first) & (image_of < first + number)
+    right = torch.zeros(number, len(wording), dtype=torch.bool, device=wording.device)
+    right[image_of[theirs] - first, wording[theirs]] = True  # wordings are numbered from 0, there are at most T
+    return right[:, wording]
 
 
 def _ranks(scores: Tensor, right: Tensor) -> Tensor:
-    """``scores`` [Q,N], ``right`` [Q,N] bool → [Q] candidates before the best right one; N where none is right."""
+    """``scores`` [Q,N], ``right`` [Q,N] bool → [Q] candidates before the best right one; a miss where none is right."""
     own = scores.masked_fill(~right, float("-inf"))
     best, where = own.max(dim=1, keepdim=True)  # the first of equals
     position = torch.arange(scores.shape[1], device=scores.device)
     ahead = (scores > best) | ((scores == best) & ~right & (position < where))
-    return torch.where(right.any(dim=1), ahead.sum(dim=1), scores.shape[1])
+    return torch.where(right.any(dim=1), ahead.sum(dim=1), _miss(scores.shape[1]))
+
+
+def _miss(candidates: int) -> int:
+    """Rank of an answer that is not there."""
+    return max(candidates, *KS)  # not a hit at 10 because there are only 8 candidates
+
+
+def listed_ranks(
+    images: np.ndarray, captions: np.ndarray, image_of: Tensor, text_of: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """``retrieval_ranks`` from what an index found, best first; -1 is no result and never right.
+
+    Args:
+        images: [T,K] rows of the images found for each caption
+        captions: [I,K] rows of the captions found for each image
+        image_of, text_of: as in ``retrieval_ranks``
+
+    Returns:
+        t2i [T], i2t [I]: where no right answer is among the K, the rank is the number of candidates, I or T, and at
+            least 10
+    """
+    owner = image_of.cpu().numpy()
+    wording = np.arange(len(owner)) if text_of is None else text_of.cpu().numpy()
+    pairs = wording * len(captions) + owner  # one number for a wording and an image that belong together
+    t2i = np.isin(wording[:, None] * len(captions) + images, pairs) & (images >= 0)
+    i2t = np.isin(wording[captions] * len(captions) + np.arange(len(captions))[:, None], pairs) & (captions >= 0)
+    return _first(t2i, len(captions)), _first(i2t, len(owner))
+
+
+def _first(right: np.ndarray, candidates: int) -> np.ndarray:
+    """``right`` [Q,K] bool → [Q] column of the first right one; a miss where there is none."""
+    return np.where(right.any(axis=1), right.argmax(axis=1), _miss(candidates))
+
+
+def num_repeated(image_of: np.ndarray, text_of: np.ndarray) -> int:
+    """Number of captions [T] whose wording is also that of another image's caption."""
+    wordings, captions_of_pair = np.unique(np.stack([text_of, image_of]), axis=1, return_counts=True)
+    return int(captions_of_pair[np.bincount(wordings[0])[wordings[0]] > 1].sum())
 
 
 def recall_table(t2i: np.ndarray, i2t: np.ndarray) -> dict[str, float]:
@@ -76,13 +135,10 @@ def chance_table(num_captions: np.ndarray) -> dict[str, float]:
     return table | {"AR": float(np.mean(list(table.values())))}
 
 
-def fold_tables(txt: Tensor, img: Tensor, image_of: Tensor, fold_size: int = 1000) -> list[dict[str, float]]:
-    """Recall within each consecutive fold of ``fold_size`` images and their captions (COCO's 1K protocol has five)."""
-    tables = []
-    for start in range(0, len(img) - fold_size + 1, fold_size):
-        inside = (image_of >= start) & (image_of < start + fold_size)
-        tables.append(recall(txt[inside], img[start : start + fold_size], image_of[inside] - start))
-    return tables
+def folds(image_of: Tensor, num_images: int, size: int = 1000) -> list[tuple[slice, Tensor]]:
+    """Consecutive folds of ``size`` images (COCO's 1K protocol has five): (rows of images, rows of their captions)."""
+    starts = range(0, num_images - size + 1, size)
+    return [(slice(i, i + size), ((image_of >= i) & (image_of < i + size)).nonzero()[:, 0]) for i in starts]
 
 
 def mean_table(tables: list[dict[str, float]]) -> dict[str, float]:
@@ -90,10 +146,11 @@ def mean_table(tables: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([table[key] for table in tables])) for key in tables[0]}
 
 
-def format_table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows of recall tables as aligned text, one row per name."""
-    columns = list(next(iter(rows.values())))
+def format_table(rows: dict[str, dict], cell: Callable[..., str] = "{:.2f}".format, column: int = 8) -> str:
+    """Rows of tables as aligned text, one row per name; ``cell`` writes a value, in ``column`` places."""
     width = max(len(name) for name in rows)
-    lines = [" " * width + "".join(f"{column:>8}" for column in columns)]
-    lines += [f"{name:<{width}}" + "".join(f"{row[column]:8.2f}" for column in columns) for name, row in rows.items()]
+    lines = [" " * width + "".join(f"{name:>{column}}" for name in next(iter(rows.values())))]
+    lines += [
+        f"{name:<{width}}" + "".join(f"{cell(value):>{column}}" for value in row.values()) for name, row in rows.items()
+    ]
     return "\n".join(lines)

@@ -384,6 +384,8 @@ def as_json(report: Report) -> dict:
 
 def main(options: Options) -> None:
     reports = inspect(Path(options.path), options)
+    if options.regions and reports[0].kind != "text DB":
+        raise BadInput(f"{options.path}: found {reports[0].kind}, but --regions is for a text DB; leave it out")
     for report in reports:
         show(report)
     if options.json:
