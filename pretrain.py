@@ -34,10 +34,12 @@ from optim.run_state import (
     Run,
     StopSignal,
     blame,
+    finish,
     load_heads,
     progress_bar,
     random_state,
     restore_random_state,
+    say,
     seed_dropout,
 )
 from optim.saving import Saver, load_optimizer
@@ -189,44 +191,42 @@ def main(config: PretrainConfig) -> None:
     stop = StopSignal()
     make = functools.partial(_make_batch, config, train, pairs)
     batches = iter(load(make, draws, config.num_workers, pin=device.type == "cuda"))
-    bar = progress_bar(ranks, total=config.num_steps, initial=step, unit="step", desc="pretrain")
-    while step < config.num_steps:
-        for _ in range(accumulation):
-            draw, batch = next(batches)
-            n, task = pairs[draw.source]
-            met = ranks.meet([step, draw.position, draw.source], len(batch), batch.num_predictions(task), stop.received)
-            share = _backward(config, model, heads, task, batch.to(device), ranks, met, scaler)
-            recent.add(f"{config.data[n].name}/{task}", share, train[n], draw.indices, sum(met.sizes))
-        norm = apply_update(optimizer, scaler, ranks, lr_at(step), config.optim.grad_clip)
-        step += 1
-        bar.update()
+    with progress_bar(ranks, total=config.num_steps, initial=step, unit="step", desc="pretrain") as bar:
+        while step < config.num_steps:
+            for _ in range(accumulation):
+                draw, batch = next(batches)
+                n, task = pairs[draw.source]
+                met = ranks.meet(
+                    [step, draw.position, draw.source], len(batch), batch.num_predictions(task), stop.received
+                )
+                share = _backward(config, model, heads, task, batch.to(device), ranks, met, scaler)
+                recent.add(f"{config.data[n].name}/{task}", share, train[n], draw.indices, sum(met.sizes))
+            norm = apply_update(optimizer, scaler, ranks, lr_at(step), config.optim.grad_clip)
+            step += 1
+            bar.update()
 
-        validating = step % config.valid_every == 0 or step == config.num_steps
-        if step % config.log_every == 0 or validating:
-            losses, speed = recent.flush(step)
-            run.log(step, losses | speed | {"lr": lr_at(step - 1), "grad_norm": float(norm)})
-            bar.set_postfix_str(" ".join(f"{k.split('/', 1)[1]} {v:.3g}" for k, v in (losses | speed).items()))
-        is_best = False
-        if validating:
-            metrics = validate(config, model, heads, val, device, ranks)
-            run.log(step, metrics)
-            bar.write(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-            score = metrics.get("val/loss", best)
-            is_best = score < best or "val/loss" not in metrics  # without validation the last is the best
-            best = min(best, score)
-        saver.check()
-        if validating or met.stop or (config.save_every and step % config.save_every == 0):
-            training = {"best": best, "draws": draw.resume, "scaler": scaler.state_dict()}
-            own = {"random": random_state(), "recent": recent.state_dict()}
-            saver.save(step, model, optimizer, training, own, is_best, heads)
-        if met.stop and step < config.num_steps:
-            saver.wait()
-            raise cli.Stopped(f"stopped by a signal after step {step}, saved; the same command goes on from here")
-    saver.wait()
-    bar.close()
-    run.close()
-    ranks.barrier()
-    ranks.close()
+            validating = step % config.valid_every == 0 or step == config.num_steps
+            if step % config.log_every == 0 or validating:
+                losses, speed = recent.flush(step)
+                run.log(step, losses | speed | {"lr": lr_at(step - 1), "grad_norm": float(norm)})
+                bar.set_postfix_str(" ".join(f"{k.split('/', 1)[1]} {v:.3g}" for k, v in (losses | speed).items()))
+            is_best = False
+            if validating:
+                metrics = validate(config, model, heads, val, device, ranks)
+                run.log(step, metrics)
+                say(ranks, f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+                score = metrics.get("val/loss", best)
+                is_best = score < best or "val/loss" not in metrics  # without validation the last is the best
+                best = min(best, score)
+            saver.check()
+            if validating or met.stop or (config.save_every and step % config.save_every == 0):
+                training = {"best": best, "draws": draw.resume, "scaler": scaler.state_dict()}
+                own = {"random": random_state(), "recent": recent.state_dict()}
+                saver.save(step, model, optimizer, training, own, is_best, heads)
+            if met.stop and step < config.num_steps:
+                finish(saver, run, ranks)
+                raise cli.Stopped(f"stopped by a signal after step {step}, saved; the same command goes on from here")
+    finish(saver, run, ranks)
     if ranks.is_first:
         print(f"last checkpoint {run.folder / 'last'}, best {run.folder / 'best'} (lowest val/loss {best:.4g})")
 

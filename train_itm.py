@@ -37,9 +37,11 @@ from optim.run_state import (
     RecentLosses,
     Run,
     StopSignal,
+    finish,
     progress_bar,
     random_state,
     restore_random_state,
+    say,
     seed_dropout,
 )
 from optim.saving import Saver, load_optimizer
@@ -235,34 +237,33 @@ def main(config: FinetuneConfig) -> None:
         batches = load(functools.partial(_make_batch, train), draws, config.num_workers, device.type == "cuda")
         steps = _steps(config, len(train), ranks)
         left = _steps(config, len(train) - done, ranks)
-        bar = progress_bar(
-            ranks, total=steps, initial=steps - left, unit="step", desc=f"epoch {epoch + 1}/{config.epochs}"
-        )
-        for group in _groups(batches, config.grad_accumulation):
-            for draw, batch in group:
-                met = ranks.meet([step, draw.done], batch.num_rows, draw.num_pairs, stop.received)
-                share = _backward(config, model, batch.to(device), options, ranks, met, scaler, len(group))
-                recent.add("cmr", share, train, draw.indices, met.predictions)
-            norm = apply_update(optimizer, scaler, ranks, lr_at(step), config.optim.grad_clip)
-            step, done = step + 1, draw.done
-            bar.update()
-            if step % config.log_every == 0 or done == len(train):
-                losses, speed = recent.flush(step)
-                run.log(step, losses | speed | {"lr": lr_at(step - 1), "grad_norm": float(norm)})
-                bar.set_postfix_str(" ".join(f"{k.split('/', 1)[1]} {v:.3g}" for k, v in (losses | speed).items()))
-            saver.check()
-            if done < len(train) and (met.stop or (config.save_every and step % config.save_every == 0)):
-                save()
-            if done < len(train) and met.stop:
-                saver.wait()
-                raise cli.Stopped(f"stopped by a signal after step {step}, saved; the same command goes on from here")
-        bar.close()
+        name = f"epoch {epoch + 1}/{config.epochs}"
+        with progress_bar(ranks, total=steps, initial=steps - left, unit="step", desc=name) as bar:
+            for group in _groups(batches, config.grad_accumulation):
+                for draw, batch in group:
+                    met = ranks.meet([step, draw.done], batch.num_rows, draw.num_pairs, stop.received)
+                    share = _backward(config, model, batch.to(device), options, ranks, met, scaler, len(group))
+                    recent.add("cmr", share, train, draw.indices, met.predictions)
+                norm = apply_update(optimizer, scaler, ranks, lr_at(step), config.optim.grad_clip)
+                step, done = step + 1, draw.done
+                bar.update()
+                if step % config.log_every == 0 or done == len(train):
+                    losses, speed = recent.flush(step)
+                    run.log(step, losses | speed | {"lr": lr_at(step - 1), "grad_norm": float(norm)})
+                    bar.set_postfix_str(" ".join(f"{k.split('/', 1)[1]} {v:.3g}" for k, v in (losses | speed).items()))
+                saver.check()
+                if done < len(train) and (met.stop or (config.save_every and step % config.save_every == 0)):
+                    save()
+                if done < len(train) and met.stop:
+                    finish(saver, run, ranks)
+                    raise cli.Stopped(
+                        f"stopped by a signal after step {step}, saved; the same command goes on from here"
+                    )
         epoch, done = epoch + 1, 0
 
         tables = evaluate(model, val, device, config.precision, ranks)
-        bar.write(
-            f"epoch {epoch}: validation recall on {len(val.images)} images, {len(val)} captions\n{format_table(tables)}"
-        )
+        facts = f"validation recall on {len(val.images)} images, {len(val)} captions"
+        say(ranks, f"epoch {epoch}: {facts}\n{format_table(tables)}")
         run.log(
             step, {"epoch": epoch} | {f"val/{name}/{k}": v for name, table in tables.items() for k, v in table.items()}
         )
@@ -270,19 +271,16 @@ def main(config: FinetuneConfig) -> None:
         best = max(best, tables["all"]["AR"])
         save(is_best, {"epoch": epoch, "recall": tables})
         if met.stop and epoch < config.epochs:
-            saver.wait()
+            finish(saver, run, ranks)
             raise cli.Stopped(f"stopped by a signal after epoch {epoch}, saved; the same command goes on from here")
-    saver.wait()
-    run.close()
-    ranks.barrier()
-    ranks.close()
+    finish(saver, run, ranks)
     if ranks.is_first:
         print(f"best validation AR {best:.2f}: {run.folder / 'best'}")
 
 
 def _steps(config: FinetuneConfig, pairs: int, ranks: Ranks) -> int:
     """Updates that an epoch's last ``pairs`` pairs take."""
-    return -(-pairs // (config.batch_size * ranks.size) // config.grad_accumulation) if pairs else 0
+    return -(-pairs // (config.batch_size * ranks.size) // config.grad_accumulation)
 
 
 def _groups(batches: Iterable, size: int) -> Iterator[list]:

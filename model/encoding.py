@@ -26,6 +26,7 @@ from data.errors import BadInput
 from data.index import EmbeddingIndex, IndexWriter, data_fingerprint
 from data.regions import RegionDB
 from model.bi_encoder import LightningDOT
+from optim.precision import autocast
 
 Encoded = Iterator[tuple[list[int], Tensor]]
 
@@ -48,7 +49,7 @@ def encode_images(
         image_captions: the third view: an embedding is then (1-w) · image + w · its captions
         batch_size: images per batch
         device: where the model is
-        precision: "fp32", or "bf16" for autocast
+        precision: "fp32", or "bf16" or "fp16" for autocast
         workers: processes that read the database
 
     Yields: (positions in ``keys`` of the batch's images, their embeddings [b,D] float32 on ``device``). Dropout is off
@@ -139,8 +140,8 @@ def check_width(regions: RegionDB, model: LightningDOT, checkpoint: str | Path =
 
 
 def _encode(model, tower, load, lengths, batch_size, device, precision, progress, workers, unit) -> Encoded:
-    if precision not in ("fp32", "bf16"):
-        raise BadInput(f"precision is {precision!r}, expected fp32 or bf16")
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise BadInput(f"precision is {precision!r}, expected fp32, bf16 or fp16")
     if batch_size < 1:
         raise BadInput(f"batch_size is {batch_size}, expected at least 1")
     order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
@@ -177,7 +178,7 @@ def _run(model, tower: Callable, inputs, device, precision) -> Tensor:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device, precision):
             return tower(*(tensor.to(device, non_blocking=True) for tensor in inputs)).float()
     finally:
         for module in training:

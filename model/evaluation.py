@@ -20,35 +20,41 @@ from model.bi_encoder import LightningDOT
 from model.encoding import encode_captions, encode_images
 from model.metrics import KS, listed_ranks, mean_table, recall, recall_table, retrieval_ranks
 from model.statistics import Ranks, Units, intervals, resampled_recall
+from optim import distributed
 
 
-def embed_pairs(model: LightningDOT, dataset: PairDataset, device, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode every caption and every image once: → txt [T,D], img [I,D], image_of [T] (row of a caption's image)."""
-    txt = torch.empty(len(dataset), model.config.embedding_dim)
-    for rows, vectors in encode_captions(
-        model, dataset.captions, dataset.ids, device=device, precision=precision, progress=False
-    ):
-        txt[rows] = vectors.cpu()
-    img = torch.empty(len(dataset.images), model.config.embedding_dim)
-    for rows, vectors in encode_images(
-        model,
-        dataset.regions,
-        dataset.images,
-        device=device,
-        precision=precision,
-        progress=False,
-        image_captions=dataset.image_captions,
-    ):
-        img[rows] = vectors.cpu()
-    return txt, img, torch.from_numpy(dataset.image_of)
+def embed_pairs(
+    model: LightningDOT, dataset: PairDataset, device, precision: str, ranks: distributed.Ranks = distributed.SINGLE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode every caption and every image once, each rank its share of them.
+
+    Returns: txt [T,D], img [I,D], image_of [T] (row of a caption's image), on the host and the same on all ranks
+    """
+    options = {"device": device, "precision": precision, "progress": False}
+    captions = partial(encode_captions, model, dataset.captions, **options)
+    images = partial(encode_images, model, dataset.regions, image_captions=dataset.image_captions, **options)
+    embedded = []
+    for encode, names in ((captions, dataset.ids), (images, dataset.images)):
+        vectors = torch.zeros(len(names), model.config.embedding_dim)
+        mine = range(ranks.rank, len(names), ranks.size)
+        for positions, found in encode([names[row] for row in mine]):
+            vectors[[mine[position] for position in positions]] = found.cpu()
+        embedded.append(torch.from_numpy(ranks.sum_array(vectors.numpy())))
+    return *embedded, torch.from_numpy(dataset.image_of)
 
 
-def evaluate(model: LightningDOT, dataset: PairDataset, device, precision: str = "fp32") -> dict[str, dict[str, float]]:
+def evaluate(
+    model: LightningDOT,
+    dataset: PairDataset,
+    device,
+    precision: str = "fp32",
+    ranks: distributed.Ranks = distributed.SINGLE,
+) -> dict[str, dict[str, float]]:
     """Recall tables of a dataset: one per language, and ``all``.
 
     With several languages each is a retrieval task of its own (its captions, all images), and ``all`` is their mean.
     """
-    return recall_by_language(*embed_pairs(model, dataset, device, precision), dataset)
+    return recall_by_language(*embed_pairs(model, dataset, device, precision, ranks), dataset)
 
 
 def recall_by_language(txt: Tensor, img: Tensor, image_of: Tensor, dataset: PairDataset) -> dict[str, dict[str, float]]:

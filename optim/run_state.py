@@ -32,7 +32,7 @@ from data.batches import PairDataset
 from data.errors import BadInput
 from model import checkpoints
 from optim.distributed import Ranks
-from optim.saving import load_own, load_training, point
+from optim.saving import Saver, load_own, load_training, point
 
 # Settings that may differ when a run goes on: they change its speed or its reports, not its weights.
 _FREE_SETTINGS = set(
@@ -229,9 +229,23 @@ def blame(dataset: PairDataset | None, indices: np.ndarray | None) -> str:
     )
 
 
+def finish(saver: Saver, run: Run, ranks: Ranks) -> None:
+    """Leave together, when the last checkpoint is whole: a launcher kills the other ranks as soon as one is gone."""
+    saver.wait()
+    run.close()
+    ranks.barrier()
+    ranks.close()
+
+
 def progress_bar(ranks: Ranks, **options: Any) -> tqdm:
     """A bar with a rate, on the first rank alone."""
     return tqdm(dynamic_ncols=True, disable=not ranks.is_first, **options)
+
+
+def say(ranks: Ranks, text: str) -> None:
+    """Print on the first rank, above a progress bar."""
+    if ranks.is_first:
+        tqdm.write(text)
 
 
 def seed_dropout(seed: int, ranks: Ranks) -> None:
