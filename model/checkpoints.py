@@ -166,7 +166,7 @@ def bert_config(values: dict, source: str) -> EncoderConfig:
         raise BadInput(f"{source}: position_embedding_type {positions!r} is not absolute")
     try:
         config = EncoderConfig.from_dict(values)
-    except BadInput as error:
+    except (BadInput, TypeError) as error:  # TypeError: a text in the place of a number
         raise BadInput(f"{source}: {error}") from None
     if kind not in ("bert", "uniter"):
         config.position_offset = config.pad_token_id + 1

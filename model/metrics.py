@@ -33,33 +33,40 @@ def retrieval_ranks(
             and at least 10: a miss at any K
     """
     chunk = chunk or max(1, (1 << 24) // max(len(txt), len(img), 1))
-    wording = torch.arange(len(txt), device=txt.device) if text_of is None else text_of.unique(return_inverse=True)[1]
+    captions, images = _pairs(image_of, text_of, len(img))
     t2i, i2t = [], []
     for start in range(0, len(txt), chunk):
-        part = slice(start, start + chunk)
-        t2i.append(_ranks(txt[part] @ img.T, _right_images(wording[part], wording, image_of, len(img))))
+        scores = txt[start : start + chunk] @ img.T
+        t2i.append(_ranks(scores, _right(captions, images, start, scores)))
     for start in range(0, len(img), chunk):
-        part = slice(start, start + chunk)
-        i2t.append(_ranks(img[part] @ txt.T, _right_captions(start, len(img[part]), wording, image_of)))
+        scores = img[start : start + chunk] @ txt.T
+        i2t.append(_ranks(scores, _right(images, captions, start, scores)))
     return torch.cat(t2i).cpu().numpy(), torch.cat(i2t).cpu().numpy()
 
 
-def _right_images(asked: Tensor, wording: Tensor, image_of: Tensor, num_images: int) -> Tensor:
-    """Wordings ``asked`` [Q] → [Q,I] bool: some caption of the image has the wording."""
-    distinct, row = asked.unique(return_inverse=True)
-    place = torch.searchsorted(distinct, wording).clamp(max=len(distinct) - 1)
-    same = distinct[place] == wording
-    right = torch.zeros(len(distinct), num_images, dtype=torch.bool, device=asked.device)
-    right[place[same], image_of[same]] = True
-    return right[row]
+def _pairs(image_of: Tensor, text_of: Tensor | None, num_images: int) -> tuple[Tensor, Tensor]:
+    """Every caption and image that belong together: captions [P], images [P]."""
+    every = torch.arange(len(image_of), device=image_of.device)
+    if text_of is None:
+        return every, image_of
+    wording = text_of.unique(return_inverse=True)[1]
+    described = (wording * num_images + image_of).unique()  # by wording, then by image, each pair once
+    number = torch.bincount(described // num_images)  # of images that a wording is of
+    captions = every.repeat_interleave(number[wording])
+    nth = torch.arange(len(captions), device=every.device) - _starts(number[wording])[captions]
+    return captions, described[_starts(number)[wording[captions]] + nth] % num_images
 
 
-def _right_captions(first: int, number: int, wording: Tensor, image_of: Tensor) -> Tensor:
-    """``number`` images from ``first`` on → [Q,T] bool: some caption of the image has the caption's wording."""
-    theirs = (image_of >= first) & (image_of < first + number)
-    right = torch.zeros(number, len(wording), dtype=torch.bool, device=wording.device)
-    right[image_of[theirs] - first, wording[theirs]] = True  # wordings are numbered from 0, there are at most T
-    return right[:, wording]
+def _starts(lengths: Tensor) -> Tensor:
+    return lengths.cumsum(0) - lengths
+
+
+def _right(queries: Tensor, answers: Tensor, first: int, scores: Tensor) -> Tensor:
+    """The pairs (``queries`` [P], ``answers`` [P]) as [Q,N] bool beside ``scores`` [Q,N] of the queries from ``first`` on."""
+    inside = (queries >= first) & (queries < first + len(scores))
+    right = torch.zeros_like(scores, dtype=torch.bool)
+    right[queries[inside] - first, answers[inside]] = True
+    return right
 
 
 def _ranks(scores: Tensor, right: Tensor) -> Tensor:

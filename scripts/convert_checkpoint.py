@@ -46,15 +46,15 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from model import original
+    from model import conversion
 
     settings = (options.text_config, options.image_config, options.cls_token_id, options.tokenizer)
     if options.to == "ours":
-        notes = original.to_ours(options.src, options.dst, *settings)
+        notes = conversion.to_ours(options.src, options.dst, *settings)
     elif any(value is not None for value in settings):
         raise BadInput("--to original takes all it needs from the folder; leave the other options out")
     else:
-        notes = original.to_original(options.src, options.dst)
+        notes = conversion.to_original(options.src, options.dst)
     print("\n".join(notes))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import original
+from model import conversion
 from model.bi_encoder import LightningDOT
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -27,7 +27,7 @@ def convert(folder, weights):
     """The recorded weights as a checkpoint of the original, through the converter, into our model."""
     torch.save({"model_dict": weights, "epoch": 3}, folder / "original.pt")
     (folder / "sizes.json").write_text(json.dumps({"num_attention_heads": 4}))
-    original.to_ours(folder / "original.pt", folder / "ours", folder / "sizes.json", folder / "sizes.json")
+    conversion.to_ours(folder / "original.pt", folder / "ours", folder / "sizes.json", folder / "sizes.json")
     return LightningDOT.from_pretrained(folder / "ours")
 
 

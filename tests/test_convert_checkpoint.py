@@ -1,4 +1,4 @@
-"""Checkpoints of the original, of UNITER and of Hugging Face: there and back, strictly, and what is refused."""
+"""Checkpoints of the original and of UNITER: there and back, strictly, and what is refused."""
 
 import argparse
 import json
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from configs import cli
 from data.captions import load_tokenizer
 from data.errors import BadInput
-from model import checkpoints, original
+from model import checkpoints, conversion
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.initial import ModelOptions, build_model
 from model.objectives import PretrainingHeads
-from model.transformer import Bert, EncoderConfig
+from model.transformer import EncoderConfig
 from optim.run_state import load_heads
 from scripts import convert_checkpoint
 
@@ -92,14 +91,14 @@ def assert_same(one, other):
 
 def there_and_back(folder, content, **settings):
     source = save(content, folder / "a.pt")
-    notes = original.to_ours(source, folder / "ours", **settings)
-    original.to_original(folder / "ours", folder / "b.pt")
+    notes = conversion.to_ours(source, folder / "ours", **settings)
+    conversion.to_original(folder / "ours", folder / "b.pt")
     return notes, torch.load(folder / "b.pt", weights_only=True)
 
 
 def refusal(folder, content, **settings):
     with pytest.raises(BadInput) as error:
-        original.to_ours(save(content, folder / "a.pt"), folder / "ours", **settings)
+        conversion.to_ours(save(content, folder / "a.pt"), folder / "ours", **settings)
     assert not (folder / "ours").exists()
     return str(error.value).replace(str(folder), "")
 
@@ -155,13 +154,13 @@ def test_towers_that_share_memory(tmp_path):
 def test_the_old_file_format_is_read(tmp_path):
     tensors = state(FINETUNED)
     torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    original.to_ours(tmp_path / "old.pt", tmp_path / "ours")
+    conversion.to_ours(tmp_path / "old.pt", tmp_path / "ours")
     assert_same(LightningDOT.from_pretrained(tmp_path / "ours").state_dict(), tensors)
 
 
 def test_pretrained_gives_towers_and_heads(tmp_path):
     tensors = state(PRETRAINED)
-    original.to_ours(save(tensors, tmp_path / "a.pt"), tmp_path / "ours", cls_token_id=3)
+    conversion.to_ours(save(tensors, tmp_path / "a.pt"), tmp_path / "ours", cls_token_id=3)
     model = LightningDOT.from_pretrained(tmp_path / "ours")
     assert_same(model.state_dict(), {n.removeprefix("bert."): t for n, t in tensors.items() if n.startswith("bert.")})
     assert (model.config.num_labels, model.config.feature_dim, model.config.cls_token_id) == (7, 20, 3)
@@ -179,7 +178,7 @@ def test_a_run_of_ours_becomes_the_originals_format(tmp_path, with_heads):
     model.save_pretrained(tmp_path / "run")
     if with_heads:
         checkpoints.save_tensors(PretrainingHeads(model.config).state_dict(), tmp_path / "run" / "heads.safetensors")
-    notes = original.to_original(tmp_path / "run", tmp_path / "run.pt")
+    notes = conversion.to_original(tmp_path / "run", tmp_path / "run.pt")
     content = torch.load(tmp_path / "run.pt", weights_only=True)
     tensors = content if with_heads else content["model_dict"]
     expected = small_shapes(PRETRAINED if with_heads else FINETUNED)
@@ -188,7 +187,7 @@ def test_a_run_of_ours_becomes_the_originals_format(tmp_path, with_heads):
         "model_dict", "optimizer_dict", "scheduler_dict", "offset", "epoch", "encoder_params"
     }  # fmt: skip
     assert any("itm_output: zeros" in note for note in notes) == with_heads
-    original.to_ours(tmp_path / "run.pt", tmp_path / "again")
+    conversion.to_ours(tmp_path / "run.pt", tmp_path / "again")
     assert_same(LightningDOT.from_pretrained(tmp_path / "again").state_dict(), model.state_dict())
 
 
@@ -198,7 +197,7 @@ def test_a_run_without_region_labels_has_no_pretrained_format(tmp_path):
     model.save_pretrained(tmp_path / "run")
     checkpoints.save_tensors(PretrainingHeads(model.config).state_dict(), tmp_path / "run" / "heads.safetensors")
     with pytest.raises(BadInput, match=r"run: pre-trained without soft labels; .* Without heads.safetensors"):
-        original.to_original(tmp_path / "run", tmp_path / "run.pt")
+        conversion.to_original(tmp_path / "run", tmp_path / "run.pt")
 
 
 def test_base_size_there_and_back(tmp_path):
@@ -212,10 +211,10 @@ def test_base_size_there_and_back(tmp_path):
     tie(tensors)
     files = [tmp_path / name for name in ("a.pt", "ours/model.safetensors", "ours/heads.safetensors", "b.pt")]
     try:
-        original.to_ours(save(tensors, files[0]), tmp_path / "ours")
+        conversion.to_ours(save(tensors, files[0]), tmp_path / "ours")
         values = checkpoints.read_config(tmp_path / "ours")
         assert LightningDOTConfig.from_dict(values) == LightningDOTConfig()  # the defaults are base size
-        original.to_original(tmp_path / "ours", files[-1])
+        conversion.to_original(tmp_path / "ours", files[-1])
         assert_same(torch.load(files[-1], weights_only=True, mmap=True), tensors)
     finally:
         for file in files:
@@ -277,7 +276,7 @@ def test_tied_tensors_that_differ_are_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", [FINETUNED, PRETRAINED, RETRIEVAL])
 def test_a_damaged_folder_of_ours_is_refused(tmp_path, kind):
-    original.to_ours(save(state(kind), tmp_path / "a.pt"), tmp_path / "ours")
+    conversion.to_ours(save(state(kind), tmp_path / "a.pt"), tmp_path / "ours")
     path = tmp_path / "ours" / "model.safetensors"
     tensors = checkpoints.read_tensors(path)
     first, second, *_ = tensors
@@ -285,7 +284,7 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, kind):
     with pytest.raises(
         BadInput, match=rf"ours: 2 keys do not fit the model: missing \S*{first}; \S*{second} has shape"
     ):
-        original.to_original(tmp_path / "ours", tmp_path / "b.pt")
+        conversion.to_original(tmp_path / "ours", tmp_path / "b.pt")
     assert not (tmp_path / "b.pt").exists()
 
 
@@ -297,6 +296,7 @@ def test_files_with_more_than_tensors_are_refused(tmp_path):
     message = refusal(tmp_path, tensors | {"step": 3, "args": {"lr": 1}})
     assert "expected a state dict (names to tensors); no tensors are step (int), args (dict)" in message
     assert "unexpected beside model_dict: amp" in refusal(tmp_path, {"model_dict": tensors, "amp": {}})
+    assert "no tensors are 7 (Tensor)" in refusal(tmp_path, {7: torch.ones(1)})
     assert "expected a state dict (names to tensors), found list" in refusal(tmp_path, [torch.ones(1)])
     assert "expected a state dict (names to tensors), found dict" in refusal(tmp_path, {"model_dict": {}})
 
@@ -310,17 +310,26 @@ def test_other_models_are_refused(tmp_path):
         assert "seperate_caption_encoder" in message
     assert "neither LightningDOT's nor UNITER's" in refusal(tmp_path, {"visual.conv1.weight": torch.ones(2)})
     with pytest.raises(BadInput, match=r"none.pt: no such file"):
-        original.to_ours(tmp_path / "none.pt", tmp_path / "ours")
+        conversion.to_ours(tmp_path / "none.pt", tmp_path / "ours")
+
+
+def test_a_converted_folder_without_its_heads_is_finetuned(tmp_path):
+    tensors = state(PRETRAINED)
+    conversion.to_ours(save(tensors, tmp_path / "a.pt"), tmp_path / "ours")
+    (tmp_path / "ours" / "heads.safetensors").unlink()
+    conversion.to_original(tmp_path / "ours", tmp_path / "b.pt")
+    towers = {name.removeprefix("bert."): t for name, t in tensors.items() if name.startswith("bert.")}
+    assert_same(torch.load(tmp_path / "b.pt", weights_only=True)["model_dict"], towers)
 
 
 def test_nothing_is_overwritten(tmp_path):
-    original.to_ours(save(state(FINETUNED), tmp_path / "a.pt"), tmp_path / "ours")
+    conversion.to_ours(save(state(FINETUNED), tmp_path / "a.pt"), tmp_path / "ours")
     with pytest.raises(BadInput, match=r"ours: already there"):
-        original.to_ours(tmp_path / "a.pt", tmp_path / "ours")
+        conversion.to_ours(tmp_path / "a.pt", tmp_path / "ours")
     with pytest.raises(BadInput, match=r"a.pt: already there"):
-        original.to_original(tmp_path / "ours", tmp_path / "a.pt")
+        conversion.to_original(tmp_path / "ours", tmp_path / "a.pt")
     with pytest.raises(BadInput, match="is a folder of ours already; --to original converts it back"):
-        original.to_ours(tmp_path / "ours", tmp_path / "c")
+        conversion.to_ours(tmp_path / "ours", tmp_path / "c")
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
@@ -333,13 +342,13 @@ def write_json(path, values):
 
 def test_what_shapes_cannot_tell_comes_from_json(tmp_path):
     save(state(FINETUNED), tmp_path / "a.pt")
-    notes = original.to_ours(tmp_path / "a.pt", tmp_path / "assumed")
+    notes = conversion.to_ours(tmp_path / "a.pt", tmp_path / "assumed")
     assumed = [n for n in notes if "num_attention_heads, hidden_act, layer_norm_eps assumed as in BERT" in n]
     assert [n.split()[0] for n in assumed] == ["text", "image"]
     values = {"num_attention_heads": 4, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "vocab_size": 150}
     txt = write_json(tmp_path / "txt.json", values | {"model_type": "xlm-roberta", "pad_token_id": 1})
     img = write_json(tmp_path / "img.json", values | {"num_attention_heads": 8})
-    notes = original.to_ours(tmp_path / "a.pt", tmp_path / "told", txt, img)
+    notes = conversion.to_ours(tmp_path / "a.pt", tmp_path / "told", txt, img)
     assert not any("assumed" in n for n in notes)
     for folder, heads in (("assumed", (1, 1)), ("told", (4, 8))):
         config = LightningDOTConfig.from_dict(checkpoints.read_config(tmp_path / folder))
@@ -373,7 +382,7 @@ def test_heads_of_an_uncommon_width_must_be_told(tmp_path):
     message = refusal(tmp_path, model.state_dict())
     assert "number of heads of the text encoder cannot be seen" in message and "--text-config" in message
     path = write_json(tmp_path / "sizes.json", {"num_attention_heads": 3})
-    original.to_ours(tmp_path / "a.pt", tmp_path / "ours", path, path, cls_token_id=3)
+    conversion.to_ours(tmp_path / "a.pt", tmp_path / "ours", path, path, cls_token_id=3)
     again = LightningDOT.from_pretrained(tmp_path / "ours")
     assert (again.config.txt.num_attention_heads, again.config.project_dim) == (3, 10)
     assert_same(again.state_dict(), model.state_dict())
@@ -400,7 +409,7 @@ def test_settings_without_effect_are_refused(tmp_path):
 @pytest.fixture
 def uniter(tmp_path):
     tensors = state("uniter pretraining")
-    original.to_ours(save(tensors, tmp_path / "uniter.pt"), tmp_path / "uniter")
+    conversion.to_ours(save(tensors, tmp_path / "uniter.pt"), tmp_path / "uniter")
     return tmp_path / "uniter", {n.removeprefix("uniter."): t for n, t in tensors.items() if n.startswith("uniter.")}
 
 
@@ -438,73 +447,6 @@ def test_a_file_in_the_place_of_a_folder_is_told_to_be_converted(tmp_path):
     for options in ({"init": str(path)}, {"txt_init": str(path)}, {"img_init": str(path)}):
         with pytest.raises(BadInput, match=r"a.pt: a file, .*scripts/convert_checkpoint.py makes a folder"):
             build(**options)
-
-
-# ---- Hugging Face folders --------------------------------------------------------------------------------------------
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-         "max_position_embeddings": 24, "initializer_range": 0.2}  # fmt: skip
-ROBERTA = {"type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5, "bos_token_id": 0, "eos_token_id": 2}
-FAMILY = {
-    "bert": ("Bert", {"vocab_size": 90}),
-    "multilingual bert, one token type": ("Bert", {"vocab_size": 300, "type_vocab_size": 1, "directionality": "bidi"}),
-    "tanh and epsilon": ("Bert", {"vocab_size": 90, "hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
-    "roberta": ("Roberta", ROBERTA | {"vocab_size": 70}),
-    "xlm-roberta": ("XLMRoberta", ROBERTA | {"vocab_size": 80}),
-    "camembert": ("Camembert", ROBERTA | {"vocab_size": 60, "layer_norm_eps": 1e-2}),
-}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", FAMILY)
-def test_hugging_face_folders_compute_what_transformers_computes(tmp_path, kind):
-    family, changes = FAMILY[kind]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SIZES | changes)
-    theirs = getattr(transformers, f"{family}ForMaskedLM")(config).eval()
-    for name, parameter in theirs.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.2)
-    theirs.save_pretrained(tmp_path / "theirs")
-    original.to_ours(tmp_path / "theirs", tmp_path / "ours")
-
-    sizes, tensors = checkpoints.read_bert(tmp_path / "ours")
-    ours = Bert(sizes).eval()
-    checkpoints.load_strict(ours, tensors, "ours", optional=r"^pooler\.")
-    mask = torch.arange(20) < torch.tensor([7, 20, 1, 12])[:, None]
-    pad = config.pad_token_id
-    ids = torch.randint(pad + 1, config.vocab_size, mask.shape).masked_fill(~mask, pad)
-    expected = theirs.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask]
-    torch.testing.assert_close(ours(ids, mask)[mask], expected, atol=1e-5, rtol=1e-5)
-    assert expected.std() > 0.5
-    meta = META | {"v_range": [6, config.vocab_size]}
-    model = build_model(
-        ModelOptions(txt_init=str(tmp_path / "ours"), img_init=str(tmp_path / "ours")), meta, 20, 7, "x"
-    )
-    torch.testing.assert_close(model.eval().txt_model.bert(ids, mask)[mask], expected, atol=1e-5, rtol=1e-5)
-
-    original.to_original(tmp_path / "ours", tmp_path / "back")
-    back = type(theirs).from_pretrained(tmp_path / "back")
-    assert_same(back.state_dict(), theirs.state_dict())
-    logits = [m(input_ids=ids, attention_mask=mask.long()).logits for m in (back.eval(), theirs)]
-    assert torch.equal(*logits)
-
-
-def test_hugging_face_folders_are_strict_too(tmp_path):
-    model = transformers.BertModel(transformers.BertConfig(vocab_size=50, **SIZES))
-    model.save_pretrained(tmp_path / "theirs")
-    tensors = checkpoints.read_tensors(tmp_path / "theirs" / "model.safetensors")
-    gone, bent = "encoder.layer.1.output.dense.bias", "embeddings.position_embeddings.weight"
-    changed = {n: t for n, t in tensors.items() if n != gone} | {bent: torch.ones(9, 32), "adapter.x": torch.ones(1)}
-    checkpoints.save_tensors(changed, tmp_path / "theirs" / "model.safetensors")
-    with pytest.raises(BadInput) as error:
-        original.to_ours(tmp_path / "theirs", tmp_path / "ours")
-    for part in (f"missing {gone}", "unexpected adapter.x", f"{bent} has shape [9, 32], expected [24, 32]"):
-        assert part in str(error.value)
-    with pytest.raises(BadInput, match="is a Hugging Face folder, where --image-config has no place"):
-        original.to_ours(tmp_path / "theirs", tmp_path / "ours", image_config="x.json")
-    with pytest.raises(BadInput, match="neither a LightningDOT checkpoint nor a converted encoder"):
-        original.to_original(tmp_path / "theirs", tmp_path / "back")
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
