@@ -62,14 +62,16 @@ def parse(config_class: type[Config], argv: list[str], positional: tuple[str, ..
     """
     parser = _Parser(prog=Path(sys.argv[0]).name, description=(config_class.__doc__ or "").split("Args:")[0])
     parser.valid_keys = [name for name, _ in _keys(config_class)]
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    reads_files = "config" not in parser.valid_keys  # else it is a setting like others
+    if reads_files:
+        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for name in positional:
         field = next(f for f in dataclasses.fields(config_class) if f.name == name)
         optional = field.default is not dataclasses.MISSING
         parser.add_argument(name, type=field.type, **({"nargs": "?", "default": field.default} if optional else {}))
     parser.add_class_arguments(config_class, skip=set(positional))
     argv = _spell_out(argv, config_class)
-    for path in _config_files(argv):
+    for path in _config_files(argv) if reads_files else ():
         _check_keys(_read_yaml(path), config_class, path)
     namespace = parser.instantiate(parser.parse_args(argv))
     return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})

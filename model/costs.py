@@ -81,7 +81,7 @@ class Training:
     dropout: bool = True
 
     def trains(self, part: str) -> bool:
-        return not (part.startswith("text ") and self.freeze_txt or part.startswith("image ") and self.freeze_img)
+        return not ((self.freeze_txt and part.startswith("text ")) or (self.freeze_img and part.startswith("image ")))
 
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
@@ -125,9 +125,11 @@ def exchanged_parameters(config: LightningDOTConfig, task: str, training: Traini
             used |= {f"{side} embeddings", f"{side} blocks", f"{side} regions"}
         if task == "cmr":
             used.add(f"{side} projection")
-    if task == "vmlm":
-        used.add("image embeddings")  # the decoder's weight is tied to them
-    return sum(count for part, count in parameters(config).items() if part in used and training.trains(part))
+    counts = parameters(config)
+    if task == "vmlm" and "image embeddings" not in used:  # the decoder's weight is tied to the words among them
+        used.add("image embeddings")
+        counts["image embeddings"] = config.img.vocab_size * config.img.hidden_size
+    return sum(count for part, count in counts.items() if part in used and training.trains(part))
 
 
 # ---- floating-point operations ---------------------------------------------------------------------------------------
@@ -162,7 +164,8 @@ def forward_flops(config: LightningDOTConfig, task: str, load: Load, fusion: str
         for side, sizes in (("text", config.txt), ("image", config.img)):
             if config.project_dim:
                 rows = load.rows * (2 if side == "text" and load.third_view else 1)
-                parts[f"{side} projection"] = rows * 2 * 2 * sizes.hidden_size * (sizes.hidden_size + config.project_dim)
+                s = sizes.hidden_size
+                parts[f"{side} projection"] = rows * 2 * 2 * s * (s + config.project_dim)
         parts["scores"] = 2 * 2 * n * load.rows * load.ranks * config.embedding_dim  # both ways
         return parts
     if fusion == "none":
@@ -199,7 +202,8 @@ def _block_bytes(config: EncoderConfig, length: float, queries: float, training:
     low = 2 if training.low_precision else 4
     norms = 4 * 4 * queries * h  # what goes into and out of both layer norms, always fp32
     copies = low * (2 * length + 2 * queries) * h if training.low_precision else 0  # of the linear layers' inputs
-    products = low * (2 * length * h + 2 * queries * h + 2 * queries * i)  # keys, values; queries, attention; both of GELU
+    # keys and values; queries and what attention gives; what goes into and out of GELU
+    products = low * (2 * length * h + 2 * queries * h + 2 * queries * i)
     masks = 2 * queries * h if training.dropout else 0
     return norms + copies + products + masks
 
