@@ -187,32 +187,34 @@ def main(config: FinetuneConfig) -> None:
         draws = _draws(shuffled_batches(len(train), config.batch_size, rng), hard_negatives, rng)
         batches = load(functools.partial(_make_batch, train), draws, config.num_workers, device.type == "cuda")
         recent = RecentLosses()
-        bar = tqdm(total=steps_per_epoch, unit="step", desc=f"epoch {epoch + 1}/{config.epochs}", dynamic_ncols=True)
-        for n, ((indices, _), batch) in enumerate(batches):
-            # the last update of an epoch may have fewer batches
-            group = min(
-                config.grad_accumulation, batches_per_epoch - n // config.grad_accumulation * config.grad_accumulation
-            )
-            with autocast(device, config.precision):
-                outcome = forward_cmr(
-                    model, batch.to(device), config.siblings, config.distill.weight, config.distill.temperature
+        with tqdm(
+            total=steps_per_epoch, unit="step", desc=f"epoch {epoch + 1}/{config.epochs}", dynamic_ncols=True
+        ) as bar:
+            for n, ((indices, _), batch) in enumerate(batches):
+                # the last update of an epoch may have fewer batches
+                group = min(
+                    config.grad_accumulation,
+                    batches_per_epoch - n // config.grad_accumulation * config.grad_accumulation,
                 )
-            (outcome.mean / group).backward()
-            recent.add("cmr", outcome.mean, train, indices)
-            if (n + 1) % config.grad_accumulation and n + 1 < batches_per_epoch:
-                continue
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = lr_at(step)
-            norm = clip_gradients(optimizer, config.optim.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            bar.update()
-            if step % config.log_every == 0 or step % steps_per_epoch == 0:
-                losses, speed = recent.flush(step)
-                run.log(step, losses | speed | {"lr": lr_at(step - 1), "grad_norm": float(norm)})
-                bar.set_postfix_str(" ".join(f"{k.split('/', 1)[1]} {v:.3g}" for k, v in (losses | speed).items()))
-        bar.close()
+                with autocast(device, config.precision):
+                    outcome = forward_cmr(
+                        model, batch.to(device), config.siblings, config.distill.weight, config.distill.temperature
+                    )
+                (outcome.mean / group).backward()
+                recent.add("cmr", outcome.mean, train, indices)
+                if (n + 1) % config.grad_accumulation and n + 1 < batches_per_epoch:
+                    continue
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = lr_at(step)
+                norm = clip_gradients(optimizer, config.optim.grad_clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                bar.update()
+                if step % config.log_every == 0 or step % steps_per_epoch == 0:
+                    losses, speed = recent.flush(step)
+                    run.log(step, losses | speed | {"lr": lr_at(step - 1), "grad_norm": float(norm)})
+                    bar.set_postfix_str(" ".join(f"{k.split('/', 1)[1]} {v:.3g}" for k, v in (losses | speed).items()))
         epoch += 1
 
         tables = evaluate(model, val, device, config.precision)
