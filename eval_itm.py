@@ -45,6 +45,8 @@ class EvalConfig:
             this checkpoint from this data are used again. None: CHECKPOINT/eval/NAME_OF_CAPTIONS
         languages: only captions in these; none: all
         boxes: which boxes of the image DB are used
+        image_captions: text DB with captions of the images themselves, for a model that was trained with a third view
+        caption_score_weight: its share in an image's score; 0: there is none
         coco_1k: also the mean over consecutive folds of 1,000 images (COCO's 1K protocol: five folds of the 5K split)
         bootstrap: resamples for the 95% intervals; 0: no intervals
         resample: what is drawn with replacement: queries, or images with the queries of their captions
@@ -63,6 +65,8 @@ class EvalConfig:
     output_dir: str | None = None
     languages: list[str] | None = None
     boxes: BoxOptions = field(default_factory=BoxOptions)
+    image_captions: str | None = None
+    caption_score_weight: float = 0.0
     coco_1k: bool = False
     bootstrap: int = 1000
     resample: Units = "queries"
@@ -80,7 +84,15 @@ class EvalConfig:
 
 def main(config: EvalConfig) -> None:
     device = choose_device(config.device)
-    pairs = open_pairs(config.captions, config.regions, config.boxes, languages=config.languages, root=config.data_root)
+    pairs = open_pairs(
+        config.captions,
+        config.regions,
+        config.boxes,
+        languages=config.languages,
+        root=config.data_root,
+        image_captions=config.image_captions,
+        caption_weight=config.caption_score_weight,
+    )
     model = LightningDOT.from_pretrained(config.checkpoint).to(device)
     check_fits(model.config, pairs.captions.meta, pairs.regions.feature_dim, config.checkpoint, config.regions)
     check_tokenizer(config.checkpoint, pairs.captions)
@@ -99,7 +111,8 @@ def main(config: EvalConfig) -> None:
         "checkpoint": config.checkpoint,
         "device": device,
     }
-    img = _in_order(build_image_index(model, pairs.regions, pairs.images, out / "img", **options), pairs.images)
+    view = {"image_captions": pairs.image_captions}
+    img = _in_order(build_image_index(model, pairs.regions, pairs.images, out / "img", **view, **options), pairs.images)
     txt = _in_order(build_caption_index(model, pairs.captions, pairs.ids, out / "txt", **options), pairs.ids)
 
     image_of, text_of = torch.from_numpy(pairs.image_of), torch.from_numpy(wordings(pairs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,15 @@ class ImageCaptions:
             words += [*self.captions.input_ids(caption_id), meta["SEP"]]
         return np.array(words, dtype=np.int64)
 
+    def check(self, keys: Sequence[str]) -> None:
+        """Raise BadInput unless every image has a caption."""
+        absent = [key for key in keys if key not in self.captions.img2txts]
+        if absent:
+            raise BadInput(
+                f"{self.captions.folder}: has no caption of image {absent[0]}, which the third view needs ({len(absent)} of "
+                f"{len(keys)} images have none)"
+            )
+
 
 class PairDataset:
     """The caption–image pairs of one caption DB and one region DB.
@@ -193,13 +202,7 @@ class PairDataset:
                 "the captions with --regions and --skip-missing"
             )
         if image_captions is not None:
-            folder = image_captions.captions.folder
-            absent = [key for key in self.images if key not in image_captions.captions.img2txts]
-            if absent:
-                raise BadInput(
-                    f"{folder}: has no caption of image {absent[0]}, which the third view needs ({len(absent)} of "
-                    f"{len(self.images)} images have none)"
-                )
+            image_captions.check(self.images)
         number = {key: n for n, key in enumerate(self.images)}
         self.image_of = np.array([number[captions.txt2img[i]] for i in keep])  # [N] caption → image
         self.txt_lengths = np.array([captions.lengths[i] + 2 for i in keep])  # [CLS] and [SEP] included

@@ -67,6 +67,7 @@ def encode_images(
     load = partial(_load_images, regions, keys, image_captions)
     tower = model.encode_image
     if image_captions is not None:
+        image_captions.check(keys)
         tower = partial(_encode_image_and_captions, model, image_captions.weight)
     encoded = _encode(model, tower, load, lengths, batch_size, device, precision, progress, workers, "img")
     return _checked(encoded, regions.folder, keys)

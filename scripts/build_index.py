@@ -29,6 +29,9 @@ class Options:
         regions: region database; the index is one of images
         captions: caption database; the index is one of captions
         images_of: with --regions, only the images that this caption database mentions (an evaluation split)
+        image_captions: with --regions, text database with captions of the images themselves, for a model that was trained
+            with a third view
+        caption_score_weight: its share in an image's embedding; 0: there is none
         batch_size: images or captions per batch
         dtype: how vectors are stored
         precision: how the model computes
@@ -42,6 +45,8 @@ class Options:
     regions: str | None = None
     captions: str | None = None
     images_of: str | None = None
+    image_captions: str | None = None
+    caption_score_weight: float = 0.0
     batch_size: int = 256
     dtype: Literal["fp32", "fp16"] = "fp32"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -52,8 +57,8 @@ class Options:
     def __post_init__(self):
         if (self.regions is None) == (self.captions is None):
             raise BadInput("give either --regions IMG_DB or --captions TEXT_DB: an index holds images or captions")
-        if self.images_of and not self.regions:
-            raise BadInput("--images-of limits an index of images: it needs --regions")
+        if (self.images_of or self.image_captions) and not self.regions:
+            raise BadInput("--images-of and --image-captions are for an index of images: they need --regions")
 
 
 def images_of(captions, regions) -> list[str]:
@@ -69,6 +74,7 @@ def images_of(captions, regions) -> list[str]:
 
 
 def main(options: Options) -> None:
+    from data.batches import open_image_captions
     from data.captions import CaptionDB
     from model.bi_encoder import LightningDOT
     from model.encoding import build_caption_index, build_image_index, check_width
@@ -83,7 +89,8 @@ def main(options: Options) -> None:
         regions = RegionDB(options.regions, **vars(options.boxes))
         check_width(regions, model, options.checkpoint)
         keys = images_of(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
-        index = build_image_index(model, regions, keys, options.out, device=device, **common)
+        view = open_image_captions(options.image_captions, options.caption_score_weight)
+        index = build_image_index(model, regions, keys, options.out, device=device, image_captions=view, **common)
     else:
         captions = CaptionDB(options.captions)
         check_tokenizer(options.checkpoint, captions)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+import eval_itm
 import train_itm
 from configs import cli
 from data.annotations import Caption
@@ -19,7 +20,7 @@ from data.regions import BoxOptions
 from data.teacher import write_teacher_scores
 from model.bi_encoder import LightningDOT
 from model.encoding import build_image_index
-from model.evaluation import embed_pairs
+from model.evaluation import embed_pairs, evaluate
 
 ORIGINAL = """--siblings keep --optim.algorithm adamw_original --optim.no_decay original --optim.schedule hf_linear
 --optim.warmup-ratio 0.1 --optim.betas [0.9,0.999] --optim.eps 1e-8 --optim.weight-decay 0.01 --optim.grad-clip 0
@@ -174,6 +175,24 @@ def test_third_view_is_part_of_an_image_embedding(small_world, pretrained, image
         build_image_index(model, data.regions, data.images, tmp_path / "index", image_captions=view, progress=False)
         stamps.append(EmbeddingIndex(tmp_path / "index").header["data"])
     assert len(set(stamps)) == 3  # an index of another view is never used again
+
+    words = [
+        "--checkpoint",
+        pretrained / "last",
+        "--captions",
+        paths[0],
+        "--regions",
+        paths[1],
+        "--image-captions",
+        third,
+    ]
+    words += ["--caption-score-weight", 0.3, "--output-dir", tmp_path / "eval"]
+    eval_itm.main(cli.parse(eval_itm.EvalConfig, [str(word) for word in words]))
+    found = json.loads((tmp_path / "eval" / "results.json").read_text())["recall"]
+    assert found["all"] == pytest.approx(evaluate(model, data, "cpu")["all"])
+    index = EmbeddingIndex(tmp_path / "eval" / "img")
+    order = [data.images.index(name) for name in index.ids()]
+    np.testing.assert_allclose(index.vectors(np.arange(len(index))), mixed[order], atol=1e-5)
 
 
 def test_bad_switches_are_one_clear_line(small_world, pretrained, image_captions, train):
