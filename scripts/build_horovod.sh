@@ -67,6 +67,10 @@ sys.exit(f"/{sys.argv[1]}/" not in urllib.parse.unquote(origin.get("url", "")))
 PY
 }
 
+kept_wheel() {
+    find "$wheels/$key" -name 'horovod-*.whl' 2>/dev/null | head -n 1 || true
+}
+
 build() {
     local folder jobs flags log status=0
     jobs=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}
@@ -113,15 +117,15 @@ use_nccl() {
 if [ $force = 0 ] && is_installed; then
     exit 0
 fi
-wheel=$(find "$wheels/$key" -name 'horovod-*.whl' 2>/dev/null | head -n 1)
+"$python" -m pip install --quiet cloudpickle psutil pyyaml packaging || die "what Horovod imports cannot be installed"
+wheel=$(kept_wheel)
 if [ $force = 1 ] || [ -z "$wheel" ]; then
     build
-    wheel=$(find "$wheels/$key" -name 'horovod-*.whl' | head -n 1)
+    wheel=$(kept_wheel)
 else
     echo "Horovod $VERSION from the kept wheel $wheel"
 fi
-# --no-deps: torch stays as it is. What importing horovod.torch and horovodrun need besides:
-"$python" -m pip install --quiet cloudpickle psutil pyyaml packaging || die "what Horovod needs cannot be installed"
+# --no-deps: torch stays as it is
 "$python" -m pip install --quiet --no-deps --force-reinstall "$wheel" || die "$wheel: cannot be installed; try again with --force"
 why=$("$python" -c 'import horovod.torch' 2>&1) ||
     die "$wheel: Horovod does not import ($(tail -n 1 <<<"$why")); build it again with --force"
