@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data.annotations import Caption
 from data.errors import BadInput
-from data.lmdb_env import LmdbWriter, reader
+from data.lmdb_env import LmdbWriter, Records
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -3,18 +3,19 @@
 Readers never lock: databases live on network file systems, where locks hang, and are written once. A database is opened
 once per process and shared: py-lmdb 3 refuses a second opening of the same file.
 
-After a fork (DataLoader workers) the child goes on with what it inherited. LMDB's warning against that is about its
-locks and its reader table; with ``lock=False`` and ``readonly=True`` neither exists, and what is left is a shared
-memory map, which survives a fork. Opening anew in the child is no way out: py-lmdb refuses it there too, and closing
-first would unmap memory that the child may still read. A spawned worker starts with an empty table and opens its own.
+After a fork (DataLoader workers) `Records` opens the database anew in the child: what was inherited is closed there first,
+since py-lmdb's list of open files is inherited too. Closing unmaps memory, in the child alone. Who keeps zero-copy views
+takes `reader` instead: what that opened is not closed, and the child goes on with it. LMDB's warning against that is about
+its locks and its reader table; with ``lock=False`` and ``readonly=True`` neither exists, and what is left is a shared
+memory map, which survives a fork. A spawned worker starts with nothing and opens its own.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import lmdb
 
@@ -24,10 +25,12 @@ MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
 _BATCH_BYTES = 64 << 20  # of values kept in memory between commits, so that a batch can be written again
 
 
-class _Opened(NamedTuple):
+@dataclass(eq=False)
+class _Opened:
     stamp: tuple  # which file this was: a database that was replaced since is opened anew
     env: lmdb.Environment
-    txn: lmdb.Transaction
+    txn: lmdb.Transaction | None  # None: closed
+    keeps_views: bool = False  # somebody may hold views into the map, also after a fork
 
 
 _opened: dict[str, _Opened] = {}
@@ -43,12 +46,52 @@ def open_env(folder: str | Path) -> lmdb.Environment:
     Raises:
         BadInput: the folder is missing, is no LMDB, or its file is truncated (reading that would kill the process).
     """
-    return _open(folder).env
+    opened = _open(folder)
+    opened.keeps_views = True
+    return opened.env
 
 
 def reader(folder: str | Path) -> lmdb.Transaction:
     """A lasting read transaction of `open_env`; its `get` returns a read-only memoryview into the map, zero-copy."""
+    open_env(folder)
     return _open(folder).txn
+
+
+class Records:
+    """The records of one database, for who decodes them at once. Picklable; every process opens the database itself.
+
+    Raises:
+        BadInput: as `open_env`; also where a worker finds another database in the folder than its parent read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._opened: _Opened | None = _open(folder)
+        self._file = self._opened.stamp[:2]
+
+    @property
+    def txn(self) -> lmdb.Transaction:
+        """This process's read transaction; views that its `get` returns must not outlive a fork."""
+        if self._opened is None or self._opened.txn is None:
+            self._opened = _open(self.folder)
+            if self._opened.stamp[:2] != self._file:
+                raise BadInput(f"{self.folder}: the database was replaced while it was being read; start again")
+        return self._opened.txn
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_opened": None}
+
+
+def _close_inherited() -> None:
+    """In a child: nothing is left of the parent's environments but those that views may point into."""
+    for key, opened in list(_opened.items()):
+        if not opened.keeps_views:
+            _opened.pop(key)
+            _close(opened)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 def close_env(folder: str | Path) -> None:
@@ -58,8 +101,15 @@ def close_env(folder: str | Path) -> None:
     """
     opened = _opened.pop(os.path.realpath(folder), None)
     if opened:
-        opened.txn.abort()
-        opened.env.close()
+        _close(opened)
+
+
+def _close(opened: _Opened) -> None:
+    for each in (opened, *(old for old in _retired if old.env is opened.env)):  # older snapshots of the same map
+        each.txn.abort()
+        each.txn = None
+    _retired[:] = [old for old in _retired if old.txn is not None]
+    opened.env.close()
 
 
 def _promised_bytes(env: lmdb.Environment) -> int:
@@ -100,7 +150,7 @@ def _open(folder: str | Path) -> _Opened:
         )
     if known:
         _retired.append(known)
-    _opened[key] = _Opened(stamp, env, txn)
+    _opened[key] = _Opened(stamp, env, txn, in_place and known.keeps_views)
     return _opened[key]
 
 

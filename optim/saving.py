@@ -186,6 +186,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, training: dic
     state: dict = {}
     for rank in range(training["ranks"]):
         state |= _load(folder / f"optimizer-{rank:05d}-of-{training['ranks']:05d}.pt")
+    state = dict(sorted(state.items()))  # in the order of the parameters
     optimizer.load_state_dict({"state": state, "param_groups": training["param_groups"]})
 
 

@@ -24,7 +24,7 @@ class Environment:
         # pip and what Horovod needs, from the environment of the tests
         (self.packages / "outer.pth").write_text(str(Path(pytest.__file__).parents[1]) + "\n")
         self.set_torch("9.9.0")
-        for name in ("cloudpickle", "psutil"):  # or pip would fetch them
+        for name in ("cloudpickle", "psutil", "cffi"):  # or pip would fetch them
             self.write_package(name, "99.0")
 
     def write_package(self, name: str, version: str) -> None:

@@ -12,8 +12,9 @@ from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import PretrainingHeads
 from model.transformer import EncoderConfig
-from optim.optimizer import OptimOptions, build_optimizer, clip_gradients
-from optim.precision import autocast, choose_device
+from optim.distributed import SINGLE
+from optim.optimizer import OptimOptions, apply_update, build_optimizer
+from optim.precision import autocast, choose_device, loss_scaler
 from optim.schedule import build_schedule
 
 
@@ -88,12 +89,37 @@ def test_clipping():
     before = set_gradients()
     norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in before))
     assert norm > 1.5
+    seen = []
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    )
+    scaler = loss_scaler(torch.device("cpu"), "fp32")
     for limit, factor in ((1.5, 1.5 / norm), (norm * 2, 1.0), (0, 1.0)):
         set_gradients()
-        assert float(clip_gradients(optimizer, limit)) == pytest.approx(norm, rel=1e-5)
-        after = [p.grad for p in model.parameters() if p.grad is not None]
-        for a, b in zip(after, before, strict=True):
+        assert float(apply_update(optimizer, scaler, SINGLE, 0.1, limit)) == pytest.approx(norm, rel=1e-5)
+        for a, b in zip(seen.pop(), before, strict=True):
             torch.testing.assert_close(a, b * factor, rtol=1e-4, atol=1e-6)
+        assert all(p.grad is None for p in model.parameters()) and optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_fp16_gradients_are_scaled_and_an_overflow_leaves_the_weights():
+    module = nn.Linear(2, 1, bias=False)
+    optimizer = build_optimizer([module], OptimOptions(weight_decay=0.0))
+    scaler = loss_scaler(torch.device("cpu"), "fp16")
+    before = module.weight.detach().clone()
+    scaler.scale(module(torch.ones(1, 2)).sum()).backward()
+    assert float(module.weight.grad[0, 0]) == scaler.get_scale() > 1000
+    assert float(apply_update(optimizer, scaler, SINGLE, 0.1, 0)) == pytest.approx(math.sqrt(2))  # unscaled
+    torch.testing.assert_close(module.weight.detach(), before - 0.1)
+    scale, before = scaler.get_scale(), module.weight.detach().clone()
+    module.weight.grad = torch.tensor([[float("inf"), 1.0]])
+    apply_update(optimizer, scaler, SINGLE, 0.1, 0)
+    assert torch.equal(module.weight, before) and scaler.get_scale() == scale / 2
+
+
+def test_apex_is_asked_for_by_name_only():
+    with pytest.raises(BadInput, match=r"optim\.algorithm apex: NVIDIA apex is not installed"):
+        build_optimizer([nn.Linear(2, 2)], OptimOptions(algorithm="apex"))
 
 
 @pytest.mark.parametrize(
@@ -140,16 +166,17 @@ def test_no_step_is_wasted_and_none_exceeds_the_peak(warmup, total):
 # ---- precision -------------------------------------------------------------------------------------------------------
 
 
-def test_bf16_runs_matrix_products_in_bf16_and_keeps_fp32_parameters():
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_is_of_matrix_products_and_not_of_parameters(precision, dtype):
     model = small_model().eval()
     ids, mask = torch.randint(5, 20, (3, 6)), torch.ones(3, 6, dtype=torch.bool)
     images = torch.randn(3, 4, 4).half(), torch.rand(3, 4, 7), torch.ones(3, 4, dtype=torch.bool)
     for encode, inputs in ((model.encode_text, (ids, mask)), (model.encode_image, images)):
         with autocast("cpu", "fp32"):
             exact = encode(*inputs)
-        with autocast("cpu", "bf16"):
+        with autocast("cpu", precision):
             rough = encode(*inputs)
-        assert (exact.dtype, rough.dtype) == (torch.float32, torch.bfloat16)
+        assert (exact.dtype, rough.dtype) == (torch.float32, dtype)
         torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0.05)
         rough.float().sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -24,8 +24,10 @@ from data.regions import BoxOptions, Regions, RegionWriter
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import PretrainingHeads
 from model.transformer import EncoderConfig
+from optim.distributed import SINGLE
 from optim.optimizer import OptimOptions, build_optimizer
 from optim.run_state import RecentLosses, Run, blame, load_heads, random_state, restore_random_state
+from optim.saving import Saver, load_optimizer, point
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,8 +55,25 @@ def small_model(seed=0, feature_dim=4):
     return LightningDOT(config)
 
 
-def save(run, step, is_best=False, keep=1, model=None, **training):
-    return run.save(step, model or small_model(), training, None, is_best, keep)
+def open_run(folder, config=None, resume=False, **facts):
+    return Run(folder, config or Config(), resume, SINGLE, facts)
+
+
+def save(
+    run, step, is_best=False, keep=1, model=None, heads=None, optimizer=None, tokenizer=None, own=None, **training
+):
+    """Save, and wait until it is written → the checkpoint."""
+    saver = Saver(run.folder, SINGLE, keep, tokenizer, timeout=5)
+    model = model or small_model()
+    optimizer = optimizer or build_optimizer([model], OptimOptions())
+    saver.save(step, model, optimizer, training, own or {}, is_best, heads)
+    saver.wait()
+    return run.folder / "checkpoints" / f"step-{step:08d}"
+
+
+def loaded(run):
+    saved = run.load()
+    return saved and saved[0]
 
 
 def checkpoints(run):
@@ -70,8 +89,8 @@ def target(run, name):
 
 def test_a_new_run_writes_its_settings(tmp_path):
     config = Config(optim=OptimOptions(lr=1e-6), languages=["en", "de"])
-    run = Run(tmp_path / "a" / "run", config, resume=True, facts={"effective_batch_pairs": 96})
-    assert not run.resumed and run.load_training_state() is None
+    run = open_run(tmp_path / "a" / "run", config, resume=True, effective_batch_pairs=96)
+    assert not run.resumed and run.load() is None
     saved = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert (
         saved["optim"]["lr"] == 1e-6 and saved["optim"]["betas"] == [0.9, 0.98] and saved["languages"] == ["en", "de"]
@@ -82,49 +101,49 @@ def test_a_new_run_writes_its_settings(tmp_path):
 
 
 def test_a_run_is_not_overwritten(tmp_path):
-    Run(tmp_path, Config(), resume=False)
-    run = Run(tmp_path, Config(epochs=5), resume=False)  # nothing was saved yet: started afresh
+    open_run(tmp_path, resume=False)
+    run = open_run(tmp_path, Config(epochs=5), resume=False)  # nothing was saved yet: started afresh
     save(run, 10)
     with pytest.raises(BadInput, match=f"^{tmp_path}: already holds a run; go on with --resume"):
-        Run(tmp_path, Config(epochs=5), resume=False)
+        open_run(tmp_path, Config(epochs=5), resume=False)
 
 
 def test_other_settings_are_refused_by_name_and_value(tmp_path):
-    save(Run(tmp_path, Config(), resume=False), 10)
+    save(open_run(tmp_path, resume=False), 10)
     before = (tmp_path / "config.yaml").read_bytes()
     other = Config(epochs=7, optim=OptimOptions(lr=0.5), languages=["de"])
     with pytest.raises(BadInput) as error:
-        Run(tmp_path, other, resume=True)
+        open_run(tmp_path, other, resume=True)
     assert str(error.value).startswith(f"{tmp_path}/config.yaml: cannot go on with other settings (")
     changes = str(error.value).split("(")[1].split(")")[0].split("; ")
     assert changes == ["epochs was 3, now 7", "languages was None, now ['de']", "optim.lr was 5e-05, now 0.5"]
     assert (tmp_path / "config.yaml").read_bytes() == before
     free = Config(output_dir="y", num_workers=4, keep_checkpoints=3, resume=True)  # change speed and reports only
-    assert Run(tmp_path, free, resume=True).resumed
+    assert open_run(tmp_path, free, resume=True).resumed
 
 
 @pytest.mark.parametrize("damage", ["missing", "[", "a list"])
 def test_a_damaged_config_is_bad_input(tmp_path, damage):
-    save(Run(tmp_path, Config(), resume=False), 10)
+    save(open_run(tmp_path, resume=False), 10)
     (tmp_path / "config.yaml").unlink()
     if damage != "missing":
         (tmp_path / "config.yaml").write_text("[1, 2]" if damage == "a list" else damage)
     with pytest.raises(BadInput, match=f"^{tmp_path}/config.yaml: "):
-        Run(tmp_path, Config(), resume=True)
+        open_run(tmp_path, resume=True)
 
 
 def test_an_output_dir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(BadInput, match=f"^{tmp_path}/file.*: cannot be written"):
-            Run(folder, Config(), resume=False)
+            open_run(folder, resume=False)
 
 
 # ---- saving and going on ---------------------------------------------------------------------------------------------
 
 
 def test_what_was_saved_comes_back(tmp_path):
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     model = small_model()
     heads = PretrainingHeads(model.config)
     optimizer = build_optimizer([model, heads], OptimOptions())
@@ -136,47 +155,44 @@ def test_what_was_saved_comes_back(tmp_path):
     (tokenizer / "vocab.txt").chmod(0o444)
     tokenizer.chmod(0o555)  # databases are often read-only
     torch.manual_seed(5)
-    training = {
-        "best": 0.25,
-        "optimizer": optimizer.state_dict(),
-        "random": random_state(),
-        "draws": {"cursors": [[1, 2]]},
-    }
-    final = run.save(7, model, training, tokenizer, True, 1, heads)
+    training = {"best": 0.25, "draws": {"cursors": [[1, 2]]}}
+    own = {"random": random_state()}
+    final = save(run, 7, True, 1, model, heads, optimizer, tokenizer, own, **training)
     tokenizer.chmod(0o755)
     drawn = torch.rand(3)
 
     assert (
         final == tmp_path / "checkpoints" / "step-00000007" and target(run, "last") == target(run, "best") == final.name
     )
-    names = ["config.json", "heads.safetensors", "model.safetensors", "tokenizer", "training.pt"]
+    names = ["config.json", "heads.safetensors", "model.safetensors", "optimizer-00000-of-00001.pt"]
+    names += ["rank-00000-of-00001.pt", "tokenizer", "training.pt"]
     assert sorted(os.listdir(tmp_path / "last")) == names
     assert (final / "tokenizer" / "vocab.txt").read_text() == "a\n"
     assert os.stat(final / "tokenizer").st_mode & os.stat(final / "tokenizer" / "vocab.txt").st_mode & 0o200  # prunable
     assert not Path(os.readlink(tmp_path / "last")).is_absolute()  # the folder may be moved
     moved = tmp_path.rename(tmp_path.with_name(tmp_path.name + "_moved"))
 
-    again = Run(moved, Config(), resume=True)
-    state = again.load_training_state()
+    again = open_run(moved, resume=True)
+    state, own = again.load()
     assert again.resumed and (state["step"], state["best"], state["draws"]) == (7, 0.25, {"cursors": [[1, 2]]})
-    loaded = LightningDOT.from_pretrained(moved / "last")
-    assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in model.state_dict().items())
+    restored = LightningDOT.from_pretrained(moved / "last")
+    assert all(torch.equal(t, restored.state_dict()[n]) for n, t in model.state_dict().items())
     other = PretrainingHeads(model.config)
     assert load_heads(other, moved / "last")
     assert all(torch.equal(t, other.state_dict()[n]) for n, t in heads.state_dict().items())
-    fresh = build_optimizer([loaded, other], OptimOptions())
-    fresh.load_state_dict(state["optimizer"])
+    fresh = build_optimizer([restored, other], OptimOptions())
+    load_optimizer(fresh, moved / "last", state)
     for a, b in zip(fresh.state_dict()["state"].values(), optimizer.state_dict()["state"].values(), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in b) and a.keys() == b.keys()
-    restore_random_state(state["random"])
+    restore_random_state(own["random"])
     assert torch.equal(torch.rand(3), drawn)
 
 
 def test_heads_of_another_shape_are_refused(tmp_path):
     model = small_model()
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     assert not load_heads(PretrainingHeads(model.config), save(run, 1))  # a fine-tuned checkpoint has none
-    run.save(2, model, {}, None, False, 1, PretrainingHeads(model.config))
+    save(run, 2, model=model, heads=PretrainingHeads(model.config))
     other = PretrainingHeads(dataclasses.replace(model.config, num_labels=4))
     with pytest.raises(
         BadInput, match=r"last/heads.safetensors: 2 keys do not fit .* shape \[3, 8\], expected \[4, 8\]"
@@ -185,7 +201,7 @@ def test_heads_of_another_shape_are_refused(tmp_path):
 
 
 def test_only_the_newest_and_the_best_are_kept(tmp_path):
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     save(run, 10, is_best=True)
     assert checkpoints(run) == ["step-00000010"]
     save(run, 20, is_best=True)
@@ -203,7 +219,7 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path):
 
 
 def test_metrics_after_the_checkpoint_are_taken_back(tmp_path):
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     for step in (5, 10, 15):
         run.log(step, {"loss": step / 10})
         if step == 10:
@@ -214,8 +230,8 @@ def test_metrics_after_the_checkpoint_are_taken_back(tmp_path):
     with open(log, "a") as file:
         file.write('{"step": 20, "lo')  # killed while writing
 
-    run = Run(tmp_path, Config(), resume=True)
-    assert run.load_training_state()["step"] == 10
+    run = open_run(tmp_path, resume=True)
+    assert loaded(run)["step"] == 10
     expected = [{"step": 5, "loss": 0.5}, {"step": 10, "loss": 1.0}, {"step": 10, "val/AR": 3.0}]
     assert [json.loads(line) for line in log.read_text().splitlines()] == expected
     run.log(15, {"loss": 9.0, "note": "not a number"})
@@ -228,11 +244,11 @@ def test_metrics_after_the_checkpoint_are_taken_back(tmp_path):
 
 
 def test_a_fresh_run_takes_no_metrics_over(tmp_path):
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     run.log(5, {"loss": 1.0})
     run.close()
-    run = Run(tmp_path, Config(), resume=True)  # stopped before its first checkpoint
-    assert run.load_training_state() is None and not (tmp_path / "metrics.jsonl").exists()
+    run = open_run(tmp_path, resume=True)  # stopped before its first checkpoint
+    assert run.load() is None and not (tmp_path / "metrics.jsonl").exists()
     assert not (tmp_path / "tensorboard").exists()
 
 
@@ -240,7 +256,7 @@ def test_a_fresh_run_takes_no_metrics_over(tmp_path):
 
 
 def test_a_save_that_fails_leaves_the_last_one(tmp_path):
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     save(run, 10, is_best=True, epoch=1)
     with pytest.raises(Exception, match="pickle"):
         save(run, 20, is_best=True, bad=lambda: None)
@@ -250,34 +266,34 @@ def test_a_save_that_fails_leaves_the_last_one(tmp_path):
     with pytest.raises(BadInput, match=r"txt_model.encode_proj.0.bias is NaN or infinite at step 20"):
         save(run, 20, is_best=True, model=model)
     assert checkpoints(run) == ["step-00000010"] and target(run, "last") == target(run, "best") == "step-00000010"
-    assert Run(tmp_path, Config(), resume=True).load_training_state()["epoch"] == 1
+    assert loaded(open_run(tmp_path, resume=True))["epoch"] == 1
     assert save(run, 20).is_dir() and target(run, "last") == "step-00000020"
 
 
 def test_a_run_stopped_between_a_checkpoint_and_its_links(tmp_path):
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     save(run, 10, is_best=True, best=1.0)
     save(run, 20, is_best=True, keep=2, best=2.0)
-    run._point("last", tmp_path / "checkpoints" / "step-00000010")
-    run._point("best", tmp_path / "checkpoints" / "step-00000010")
-    run = Run(tmp_path, Config(), resume=True)
-    assert run.load_training_state()["step"] == 10
+    point(tmp_path, "last", tmp_path / "checkpoints" / "step-00000010")
+    point(tmp_path, "best", tmp_path / "checkpoints" / "step-00000010")
+    run = open_run(tmp_path, resume=True)
+    assert loaded(run)["step"] == 10
     save(run, 20, best=1.5)  # the same step again, under the same name
     assert target(run, "last") == "step-00000020" and target(run, "best") == "step-00000010"
     assert torch.load(tmp_path / "last" / "training.pt", weights_only=True)["best"] == 1.5
 
 
 def test_a_run_stopped_between_its_links_still_knows_the_best(tmp_path):
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     save(run, 10, is_best=True)
     save(run, 20, is_best=True, keep=2)
-    run._point("best", tmp_path / "checkpoints" / "step-00000010")
-    run = Run(tmp_path, Config(), resume=True)
-    assert run.load_training_state()["step"] == 20 and target(run, "best") == "step-00000020"
+    point(tmp_path, "best", tmp_path / "checkpoints" / "step-00000010")
+    run = open_run(tmp_path, resume=True)
+    assert loaded(run)["step"] == 20 and target(run, "best") == "step-00000020"
 
 
 def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
-    run = Run(tmp_path, Config(), resume=False)
+    run = open_run(tmp_path, resume=False)
     final = save(run, 10)
     run.log(10, {"loss": 1.0})
     run.close()
@@ -285,25 +301,25 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
     for damaged in (whole[: len(whole) // 2], b"", b"rubbish"):
         (final / "training.pt").write_bytes(damaged)
         with pytest.raises(BadInput, match=f"^{tmp_path}/last/training.pt: damaged training state"):
-            Run(tmp_path, Config(), resume=True).load_training_state()
+            loaded(open_run(tmp_path, resume=True))
     final.rename(tmp_path / "elsewhere")
     for resume in (True, False):  # starting afresh would throw the metrics away
         with pytest.raises(BadInput, match=f"^{tmp_path}/last: points to .*step-00000010, which is not there"):
-            Run(tmp_path, Config(), resume=resume)
+            open_run(tmp_path, resume=resume)
     assert (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_last_one(tmp_path):
-    save(Run(tmp_path, Config(), resume=False), 10)
+    save(open_run(tmp_path, resume=False), 10)
     code = f"""
 import resource, signal, torch
-from test_run_state import Config, Run, small_model
+from test_run_state import open_run, save, small_model
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-run = Run({str(tmp_path)!r}, Config(), resume=True)
-for feature_dim, training in ((2000, {{}}), (4, {{"optimizer": torch.zeros(10_000)}})):
+run = open_run({str(tmp_path)!r}, resume=True)
+for feature_dim, training in ((2000, {{}}), (4, {{"moments": torch.zeros(10_000)}})):
     try:
-        run.save(20, small_model(feature_dim=feature_dim), training, None, True, 1)
+        save(run, 20, True, model=small_model(feature_dim=feature_dim), **training)
     except Exception as error:
         print(type(error).__name__, error)
 """
@@ -313,27 +329,31 @@ for feature_dim, training in ((2000, {{}}), (4, {{"optimizer": torch.zeros(10_00
     assert len(lines) == 2, result.stderr
     for line in lines:
         assert line.startswith(f"BadInput {tmp_path}/checkpoints/") and "cannot be written" in line
-    assert target(Run(tmp_path, Config(), resume=True), "last") == "step-00000010"
+    assert target(open_run(tmp_path, resume=True), "last") == "step-00000010"
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000010"]
 
 
 WRITER = """
 import sys
 import torch
-from test_run_state import Config, Run, LightningDOT, LightningDOTConfig, EncoderConfig
+from test_run_state import open_run, loaded, build_optimizer, OptimOptions, Saver, SINGLE
+from test_run_state import LightningDOT, LightningDOTConfig, EncoderConfig
 torch.set_num_threads(1)
 sizes = EncoderConfig(vocab_size=4000, hidden_size=128, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128)
 model = LightningDOT(LightningDOTConfig(txt=sizes, img=sizes, project_dim=128, feature_dim=16))
-run = Run(sys.argv[1], Config(), resume=True)
-state = run.load_training_state()
+run = open_run(sys.argv[1], resume=True)
+saver = Saver(run.folder, SINGLE, 1, None, 5)
+optimizer = build_optimizer([model], OptimOptions())
+state = loaded(run)
 step = state["step"] if state else 0
 while True:
     step += 1
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(step)
-    run.save(step, model, {"best": step - step % 3, "moments": torch.full((500_000,), float(step))}, None, step % 3 == 0, 1)
-    print("saved", file=sys.stderr, flush=True)
+    training = {"best": step - step % 3, "moments": torch.full((500_000,), float(step))}
+    saver.save(step, model, optimizer, training, {}, step % 3 == 0)  # waits for the one before
+    if step > 1: print("saved", file=sys.stderr, flush=True)
 """
 
 
@@ -352,8 +372,8 @@ def test_killed_while_saving_the_last_checkpoint_is_whole(tmp_path):
         time.sleep(generator.uniform(0, 0.1))  # in the middle of one of the next saves of 6 MB
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-        run = Run(tmp_path / "run", Config(), resume=True)
-        state = run.load_training_state()
+        run = open_run(tmp_path / "run", resume=True)
+        state = loaded(run)
         steps.append(state["step"])
         assert state["moments"].eq(state["step"]).all()
         for name in ("last", "best"):
@@ -387,14 +407,14 @@ def pairs(tmp_path_factory):
 
 
 def test_recent_losses_are_averaged_by_task(pairs):
-    recent = RecentLosses()
+    recent = RecentLosses(SINGLE)
     parameter = torch.ones(2, requires_grad=True)
     for name, value in (("cmr", 1.0), ("vmlm", 5.0), ("cmr", 2.0)):
-        recent.add(name, (parameter * value).mean(), pairs, np.array([0, 1, 5]))
+        recent.add(name, (parameter * value).mean(), pairs, np.array([0, 1, 5]), 3)
     losses, speed = recent.flush(3)
     assert losses == {"train/cmr/loss": 1.5, "train/vmlm/loss": 5.0}
     assert speed["speed/pairs_per_s"] > 0
-    recent.add("cmr", parameter.mean() * 7, pairs, np.array([0]))
+    recent.add("cmr", parameter.mean() * 7, pairs, np.array([0]), 1)
     assert recent.flush(4)[0] == {"train/cmr/loss": 7.0}  # and only what came since
 
 
@@ -404,9 +424,9 @@ def test_recent_losses_are_averaged_by_task(pairs):
     [([0, 2, 5], "key p2.npz .* features"), ([3, 0], "key p3.npz .* norm_bb"), ([1, 4], "key p4.npz .* soft_labels")],
 )
 def test_a_loss_that_is_no_number_names_the_record(pairs, value, indices, culprit):
-    recent = RecentLosses()
-    recent.add("cmr", torch.tensor(0.5), pairs, np.array([0, 1]))
-    recent.add("mrckl", torch.tensor(value), pairs, np.array(indices))
+    recent = RecentLosses(SINGLE)
+    recent.add("cmr", torch.tensor(0.5), pairs, np.array([0, 1]), 2)
+    recent.add("mrckl", torch.tensor(value), pairs, np.array(indices), 2)
     with pytest.raises(BadInput, match=f"loss of mrckl is {value} by step 9: {pairs.regions.folder}: {culprit}"):
         recent.flush(9)
 
