@@ -115,7 +115,7 @@ def main(config: EvalConfig) -> None:
     img = _in_order(build_image_index(model, pairs.regions, pairs.images, out / "img", **view, **options), pairs.images)
     txt = _in_order(build_caption_index(model, pairs.captions, pairs.ids, out / "txt", **options), pairs.ids)
 
-    image_of, text_of = torch.from_numpy(pairs.image_of), torch.from_numpy(wordings(pairs))
+    image_of, text_of = torch.from_numpy(pairs.image_of.astype(np.int64)), torch.from_numpy(wordings(pairs))
     languages = captions_by_language(pairs)
     repeated = sum(num_repeated(pairs.image_of[rows], text_of[rows].numpy()) for rows in languages.values())
     hnsw = config.hnsw if config.search == "hnsw" else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.captions import CaptionDB
+from data.columns import Picked, Strings
 from data.errors import BadInput
 from data.masking import NOT_MASKED, choose, mask_words
 from data.regions import BoxOptions, RegionDB, Regions
@@ -150,12 +151,19 @@ class ImageCaptions:
             words += [*self.captions.input_ids(caption_id), meta["SEP"]]
         return np.array(words, dtype=np.int64)
 
+    def lengths(self, images: Sequence[str]) -> np.ndarray:
+        """[N] how many ``input_ids`` gives for each of N images; 1 where an image has no caption."""
+        captions = self.captions.img2txts.column
+        ends = np.cumsum(np.append(0, self.captions.lengths.column.array[captions.rows] + 1))[captions.ends]
+        rows = self.captions.img2txts.names.match(images)
+        return 1 + np.where(rows < 0, 0, np.diff(ends)[rows])
+
     def check(self, keys: Sequence[str]) -> None:
         """Raise BadInput unless every image has a caption."""
-        absent = [key for key in keys if key not in self.captions.img2txts]
-        if absent:
+        absent = np.flatnonzero(self.captions.img2txts.names.match(keys) < 0)
+        if len(absent):
             raise BadInput(
-                f"{self.captions.folder}: has no caption of image {absent[0]}, which the third view needs ({len(absent)} of "
+                f"{self.captions.folder}: has no caption of image {keys[absent[0]]}, which the third view needs ({len(absent)} of "
                 f"{len(keys)} images have none)"
             )
 
@@ -169,6 +177,10 @@ class PairDataset:
         image_captions: the third view
 
     Attributes:
+        ids: [N] caption ids; views of the database's columns, as ``images``
+        images: the pictures of those captions, in the order of the annotations
+        image_of: [N] int32, the caption's picture in ``images``; may be mapped from disk, read-only
+        txt_lengths, img_lengths: [N] int32, [CLS] and [SEP] included
         teacher: what `read_teacher_scores` gave for ``ids`` and ``images``; None without distillation
 
     Raises:
@@ -185,28 +197,29 @@ class PairDataset:
     ):
         self.captions, self.regions, self.image_captions = captions, regions, image_captions
         self.teacher: tuple[np.ndarray, np.ndarray] | None = None
-        keep = [i for i in captions.ids if max_txt_len < 0 or captions.lengths[i] + 2 <= max_txt_len]
-        if languages is not None:
-            keep = [i for i in keep if captions.languages.get(i) in languages]
-        if not keep:
-            limits = f"max_txt_len {max_txt_len}, languages {languages or 'any'}"
-            raise BadInput(f"{captions.folder}: no caption of {len(captions.ids)} is left ({limits})")
-        self.ids = keep
-        used = {captions.txt2img[i] for i in keep}
-        self.images = [key for key in captions.img2txts if key in used]  # in the order of the annotations
-        absent = [key for key in self.images if key not in regions]
-        if absent:
+        self.ids, self.txt_lengths, of = _kept(captions, max_txt_len, languages)
+        keys = captions.img2txts.names  # in the order of the annotations
+        is_used = np.zeros(len(keys), bool)
+        is_used[of] = True
+        used = np.flatnonzero(is_used)
+        self.images: Strings | Picked = keys if len(used) == len(keys) else Picked(keys, used)
+        self.image_of = of
+        if len(used) < len(keys):
+            number = np.zeros(len(keys), np.int32)
+            number[used] = np.arange(len(used))
+            self.image_of = number[of]
+        rows = regions.keys.match(self.images)
+        absent = np.flatnonzero(rows < 0)
+        if len(absent):
+            caption_id = self.ids[int((self.image_of == absent[0]).argmax())]
             raise BadInput(
-                f"{captions.folder}: caption {captions.img2txts[absent[0]][0]} is about {absent[0]}, which is not in "
-                f"{regions.folder} ({len(absent)} of {len(self.images)} images are not); extract their regions, or build "
+                f"{captions.folder}: caption {caption_id} is about {self.images[absent[0]]}, which is not in "
+                f"{regions.folder} ({len(absent)} of {len(used)} images are not); extract their regions, or build "
                 "the captions with --regions and --skip-missing"
             )
         if image_captions is not None:
             image_captions.check(self.images)
-        number = {key: n for n, key in enumerate(self.images)}
-        self.image_of = np.array([number[captions.txt2img[i]] for i in keep])  # [N] caption → image
-        self.txt_lengths = np.array([captions.lengths[i] + 2 for i in keep])  # [CLS] and [SEP] included
-        self.img_lengths = np.array([regions.num_regions[key] + 1 for key in self.images])[self.image_of]  # with [CLS]
+        self.img_lengths = (regions.num_regions.column.array[rows] + 1)[self.image_of]  # with [CLS]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -225,8 +238,8 @@ class PairDataset:
         With ``num_pairs``, pairs beyond that many are hard negatives.
         """
         meta = self.captions.meta
-        txt_ids = [self.ids[i] for i in indices]
-        img_keys = [self.images[self.image_of[i]] for i in indices]
+        txt_ids = self.ids.take(indices)
+        img_keys = self.images.take(self.image_of[indices])
         words = [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in txt_ids]
         images = [self.regions.get(key, soft_labels=task in ("mrckl", "mrc")) for key in img_keys]
 
@@ -247,7 +260,7 @@ class PairDataset:
             features,
             positions,
             region_mask,
-            torch.from_numpy(self.image_of[indices]),
+            torch.from_numpy(self.image_of[indices].astype(np.int64)),
             txt_ids,
             img_keys,
             num_pairs,
@@ -262,6 +275,25 @@ class PairDataset:
         if task in ("mrfr", "mrckl", "mrc"):
             _mask_regions(batch, images, rng, region_mask_prob)
         return batch
+
+
+def _kept(captions: CaptionDB, max_txt_len: int, languages: list[str] | None):
+    """Ids, lengths with [CLS] and [SEP], and rows of the pictures of the captions that are kept."""
+    lengths, image_of = captions.lengths.column.array + 2, captions.txt2img.column.rows
+    keep = lengths <= max_txt_len if max_txt_len >= 0 else np.ones(len(lengths), bool)
+    if languages is not None:
+        if captions.languages:
+            spoken = captions.languages.column
+            keep &= np.array([name in languages for name in spoken.strings])[spoken.rows]
+        else:  # the database does not say
+            keep[:] = False
+    if keep.all():
+        return captions.ids, lengths, image_of
+    if not keep.any():
+        limits = f"max_txt_len {max_txt_len}, languages {languages or 'any'}"
+        raise BadInput(f"{captions.folder}: no caption of {len(captions.ids)} is left ({limits})")
+    rows = np.flatnonzero(keep).astype(np.int32)
+    return Picked(captions.ids, rows), lengths[rows], image_of[rows]
 
 
 def _mask_regions(batch: Batch, images: list[Regions], rng: np.random.Generator, prob: float) -> None:

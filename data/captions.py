@@ -7,6 +7,7 @@ A database folder holds an LMDB and, beside it::
     img2txts.json   key of the picture -> caption ids
     meta.json       annotations, output, task, bert, ids of the special tokens, v_range
     txt2lang.json   caption id -> language (ours; absent in UNITER's databases)
+    columns/        these tables as arrays, when they are large (ours; made when absent, see `data.columns`)
     tokenizer/      the tokenizer that made it (ours)
 
 Key: the caption id. Value: lz4 frame of a msgpack map ``raw, sentid, imgid, tokens, image_id, toked_caption, input_ids,
@@ -19,7 +20,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,9 @@ import msgpack
 from tqdm import tqdm
 
 from data.annotations import Caption
+from data.atomic import cannot_write_is_bad_input
+from data.caption_tables import CaptionTables, build_columns, store_columns, table_files
+from data.columns import STORED_FROM, json_parts, load
 from data.errors import BadInput
 from data.lmdb_env import LmdbWriter, Records
 
@@ -41,10 +46,10 @@ class CaptionDB:
     """Read a text DB. Picklable; usable in forked and spawned DataLoader workers.
 
     Attributes:
-        ids: caption ids, in the order they were written
+        ids: caption ids, in the order they were written; like the tables below a view of `data.columns`
         lengths: caption id -> number of word pieces, without specials
         txt2img, img2txts: caption id -> picture key, and back
-        languages: caption id -> language; empty for databases that do not say
+        languages: caption id -> language, "" where it is not said; empty for databases that do not say
         meta: ids of the special tokens (``CLS, SEP, MASK, UNK``; ours also ``PAD``), ``v_range`` and more
 
     Raises:
@@ -53,14 +58,15 @@ class CaptionDB:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._txn = reader(self.folder)
-        self.lengths: dict[str, int] = read_table(self.folder, "id2len.json")
-        self.ids: list[str] = list(self.lengths)
-        self.txt2img: dict[str, str] = read_table(self.folder, "txt2img.json")
-        self.img2txts: dict[str, list[str]] = read_table(self.folder, "img2txts.json")
+        self._records = Records(self.folder)
         self.meta: dict = read_table(self.folder, "meta.json")
-        has_languages = (self.folder / "txt2lang.json").exists()
-        self.languages: dict[str, str] = read_table(self.folder, "txt2lang.json") if has_languages else {}
+        build = partial(build_columns, self.folder, partial(read_table, self.folder))
+        tables = CaptionTables(load(self.folder, "columns", table_files(self.folder), build, rows="length"))
+        self.ids: Sequence[str] = tables.ids
+        self.lengths: Mapping[str, int] = tables.lengths
+        self.txt2img: Mapping[str, str] = tables.txt2img
+        self.img2txts: Mapping[str, list[str]] = tables.img2txts
+        self.languages: Mapping[str, str] = tables.languages
         if not self.ids:
             raise BadInput(f"{self.folder}: the database is empty; build it from a split that has captions")
         missing = {"CLS", "SEP", "MASK", "v_range"} - self.meta.keys()
@@ -68,13 +74,6 @@ class CaptionDB:
             raise BadInput(
                 f"{self.folder / 'meta.json'}: has no {', '.join(sorted(missing))}; build the database again"
             )
-        for caption_id in self.ids:
-            if caption_id not in self.txt2img:
-                raise BadInput(f"{self.folder / 'txt2img.json'}: no image for caption {caption_id} of id2len.json")
-            if self.txt2img[caption_id] not in self.img2txts:
-                raise BadInput(
-                    f"{self.folder / 'img2txts.json'}: no captions for {self.txt2img[caption_id]} of txt2img.json"
-                )
 
     @property
     def tokenizer_folder(self) -> Path | None:
@@ -86,7 +85,7 @@ class CaptionDB:
         return len(self.ids)
 
     def __contains__(self, caption_id: str) -> bool:
-        return caption_id in self.lengths
+        return caption_id in self.ids
 
     def __getitem__(self, caption_id: str) -> dict:
         """The whole record.
@@ -94,7 +93,7 @@ class CaptionDB:
         Raises:
             BadInput: the caption is absent or its record is damaged.
         """
-        return read_caption(self._txn, self.folder, caption_id)
+        return read_caption(self._records.txn, self.folder, caption_id)
 
     def input_ids(self, caption_id: str) -> list[int]:
         """Word-piece ids without [CLS] and [SEP]."""
@@ -102,18 +101,13 @@ class CaptionDB:
 
     def fingerprint(self) -> str:
         """Short hex of the ids, lengths, pictures and a sample of the records; the same for a copy of the folder."""
-        digest = hashlib.blake2b(json.dumps([self.lengths, self.txt2img]).encode(), digest_size=8)
-        digest.update(str(self._txn.stat()).encode())
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (b"[", *json_parts(self.lengths), b", ", *json_parts(self.txt2img), b"]"):
+            digest.update(part)
+        digest.update(str(self._records.txn.stat()).encode())
         for caption_id in self.ids[:: max(1, len(self.ids) // 256)]:
-            digest.update(self._txn.get(caption_id.encode(), b""))
+            digest.update(self._records.txn.get(caption_id.encode(), b""))
         return digest.hexdigest()
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_txn"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._txn = reader(self.folder)
 
 
 def read_table(folder: Path, name: str) -> dict:
@@ -328,6 +322,9 @@ def write_caption_db(
         files = {"id2len": lengths, "txt2img": txt2img, "img2txts": img2txts, "txt2lang": txt2lang, "meta": meta}
         for name, content in files.items():
             writer.write_file(f"{name}.json", json.dumps(content, ensure_ascii=False))
+        if len(lengths) >= STORED_FROM:
+            with cannot_write_is_bad_input(folder):
+                store_columns(writer.partial, {f"{name}.json": content for name, content in files.items()})
         try:
             tokenizer.save_pretrained(writer.partial / "tokenizer")
         except OSError as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import islice
@@ -113,8 +114,13 @@ class Strings(Column):
             raise ValueError(f"{name!r} is not in it")
         return row
 
-    def match(self, other: Strings, rows: np.ndarray) -> np.ndarray:
-        """[N] where the strings at `rows` [N] of another table are in this one; -1 where they are absent."""
+    def match(self, wanted: Sequence[str]) -> np.ndarray:
+        """[N] int32, the rows here of N strings, -1 where they are absent; those of another table all at once."""
+        if not isinstance(wanted, Strings | Picked):
+            return np.array([self.find(name) for name in wanted], np.int32)
+        other, rows = wanted, np.arange(len(wanted))
+        if isinstance(wanted, Picked):
+            other, rows = wanted.strings, wanted.rows.astype(np.int64)
         if len(self) == 0:
             return np.full(len(rows), -1, np.int32)
         hashes = np.empty(len(other), np.uint64)
@@ -272,9 +278,12 @@ def load(
         build: the arrays by name
         rows: name of the array that tells whether they are large
     """
+    try:
+        made_from = repr([name, *((str(path.resolve()), *_stamp(path)) for path in sources)])
+    except OSError:
+        return build()  # says what is missing
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lightningdot")
-    key = hashlib.blake2b(repr([name, *((str(p.resolve()), *_stamp(p)) for p in sources)]).encode(), digest_size=8)
-    places = (Path(folder, name), cache / key.hexdigest())
+    places = (Path(folder, name), cache / hashlib.blake2b(made_from.encode(), digest_size=8).hexdigest())
     for place in places:
         arrays = _stored(place, sources)
         if arrays is not None:
@@ -293,7 +302,7 @@ def load(
 
 def store(place: Path, sources: Sequence[Path], arrays: dict[str, np.ndarray]) -> None:
     """Write a folder of ``.npy`` files, and ``sources.json``: what they were made from. Raises OSError."""
-    partial = place.with_name(f".{place.name}.{os.uname().nodename}.{os.getpid()}.partial")
+    partial = place.with_name(f".{place.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         for name, array in arrays.items():
@@ -344,5 +353,8 @@ def _digest(path: Path) -> str | None:
     """Of a table in JSON, so that a copied database need not be read anew; an LMDB may have terabytes."""
     if path.suffix != ".json":
         return None
+    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,9 @@ import msgpack
 import numpy as np
 from tqdm import tqdm
 
+from data.columns import Numbers, Strings, Table, json_parts, load, string_arrays
 from data.errors import BadInput
-from data.lmdb_env import LmdbWriter, reader
+from data.lmdb_env import LmdbWriter, Records
 
 MEMBERS = ("features", "norm_bb", "conf", "soft_labels")
 _FOLDER = re.compile(
@@ -111,7 +113,7 @@ def layout_of(name: str) -> tuple[BoxOptions | None, bool] | None:
 
 def read_keys(folder: Path) -> list[str]:
     """Keys of the pictures in one LMDB folder: those of ``__keys__``, or without it all that are stored."""
-    txn = reader(folder)
+    txn = Records(folder).txn
     value = txn.get(b"__keys__")
     if value is None:
         return [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
@@ -143,6 +145,10 @@ class RegionDB:
         num_bb: boxes per picture when `conf_th` is -1
         compressed: which of the two layouts; None takes the one that exists (plain first: it reads faster)
 
+    Attributes:
+        keys: of its pictures; like the next one a view of `data.columns`
+        num_regions: key -> number of boxes to use
+
     Raises:
         BadInput: the database is missing, truncated or empty, or its parts disagree.
     """
@@ -166,17 +172,14 @@ class RegionDB:
             candidates.append("all")
         self.folder = self._find(candidates, compressed)
         self.compressed = self.folder.name.endswith("_compressed")
-        self._txn = reader(self.folder)
+        self._records = Records(self.folder)
 
-        self.keys: list[str] = read_keys(self.folder)
-        if not self.keys:
-            raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
-        if nbb_path:
-            self.num_regions: dict[str, int] = self._read_nbb(nbb_path)
-        elif conf_th == -1:
-            self.num_regions = dict.fromkeys(self.keys, num_bb)
-        else:
-            self.num_regions = self._compute_nbb()
+        sources = [self.folder / "data.mdb", *([nbb_path] if nbb_path else [])]
+        build = functools.partial(self._build, nbb_path, num_bb)
+        rule = "_".join(map(str, (*self._clamp, num_bb)))
+        arrays = load(self.folder, f"columns_{rule}", sources, build, rows="count")
+        self.keys: Sequence[str] = Strings(arrays, "key")
+        self.num_regions: Mapping[str, int] = Table(self.keys, Numbers(arrays["count"]))
         first = self._decode(self.keys[0], MEMBERS)
         self.feature_dim: int = first["features"].shape[1]
         self.num_labels: int = first["soft_labels"].shape[1] if "soft_labels" in first else 0
@@ -193,27 +196,37 @@ class RegionDB:
             "check the path and conf_th, max_bb, min_bb, num_bb"
         )
 
-    def _read_nbb(self, path: Path) -> dict[str, int]:
+    def _build(self, nbb_path: Path | None, num_bb: int) -> dict[str, np.ndarray]:
+        """The keys, and of each the number of boxes to use: as columns."""
+        keys = list(dict.fromkeys(read_keys(self.folder)))
+        if not keys:
+            raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
+        if nbb_path:
+            counts = self._read_nbb(nbb_path, keys)
+        elif self._clamp[0] == -1:
+            counts = [num_bb] * len(keys)
+        else:
+            bar = tqdm(keys, desc=f"counting boxes in {self.folder}", unit="img", delay=2)
+            counts = [count_boxes(self._decode(key, ("conf",))["conf"], *self._clamp) for key in bar]
+        return string_arrays("key", keys) | {"count": np.array(counts, np.int32)}
+
+    def _read_nbb(self, path: Path, keys: list[str]) -> np.ndarray:
         try:
             counts = json.loads(path.read_text(encoding="utf-8"))
-            return {key: counts[key] for key in self.keys}
+            return np.array([counts[key] for key in keys], np.int32)
         except KeyError as error:
             raise BadInput(
                 f"{path}: no box count for {error}, which is in {self.folder.name}; "
                 "delete the file to have the counts computed"
             ) from None
-        except ValueError as error:
-            raise BadInput(f"{path}: not JSON ({error}); delete it to have the box counts computed") from None
-
-    def _compute_nbb(self) -> dict[str, int]:
-        keys = tqdm(self.keys, desc=f"counting boxes in {self.folder}", unit="img", delay=2)
-        return {key: count_boxes(self._decode(key, ("conf",))["conf"], *self._clamp) for key in keys}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadInput(f"{path}: not JSON, or no box counts ({error}); delete it to have the box counts computed") from None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __contains__(self, key: str) -> bool:
-        return key in self.num_regions
+        return key in self.keys
 
     def __getitem__(self, key: str) -> Regions:
         return self.get(key)
@@ -247,22 +260,17 @@ class RegionDB:
 
     def _decode(self, key: str, members: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The asked members that are stored, all rows, fp16."""
-        return read_regions(self._txn, self.folder, key, self.compressed, members)
+        return read_regions(self._records.txn, self.folder, key, self.compressed, members)
 
     def fingerprint(self) -> str:
         """Short hex of the keys, the box counts and a sample of the stored bytes; the same for a copy of the folder."""
-        digest = hashlib.blake2b(json.dumps(self.num_regions).encode(), digest_size=8)
-        digest.update(str(self._txn.stat()).encode())
+        digest = hashlib.blake2b(digest_size=8)
+        for part in json_parts(self.num_regions):
+            digest.update(part)
+        digest.update(str(self._records.txn.stat()).encode())
         for key in self.keys[:: max(1, len(self.keys) // 16)]:
-            digest.update(self._txn.get(key.encode(), b""))
+            digest.update(self._records.txn.get(key.encode(), b""))
         return digest.hexdigest()
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_txn"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._txn = reader(self.folder)
 
 
 def read_regions(

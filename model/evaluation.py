@@ -40,7 +40,7 @@ def embed_pairs(
         for positions, found in encode([names[row] for row in mine]):
             vectors[[mine[position] for position in positions]] = found.cpu()
         embedded.append(torch.from_numpy(ranks.sum_array(vectors.numpy())))
-    return *embedded, torch.from_numpy(dataset.image_of)
+    return *embedded, torch.from_numpy(dataset.image_of.astype(np.int64))
 
 
 def evaluate(

@@ -121,11 +121,9 @@ def check_longest(config: LightningDOTConfig, dataset: PairDataset) -> None:
     _check_length(config, dataset.captions, f"caption {dataset.ids[longest]} has", int(dataset.txt_lengths[longest]))
     if dataset.image_captions is not None:
         captions = dataset.image_captions.captions
-        lengths = {
-            key: 1 + sum(captions.lengths[i] + 1 for i in captions.img2txts.get(key, ())) for key in dataset.images
-        }
-        key = max(lengths, key=lengths.get)
-        _check_length(config, captions, f"the captions of {key} have together", lengths[key])
+        lengths = dataset.image_captions.lengths(dataset.images)
+        most = int(lengths.argmax())
+        _check_length(config, captions, f"the captions of {dataset.images[most]} have together", int(lengths[most]))
         for name in ("CLS", "SEP", "MASK", "v_range"):
             if captions.meta[name] != dataset.captions.meta[name]:
                 raise BadInput(

@@ -75,7 +75,7 @@ class HardNegatives:
 
     def mine(self, txt: Tensor, img: Tensor) -> None:
         """Rank the wrong images of every caption: ``txt`` [T,D] and ``img`` [I,D], embeddings of the whole dataset."""
-        own = torch.from_numpy(self.image_of).to(img.device)
+        own = torch.from_numpy(self.image_of.astype(np.int64)).to(img.device)
         last = self.options.ranks[1]
         chunk = max(1, (1 << 24) // len(img))  # scores held at a time: 64 MB
         parts = []

@@ -182,7 +182,7 @@ def test_folder_all_is_read_only_without_box_counts(tmp_path, compressed):
     db = RegionDB(tmp_path, conf_th=0.5, min_bb=2)
     for key, regions in PICTURES.items():
         assert_same(db[key], regions, max(2, int((regions.conf > 0.5).sum())))
-    (tmp_path / "nbb_th0.5_max100_min2.json").write_text(json.dumps(db.num_regions))
+    (tmp_path / "nbb_th0.5_max100_min2.json").write_text(json.dumps(dict(db.num_regions)))
     with pytest.raises(BadInput, match=r"no image DB, expected feat_th0.5_max100_min2 or"):
         RegionDB(tmp_path, conf_th=0.5, min_bb=2)
 
