@@ -47,6 +47,8 @@ case ${1:-} in
     shift
     STOPPED_MARK=$(mktemp -u "${TMPDIR:-/tmp}/lightningdot.XXXXXX")
     export STOPPED_MARK
+    # Otherwise processes that start again find each other's old addresses in the store that torchrun keeps for them.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     # torchrun would die of SIGUSR1. What is ignored here stays so in all that it starts, until a run listens itself.
     (trap '' USR1 && exec "$PYTHON" -m torch.distributed.run \
         --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}" \

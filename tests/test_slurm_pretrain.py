@@ -19,6 +19,8 @@ signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
 rank = os.environ["RANK"]
 starts = folder / f"starts-{rank}"
 starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
+with open(folder / f"stores-{rank}", "a") as file:
+    print(os.environ["MASTER_PORT"], file=file)
 (folder / f"words-{rank}").write_text(" ".join(words[1:]))
 if os.environ.get("FAILS") and starts.read_text() == "1":
     sys.exit(3)
@@ -82,6 +84,8 @@ def test_failed_processes_start_again_and_a_finished_job_is_not_queued(job, tmp_
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 0, errors
     assert (tmp_path / "starts-0").read_text() == (tmp_path / "starts-1").read_text() == "2"
+    stores = (tmp_path / "stores-0").read_text().split()
+    assert len(set(stores)) == 2  # in the first one's store they would find addresses of processes that are gone
     assert not (tmp_path / "requeued").exists()
 
 
