@@ -65,7 +65,7 @@ class Column(Sequence):
 
 
 def _map(path: str | Path) -> np.ndarray:
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # np.memmap itself is slow to index
+    return np.asarray(np.lib.format.open_memmap(path, mode="r"))  # np.memmap itself is slow to index
 
 
 def _is_mapped(value) -> bool:
@@ -340,7 +340,7 @@ def _stored(place: Path, sources: Sequence[Path]) -> dict[str, np.ndarray] | Non
         arrays = {name: _map(place / f"{name}.npy") for name in meta["arrays"]}
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         return arrays if shapes == meta["arrays"] else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):  # of a truncated or other file
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of a truncated or other file
         return None
 
 

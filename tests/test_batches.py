@@ -1,14 +1,17 @@
 """From databases to batches: against loops that do it one value at a time."""
 
+import json
 import pickle
 import shutil
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from data.annotations import Caption
-from data.batches import PairDataset, collate_images, collate_texts, load, open_pairs
+from data.batches import ImageCaptions, PairDataset, collate_images, collate_texts, load, open_pairs
 from data.captions import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
 from data.regions import BoxOptions, RegionDB, Regions, RegionWriter
@@ -262,3 +265,67 @@ def test_loading_in_workers_gives_the_same_batches_in_order(pairs, workers):
 def test_a_dataset_can_be_sent_to_another_process(pairs):
     copy = pickle.loads(pickle.dumps(pairs))
     assert torch.equal(copy.batch(np.arange(7)).features, pairs.batch(np.arange(7)).features)
+
+
+# ---- large databases -------------------------------------------------------------------------------------------------
+
+
+def naive_pairs(captions, regions, max_txt_len, languages):
+    """What a PairDataset is, from dicts: ids, images, image_of, txt_lengths, img_lengths."""
+    tables = [json.loads((captions / f"{name}.json").read_text()) for name in ("id2len", "txt2img", "img2txts", "txt2lang")]
+    lengths, txt2img, img2txts, txt2lang = tables
+    ids = [i for i in lengths if max_txt_len < 0 or lengths[i] + 2 <= max_txt_len]
+    ids = [i for i in ids if languages is None or txt2lang[i] in languages]
+    images = [key for key in img2txts if key in {txt2img[i] for i in ids}]
+    image_of = [images.index(txt2img[i]) for i in ids]
+    counts = dict(RegionDB(regions, **BOXES).num_regions)
+    return ids, images, image_of, [lengths[i] + 2 for i in ids], [counts[txt2img[i]] + 1 for i in ids]
+
+
+@pytest.mark.parametrize("limit, languages", [(-1, None), (6, None), (-1, ["de"]), (9, ["fr", "en"]), (6, ["de"])])
+def test_stored_columns_give_what_dicts_give(world, tmp_path, monkeypatch, limit, languages):
+    monkeypatch.setattr("data.columns.STORED_FROM", 1)
+    for name in ("captions", "regions"):
+        shutil.copytree(world / name, tmp_path / name)
+    expected = naive_pairs(tmp_path / "captions", tmp_path / "regions", limit, languages)
+    for _ in range(2):  # built, then found
+        data = open_pairs("captions", "regions", BoxOptions(**BOXES), limit, languages, str(tmp_path))
+        assert (data.ids, data.images) == expected[:2]
+        arrays = data.image_of, data.txt_lengths, data.img_lengths
+        assert [array.tolist() for array in arrays] == list(expected[2:])
+        assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
+        again = pickle.loads(pickle.dumps(data))
+        assert again.ids == data.ids and again.batch(np.arange(len(data))).txt_ids == list(data.ids)
+    assert (tmp_path / "captions" / "columns").is_dir()
+    assert [path.name for path in (tmp_path / "regions").glob("*/columns*")] == ["columns_0.2_6_2_36"]
+
+
+def read_in_worker(dataset, draw):
+    """Databases that the process has mapped before it reads any, and the batch."""
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("data.mdb")]
+    folders = (dataset.captions.folder, dataset.regions.folder)
+    before = sum(line.endswith(str(folder.resolve() / "data.mdb")) for folder in folders for line in maps)
+    return before, dataset.batch(draw)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_data_workers_open_the_databases_themselves(world, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("data.columns.STORED_FROM", 1)
+    shutil.copytree(world, tmp_path / "world")
+    pairs = open_pairs("captions", "regions", BoxOptions(**BOXES), root=str(tmp_path / "world"))
+    draws = [np.array([n, n + 1]) for n in range(5)]
+    expected = [pairs.batch(draw) for draw in draws]  # the parent has them open
+    loader = load(partial(read_in_worker, pairs), draws, num_workers=2, pin=False)
+    loader.multiprocessing_context = method
+    made = [found for _, found in loader]
+    assert [before for before, _ in made] == [0, 0, 2, 2, 2]  # two workers, each opened two
+    for (_, batch), wanted in zip(made, expected, strict=True):
+        assert batch.txt_ids == wanted.txt_ids and torch.equal(batch.features, wanted.features)
+    assert read_in_worker(pairs, draws[0])[0] == 2
+
+
+def test_lengths_of_the_third_view(world):
+    view = ImageCaptions(CaptionDB(world / "captions"), 0.5)
+    for keys in (["p3.npz", "p0.npz"], view.captions.img2txts.names, view.captions.txt2img.column):
+        assert view.lengths(keys).tolist() == [len(view.input_ids(key)) for key in keys]
+    assert view.lengths(["p9.npz"]).tolist() == [1]

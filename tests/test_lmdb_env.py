@@ -11,7 +11,7 @@ import lmdb
 import pytest
 
 from data.errors import BadInput
-from data.lmdb_env import LmdbWriter, close_env, open_env, reader
+from data.lmdb_env import LmdbWriter, Records, close_env, open_env, reader
 
 RECORDS = {b"%03d" % i: bytes([i]) * 6000 for i in range(100)}
 
@@ -194,3 +194,95 @@ def test_workers_read_what_the_parent_has_open(tmp_path, method):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert bytes(view) == RECORDS[b"009"] and stored(folder) == RECORDS  # the parent is untouched
+
+
+# ---- records, which every process opens itself -----------------------------------------------------------------------
+
+
+def mapped(folder):
+    """How often this process has the database mapped."""
+    return Path("/proc/self/maps").read_text().count(f"{os.path.realpath(folder)}/data.mdb")
+
+
+def _read_in_child(records, queue):
+    before = mapped(records.folder)
+    content = {bytes(key): bytes(value) for key, value in records.txn.cursor()}
+    again = Records(records.folder)
+    queue.put((before, mapped(records.folder), content == RECORDS, again.txn is records.txn))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_open_their_own(tmp_path, method):
+    folder = write(tmp_path / "db", RECORDS)
+    records = Records(folder)
+    txn = records.txn
+    view = txn.get(b"009")
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    workers = [context.Process(target=_read_in_child, args=(records, queue)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert [queue.get(timeout=60) for _ in workers] == [(0, 1, True, True)] * 2  # nothing is left of the parent's map
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert records.txn is txn and bytes(view) == RECORDS[b"009"] and mapped(folder) == 1
+
+
+def in_fork(work):
+    """Whether `work()` is true in a forked child."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = int(not work())
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def test_views_that_somebody_holds_survive_a_fork(tmp_path):
+    folder, other = write(tmp_path / "db", RECORDS), write(tmp_path / "other", RECORDS)
+    records, elsewhere = Records(folder), Records(other)
+    view = reader(folder).get(b"005")
+
+    def work():
+        return (
+            (mapped(folder), mapped(other)) == (1, 0)
+            and bytes(view) == bytes(records.txn.get(b"005")) == bytes(elsewhere.txn.get(b"005")) == RECORDS[b"005"]
+        )
+
+    assert in_fork(work) and in_fork(lambda: in_fork(work))
+    subprocess.run(
+        [sys.executable, "-c", "import lmdb, sys; e = lmdb.open(sys.argv[1], lock=False)\n"
+         "with e.begin(write=True) as t: t.put(b'z', b'1')", folder], check=True,
+    )  # fmt: skip
+    assert bytes(Records(folder).txn.get(b"z")) == b"1" and records.txn.get(b"z") is None  # an older snapshot
+    assert in_fork(lambda: bytes(view) == RECORDS[b"005"] and records.txn.get(b"z") is None)
+
+
+def test_child_after_a_change_in_place(tmp_path):
+    folder = write(tmp_path / "db", RECORDS)
+    old = Records(folder)
+    writer = "import lmdb, sys; e = lmdb.open(sys.argv[1], lock=False)\nwith e.begin(write=True) as t: t.put(b'z', b'1')"
+    subprocess.run([sys.executable, "-c", writer, folder], check=True)
+    new = Records(folder)
+    assert old.txn.get(b"z") is None and bytes(new.txn.get(b"z")) == b"1"
+    assert in_fork(lambda: mapped(folder) == 0 and bytes(old.txn.get(b"z")) == bytes(new.txn.get(b"z")) == b"1")
+    close_env(folder)
+    assert mapped(folder) == 0 and bytes(old.txn.get(b"z")) == b"1"
+
+
+def test_a_worker_never_reads_another_database_than_its_parent(tmp_path):
+    folder = write(tmp_path / "db", RECORDS)
+    records = Records(folder)
+    write(folder, {b"005": b"new"})
+
+    def refused():
+        with pytest.raises(BadInput, match="db: the database was replaced while it was being read; start again"):
+            records.txn.get(b"005")
+        return True
+
+    assert in_fork(refused) and bytes(records.txn.get(b"005")) == RECORDS[b"005"]
+    assert bytes(Records(folder).txn.get(b"005")) == b"new"  # seen here: the old map is kept for who reads it
+    assert in_fork(lambda: bytes(records.txn.get(b"005")) == RECORDS[b"005"])
