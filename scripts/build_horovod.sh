@@ -72,7 +72,7 @@ kept_wheel() {
 }
 
 build() {
-    local folder jobs flags log status=0
+    local jobs flags abi log status=0
     jobs=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}
     command -v "${CXX:-c++}" >/dev/null || die "no C++ compiler (${CXX:-c++}); install g++ 11 or newer, and make"
     command -v make >/dev/null || die "make is not installed"
@@ -80,13 +80,14 @@ build() {
         die "${CXX:-c++} does not know -std=c++20, which torch's headers need; install g++ 11 or newer, or set CXX"
     mkdir -p "$wheels" || die "$wheels: cannot be made; set XDG_CACHE_HOME to a folder that can be written"
     folder=$(mktemp -d "$wheels/.building.XXXXXX") || die "$wheels: cannot be written; set XDG_CACHE_HOME to another folder"
-    trap 'rm -rf "$folder"' EXIT
+    trap 'rm -rf "$folder"' EXIT  # folder outlives this function
     log=$wheels/$key.log
     "$python" -m pip install --quiet 'setuptools>=70.1,<81' wheel packaging 'cmake<4' || die "the build tools cannot be installed"
 
     # Horovod asks for C++14, which today's torch refuses; given to make, the flags stand above what its cmake wrote.
     flags="-std=c++20 -O3 -DNDEBUG -fPIC -pthread"
-    flags+=" -D_GLIBCXX_USE_CXX11_ABI=$("$python" -c 'import torch; print(int(torch.compiled_with_cxx11_abi()))')"
+    abi=$("$python" -c 'import torch; print(int(torch.compiled_with_cxx11_abi()))') || die "$python: torch cannot be imported"
+    flags+=" -D_GLIBCXX_USE_CXX11_ABI=$abi"
     [ "$(uname -m)" != x86_64 ] || flags+=" -mavx -mf16c -mfma"
     unset MFLAGS MAKELEVEL  # of the make that called
     export MAKEFLAGS="-j$jobs CXX_FLAGS=${flags// /\\ }"

@@ -112,6 +112,12 @@ def test_without_a_kept_wheel_or_with_force_it_builds(environment):
     assert environment.installed() == "kept"
 
 
+def test_a_build_that_stops_leaves_nothing_behind(environment):
+    errors = environment.run(status=2, CXX="true").stderr  # a compiler of sorts, and a torch that cannot be imported
+    assert "torch cannot be imported" in errors or "the build tools cannot be installed" in errors
+    assert list((environment.cache / "lightningdot/wheels").iterdir()) == []
+
+
 def test_wheel_that_does_not_import_is_an_error(environment):
     environment.keep_wheel("broken")
     errors = environment.run(status=2).stderr
