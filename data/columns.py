@@ -123,28 +123,29 @@ class Strings(Column):
             other, rows = wanted.strings, wanted.rows.astype(np.int64)
         if len(self) == 0:
             return np.full(len(rows), -1, np.int32)
-        hashes = np.empty(len(other), np.uint64)
-        hashes[other._rows] = other._hashes
-        wanted = hashes[rows]
-        at = np.minimum(self._hashes.searchsorted(wanted), len(self) - 1)
-        found = np.where(self._hashes[at] == wanted, self._rows[at], -1)
-        for start in range(0, len(rows), 1 << 18):
-            part = slice(start, start + (1 << 18))
-            ours, theirs = self._raw(found[part]), other._raw(rows[part])
-            same = (ours[1] == theirs[1]) & (found[part] >= 0)
-            owner = np.repeat(np.arange(len(same)), np.where(same, ours[1], 0))  # of each byte to be compared
-            inside = np.arange(len(owner)) - np.repeat(np.cumsum(np.where(same, ours[1], 0)), np.where(same, ours[1], 0))
-            inside += ours[1][owner]
-            differ = self._bytes[ours[0][owner] + inside] != other._bytes[theirs[0][owner] + inside]
-            same[owner[differ]] = False
-            for n in np.flatnonzero(~same & (found[part] >= 0)):  # another string of that hash: look at all of them
-                found[start + n] = self.find(other[int(rows[start + n])])
+        at = np.minimum(self._hashes.searchsorted(other._hashes), len(self) - 1)  # of sorted ones: fast
+        found = np.empty(len(other), np.int32)
+        found[other._rows] = np.where(self._hashes[at] == other._hashes, self._rows[at], -1)
+        found = found[rows]
+        for start in range(0, len(rows), 1 << 16):
+            ours, theirs = found[start : start + (1 << 16)], rows[start : start + (1 << 16)]
+            other_string = ~self._equal(ours, other, theirs) & (ours >= 0)  # of the same hash: look at all of them
+            for n in np.flatnonzero(other_string):
+                ours[n] = self.find(other[int(theirs[n])])
         return found
 
-    def _raw(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First byte and number of bytes."""
-        starts = self._ends[rows].astype(np.int64)
-        return starts, self._ends[rows + 1].astype(np.int64) - starts
+    def _equal(self, ours: np.ndarray, other: Strings, theirs: np.ndarray) -> np.ndarray:
+        """[n] bool: whether the strings at these rows [n] of both tables are the same; rows of -1 are not."""
+        starts, their_starts = self._ends[ours], other._ends[theirs]
+        lengths = self._ends[ours + 1] - starts
+        same = (ours >= 0) & (lengths == other._ends[theirs + 1] - their_starts)
+        lengths = np.where(same, lengths, 0)  # bytes to compare
+        ends = np.cumsum(lengths)
+        position = np.arange(ends[-1])
+        mine = self._bytes[position + np.repeat(starts - ends + lengths, lengths)]
+        differ = np.flatnonzero(mine != other._bytes[position + np.repeat(their_starts - ends + lengths, lengths)])
+        same[np.searchsorted(ends, differ, side="right")] = False
+        return same
 
 
 class Numbers(Column):

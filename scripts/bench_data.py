@@ -2,7 +2,9 @@
 """Measure what the tables of a large database cost each training process: start-up, memory, shuffling.
 
 python scripts/bench_data.py --out /scratch/bench --captions 10000000 --images 2000000 --processes 8
-python scripts/bench_data.py --out /scratch/bench --processes 1 --dicts      # the same tables as Python dicts, to compare
+python scripts/bench_data.py --out /scratch/bench --captions 10000000 --images 2000000 --processes 1 --dicts
+
+--dicts reads the same tables into Python dicts, to compare.
 
 The database is synthetic: all its tables, and one record of each kind, which is all that start-up and the order of
 training data read. It is made once and used again.
@@ -47,7 +49,7 @@ class Options:
     """Measure what the tables of a large database cost each training process.
 
     Args:
-        out: folder of the synthetic database and of the results, bench_data.json
+        out: folder of the synthetic database and of the results, bench_data.json or bench_dicts.json
         captions: captions of the database; one that is there and has another size is made anew
         images: pictures they are about
         processes: training processes of one machine, all at the same time
@@ -222,7 +224,8 @@ def main(options: Options) -> None:
     }
     if not options.dicts:
         report["build"] = run(build, 1, root)[0]
-        print(f"columns: {report['build']['seconds']:.1f} s, peak {report['build']['peak']:.2f} GiB (once)")
+        seconds, peak = report["build"]["seconds"], report["build"]["peak"]
+        print(f"first opening, which stores columns where there are none: {seconds:.1f} s, peak {peak:.2f} GiB")
     report["processes"] = run(train, options.processes, options)
     with atomic_file(root / ("bench_dicts.json" if options.dicts else "bench_data.json")) as partial_file:
         partial_file.write_text(json.dumps(report, indent=1))
