@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -72,7 +73,8 @@ class Ranks:
             gradients = [p.grad for p in parameters if p.grad is not None]
             buckets = list(_buckets(gradients))
             flat = [torch.cat([gradient.reshape(-1) for gradient in bucket]) for bucket in buckets]
-            self._sum(flat)
+            with self._waiting():
+                self._sum(flat)
             for bucket, summed in zip(buckets, flat, strict=True):
                 for gradient, part in zip(bucket, summed.split([g.numel() for g in bucket]), strict=True):
                     gradient.copy_(part.view_as(gradient))
@@ -80,36 +82,29 @@ class Ranks:
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors with those of rank 0."""
         if self.size > 1:
-            with torch.no_grad():
+            with torch.no_grad(), self._waiting():
                 for tensor in tensors:
                     self._broadcast(tensor)
 
     def exchange(self, values: Sequence[float]) -> np.ndarray:
         """A few numbers of every rank, by way of the host: n numbers → [size,n] float64.
 
-        It is where ranks meet: one that died or hangs is found out here.
-
         Raises:
-            BadInput: no answer from the others within the time limit, or from one that stopped.
+            BadInput: no answer from the others within the time limit, or from one that stopped; so do all operations here.
         """
         mine = np.asarray(values, dtype=np.float64)
         if self.size == 1:
             return mine[None]
-        try:
+        with self._waiting():
             return self._exchange(torch.from_numpy(mine)).numpy()
-        except RuntimeError as error:  # what both engines raise
-            reason = str(error).strip().splitlines()
-            raise BadInput(
-                f"rank {self.rank} of {self.size}: another rank died, hangs, or is out of step ({reason[0] if reason else error}); "
-                "see its output, and start the same command again"
-            ) from error
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
         """Sum over ranks of an array of one shape, by way of the host."""
         if self.size == 1:
             return array
         summed = torch.from_numpy(np.array(array))
-        self._sum_host(summed)
+        with self._waiting():
+            self._sum_host(summed)
         return summed.numpy()
 
     def barrier(self) -> None:
@@ -138,6 +133,18 @@ class Ranks:
     def close(self) -> None:
         """Leave in good order."""
 
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """While this rank depends on the others."""
+        try:
+            yield
+        except RuntimeError as error:  # what both engines raise
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise BadInput(
+                f"rank {self.rank} of {self.size}: another rank died, hangs, or is out of step ({reason}); see its output, and "
+                "start the same command again"
+            ) from error
+
 
 SINGLE = Ranks()
 
@@ -148,12 +155,14 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks, sizes: list[int]) -> Tensor:
         ctx.ranks, ctx.start, ctx.stop = ranks, sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1])
-        return ranks._all_gather(x.contiguous(), sizes)
+        with ranks._waiting():
+            return ranks._all_gather(x.contiguous(), sizes)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradient.contiguous().clone()  # autograd may hold on to the one it gave
-        ctx.ranks._sum([gradient])
+        with ctx.ranks._waiting():
+            ctx.ranks._sum([gradient])
         return gradient[ctx.start : ctx.stop], None, None
 
 
