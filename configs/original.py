@@ -278,7 +278,7 @@ KEYS = (
     Key("project_dim", _training("model.project_dim"), "evaluation takes the checkpoint's"),
     Key("cls_concat", {}, "a head on concatenated [CLS] vectors is not here; refused unless empty", _only_off),
     Key("seperate_caption_encoder", {}, "machine-written captions go through the text tower; refused if true", _only_off),
-    Key("dropout", _training("model.dropout"), "the original's towers kept that of their own config"),
+    Key("dropout", _training("model.dropout"), "the original read it, and kept that of the towers' own configs (0.1)"),
     Key("fix_txt_encoder", _training("model.freeze_img"), "by mistake it froze the **image** tower; for what its name says set `model.freeze_txt`", _off_by_default),
     Key("fix_img_encoder", _training("model.freeze_img"), "", _off_by_default),
     # optimisation

@@ -14,9 +14,10 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
@@ -135,7 +136,8 @@ def make_plan(table: dict, options: Options) -> Plan:
     if checkpoint is None:
         checkpoint = _train(table, plan, options)
     _databases(plan, root, config.boxes, [(config.captions, config.regions)])
-    folder = Path(options.out) / "eval" / f"{table['checkpoint']}_{Path(recipe).stem}"
+    source = checkpoint.parent if checkpoint.name in ("last", "best") else checkpoint
+    folder = Path(options.out) / "eval" / f"{source.name}_{Path(recipe).stem}"
     words = ["--config", recipe, "--data-root", str(root), "--checkpoint", str(checkpoint), "--output-dir", str(folder)]
     plan.steps.append(["eval_itm.py", *words])
     plan.results = folder / "results.json"
@@ -161,7 +163,7 @@ def _train(table: dict, plan: Plan, options: Options) -> Path:
     for captions, regions in ((config.image_captions, pairs[0][1]), (config.val_image_captions, pairs[1][1])):
         pairs += [(captions, regions)] if captions else []
     _databases(plan, root, config.boxes, pairs)
-    run = Path(options.out) / f"finetune_{table['checkpoint']}"
+    run = Path(options.out) / f"finetune_{Path(recipe).stem}"
     words = ["--config", recipe, "--data-root", str(root), "--model.init", str(pretrained), "--output-dir", str(run)]
     plan.steps.append(["train_itm.py", *words, "--resume"])
     return run / "best"
@@ -182,20 +184,24 @@ def _pretrain(table: dict, plan: Plan, options: Options) -> Path:
         folder = getattr(config.model, f"{side}_init")
         if folder:  # under the folder of checkpoints, wherever that is
             path = Path(options.checkpoints, Path(folder).name)
-            _need(plan, path, f"checkpoints/{path.name}", lambda path=path: read_json(path / "config.json"))
+            _need(plan, path, f"checkpoints/{path.name}", lambda path=path: _check_weights(path, read_json))
             words += [f"--model.{side}-init", str(path)]
     plan.steps.append(["pretrain.py", *words, "--resume"])
     return run / "last"
 
 
 def _checkpoint(name: str, plan: Plan, options: Options) -> Path | None:
-    """The checkpoint ``name`` where it is there; else None, and a step has to make it."""
+    """The checkpoint ``name`` where it is there; else None, and a step has to make it. One that is damaged is missing."""
     path = Path(options.checkpoints, name)
-    need = _need(plan, path, f"checkpoints/{name}", lambda: read_config(path))
-    if need.problem is None:
-        return path
-    need.made = True
-    return None
+    need = _need(plan, path, f"checkpoints/{name}", lambda: _check_weights(path, lambda file: read_config(file.parent)))
+    need.made = not path.exists()
+    return None if need.made else path
+
+
+def _check_weights(folder: Path, read: Callable[[Path], dict]) -> None:
+    read(folder / "config.json")
+    if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+        raise BadInput(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
 
 
 def _databases(plan: Plan, root: Path, boxes: BoxOptions, pairs: list[tuple[str, str]]) -> None:
@@ -204,13 +210,13 @@ def _databases(plan: Plan, root: Path, boxes: BoxOptions, pairs: list[tuple[str,
         _need(plan, root / regions, regions, lambda path=root / regions: RegionDB(path, **dataclasses.asdict(boxes)))
 
 
-def _need(plan: Plan, path: Path, key: str, opened) -> Need:
+def _need(plan: Plan, path: Path, key: str, check: Callable[[], Any]) -> Need:
     for need in plan.needs:
         if need.path == path:
             return need
     problem = None
     try:
-        opened()
+        check()
     except BadInput as error:
         problem = str(error)
     plan.needs.append(Need(path, key, problem))

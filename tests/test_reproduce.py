@@ -78,7 +78,7 @@ def test_what_is_not_there_is_trained_first(recipes, capfd):
     summary = json.loads(Path("runs/reproduce/demo.json").read_text())
     assert [line.split()[0] for line in summary["seconds"]] == steps
     assert min(summary["seconds"].values()) > 0 and summary["measured"]["AR"] > 0
-    initial = yaml.safe_load(Path("runs/reproduce/finetune_demo/config.yaml").read_text())["model"]["init"]
+    initial = yaml.safe_load(Path("runs/reproduce/finetune_finetune/config.yaml").read_text())["model"]["init"]
     assert initial == "runs/reproduce/pretrain_pretrain/last"
 
 
@@ -90,6 +90,16 @@ def test_a_pretrained_checkpoint_is_not_trained_again(recipes, pretrained, capsy
     assert [step.split()[0] for step in steps] == ["train_itm.py", "eval_itm.py"]
     assert "--model.init checkpoints/pretrained " in steps[0]
     assert not Path("runs").exists()
+
+
+def test_a_damaged_checkpoint_is_not_trained_over(recipes, finetuned, capsys):
+    shutil.copytree((finetuned / "best").resolve(), "checkpoints/demo")
+    Path("checkpoints/demo/model.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"^1 missing: checkpoints/demo; "):
+        run("demo", *recipes)
+    shown = capsys.readouterr().out
+    assert "[missing] checkpoints/demo: checkpoints/demo: neither model.safetensors" in shown
+    assert "train_itm.py" not in shown and not Path("runs").exists()
 
 
 def test_a_step_that_fails_stops_with_its_command(tmp_path):
