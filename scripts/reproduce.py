@@ -148,7 +148,7 @@ def _train(table: dict, plan: Plan, options: Options) -> Path:
     """Plan the steps that make the table's checkpoint → its folder."""
     pretrained = None
     if "finetune" in table:
-        pretrained = _checkpoint("pretrained", plan, options)
+        pretrained = _checkpoint(table["pretrained"], plan, options)
     if pretrained is None:
         pretrained = _pretrain(table, plan, options)
     if "finetune" not in table:

@@ -72,7 +72,7 @@ def test_a_checkpoint_that_is_there_is_evaluated(recipes, finetuned, tmp_path, c
 def test_what_is_not_there_is_trained_first(recipes, capfd):
     run("demo", *recipes)
     shown = capfd.readouterr().out
-    assert "[absent]  checkpoints/demo" in shown and "[absent]  checkpoints/pretrained" in shown
+    assert "[absent]  checkpoints/demo" in shown and "[absent]  checkpoints/demo_pretrained" in shown
     steps = re.findall(r"^\$ python (\S+)", shown, re.MULTILINE)
     assert steps == ["pretrain.py", "train_itm.py", "eval_itm.py"]
     summary = json.loads(Path("runs/reproduce/demo.json").read_text())
@@ -84,11 +84,11 @@ def test_what_is_not_there_is_trained_first(recipes, capfd):
 
 def test_a_pretrained_checkpoint_is_not_trained_again(recipes, pretrained, capsys):
     Path("checkpoints").mkdir()
-    Path("checkpoints/pretrained").symlink_to((pretrained / "last").resolve())
+    Path("checkpoints/demo_pretrained").symlink_to((pretrained / "last").resolve())
     run("demo", "--dry-run", *recipes)
     steps = re.findall(r"^  \d\. python (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert [step.split()[0] for step in steps] == ["train_itm.py", "eval_itm.py"]
-    assert "--model.init checkpoints/pretrained " in steps[0]
+    assert "--model.init checkpoints/demo_pretrained " in steps[0]
     assert not Path("runs").exists()
 
 
@@ -126,21 +126,23 @@ def test_missing_and_damaged_databases_are_named_with_what_makes_them(recipes, s
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("table", [*TABLES, "all"])
+@pytest.mark.parametrize("table", [*PUBLISHED, "all"])
 def test_a_dry_run_names_everything_that_is_missing_and_the_steps(table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run(table, "--data-root", "DB", "--checkpoints", "weights", "--dry-run")
     shown = capsys.readouterr().out
     assert "README, On your own data" not in shown, "a recipe needs something that configs/sources.yaml does not make"
     assert "CHECKPOINTS" not in shown and "DATA/" not in shown
-    needed = {"flickr30k": "db/itm_flickr30k_train", "coco5k": "db/itm_coco_test", "coco1k": "img/coco_val2014"}
-    for path in ("img/vg", "img/cc", "img/sbu", needed.get(table, "img/flickr30k")):
-        assert f"[missing] DB/{path}" in shown, path
-    assert "[missing] weights/bert-base-cased\n" in shown and "[absent]  weights/pretrained: " in shown
+    published = ["img/vg", "img/cc", "img/sbu", "img/coco_train2014"]
+    needed = {"coco5k": "db/itm_coco_test_base-cased.db", "coco1k": "img/coco_2014"}
+    paths = ["db/train", "db/test", "regions"] if table == "demo" else [*published, needed.get(table, "img/flickr30k")]
+    for path in paths:
+        assert f"[missing] DB/{path}\n" in shown, path
+    if table != "demo":
+        assert "[missing] weights/bert-base-cased\n" in shown and "[absent]  weights/pretrained: " in shown
     steps = re.findall(r"^  \d\. python (\S+)", shown, re.MULTILINE)
-    tables = TABLES if table == "all" else [table]
     expected = []
-    for name in tables:
+    for name in TABLES if table == "all" else [table]:
         expected += ["pretrain.py", *["train_itm.py"] * ("finetune" in PUBLISHED[name]), "eval_itm.py"]
     assert steps == expected
     assert list(tmp_path.iterdir()) == []
