@@ -152,6 +152,7 @@ class PretrainConfig:
 
 
 def main(config: PretrainConfig) -> None:
+    stop = StopSignal()
     device = choose_device(config.device)
     ranks = start(config.distributed, device.type == "cuda", config.distributed_timeout)
     torch.manual_seed(config.seed)
@@ -188,7 +189,6 @@ def main(config: PretrainConfig) -> None:
             recent.load_state_dict(own["recent"])
     ranks.broadcast([*model.state_dict().values(), *heads.state_dict().values()])
 
-    stop = StopSignal()
     make = functools.partial(_make_batch, config, train, pairs)
     batches = iter(load(make, draws, config.num_workers, pin=device.type == "cuda"))
     with progress_bar(ranks, total=config.num_steps, initial=step, unit="step", desc="pretrain") as bar:

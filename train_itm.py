@@ -153,6 +153,7 @@ class FinetuneConfig:
 
 
 def main(config: FinetuneConfig) -> None:
+    stop = StopSignal()
     device = choose_device(config.device)
     ranks = start(config.distributed, device.type == "cuda", config.distributed_timeout)
     torch.manual_seed(config.seed)
@@ -225,7 +226,6 @@ def main(config: FinetuneConfig) -> None:
         own = {"random": random_state(), "recent": recent.state_dict()}
         saver.save(step, model, optimizer, training, own, is_best, val=val)
 
-    stop = StopSignal()
     options = CmrOptions(config.siblings, config.distill.weight, config.distill.temperature)
     while epoch < config.epochs:
         if config.hard_negatives.mines_before(epoch) and done == 0:

@@ -65,7 +65,7 @@ class Run:
             )
         self.resumed = resume and last.is_dir()
         if last.is_dir() and not resume:
-            raise BadInput(f"{self.folder}: already holds a run; go on with --resume, or choose another output_dir")
+            raise BadInput(f"{self.folder}: already holds a run; leave resume true to go on with it, or choose another output_dir")
         if self.resumed:
             self._check_same_settings()
         self._tensorboard = None

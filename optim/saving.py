@@ -86,7 +86,8 @@ class Saver:
             files |= {"training": facts | training, "model": model.state_dict(), "val": val}
             files["heads"] = None if heads is None else heads.state_dict()
         files, config = _copied(files), model.config
-        self._thread = threading.Thread(target=self._write, args=(step, files, config, is_best), daemon=True)
+        # no daemon: a training thread that fails leaves what it has saved whole
+        self._thread = threading.Thread(target=self._write, args=(step, files, config, is_best))
         self._thread.start()
 
     def wait(self) -> None:
@@ -143,9 +144,10 @@ class Saver:
         ]
         started = time.monotonic()
         while wanted := [path for path in wanted if not path.exists()]:
-            if time.monotonic() - started > self.timeout:
+            timeout = self.timeout if threading.main_thread().is_alive() else 10  # the others may have ended too
+            if time.monotonic() - started > timeout:
                 raise BadInput(
-                    f"{wanted[0]}: was not written within {self.timeout:.0f} s by its rank; is the folder shared by all machines?"
+                    f"{wanted[0]}: was not written within {timeout:.0f} s by its rank; is the folder shared by all machines?"
                 )
             time.sleep(0.01)
 

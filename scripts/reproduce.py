@@ -165,7 +165,7 @@ def _train(table: dict, plan: Plan, options: Options) -> Path:
     _databases(plan, root, config.boxes, pairs)
     run = Path(options.out) / f"finetune_{Path(recipe).stem}"
     words = ["--config", recipe, "--data-root", str(root), "--model.init", str(pretrained), "--output-dir", str(run)]
-    plan.steps.append(["train_itm.py", *words, "--resume"])
+    plan.steps.append(["train_itm.py", *words])
     return run / "best"
 
 
@@ -186,7 +186,7 @@ def _pretrain(table: dict, plan: Plan, options: Options) -> Path:
             path = Path(options.checkpoints, Path(folder).name)
             _need(plan, path, f"checkpoints/{path.name}", lambda path=path: _check_weights(path, read_json))
             words += [f"--model.{side}-init", str(path)]
-    plan.steps.append(["pretrain.py", *words, "--resume"])
+    plan.steps.append(["pretrain.py", *words])
     return run / "last"
 
 

@@ -191,9 +191,10 @@ def test_finetuning_shows_recall_of_each_epoch_and_keeps_the_best(finetuned, sma
     assert [x["epoch"] for x in epochs] == [1, 2]
     assert [x["step"] for x in trained] == list(range(1, epochs[-1]["step"] + 1))
     assert trained[-1]["train/cmr/loss"] < trained[0]["train/cmr/loss"]
-    best = json.loads((finetuned / "best.json").read_text())
-    assert best["epoch"] == max(epochs, key=lambda x: x["val/all/AR"])["epoch"]
-    assert (finetuned / "best").resolve().name == best["checkpoint"]
+    best = json.loads((finetuned / "best" / "val.json").read_text())
+    expected = max(epochs, key=lambda x: x["val/all/AR"])
+    assert best["epoch"] == expected["epoch"] and best["recall"]["all"]["AR"] == expected["val/all/AR"]
+    assert (finetuned / "best").resolve().name == f"step-{expected['step']:08d}"
     captions, regions = CaptionDB(small_world / "db/val"), RegionDB(small_world / "regions")
     naive = naive_tables(finetuned / "last", captions, regions)
     for name, table in naive.items():
@@ -205,7 +206,7 @@ def test_stopped_finetuning_goes_on_as_if_never_stopped(tmp_path, small_world, p
     words += ["--output-dir", tmp_path / "run"]
     kill_when(lambda lines: "epoch" not in lines[-1], [ROOT / "train_itm.py", *words], tmp_path / "run")
     done = command("train_itm.py", *words, "--resume")
-    assert "resumed after epoch 1" in done.stdout
+    assert "resumed at step" in done.stdout
     assert same_tensors(tmp_path / "run/last/model.safetensors", finetuned / "last/model.safetensors")
     assert without_speed(metrics(tmp_path / "run")) == without_speed(metrics(finetuned))
     assert os.readlink(tmp_path / "run" / "best") == os.readlink(finetuned / "best")

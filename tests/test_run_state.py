@@ -104,7 +104,7 @@ def test_a_run_is_not_overwritten(tmp_path):
     open_run(tmp_path, resume=False)
     run = open_run(tmp_path, Config(epochs=5), resume=False)  # nothing was saved yet: started afresh
     save(run, 10)
-    with pytest.raises(BadInput, match=f"^{tmp_path}: already holds a run; go on with --resume"):
+    with pytest.raises(BadInput, match=f"^{tmp_path}: already holds a run; leave resume true"):
         open_run(tmp_path, Config(epochs=5), resume=False)
 
 

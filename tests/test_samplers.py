@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.samplers import DrawStream, Source, _by_shape, shuffled_batches, token_buckets
+from data.samplers import DrawStream, Source, _by_shape, epoch_draws, token_buckets
 
 
 def lengths(n=5000, seed=0):
@@ -60,10 +60,43 @@ def test_epochs_differ_and_repeat_with_their_seed():
     assert first != [tuple(b) for b in token_buckets(txt, img, 700, np.random.default_rng(2))]
 
 
-def test_shuffled_batches_cover_an_epoch():
-    batches = list(shuffled_batches(103, 10, np.random.default_rng(0)))
-    assert [len(b) for b in batches] == [10] * 10 + [3]
-    assert sorted(np.concatenate(batches)) == list(range(103))
+def test_an_epoch_is_covered_in_batches_of_the_size():
+    draws = list(epoch_draws(103, 10, seed=0, epoch=0))
+    assert [len(draw.indices) for draw in draws] == [draw.num_pairs for draw in draws] == [10] * 10 + [3]
+    assert sorted(np.concatenate([draw.indices for draw in draws])) == list(range(103))
+    assert [draw.done for draw in draws] == [*range(10, 101, 10), 103]
+    other = list(epoch_draws(103, 10, seed=0, epoch=1))
+    assert list(other[0].indices) != list(draws[0].indices)
+
+
+def negatives(rows, rng):
+    """Two for each pair, which tell whose they are."""
+    return np.stack([1000 + rows, rng.integers(2000, 3000, len(rows))], axis=1).reshape(-1)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("hard", [None, negatives])
+def test_ranks_take_together_what_one_rank_takes(ranks, hard):
+    whole = list(epoch_draws(101, 5 * ranks, 7, 2, hard_negatives=hard))
+    parts = [list(epoch_draws(101, 5, 7, 2, 0, rank, ranks, hard)) for rank in range(ranks)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for step, together in enumerate(whole):
+        pairs = [part[step].indices[: part[step].num_pairs] for part in parts]
+        extra = [part[step].indices[part[step].num_pairs :] for part in parts if part[step].num_pairs]
+        assert list(np.concatenate(pairs)) == list(together.indices[: together.num_pairs])
+        assert list(np.concatenate(extra)) == list(together.indices[together.num_pairs :])
+        assert {part[step].done for part in parts} == {together.done}
+        assert max(map(len, pairs)) - min(map(len, pairs)) <= 1
+    assert all(len(draw.indices) for part in parts for draw in part)  # a rank without pairs has something to run on
+
+
+def test_an_epoch_goes_on_where_it_was_stopped():
+    whole = list(epoch_draws(101, 8, 7, 2, hard_negatives=negatives))
+    rest = list(epoch_draws(101, 8, 7, 2, done=whole[4].done, hard_negatives=negatives))
+    assert [list(draw.indices) for draw in rest] == [list(draw.indices) for draw in whole[5:]]
+    # on another number of ranks the order is the same, in batches of another size
+    rest = list(epoch_draws(101, 8, 7, 2, done=whole[4].done, rank=1, ranks=2))
+    assert list(rest[0].indices) == list(whole[6].indices[:8])
 
 
 def stream(seed=0, draws_per_step=1, ratios=(16, 8, 4)):
@@ -91,6 +124,19 @@ def test_a_restored_stream_goes_on_with_the_very_next_draw(stop):
         (d.position, d.source, list(d.indices)) for d in whole[stop:]
     ]
     assert whole[-1].resume["cursors"][0][0] > 0, "the test must cross an epoch"
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_draw_together_what_one_rank_draws(ranks):
+    """R ranks see at a step what one rank with R draws per step sees."""
+
+    def drawn(rank, ranks, draws_per_step):
+        sources = [Source(ratio, *lengths(100, seed=n)) for n, ratio in enumerate((16, 8, 4))]
+        return itertools.islice(iter(DrawStream(sources, 1000, 0, draws_per_step, rank, ranks)), 60 * draws_per_step)
+
+    whole = [(d.source, d.bucket, list(d.indices)) for d in drawn(0, 1, ranks)]
+    parts = [[(d.source, d.bucket, list(d.indices)) for d in drawn(rank, ranks, 1)] for rank in range(ranks)]
+    assert [draw for step in zip(*parts, strict=True) for draw in step] == whole
 
 
 def test_a_stream_restored_into_other_sources_is_refused():
