@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -343,10 +345,19 @@ class _MadeBatches(Dataset):
         return draw, self.make(draw)
 
 
-def _ignore_signals(worker: int) -> None:
-    """A scheduler signals every process of a job; the training process decides when its workers end."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+def _outlive_signals(worker: int) -> None:
+    """A scheduler signals every process of a job. A worker goes on, for the training process to save; it ends when that
+    process says so, or with it."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def load(make: Callable[[Any], Batch], draws: Iterable, num_workers: int, pin: bool) -> DataLoader:
@@ -364,6 +375,6 @@ def load(make: Callable[[Any], Batch], draws: Iterable, num_workers: int, pin: b
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # starting must not draw from the generator of dropout: resuming starts once more
     )

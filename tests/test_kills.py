@@ -169,7 +169,7 @@ def test_a_signal_saves_and_leaves_with_its_own_status(
     pids = forker.start(words, log, ranks)
     while not (run / "metrics.jsonl").exists():
         time.sleep(0.001)
-    os.kill(pids[-1], getattr(signal, name))  # one rank is told; all save at the same step
+    os.killpg(pids[-1], getattr(signal, name))  # one rank is told, with its data worker; all save at the same step
     assert forker.wait(pids) == [75] * ranks, log.read_text()[-3000:]
     assert "the same command goes on from here" in log.read_text().splitlines()[-1]
     assert 0 < last_step(run) and (run / "last" / "training.pt").is_file()
