@@ -156,8 +156,11 @@ def main(config: PretrainConfig) -> None:
     device = choose_device(config.device)
     ranks = start(config.distributed, device.type == "cuda", config.distributed_timeout)
     torch.manual_seed(config.seed)
-    train = [_open(config, d.captions, d.regions) for d in config.data]
-    val = [_open(config, d.val_captions, d.val_regions or d.regions) if d.val_captions else None for d in config.data]
+    with ranks.first_alone():  # a database's tables are made fit for memory-mapping once
+        train = [_open(config, d.captions, d.regions) for d in config.data]
+        val = [
+            _open(config, d.val_captions, d.val_regions or d.regions) if d.val_captions else None for d in config.data
+        ]
     pairs = [(n, task) for n, d in enumerate(config.data) for task in d.tasks]  # a source of draws each
     model, heads = _build(config, train, val, device)
 

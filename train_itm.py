@@ -75,10 +75,10 @@ class FinetuneConfig:
 
     Args:
         output_dir: folder of this run
-        train_captions: text DB to train on
-        train_regions: its image DB
+        train_captions: text DB to train on, or several (COCO's train and restval)
+        train_regions: its image DB, or one for each text DB
         val_captions: text DB that the best epoch is chosen on
-        val_regions: its image DB; none: the same as train_regions
+        val_regions: its image DB; none: the same as train_regions, when that is one
         data_root: relative folders of databases start here
         languages: train and validate on captions in these; none: all
         boxes: which boxes of the image DBs are used
@@ -110,8 +110,8 @@ class FinetuneConfig:
     """
 
     output_dir: str
-    train_captions: str
-    train_regions: str
+    train_captions: str | list[str]
+    train_regions: str | list[str]
     val_captions: str
     val_regions: str | None = None
     data_root: str = "."
@@ -143,6 +143,8 @@ class FinetuneConfig:
     resume: bool = True
 
     def __post_init__(self):
+        if self.val_regions is None and not isinstance(self.train_regions, str) and len(self.train_regions) > 1:
+            raise BadInput("val_regions: say which image DB the validation captions go with, train_regions are several")
         if self.batch_size < 2:
             raise BadInput(
                 f"batch_size must be at least 2 (the other pairs are the negatives), found {self.batch_size}"
@@ -164,17 +166,18 @@ def main(config: FinetuneConfig) -> None:
         root=config.data_root,
         caption_weight=config.caption_score_weight,
     )
-    train = open_(
-        config.train_captions,
-        config.train_regions,
-        max_txt_len=config.max_txt_len,
-        image_captions=config.image_captions,
-    )
-    val = open_(
-        config.val_captions,
-        config.val_regions or config.train_regions,
-        image_captions=config.val_image_captions or config.image_captions,
-    )
+    with ranks.first_alone():  # a database's tables are made fit for memory-mapping once
+        train = open_(
+            config.train_captions,
+            config.train_regions,
+            max_txt_len=config.max_txt_len,
+            image_captions=config.image_captions,
+        )
+        val = open_(
+            config.val_captions,
+            config.val_regions or config.train_regions,
+            image_captions=config.val_image_captions or config.image_captions,
+        )
     if config.distill.scores:
         train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images)
     hard_negatives = HardNegatives(train, config.hard_negatives)
@@ -182,10 +185,10 @@ def main(config: FinetuneConfig) -> None:
     model = build_model(config.model, meta, regions.feature_dim, regions.num_labels, str(regions.folder)).to(device)
     check_fits(model.config, val.captions.meta, val.regions.feature_dim, "model", str(val.regions.folder))
 
-    for dataset in (train, val):
-        check_longest(model.config, dataset)
+    for part, _ in train.parts + val.parts:
+        check_longest(model.config, part)
         if config.model.init:
-            check_tokenizer(config.model.init, dataset.captions)
+            check_tokenizer(config.model.init, part.captions)
 
     for tower in (model.txt_model, model.img_model):
         tower.bert.encoder.checkpointing = config.activation_checkpointing

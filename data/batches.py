@@ -240,10 +240,7 @@ class PairDataset:
         With ``num_pairs``, pairs beyond that many are hard negatives.
         """
         meta = self.captions.meta
-        txt_ids = self.ids.take(indices)
-        img_keys = self.images.take(self.image_of[indices])
-        words = [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in txt_ids]
-        images = [self.regions.get(key, soft_labels=task in ("mrckl", "mrc")) for key in img_keys]
+        txt_ids, img_keys, words, images = self.examples(indices, soft_labels=task in ("mrckl", "mrc"))
 
         labels = None
         if task == "vmlm":
@@ -277,6 +274,86 @@ class PairDataset:
         if task in ("mrfr", "mrckl", "mrc"):
             _mask_regions(batch, images, rng, region_mask_prob)
         return batch
+
+    def examples(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
+        """What the databases hold of the pairs: caption ids, image keys, word ids without specials, regions."""
+        txt_ids, img_keys = self.ids.take(indices), self.images.take(self.image_of[indices])
+        words = [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in txt_ids]
+        return txt_ids, img_keys, words, [self.regions.get(key, soft_labels=soft_labels) for key in img_keys]
+
+    @property
+    def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
+        """The datasets of one database each, and for each the rows of its pictures in ``images``."""
+        return [(self, np.arange(len(self.images)))]
+
+
+class JoinedPairs(PairDataset):
+    """The pairs of several databases as one dataset: COCO's train and restval, for instance.
+
+    Raises:
+        BadInput: the databases have other special words, feature widths or soft labels than the first.
+    """
+
+    def __init__(self, parts: Sequence[PairDataset]):
+        first = parts[0]
+        for part in parts[1:]:
+            for name in ("CLS", "SEP", "MASK", "v_range"):
+                _check_same(part.captions.folder, name, part.captions.meta[name], first.captions.meta[name])
+            for name in ("feature_dim", "num_labels"):
+                _check_same(part.regions.folder, name, getattr(part.regions, name), getattr(first.regions, name))
+        self.captions, self.image_captions, self.teacher = first.captions, first.image_captions, None
+        self.regions = _AnyRegions([part.regions for part in parts])
+        self.ids = _Chosen(i for part in parts for i in part.ids)
+        if len(set(self.ids)) < len(self.ids):
+            twice = next(i for n, i in enumerate(self.ids) if i in self.ids[:n])
+            raise BadInput(f"{parts[-1].captions.folder}: caption id {twice} is in another of the joined databases too")
+        self.images = _Chosen(dict.fromkeys(key for part in parts for key in part.images))
+        number = {key: n for n, key in enumerate(self.images)}
+        rows = [np.array([number[key] for key in part.images], np.int32) for part in parts]
+        self.image_of = np.concatenate([of[part.image_of] for part, of in zip(parts, rows, strict=True)])
+        self.txt_lengths = np.concatenate([part.txt_lengths for part in parts])
+        self.img_lengths = np.concatenate([part.img_lengths for part in parts])
+        self._parts = list(zip(parts, rows, strict=True))
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    @property
+    def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
+        return self._parts
+
+    def examples(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
+        indices = np.asarray(indices)
+        of = np.searchsorted(self._starts, indices, side="right") - 1
+        found: list[list] = [[None] * len(indices) for _ in range(4)]
+        for n, (part, _) in enumerate(self._parts):
+            rows = np.flatnonzero(of == n)
+            for column, values in zip(found, part.examples(indices[rows] - self._starts[n], soft_labels), strict=True):
+                for row, value in zip(rows, values, strict=True):
+                    column[row] = value
+        return tuple(found)
+
+
+class _Chosen(list):
+    """A list that is read like the databases' columns."""
+
+    def take(self, rows: np.ndarray) -> list:
+        return [self[row] for row in rows]
+
+
+class _AnyRegions:
+    """Several region databases, asked one after the other."""
+
+    def __init__(self, parts: list[RegionDB]):
+        self._parts = parts
+        self.folder = ", ".join(dict.fromkeys(str(part.folder) for part in parts))
+        self.feature_dim, self.num_labels = parts[0].feature_dim, parts[0].num_labels
+
+    def __getitem__(self, key: str) -> Regions:
+        return next((part for part in self._parts if key in part), self._parts[0])[key]
+
+
+def _check_same(folder: Path, name: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise BadInput(f"{folder}: {name} is {found}, in the first of the joined databases {expected}; they must agree")
 
 
 def _kept(captions: CaptionDB, max_txt_len: int, languages: list[str] | None):
@@ -312,8 +389,8 @@ def _mask_regions(batch: Batch, images: list[Regions], rng: np.random.Generator,
 
 
 def open_pairs(
-    captions: str,
-    regions: str,
+    captions: str | list[str],
+    regions: str | list[str],
     options: BoxOptions,
     max_txt_len: int = -1,
     languages: list[str] | None = None,
@@ -321,10 +398,22 @@ def open_pairs(
     image_captions: str | None = None,
     caption_weight: float = 0.0,
 ) -> PairDataset:
-    """Open the databases; relative folders start at ``root``. Raises BadInput as they and ``PairDataset`` do."""
-    region_db = RegionDB(Path(root, regions), **dataclasses.asdict(options))
+    """Open the databases; relative folders start at ``root``. Raises BadInput as they and ``PairDataset`` do.
+
+    Args:
+        captions: text DB, or several that are joined
+        regions: their image DB, or one for each text DB
+    """
+    texts, images = ([each] if isinstance(each, str | Path) else list(each) for each in (captions, regions))
+    if len(images) not in (1, len(texts)):
+        raise BadInput(f"{len(texts)} text DBs ({texts}) need one image DB or as many, found {len(images)} ({images})")
+    region_dbs = {name: RegionDB(Path(root, name), **dataclasses.asdict(options)) for name in dict.fromkeys(images)}
     view = open_image_captions(image_captions, caption_weight, root)
-    return PairDataset(CaptionDB(Path(root, captions)), region_db, max_txt_len, languages, view)
+    parts = [
+        PairDataset(CaptionDB(Path(root, text)), region_dbs[images[n % len(images)]], max_txt_len, languages, view)
+        for n, text in enumerate(texts)
+    ]
+    return parts[0] if len(parts) == 1 else JoinedPairs(parts)
 
 
 def open_image_captions(folder: str | None, weight: float, root: str = ".") -> ImageCaptions | None:

@@ -31,16 +31,22 @@ def embed_pairs(
     Returns: txt [T,D], img [I,D], image_of [T] (row of a caption's image), on the host and the same on all ranks
     """
     options = {"device": device, "precision": precision, "progress": False}
-    captions = partial(encode_captions, model, dataset.captions, **options)
-    images = partial(encode_images, model, dataset.regions, image_captions=dataset.image_captions, **options)
-    embedded = []
-    for encode, names in ((captions, dataset.ids), (images, dataset.images)):
-        vectors = torch.zeros(len(names), model.config.embedding_dim)
-        mine = range(ranks.rank, len(names), ranks.size)
-        for positions, found in encode([names[row] for row in mine]):
-            vectors[[mine[position] for position in positions]] = found.cpu()
-        embedded.append(torch.from_numpy(ranks.sum_array(vectors.numpy())))
-    return *embedded, torch.from_numpy(dataset.image_of.astype(np.int64))
+    txt, img = [], torch.zeros(len(dataset.images), model.config.embedding_dim)
+    for part, rows in dataset.parts:
+        captions = partial(encode_captions, model, part.captions, **options)
+        images = partial(encode_images, model, part.regions, image_captions=part.image_captions, **options)
+        txt.append(_shared(captions, part.ids, model, ranks))
+        img[rows] = _shared(images, part.images, model, ranks)
+    return torch.cat(txt), img, torch.from_numpy(dataset.image_of.astype(np.int64))
+
+
+def _shared(encode: Callable, names: Sequence[str], model: LightningDOT, ranks: distributed.Ranks) -> Tensor:
+    """Embeddings of ``names`` [N,D], of which each rank has encoded a share."""
+    vectors = torch.zeros(len(names), model.config.embedding_dim)
+    mine = range(ranks.rank, len(names), ranks.size)
+    for positions, found in encode([names[row] for row in mine]):
+        vectors[[mine[position] for position in positions]] = found.cpu()
+    return torch.from_numpy(ranks.sum_array(vectors.numpy()))
 
 
 def evaluate(

@@ -111,6 +111,15 @@ class Ranks:
         """Wait for all ranks."""
         self.exchange([0])
 
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first rank goes through the block before the others: what it stores, they find."""
+        if not self.is_first:
+            self.barrier()
+        yield
+        if self.is_first:
+            self.barrier()
+
     def meet(self, position: Sequence[int], rows: int, predictions: int, stop: object = None) -> Meeting:
         """Begin a batch together.
 

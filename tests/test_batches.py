@@ -272,7 +272,9 @@ def test_a_dataset_can_be_sent_to_another_process(pairs):
 
 def naive_pairs(captions, regions, max_txt_len, languages):
     """What a PairDataset is, from dicts: ids, images, image_of, txt_lengths, img_lengths."""
-    tables = [json.loads((captions / f"{name}.json").read_text()) for name in ("id2len", "txt2img", "img2txts", "txt2lang")]
+    tables = [
+        json.loads((captions / f"{name}.json").read_text()) for name in ("id2len", "txt2img", "img2txts", "txt2lang")
+    ]
     lengths, txt2img, img2txts, txt2lang = tables
     ids = [i for i in lengths if max_txt_len < 0 or lengths[i] + 2 <= max_txt_len]
     ids = [i for i in ids if languages is None or txt2lang[i] in languages]
@@ -329,3 +331,63 @@ def test_lengths_of_the_third_view(world):
     for keys in (["p3.npz", "p0.npz"], view.captions.img2txts.names, view.captions.txt2img.column):
         assert view.lengths(keys).tolist() == [len(view.input_ids(key)) for key in keys]
     assert view.lengths(["p9.npz"]).tolist() == [1]
+
+
+# ---- several databases as one ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def second(world, tmp_path_factory):
+    """Folders of another caption DB, of two new pictures and one known one, and of its region DB."""
+    root = tmp_path_factory.mktemp("second")
+    words = {"q0#0": ("q0", "ba be"), "q1#0": ("q1", "du"), "p1#9": ("p1", "fa fe fi"), "q1#1": ("q1", "ga ka ku")}
+    records = [Caption(f"{image}.jpg", text, i, "train", "en") for i, (image, text) in words.items()]
+    write_caption_db(root / "captions", records, load_tokenizer(world / "vocab.txt"), ["b.jsonl"])
+    with RegionWriter(root / "regions", **BOXES) as writer:
+        for seed, stem in enumerate(("p1", "q0", "q1")):
+            writer.add(f"{stem}.npz", make_regions(3, seed=20 + seed))
+    return root
+
+
+@pytest.mark.parametrize("task", ["cmr", "mrckl"])
+def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
+    options = BoxOptions(**BOXES)
+    folders = [world / "captions", second / "captions"], [world / "regions", second / "regions"]
+    joined, other = open_pairs(*folders, options), open_pairs(folders[0][1], folders[1][1], options)
+    assert joined.ids == [*pairs.ids, *other.ids] and len(joined) == len(pairs) + len(other)
+    assert joined.images == [*pairs.images, "q0.npz", "q1.npz"]  # p1 is in both, and is one picture
+    assert [joined.images[of] for of in joined.image_of] == [d.images[of] for d in (pairs, other) for of in d.image_of]
+    assert list(joined.txt_lengths) == [*pairs.txt_lengths, *other.txt_lengths]
+    assert list(joined.img_lengths) == [*pairs.img_lengths, *other.img_lengths]
+
+    chosen = [9, 0, 8, 3, 7]
+    assert len(pairs) == 7
+    batch = joined.batch(np.array(chosen), task, np.random.default_rng(0))
+    for row, index in enumerate(chosen):
+        dataset, local = (pairs, index) if index < 7 else (other, index - 7)
+        alone = dataset.batch(np.array([local]), "cmr")
+        length, boxes = int(alone.attention_mask.sum()), int(alone.region_mask.sum())
+        assert torch.equal(batch.input_ids[row, :length], alone.input_ids[0])
+        assert int(batch.attention_mask[row].sum()) == length and int(batch.region_mask[row].sum()) == boxes
+        expected = alone.features[0].clone()
+        if task == "mrckl":
+            expected[batch.masked_regions[row, :boxes]] = 0
+        assert torch.equal(batch.features[row, :boxes], expected)
+        assert joined.images[int(batch.image_ids[row])] == alone.img_keys[0] == batch.img_keys[row]
+    assert joined.regions["q1.npz"].features.shape == other.regions["q1.npz"].features.shape
+    pickle.loads(pickle.dumps(joined)).batch(np.array(chosen))  # as a data worker gets it
+
+
+def test_databases_that_do_not_go_together_are_not_joined(world, second, tmp_path):
+    options = BoxOptions(**BOXES)
+    with pytest.raises(BadInput, match=r"caption id p0#0 is in another of the joined databases too"):
+        open_pairs([world / "captions"] * 2, world / "regions", options)
+    with pytest.raises(BadInput, match=r"3 text DBs .* need one image DB or as many, found 2"):
+        open_pairs([world / "captions"] * 3, [world / "regions"] * 2, options)
+    with RegionWriter(tmp_path / "regions", **BOXES) as writer:
+        for stem in ("p1", "q0", "q1"):
+            writer.add(f"{stem}.npz", make_regions(3, width=7))
+    with pytest.raises(
+        BadInput, match=f"{tmp_path}/regions.*: feature_dim is 7, in the first of the joined databases 6"
+    ):
+        open_pairs([world / "captions", second / "captions"], [world / "regions", tmp_path / "regions"], options)

@@ -157,6 +157,17 @@ def test_accumulated_batches_are_one_update(train, small_world):
     assert batches % 3 and len(losses(lines)) == -(-batches // 3)
 
 
+def test_several_databases_are_trained_on_and_mined_as_one(train, small_world):
+    words = ["--train-captions", "db/train", "db/test", "--val-regions", "regions", "--epochs", 2]
+    folder, _ = train(*words, "--train-regions", "regions", "regions", "--hard-negatives.count", 2,
+                      "--hard-negatives.window", "0-30")  # fmt: skip
+    count = sum(len(open_pairs(str(small_world / f"db/{name}"), str(small_world / "regions"), BoxOptions(), 62, ["en"]))
+                for name in ("train", "test"))  # fmt: skip
+    assert json.loads((folder / "run.json").read_text())["train"] == {"captions": count, "images": 32}
+    ranking = torch.load(folder / "last" / "training.pt", weights_only=True)["ranking"]
+    assert len(ranking) == count and set(ranking.unique().tolist()) & set(range(24, 32))
+
+
 def test_third_view_is_part_of_an_image_embedding(small_world, pretrained, image_captions, tmp_path):
     third = str(image_captions / "val")
     boxes = BoxOptions()
