@@ -97,8 +97,23 @@ def _folder(value: str | None, old: dict) -> str:
 def _one_folder(value: list[str] | str, old: dict) -> str:
     values = [value] if isinstance(value, str) else value
     if len(values) != 1:
-        raise Refused
+        raise Refused(f"validation takes one database a corpus, found {values}")
     return _folder(values[0], old)
+
+
+def _folders(value: list[str] | str, old: dict) -> list[str] | str:
+    values = [value] if isinstance(value, str) else value
+    if not values:
+        raise Ignored("none is given")
+    folders = [_folder(each, old) for each in values]
+    return folders if len(folders) > 1 else folders[0]
+
+
+def _img_folders(value: list[str] | str, old: dict) -> list[str] | str:
+    texts = old.get("train_txt_dbs")
+    if isinstance(value, list) and isinstance(texts, list) and len(value) not in (1, len(texts)):
+        raise Refused(f"train_txt_dbs are {len(texts)}; each has its own image database, or all have one")
+    return _folders(value, old)
 
 
 def _unless_given(other: str) -> Callable[[Any, dict], str]:
@@ -246,8 +261,8 @@ KEYS = (
     # data
     Key("train_datasets", {"pretrain": "data"}, "one entry a (db, img) pair; the pairs of one corpus share its `mix_ratio` by captions; `itm` is `cmr`, `mlm` is `vmlm`", _corpora),
     Key("val_datasets", {"pretrain": "data.val_captions"}, "with `data.val_regions` in the corpus of the same name; its tasks are those of training", _with_corpus),
-    Key("train_txt_dbs", {"finetune": "train_captions"}, "one database: several are refused; build one of them (`scripts/build_captions.py --restval-as-train`)", _one_folder),
-    Key("train_img_dbs", {"finetune": "train_regions"}, "one database: several are refused", _one_folder),
+    Key("train_txt_dbs", {"finetune": "train_captions"}, "several are joined", _folders),
+    Key("train_img_dbs", {"finetune": "train_regions"}, "one for each text database, or one for all", _img_folders),
     Key("train_txt_db", {"finetune": "train_captions"}, "", _folder),
     Key("train_img_db", {"finetune": "train_regions"}, "", _folder),
     Key("val_txt_db", {"finetune": "val_captions", "eval": "captions"}, "`test_txt_db` goes over it in evaluation", _folder),
@@ -302,9 +317,9 @@ KEYS = (
     Key("valid_steps", {"pretrain": "valid_every"}, "fine-tuning validates after every epoch"),
     Key("log_steps", _training("log_every")),
     Key("seed", _training("seed"), "the original's fine-tuning read it and did not set it"),
-    Key("fp16", _all("precision"), "true, apex's O2, is `bf16`; false is `fp32`", lambda value, old: "bf16" if value else "fp32"),
+    Key("fp16", _all("precision"), "true, apex's O2, is `fp16` (on a CPU rather `bf16`); false is `fp32`", lambda value, old: "fp16" if value else "fp32"),
     Key("fp16_opt_level", {}, "apex's; `precision` says it", _ignore),
-    Key("loss_scale", {}, "bf16 needs none", _ignore),
+    Key("loss_scale", {}, "the scale of `fp16` follows the gradients; the others need none", _ignore),
     # objectives
     Key("mrm_prob", {"pretrain": "region_mask_prob"}),
     Key("itm_neg_prob", {}, _ITM, _ignore),

@@ -248,12 +248,14 @@ def workload(recipe: PretrainConfig | FinetuneConfig, options: Options) -> tuple
     )
     captions = options.captions
     if captions is None:
-        path = Path(recipe.data_root, recipe.train_captions, "id2len.json")
-        if not path.is_file():
-            raise BadInput(
-                f"{path}: not here, so the length of an epoch is unknown; give --captions (Flickr30k: 145000)"
-            )
-        captions = len(checkpoints.read_json(path))
+        captions, names = 0, recipe.train_captions
+        for name in [names] if isinstance(names, str) else names:
+            path = Path(recipe.data_root, name, "id2len.json")
+            if not path.is_file():
+                raise BadInput(
+                    f"{path}: not here, so the length of an epoch is unknown; give --captions (Flickr30k: 145000)"
+                )
+            captions += len(checkpoints.read_json(path))
     update = recipe.batch_size * recipe.grad_accumulation * options.count
     return load, {"cmr": 1.0}, recipe.epochs * -(-captions // update)
 

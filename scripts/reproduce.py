@@ -33,6 +33,7 @@ from model.metrics import METRICS, format_table
 from model.statistics import format_interval
 
 ROOT = Path(__file__).resolve().parents[1]
+Names = str | list[str]  # a database, or several that are joined
 TableName = Literal["flickr30k", "flickr30k-zeroshot", "coco5k", "coco1k", "demo", "all"]
 
 
@@ -204,10 +205,12 @@ def _check_weights(folder: Path, read: Callable[[Path], dict]) -> None:
         raise BadInput(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
 
 
-def _databases(plan: Plan, root: Path, boxes: BoxOptions, pairs: list[tuple[str, str]]) -> None:
+def _databases(plan: Plan, root: Path, boxes: BoxOptions, pairs: list[tuple[Names, Names]]) -> None:
     for captions, regions in pairs:
-        _need(plan, root / captions, captions, lambda path=root / captions: CaptionDB(path))
-        _need(plan, root / regions, regions, lambda path=root / regions: RegionDB(path, **dataclasses.asdict(boxes)))
+        for name in [captions] if isinstance(captions, str) else captions:
+            _need(plan, root / name, name, lambda path=root / name: CaptionDB(path))
+        for name in [regions] if isinstance(regions, str) else regions:
+            _need(plan, root / name, name, lambda path=root / name: RegionDB(path, **dataclasses.asdict(boxes)))
 
 
 def _need(plan: Plan, path: Path, key: str, check: Callable[[], Any]) -> Need:

@@ -57,6 +57,7 @@ FLICKR = {
     "hard_negatives_sampling": "none", "num_hard_negatives": 1, "sample_init_hard_negatives": False, "hnsw_index": False,
     "itm_global_file": None, "retrieval_mode": "both", "img_meta": None, **RUN, **TOWERS,
 }  # fmt: skip
+COCO = ["db/itm_coco_train_base-cased.db/", "db/itm_coco_restval_base-cased.db/"]
 EVAL = {k: v for k, v in FLICKR.items() if not k.startswith(("train_", "num_", "learning"))} | {
     "hnsw_index": True, "biencoder_checkpoint": "checkpoints/flickr30k", "caption_score_weight": 0.1,
 }  # fmt: skip
@@ -102,10 +103,10 @@ def test_corpora_that_cannot_be_counted_share_the_ratio_equally(translate):
 def test_finetuning_translates_to_the_shipped_recipe(translate, name):
     old = FLICKR
     if name == "coco":
-        renamed = json.dumps(FLICKR).replace("flickr30k_train", "coco_trainval").replace("itm_flickr30k", "itm_coco")
+        renamed = json.dumps(FLICKR).replace("itm_flickr30k", "itm_coco")
         old = json.loads(renamed.replace("original_flickr30k", "original_coco"))
-        old |= {"train_batch_size": 64, "num_train_epochs": 20, "train_img_dbs": ["img/coco_2014"]}
-        old |= {"val_img_db": "img/coco_val2014"}
+        old |= {"train_batch_size": 64, "num_train_epochs": 20, "val_img_db": "img/coco_val2014"}
+        old |= {"train_txt_dbs": COCO, "train_img_dbs": ["img/coco_train2014/", "img/coco_val2014/"]}
     config, text = translate(old, "finetune")
     shipped = cli.parse(CLASSES["finetune"], ["--config", str(ROOT / f"configs/finetune/original_{name}.yaml")])
     assert config == shipped
@@ -126,7 +127,9 @@ def test_evaluation(translate):
     ("changes", "expected"),
     [
         ({"max_txt_len": -1}, {"max_txt_len": -1}),
-        ({"fp16": False}, {"precision": "fp32"}),
+        ({"fp16": False, "gradient_accumulation_steps": 3}, {"precision": "fp32", "grad_accumulation": 3}),
+        ({"train_txt_dbs": "t/"}, {"train_captions": "t", "train_regions": "img/flickr30k"}),
+        ({"train_txt_dbs": COCO, "fp16": True}, {"train_captions": [db[:-1] for db in COCO], "precision": "fp16"}),
         ({"max_grad_norm": -1}, {"optim.grad_clip": 0.0}),
         ({"grad_norm": 7.0}, {"optim.grad_clip": 2.0}),
         ({"weight_decay": 0.01}, {"optim.weight_decay": 0.01}),
@@ -164,7 +167,6 @@ def test_schedules_of_pretraining(translate, decay, schedule):
 
 
 def test_everything_without_an_answer_is_named_at_once(translate, capsys):
-    two = ["db/itm_coco_train_base-cased.db", "db/itm_coco_restval_base-cased.db"]
     old = FLICKR | {
         "lerning_rate": 1,
         "zzz": 2,
@@ -172,16 +174,16 @@ def test_everything_without_an_answer_is_named_at_once(translate, capsys):
         "itm_global_file": "scores.pkl",
         "fp16": None,
     }
-    old |= {"optim": "adamax", "train_txt_dbs": two, "conf_th": [1]}
+    old |= {"optim": "adamax", "train_img_dbs": ["img/a", "img/b"], "conf_th": [1]}
     with pytest.raises(BadInput) as error:
         translate(old, "finetune")
     message = str(error.value)
     assert "unknown key lerning_rate (did you mean learning_rate?)" in message and "unknown key zzz;" in message
-    for key in ("cls_concat", "itm_global_file", "optim", "train_txt_dbs"):
+    for key in ("cls_concat", "itm_global_file", "optim", "train_img_dbs"):
         assert f"{key}: {json.dumps(old[key])} is refused: " in message, key
     assert not Path("new.yaml").exists()
 
-    old |= {"train_txt_dbs": two[:1], "conf_th": 0.2}
+    old |= {"train_img_dbs": ["img/a"], "conf_th": 0.2}
     config, text = translate(old, "finetune", "--keep-going")
     assert config.epochs == 15 and config.optim.algorithm == "adamw_original"
     left_out = text.split("# Left out:")[1]

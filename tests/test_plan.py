@@ -255,10 +255,13 @@ def test_hours_follow_from_the_stated_rate_and_bandwidth():
 
 def test_steps_of_fine_tuning_come_from_its_captions(tmp_path):
     assert plan_of(FINETUNE, count=4, captions=1000)["steps"] == 10 * 4  # 64 pairs on each of 4 GPUs
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "id2len.json").write_text(json.dumps({str(n): 5 for n in range(257)}))
+    for name, count in (("train", 257), ("restval", 256)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "id2len.json").write_text(json.dumps({str(n): 5 for n in range(count)}))
     where = [f"train_captions={tmp_path}/train"]
     assert plan_of(FINETUNE, count=4, set=where)["steps"] == 10 * 2
+    both = [f"train_captions=[{tmp_path}/train, {tmp_path}/restval]"]
+    assert plan_of(FINETUNE, count=4, set=both)["steps"] == 10 * 3  # 513 captions
 
 
 def test_sizes_come_from_folders_that_are_there(tmp_path):

@@ -64,6 +64,24 @@ def test_finetuning_has_the_papers_numbers(name, batch, epochs):
         assert (config.boxes.conf_th, config.boxes.min_bb, config.boxes.max_bb) == (0.2, 10, 100)
 
 
+def test_coco_is_trained_on_with_restval_whose_pictures_are_val2014s():
+    for name in ("coco", "original_coco"):
+        config = load(f"finetune/{name}.yaml")
+        found = dict(zip(config.train_captions, config.train_regions, strict=True))
+        assert found == {f"db/itm_coco_{split}_base-cased.db": f"img/coco_{images}"
+                         for split, images in (("train", "train2014"), ("restval", "val2014"))}  # fmt: skip
+        assert (config.val_captions, config.val_regions) == ("db/itm_coco_val_base-cased.db", "img/coco_val2014")
+
+
+def test_the_papers_recipes_are_bf16_and_the_originals_fp16():
+    for name in RECIPES:
+        kind, recipe = name.removesuffix(".yaml").split("/")
+        if recipe.startswith("original_"):
+            assert load(name).precision == "fp16", name
+        elif kind != "eval" and recipe in ("paper", "flickr30k", "coco"):
+            assert load(name).precision == "bf16", name
+
+
 def test_the_original_differs_from_the_paper_where_its_code_did():
     paper, original = load("pretrain/paper.yaml"), load("pretrain/original_pretrain.yaml")
     assert (paper.fusion, original.fusion) == ("add", "none")

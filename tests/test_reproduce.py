@@ -134,12 +134,15 @@ def test_a_dry_run_names_everything_that_is_missing_and_the_steps(table, tmp_pat
     assert "README, On your own data" not in shown, "a recipe needs something that configs/sources.yaml does not make"
     assert "CHECKPOINTS" not in shown and "DATA/" not in shown
     published = ["img/vg", "img/cc", "img/sbu", "img/coco_train2014"]
-    needed = {"coco5k": "db/itm_coco_test_base-cased.db", "coco1k": "img/coco_2014"}
+    needed = {"coco5k": "db/itm_coco_restval_base-cased.db", "coco1k": "db/itm_coco_train_base-cased.db"}
     paths = ["db/train", "db/test", "regions"] if table == "demo" else [*published, needed.get(table, "img/flickr30k")]
     for path in paths:
         assert f"[missing] DB/{path}\n" in shown, path
     if table != "demo":
         assert "[missing] weights/bert-base-cased\n" in shown and "[absent]  weights/pretrained: " in shown
+    if table == "all":
+        unused = {key for key in SOURCES if f" weights/{Path(key).name}" not in shown and f" DB/{key}\n" not in shown}
+        assert unused == {key for key, how in SOURCES.items() if "demo" in how}
     steps = re.findall(r"^  \d\. python (\S+)", shown, re.MULTILINE)
     expected = []
     for name in TABLES if table == "all" else [table]:
