@@ -181,4 +181,5 @@ def _spell_out(argv: list[str], config_class: type) -> list[str]:
 
 def _is_list_of_scalars(kind: typing.Any) -> bool:
     lists = [k for k in (kind, *typing.get_args(kind)) if typing.get_origin(k) is list]
-    return any(typing.get_args(k)[0] in (str, int, float) for k in lists)
+    items = [typing.get_args(k)[0] for k in lists]
+    return any(item in (str, int, float) or typing.get_origin(item) is typing.Literal for item in items)
