@@ -53,7 +53,7 @@ class EvalConfig:
         search: exact, or hnsw: through approximate indexes of both sides; what they do not find counts as a miss
         hnsw: the graph of those indexes
         batch_size: images or captions encoded at a time
-        precision: of matrix products: fp32 or bf16
+        precision: of matrix products: fp32, bf16 or fp16
         device: auto, cpu, cuda or cuda:N
         num_workers: processes that read the databases
     """
