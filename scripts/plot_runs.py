@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+"""Draw the curves of several runs beside each other, from their metrics.jsonl.
+
+python scripts/plot_runs.py --runs runs/fp32 runs/bf16 runs/fp16 --out benchmarks/precision.png
+python scripts/plot_runs.py --runs runs/a runs/b --metrics val/all/AR train/cmr/loss --smooth 5
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
+
+import numpy as np
+
+from configs import cli
+from data.atomic import atomic_file
+from data.errors import BadInput
+
+
+@dataclass
+class Options:
+    """Draw the curves of several runs beside each other.
+
+    Args:
+        runs: folders of runs
+        out: PNG to write; the same name with .json gets the numbers
+        metrics: names in metrics.jsonl; none: the losses of training
+        smooth: points of a curve that are averaged into each point drawn
+    """
+
+    runs: list[str]
+    out: str = "curves.png"
+    metrics: list[str] | None = None
+    smooth: int = 1
+
+    def __post_init__(self):
+        if self.smooth < 1:
+            raise BadInput(f"smooth must be at least 1, found {self.smooth}")
+
+
+def read_curves(run: str) -> dict[str, list[tuple[int, float]]]:
+    """Metric → (step, value) in the order they were logged."""
+    path = Path(run, "metrics.jsonl")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            step = values.pop("step")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise BadInput(f"{path}: line {number} is no line of metrics ({error!r})") from None
+        for name, value in values.items():
+            curves.setdefault(name, []).append((step, value))
+    return curves
+
+
+def smoothed(curve: list[tuple[int, float]], points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of ``points`` neighbours: steps and values."""
+    points = min(points, len(curve))
+    steps, values = np.array(curve, dtype=float).T
+    window = np.ones(points) / points
+    return np.convolve(steps, window, "valid"), np.convolve(values, window, "valid")
+
+
+def main(options: Options) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    curves = {run: read_curves(run) for run in options.runs}
+    known = list(dict.fromkeys(name for each in curves.values() for name in each))
+    metrics = options.metrics or [name for name in known if name.startswith("train/")]
+    missing = [name for name in metrics if name not in known]
+    if missing or not metrics:
+        raise BadInput(
+            f"{options.runs[0]}/metrics.jsonl: no metric {missing or 'train/...'}; there are {', '.join(known)}"
+        )
+    columns = min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.5 * rows), squeeze=False, layout="constrained")
+    numbers: dict[str, dict] = {}
+    for axis, name in zip(axes.flat, metrics):
+        for run, each in curves.items():
+            if name in each:
+                steps, values = smoothed(each[name], options.smooth)
+                axis.plot(steps, values, label=Path(run).name, linewidth=1)
+                numbers.setdefault(name, {})[run] = {"steps": steps.tolist(), "values": values.tolist()}
+        axis.set(title=name, xlabel="update")
+        axis.legend()
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
+    with atomic_file(options.out) as path:
+        figure.savefig(path, format="png", dpi=120)
+    plt.close(figure)
+    with atomic_file(Path(options.out).with_suffix(".json")) as path:
+        path.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+    for name, each in numbers.items():
+        print(name, *(f"{Path(run).name} {curve['values'][-1]:.4g}" for run, curve in each.items()), sep="  ")
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
