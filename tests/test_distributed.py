@@ -1,6 +1,7 @@
 """Several ranks compute what one process computes: real processes under torchrun (Gloo) and horovodrun."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -128,3 +129,21 @@ def test_gradients_are_sent_in_buckets_of_one_type(monkeypatch):
     tensors = [torch.zeros(n, dtype=t) for n, t in ((4, torch.float32), (6, torch.float32), (2, torch.float32),
                                                     (3, torch.float64), (9, torch.float64), (1, torch.float64))]  # fmt: skip
     assert [[len(t) for t in bucket] for bucket in _buckets(tensors)] == [[4, 6], [2], [3, 9], [1]]
+
+
+@pytest.mark.horovod
+def test_both_engines_train_alike(small_world, tmp_path):
+    """Two ranks under each launcher: the same data and tasks, and losses that differ by rounding alone."""
+    metrics = {}
+    for backend, launcher in LAUNCHERS.items():
+        words = ["--config", small_world / "pretrain.yaml", "--output-dir", tmp_path / backend]
+        command = [*launcher(2), WORKER.parents[1] / "pretrain.py", *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert json.loads((tmp_path / backend / "run.json").read_text())["distributed"] == backend
+        lines = [json.loads(line) for line in (tmp_path / backend / "metrics.jsonl").read_text().splitlines()]
+        metrics[backend] = [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+    assert len(metrics["torch"]) == len(metrics["horovod"]) > 32
+    for found, expected in zip(metrics["horovod"], metrics["torch"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
