@@ -23,7 +23,8 @@ from tqdm import tqdm
 from data.batches import ImageCaptions, collate_images, collate_texts
 from data.captions import CaptionDB
 from data.errors import BadInput
-from data.index import EmbeddingIndex, IndexWriter, data_fingerprint
+from data.index import EmbeddingIndex, data_fingerprint
+from data.index_writer import IndexWriter
 from data.regions import RegionDB
 from model.bi_encoder import LightningDOT
 from optim.precision import autocast
