@@ -9,8 +9,11 @@ whichever backend found the rows. ``exact`` finds the best ones always, the othe
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -126,31 +129,47 @@ class ExactSearch:
 
         Returns: query and row of each candidate [M], [M], and which queries [Q] have few enough of them
         """
-        count, per_block = self.index.count, self.index.header["rows_per_block"]
-        span = max(1, SCORES_AT_ONCE // num // per_block) * per_block  # rows between two reductions
-        group = GROUP if k * 2 * GROUP <= count else 1
-        most = 8 * k + SPARE
-        best = torch.empty((0, num), device=self.device)  # k best groups so far
-        settled = window.isfinite()
-        kept = []
-        for first in range(0, count, span):
-            scores = scores_of(first, min(span, count - first))
-            whole = len(scores) // group * group
-            best = torch.cat([best, scores[:whole].view(-1, group, num).amax(1), scores[whole:]])
-            best = best.topk(min(k, len(best)), dim=0).values
-            enough = len(best) == k
-            bar = best[-1] - window if enough else torch.full_like(window, -torch.inf)
-            open_ = (scores >= bar) & settled
-            settled &= open_.sum(0) <= most
-            row, of = open_.nonzero(as_tuple=True)
-            kept.append((of, row + first, scores[row, of]))
-        of, row, score = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        stays = score >= bar[of]  # the bar has risen since the first rows were kept
+        num_blocks, per_block = self.index.num_blocks, self.index.header["rows_per_block"]
+        shards = 1 if self.device.type == "cuda" else min(torch.get_num_threads(), num_blocks)
+        bounds = [min(self.index.count, num_blocks * i // shards * per_block) for i in range(shards + 1)]
+
+        def look(shard):
+            return self._open_rows(scores_of, window, num, k, *bounds[shard : shard + 2])
+
+        best, of, row, score, few = zip(*_on_threads(look, shards), strict=True)
+        best, few = torch.cat(best), torch.stack(few).all(0)
+        of, row, score = (torch.cat(parts) for parts in (of, row, score))
+        bar = best.topk(k, dim=0).values[-1] - window if len(best) >= k else torch.full_like(window, -torch.inf)
+        stays = score >= bar[of]
         counts = torch.bincount(of[stays], minlength=num)
-        settled &= (counts <= most) & (counts >= k)
+        settled = window.isfinite() & few & (counts <= _most(k)) & (counts >= k)
         stays &= settled[of]
         number = settled.cumsum(0) - 1  # among the settled
         return number[of[stays]].cpu().numpy(), row[stays].cpu().numpy(), settled.cpu().numpy()
+
+    def _open_rows(self, scores_of, window, num: int, k: int, begin: int, end: int):
+        """Of the rows begin..end: the best scores [<=k,Q], of different rows; query, row, score of open rows [M]; and
+        which queries [Q] have few enough of them (the others' rows are left out)."""
+        per_block = self.index.header["rows_per_block"]
+        span = max(1, SCORES_AT_ONCE // num // per_block) * per_block  # rows between two reductions
+        group = GROUP if k * 2 * GROUP <= end - begin else 1
+        best = torch.empty((0, num), device=self.device)
+        few = torch.ones(num, dtype=torch.bool, device=self.device)
+        kept = []
+        for first in range(begin, end, span):
+            scores = scores_of(first, min(span, end - first))
+            whole = len(scores) // group * group
+            best = torch.cat([best, scores[:whole].view(-1, group, num).amax(1), scores[whole:]])
+            best = best.topk(min(k, len(best)), dim=0).values  # of k groups, so no more than the k best rows
+            bar = best[-1] - window if len(best) == k else torch.full_like(window, -torch.inf)
+            row, of = (scores >= torch.where(few, bar, torch.inf)).nonzero(as_tuple=True)
+            few &= torch.bincount(of, minlength=num) <= _most(k)
+            kept.append((of, row + first, scores[row, of]))
+        of, row, score = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        stays = (score >= bar[of]) & few[of]  # the bar has risen since the first rows were kept
+        few &= torch.bincount(of[stays], minlength=num) <= _most(k)
+        stays &= few[of]
+        return best, of[stays], row[stays], score[stays], few
 
     def _pass_int8(self, queries):
         """8-bit codes of rows times two 8-bit parts of each query, summed exactly in int32."""
@@ -246,6 +265,10 @@ def best_pairs(queries, vectors_of, of, rows, k: int) -> tuple[np.ndarray, np.nd
     return scores[chosen], rows[chosen]
 
 
+def _most(k: int) -> int:
+    return 8 * k + SPARE
+
+
 def _window(error, largest, scale=1.0) -> Tensor:
     """[Q] 2E in units of ``scale``, float32; infinite where scores may overflow, which is left to fp64."""
     return torch.from_numpy(np.where(largest < 1e38, 2 * error / scale * (1 + 4 * HALF), np.inf)).float()
@@ -256,6 +279,31 @@ def _tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.from_numpy(array)
+
+
+def _on_threads(function, number: int) -> list:
+    """``function(0), function(1), ...`` at the same time, each on one core: a few long walks instead of a meeting of
+    all cores after every block, which on a busy machine takes longer than the block."""
+    return [function(0)] if number == 1 else list(_pool(os.getpid(), number).map(function, range(number)))
+
+
+@cache
+def _pool(_process: int, number: int) -> ThreadPoolExecutor:
+    """Threads in which torch uses one core; a forked child has none of its parent's."""
+    before = torch.get_num_threads()
+    started = threading.Barrier(number + 1)
+
+    def start():
+        torch.get_num_threads()  # the first call in a thread sets it to the default
+        torch.set_num_threads(1)  # of this thread; but it becomes the default of later ones
+        started.wait()
+
+    pool = ThreadPoolExecutor(number, "search", initializer=start)
+    for _ in range(number):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(before)
+    return pool
 
 
 def _has_vnni() -> bool:
