@@ -54,6 +54,7 @@ class Reading:
         report: told of every bad record, one line each; when it returns, reading goes on behind the record
         fields: JSON lines: keys of a line that hold captions; a language is taken from the first that has it
         split: of all captions, where the format names none
+        needs_split: JSON lines: every line must name its split; else `split` is that of those that do not
         downloaded: caption–picture pairs: address of a picture -> its file
         missing: told of every picture that was not downloaded
     """
@@ -61,6 +62,7 @@ class Reading:
     report: Callable[[str], None] = refuse
     fields: tuple[str, ...] = ("captions",)
     split: str = "train"
+    needs_split: bool = True
     downloaded: dict[str, str] | None = None
     missing: Callable[[str], None] = lambda name: None
 
@@ -106,11 +108,11 @@ def read_jsonl(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
 
     def parse(where: str, line: str) -> Iterator[Caption]:
         record = json_of(line, where, "every line is one object")
-        wanted = {"image", *how.fields, "split"}
+        wanted = {"image", *how.fields, *["split"] * how.needs_split}
         if not isinstance(record, dict) or not wanted <= record.keys():
             found = sorted(record) if isinstance(record, dict) else type(record).__name__
             raise BadInput(f"{where} has {found}, expected an object with image, {', '.join(how.fields)} and split")
-        image, split = record["image"], record["split"]
+        image, split = record["image"], record.get("split", how.split)
         check(isinstance(image, str) and image, where, "image", image, "a file name")
         check(isinstance(split, str) and split, where, "split", split, "a name such as train")
         texts_of: dict[str, Any] = {}

@@ -109,14 +109,19 @@ def read(options: Options, report: dict) -> list[Caption]:
     def bad(message: str) -> None:
         if options.strict:
             raise BadInput(message)
-        _note(report, "bad_records", message)
+        note(report, "bad_records", message)
 
     downloaded = read_downloaded(options.downloaded) if options.downloaded else None
     how = Reading(
-        bad, tuple(options.fields), options.split, downloaded, lambda name: _note(report, "missing_pictures", name)
+        bad,
+        tuple(options.fields),
+        options.split,
+        not (options.shares or options.split_lists),
+        downloaded,
+        lambda name: note(report, "missing_pictures", name),
     )
     captions = list(read_captions(options.annotations, options.format, how))
-    _warn_of(report, "bad_records", f"{options.annotations}: left out {{n:,}} bad records, the first: {{first}}")
+    warn_of(report, "bad_records", f"{options.annotations}: left out {{n:,}} bad records, the first: {{first}}")
     if not captions:
         raise BadInput(report.get("bad_records", {}).get("first", [f"{options.annotations}: no captions in it"])[0])
 
@@ -136,7 +141,7 @@ def read(options: Options, report: dict) -> list[Caption]:
             print(f"warning: {options.annotations}: {line}", file=sys.stderr)
     if options.photos:
         captions = _with_files(captions, options.photos, report)
-    _warn_of(report, "missing_pictures", "left out {n:,} captions whose picture is missing, the first: {first}")
+    warn_of(report, "missing_pictures", "left out {n:,} captions whose picture is missing, the first: {first}")
     if not captions:
         raise BadInput(f"{options.annotations}: no picture of it is there; check --photos and --downloaded")
     return captions
@@ -156,18 +161,18 @@ def _with_files(captions: list[Caption], folder: str, report: dict) -> list[Capt
     is_there = {image: Path(folder, image).is_file() for image in {c.image for c in captions}}
     for caption in captions:
         if not is_there[caption.image]:
-            _note(report, "missing_pictures", caption.image)
+            note(report, "missing_pictures", caption.image)
     return [c for c in captions if is_there[c.image]]
 
 
-def _note(report: dict, what: str, line: str) -> None:
+def note(report: dict, what: str, line: str) -> None:
     noted = report.setdefault(what, {"count": 0, "first": []})
     noted["count"] += 1
     if len(noted["first"]) < SHOWN:
         noted["first"].append(line)
 
 
-def _warn_of(report: dict, what: str, line: str) -> None:
+def warn_of(report: dict, what: str, line: str) -> None:
     if what in report:
         text = line.format(n=report[what]["count"], first=report[what]["first"][0])
         print(f"warning: {' '.join(text.split())}", file=sys.stderr)
@@ -191,8 +196,8 @@ def keep_apart(captions: list[Caption], options: Options, report: dict) -> list[
     if options.restval_as_train:
         captions = [replace(c, split="train") if c.split == "restval" else c for c in captions]
     for line in splitting.in_several_splits(captions, options.format, same):
-        _note(report, "in_several_splits", line)
-    _warn_of(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
+        note(report, "in_several_splits", line)
+    warn_of(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
     return captions
 
 

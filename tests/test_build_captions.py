@@ -106,6 +106,15 @@ def test_shares_are_of_pictures_and_repeat_with_their_seed():
             splitting.by_shares(captions, wrong, 0)
 
 
+def test_lines_without_a_split(build, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"image": f"p{n}.jpg", "captions": {"en": ["a dog"]}}) + "\n" for n in range(4)))
+    with pytest.raises(BadInput, match=r"line 1 has \['captions', 'image'\], expected an object with .* split"):
+        build(path)
+    report = build(path, "--shares", "train=0.5", "val=0.5")
+    assert {name: s["captions"] for name, s in report["splits"].items()} == {"train": 2, "val": 2}
+
+
 def test_shares_on_the_command_line(build, tmp_path):
     path = tmp_path / "region_descriptions.json"
     path.write_text(json.dumps([{"id": n, "regions": [{"region_id": n, "phrase": "a dog"}]} for n in range(10)]))
