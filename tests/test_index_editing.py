@@ -10,6 +10,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+from test_index import assert_same, naive_search, write
 
 from data.errors import BadInput
 from data.index import EmbeddingIndex
@@ -17,7 +18,6 @@ from data.index_editor import IndexEditor
 from data.index_writer import IndexWriter
 from data.lmdb_env import close_env
 from data.vectors import round_to
-from tests.test_index import assert_same, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[1]
 
