@@ -63,7 +63,7 @@ def candidates(txt: Tensor, img: Tensor, k: int, source: object = "the index") -
         BadInput: there are fewer than ``k``.
     """
     check_count(k, len(img), len(txt), source)
-    return Candidates(_best(txt, img, k), _best(img, txt, k))
+    return Candidates(best(txt, img, k), best(img, txt, k))
 
 
 def check_count(k: int, images: int, captions: int, source: object) -> None:
@@ -74,7 +74,8 @@ def check_count(k: int, images: int, captions: int, source: object) -> None:
         )
 
 
-def _best(queries: Tensor, gallery: Tensor, k: int) -> np.ndarray:
+def best(queries: Tensor, gallery: Tensor, k: int) -> np.ndarray:
+    """Rows [Q,k] of ``gallery`` [N,D] by dot product with ``queries`` [Q,D], best first, equal ones by position."""
     chunk = max(1, (1 << 24) // max(len(queries), len(gallery)))  # as in `retrieval_ranks`, whose sums are then the same
     parts = [queries[start : start + chunk] @ gallery.T for start in range(0, len(queries), chunk)]
     return torch.cat([part.sort(dim=1, descending=True, stable=True)[1][:, :k].cpu() for part in parts]).numpy()
@@ -155,6 +156,29 @@ def _blocks(images: np.ndarray, ranks: Ranks) -> Iterator[np.ndarray]:
     order = order[np.isin(images[order], distinct)]
     cuts = np.searchsorted(images[order], distinct[IMAGES_AT_A_TIME::IMAGES_AT_A_TIME])
     yield from (block for block in np.split(order, cuts) if len(block))
+
+
+def score_for_distillation(
+    reranker: Reranker, miner: LightningDOT, pairs: PairDataset, k: int, device, precision: str, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the bi-encoder learns from: a re-ranker's scores of every caption's own image and of the ``k`` that ``miner`` ranks
+    first.
+
+    Returns: images [T,k+1] as rows of ``pairs.images``, -1 for none; scores [T,k+1] float32
+
+    Raises:
+        BadInput: there are fewer than ``k`` images, or a score is NaN or infinite.
+    """
+    check_count(k, len(pairs.images), len(pairs), pairs.captions.folder)
+    txt, img, image_of = embed_pairs(miner, pairs, device, precision)
+    images = best(txt, img, k)
+    own = image_of.numpy()[:, None]
+    images = np.concatenate([np.where((images == own).any(axis=1, keepdims=True), -1, own), images], axis=1)
+    captions, column = np.nonzero(images >= 0)
+    scores = np.zeros(images.shape, np.float32)
+    found = images[captions, column]
+    scores[captions, column] = score_pairs(reranker, pairs, captions, found, batch_size, device, precision)
+    return images, scores
 
 
 class Scores:
