@@ -110,7 +110,7 @@ def read_sizes(path: str) -> dict[str, tuple[float, float]]:
                 found |= {stem_of(image["file_name"]): size, str(image["id"]): size}
             return found
         return {stem_of(name): (float(width), float(height)) for name, (width, height) in content.items()}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInput(
             f"--sizes {path}: cannot be read ({error!r}), expected JSON, {{name: [width, height]}} or COCO's images"
         ) from None
@@ -203,7 +203,7 @@ def list_hdf5(path: Path) -> dict[str, dict[str, str]]:
                     images[name] = {member: f"{name}/{member}" for member in node}
                     continue
                 image, _, member = name.partition("_")
-                if member:
+                if member and not any(name in others for others in NAMES.values()):  # image_features is all images' rows
                     images.setdefault(image, {})[member] = name
     except OSError as error:
         raise BadInput(f"--photos {path}: cannot be read as HDF5 ({error})") from None

@@ -154,11 +154,13 @@ def open_images(options: Options) -> tuple[int | None, Iterator]:
 
 
 def choose(images: Iterable, shard: tuple[int, int], done: Mapping, keys: dict, bad: dict[str, str]) -> Iterator:
-    """Those of this shard that are not stored yet; its keys are put into `keys`."""
+    """Those of this shard that are not stored yet (`done`); its keys are put into `keys`.
+
+    A file that was itself continued may hold a torn record, and later the same image again: that one counts.
+    """
     for name, key, source in itertools.islice(images, shard[0] - 1, None, shard[1]):
-        if key in keys:
+        if key in keys and key in done:
             bad[name] = f"another image has the key {key}, too"
-            continue
         keys[key] = None
         if key not in done:
             yield name, key, source
@@ -316,7 +318,7 @@ def main(options: Options) -> None:
             for reasons in parts.values():
                 bad |= reasons
         else:
-            rest = choose(images, shard, dict(writer.done), keys, bad)
+            rest = choose(images, shard, writer.done, keys, bad)
             if extractor is None:
                 found = read_all(rest)
             else:
