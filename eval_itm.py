@@ -59,6 +59,8 @@ class EvalConfig:
         reranker: checkpoint folder of a re-ranker (train_itm.py --model uniter), or a converted UNITER: also the recall when it
             ranks the best candidates of each query again
         rerank_top: how many candidates, both directions; one table for each number
+        rerank_mix: weight of the bi-encoder's score, which is added to the re-ranker's: a second table for each number. A
+            re-ranker that was trained on the bi-encoder's hard negatives knows what that one does not, and less of the rest
         batch_size: images or captions encoded at a time, or pairs ranked again
         precision: of matrix products: fp32 or bf16
         device: auto, cpu, cuda or cuda:N
@@ -81,6 +83,7 @@ class EvalConfig:
     hnsw: HnswOptions = field(default_factory=HnswOptions)
     reranker: str | None = None
     rerank_top: list[int] = field(default_factory=lambda: [20, 50, 100])
+    rerank_mix: float = 0.0
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str = "auto"
@@ -91,8 +94,11 @@ class EvalConfig:
             raise BadInput(f"bootstrap is the number of resamples, at least 0, found {self.bootstrap}")
         if self.reranker and self.search != "exact":
             raise BadInput("reranker: its candidates come from the exact search; leave search exact")
-        if not self.rerank_top or min(self.rerank_top) < 1:
-            raise BadInput(f"rerank_top needs numbers of candidates, each at least 1, found {self.rerank_top}")
+        if not self.rerank_top or min(self.rerank_top) < 1 or self.rerank_mix < 0:
+            raise BadInput(
+                f"rerank_top needs numbers of candidates, each at least 1, found {self.rerank_top}; and rerank_mix a weight of at "
+                f"least 0, found {self.rerank_mix}"
+            )
 
 
 def main(config: EvalConfig) -> None:
@@ -196,11 +202,15 @@ def _rerank(
     spent, done = 0.0, 0
     for k in sorted(set(config.rerank_top)):  # a pair that is among fewer candidates already is not scored again
         started = time.perf_counter()
-        ranks = {name: Ranks(*each.after(scores[name], k), pairs.image_of[each.rows]) for name, each in first.items()}
+        for name, each in first.items():
+            scores[name].of(each.found.top(k))
         spent += time.perf_counter() - started
         done = sum(len(each.known) for each in scores.values())
-        tables = summary(ranks, config.bootstrap, config.resample)
-        results[str(k)] = dict(zip(("recall", "intervals"), tables)) | {"pairs": done, "seconds": spent}
+        results[str(k)] = {"pairs": done, "seconds": spent}
+        for mix in (0.0, config.rerank_mix) if config.rerank_mix else (0.0,):
+            ranks = {n: Ranks(*each.after(scores[n], k, mix), pairs.image_of[each.rows]) for n, each in first.items()}
+            tables = dict(zip(("recall", "intervals"), summary(ranks, config.bootstrap, config.resample)))
+            results[str(k)] |= {"mixed": tables | {"mix": mix}} if mix else tables
     return results
 
 
@@ -217,10 +227,11 @@ def _show(config: EvalConfig, pairs: PairDataset, results: dict) -> None:
             f"{found['i2t']:.2%} of the exact top 10 captions"
         )
     again = results.get("reranker", {"top": {}})
-    top = {f"re-ranked top {k}": each["recall"]["all"] for k, each in again["top"].items()}
-    bounds |= {f"re-ranked top {k}": each["intervals"].get("all") for k, each in again["top"].items()}
+    top = {f"re-ranked top {k}": each for k, each in again["top"].items()}
+    top |= {f"  {name} + bi-encoder": each["mixed"] for name, each in top.items() if "mixed" in each}
+    bounds |= {name: each["intervals"].get("all") for name, each in top.items()}
     chance = rows.pop("chance")
-    rows |= top | {"chance": chance}  # last
+    rows |= {name: each["recall"]["all"] for name, each in top.items()} | {"chance": chance}  # last
     print(format_table(rows))
     for k, each in again["top"].items():
         print(f"re-ranked top {k}: {each['pairs']} pairs in {each['seconds']:.1f} s, {each['pairs'] / each['seconds']:.0f} pairs/s")

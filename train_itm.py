@@ -278,7 +278,7 @@ def main(config: FinetuneConfig) -> None:
         epoch, done = epoch + 1, 0
 
         options_ = {"device": device, "precision": config.precision, "ranks": ranks}
-        tables = evaluate_reranker(model, val, first, **options_) if reranks else evaluate(model, val, **options_)
+        tables = evaluate_reranker(model, val, first, config.reranker.mix, **options_) if reranks else evaluate(model, val, **options_)
         facts = f"validation recall on {len(val.images)} images, {len(val)} captions"
         before = {"bi-encoder": recall_before(first)} if reranks else {}
         say(ranks, f"epoch {epoch}: {facts}\n{format_table(before | tables)}")

@@ -34,13 +34,15 @@ class Candidates:
     Attributes:
         images: [T,K] rows of images for each caption
         captions: [I,K] rows of captions for each image
+        scores: [T,K] and [I,K], their dot products
     """
 
     images: np.ndarray
     captions: np.ndarray
+    scores: tuple[np.ndarray, np.ndarray]
 
     def top(self, k: int) -> Candidates:
-        return Candidates(self.images[:, :k], self.captions[:, :k])
+        return Candidates(self.images[:, :k], self.captions[:, :k], tuple(each[:, :k] for each in self.scores))
 
     def pairs(self) -> np.ndarray:
         """Every caption and image that are candidates of one another, once: [P] caption · I + image, sorted."""
@@ -63,7 +65,8 @@ def candidates(txt: Tensor, img: Tensor, k: int, source: object = "the index") -
         BadInput: there are fewer than ``k``.
     """
     check_count(k, len(img), len(txt), source)
-    return Candidates(best(txt, img, k), best(img, txt, k))
+    (images, t2i), (captions, i2t) = best(txt, img, k), best(img, txt, k)
+    return Candidates(images, captions, (t2i, i2t))
 
 
 def check_count(k: int, images: int, captions: int, source: object) -> None:
@@ -74,11 +77,13 @@ def check_count(k: int, images: int, captions: int, source: object) -> None:
         )
 
 
-def best(queries: Tensor, gallery: Tensor, k: int) -> np.ndarray:
-    """Rows [Q,k] of ``gallery`` [N,D] by dot product with ``queries`` [Q,D], best first, equal ones by position."""
+def best(queries: Tensor, gallery: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [Q,k] of ``gallery`` [N,D] by dot product with ``queries`` [Q,D], best first, equal ones by position; and the
+    products [Q,k]."""
     chunk = max(1, (1 << 24) // max(len(queries), len(gallery)))  # as in `retrieval_ranks`, whose sums are then the same
     parts = [queries[start : start + chunk] @ gallery.T for start in range(0, len(queries), chunk)]
-    return torch.cat([part.sort(dim=1, descending=True, stable=True)[1][:, :k].cpu() for part in parts]).numpy()
+    parts = [part.sort(dim=1, descending=True, stable=True) for part in parts]
+    return tuple(torch.cat([part[n][:, :k].cpu() for part in parts]).numpy() for n in (1, 0))
 
 
 def score_pairs(
@@ -171,7 +176,7 @@ def score_for_distillation(
     """
     check_count(k, len(pairs.images), len(pairs), pairs.captions.folder)
     txt, img, image_of = embed_pairs(miner, pairs, device, precision)
-    images = best(txt, img, k)
+    images, _ = best(txt, img, k)
     own = image_of.numpy()[:, None]
     images = np.concatenate([np.where((images == own).any(axis=1, keepdims=True), -1, own), images], axis=1)
     captions, column = np.nonzero(images >= 0)
@@ -256,10 +261,11 @@ class FirstRanking:
         found = candidates(txt[rows], img, k, source)
         return cls(rows, image_of[rows], *retrieval_ranks(txt[rows], img, image_of[rows]), found)
 
-    def after(self, scores: Scores, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """t2i and i2t when the ``k`` best are in the order of ``scores``."""
+    def after(self, scores: Scores, k: int, mix: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """t2i and i2t when the ``k`` best are in the order of ``scores`` + ``mix`` · the bi-encoder's."""
         found = self.found.top(k)
-        return reranked(self.t2i, self.i2t, found, scores.of(found), self.image_of)
+        both = tuple(new + np.float32(mix) * old for new, old in zip(scores.of(found), found.scores))
+        return reranked(self.t2i, self.i2t, found, both, self.image_of)
 
 
 def first_rankings(
@@ -277,11 +283,12 @@ def recall_before(first: dict[str, FirstRanking]) -> dict[str, float]:
 
 
 def evaluate_reranker(
-    reranker: Reranker, dataset: PairDataset, first: dict[str, FirstRanking], **options
+    reranker: Reranker, dataset: PairDataset, first: dict[str, FirstRanking], mix: float = 0.0, **options
 ) -> dict[str, dict[str, float]]:
-    """Recall tables after re-ranking: one per language, and ``all``; ``options`` as of ``score_pairs``."""
+    """Recall tables after re-ranking: one per language, and ``all``; ``mix`` as of `FirstRanking.after`, ``options`` as of
+    ``score_pairs``."""
     tables = {}
     for name, each in first.items():
         k = each.found.images.shape[1]
-        tables[name] = recall_table(*each.after(Scores(reranker, dataset, each.rows, **options), k))
+        tables[name] = recall_table(*each.after(Scores(reranker, dataset, each.rows, **options), k, mix))
     return tables if len(tables) == 1 else tables | {"all": mean_table(list(tables.values()))}

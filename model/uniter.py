@@ -35,15 +35,19 @@ class RerankerOptions:
             and what is ranked again in validation
         margin: by which the sigmoid of a pair's score has to be above those of its mismatches
         top: candidates of each validation query that are ranked again
+        mix: in validation, weight of the bi-encoder's score, which is added to the re-ranker's
     """
 
     miner: str | None = None
     margin: float = 0.2
     top: int = 20
+    mix: float = 0.0
 
     def __post_init__(self):
-        if self.top < 1 or self.margin <= 0:
-            raise BadInput(f"reranker: top {self.top} must be at least 1, and margin {self.margin} above 0")
+        if self.top < 1 or self.margin <= 0 or self.mix < 0:
+            raise BadInput(
+                f"reranker: top {self.top} must be at least 1, margin {self.margin} above 0, and mix {self.mix} at least 0"
+            )
 
 
 @dataclass

@@ -72,6 +72,8 @@ def test_candidates_are_the_best_and_a_pair_is_scored_once(reranker, pairs):
         for query, row in zip(queries, rows):
             scores = (gallery @ query).tolist()
             assert row.tolist() == sorted(range(len(scores)), key=lambda n: (-scores[n], n))[:5]
+    np.testing.assert_allclose(found.scores[0][3], (img @ txt[3])[found.images[3]], atol=1e-5)
+    np.testing.assert_allclose(found.scores[1][3], (txt @ img[3])[found.captions[3]], atol=1e-5)
     both = {(c, i) for c, row in enumerate(found.images) for i in row} | {
         (c, i) for i, row in enumerate(found.captions) for c in row
     }
@@ -117,7 +119,9 @@ def test_ranks_against_sorting_everything():
 
 
 def test_top_cuts_both_directions():
-    found = Candidates(np.arange(12).reshape(3, 4), np.arange(8).reshape(2, 4)).top(2)
+    rows = np.arange(12).reshape(3, 4), np.arange(8).reshape(2, 4)
+    found = Candidates(*rows, tuple(-each for each in rows)).top(2)
+    assert found.scores[0].tolist() == [[0, -1], [-4, -5], [-8, -9]] and found.scores[1].tolist() == [[0, -1], [-4, -5]]
     assert found.images.tolist() == [[0, 1], [4, 5], [8, 9]] and found.captions.tolist() == [[0, 1], [4, 5]]
 
 
@@ -149,6 +153,12 @@ def test_eval_itm_with_a_reranker(evaluate, reranker, pairs, pretrained, tmp_pat
     assert again["top"]["2"]["pairs"] < again["top"]["8"]["pairs"] and set(again["top"]["8"]["intervals"]) == {"all"}
     shown = capsys.readouterr().out
     assert "re-ranked top 8" in shown and "pairs/s" in shown and "encoding" in shown
+
+    mixed = evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 8, "--languages", "en", "--rerank-mix", 0.5)
+    scores = scores + 0.5 * (txt @ img.T).numpy()
+    t2i = (scores > np.take_along_axis(scores, image_of[:, None].numpy(), 1)).sum(axis=1)
+    assert mixed["reranker"]["top"]["8"]["recall"]["all"] == pytest.approx(found)
+    assert mixed["reranker"]["top"]["8"]["mixed"]["recall"]["all"]["IR@1"] == pytest.approx(100 * (t2i < 1).mean())
 
     several = evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 4)
     assert set(several["reranker"]["top"]["4"]["recall"]) == {"en", "de", "all"}
