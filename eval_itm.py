@@ -4,9 +4,11 @@
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --coco-1k
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --search hnsw
+python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --reranker runs/uniter/best
 """
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,7 +29,9 @@ from model.encoding import build_caption_index, build_image_index
 from model.evaluation import captions_by_language, ranker, summary, wordings, write_ranks
 from model.initial import check_fits, check_longest, check_tokenizer
 from model.metrics import chance_table, folds, format_table, mean_table, num_repeated, recall_table
+from model.reranking import FirstRanking, Scores, check_count
 from model.statistics import Ranks, Units, format_interval, intervals, resampled_recall
+from model.uniter import Reranker, check_reranker
 from optim.precision import Precision, choose_device
 from optim.run_state import environment
 
@@ -52,7 +56,12 @@ class EvalConfig:
         resample: what is drawn with replacement: queries, or images with the queries of their captions
         search: exact, or hnsw: through approximate indexes of both sides; what they do not find counts as a miss
         hnsw: the graph of those indexes
-        batch_size: images or captions encoded at a time
+        reranker: checkpoint folder of a re-ranker (train_itm.py --model uniter), or a converted UNITER: also the recall when it
+            ranks the best candidates of each query again
+        rerank_top: how many candidates, both directions; one table for each number
+        rerank_mix: weight of the bi-encoder's score, which is added to the re-ranker's: a second table for each number. A
+            re-ranker that was trained on the bi-encoder's hard negatives knows what that one does not, and less of the rest
+        batch_size: images or captions encoded at a time, or pairs ranked again
         precision: of matrix products: fp32, bf16 or fp16
         device: auto, cpu, cuda or cuda:N
         num_workers: processes that read the databases
@@ -72,6 +81,9 @@ class EvalConfig:
     resample: Units = "queries"
     search: Literal["exact", "hnsw"] = "exact"
     hnsw: HnswOptions = field(default_factory=HnswOptions)
+    reranker: str | None = None
+    rerank_top: list[int] = field(default_factory=lambda: [20, 50, 100])
+    rerank_mix: float = 0.0
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str = "auto"
@@ -80,6 +92,13 @@ class EvalConfig:
     def __post_init__(self):
         if self.bootstrap < 0:
             raise BadInput(f"bootstrap is the number of resamples, at least 0, found {self.bootstrap}")
+        if self.reranker and self.search != "exact":
+            raise BadInput("reranker: its candidates come from the exact search; leave search exact")
+        if not self.rerank_top or min(self.rerank_top) < 1 or self.rerank_mix < 0:
+            raise BadInput(
+                f"rerank_top needs numbers of candidates, each at least 1, found {self.rerank_top}; and rerank_mix a weight of at "
+                f"least 0, found {self.rerank_mix}"
+            )
 
 
 def main(config: EvalConfig) -> None:
@@ -103,6 +122,12 @@ def main(config: EvalConfig) -> None:
     if config.coco_1k and len({pairs.captions.languages.get(i, "") for i in pairs.ids}) > 1:
         raise BadInput(f"{config.captions}: --coco-1k needs one language; choose it with --languages")
 
+    reranker = None
+    if config.reranker:  # before hours of encoding
+        reranker = Reranker.from_pretrained(config.reranker).to(device)
+        check_reranker(reranker.config, config.reranker, pairs)
+        check_count(max(config.rerank_top), len(pairs.images), len(pairs), config.captions)
+
     out = Path(config.output_dir or Path(config.checkpoint) / "eval" / Path(config.captions).name)
     options = {
         "batch_size": config.batch_size,
@@ -111,9 +136,11 @@ def main(config: EvalConfig) -> None:
         "checkpoint": config.checkpoint,
         "device": device,
     }
+    started = time.perf_counter()
     view = {"image_captions": pairs.image_captions}
     img = _in_order(build_image_index(model, pairs.regions, pairs.images, out / "img", **view, **options), pairs.images)
     txt = _in_order(build_caption_index(model, pairs.captions, pairs.ids, out / "txt", **options), pairs.ids)
+    seconds = {"encoding": time.perf_counter() - started}
 
     image_of, text_of = torch.from_numpy(pairs.image_of.astype(np.int64)), torch.from_numpy(wordings(pairs))
     languages = captions_by_language(pairs)
@@ -135,6 +162,9 @@ def main(config: EvalConfig) -> None:
         tables = summary(duplicate_aware, config.bootstrap, config.resample)
         results["duplicate_aware"] = {"captions": repeated} | dict(zip(("recall", "intervals"), tables))
     results["recall"]["chance"] = chance_table(np.bincount(pairs.image_of, minlength=len(pairs.images)))
+    if reranker is not None:
+        again = _rerank(config, reranker, pairs, txt, img, image_of, languages, device)
+        results["reranker"] = {"model": reranker.fingerprint, "seconds": seconds | again.pop("seconds"), "top": again}
     if hnsw:
         results["found_of_exact_top_10"] = found
     _show(config, pairs, results)
@@ -158,20 +188,55 @@ def _folds(config: EvalConfig, txt: Tensor, img: Tensor, image_of: Tensor, hnsw:
     return f"mean of {len(tables)} x 1K", mean_table(tables), intervals(np.mean(samples, axis=0)) if samples else None
 
 
+def _rerank(
+    config: EvalConfig, reranker: Reranker, pairs: PairDataset, txt: Tensor, img: Tensor, image_of: Tensor,
+    languages: dict[str, np.ndarray], device: torch.device,
+) -> dict:  # fmt: skip
+    """Recall when a re-ranker orders the best candidates anew: → K: recall, intervals, pairs, seconds; and seconds of the search."""
+    started = time.perf_counter()
+    top = max(config.rerank_top)
+    first = {name: FirstRanking.of(txt, img, image_of, rows, top, config.captions) for name, rows in languages.items()}
+    results: dict = {"seconds": {"search": time.perf_counter() - started}}
+    options = {"batch_size": config.batch_size, "device": device, "precision": config.precision}
+    scores = {name: Scores(reranker, pairs, each.rows, **options) for name, each in first.items()}
+    spent, done = 0.0, 0
+    for k in sorted(set(config.rerank_top)):  # a pair that is among fewer candidates already is not scored again
+        started = time.perf_counter()
+        for name, each in first.items():
+            scores[name].of(each.found.top(k))
+        spent += time.perf_counter() - started
+        done = sum(len(each.known) for each in scores.values())
+        results[str(k)] = {"pairs": done, "seconds": spent}
+        for mix in (0.0, config.rerank_mix) if config.rerank_mix else (0.0,):
+            ranks = {n: Ranks(*each.after(scores[n], k, mix), pairs.image_of[each.rows]) for n, each in first.items()}
+            tables = dict(zip(("recall", "intervals"), summary(ranks, config.bootstrap, config.resample)))
+            results[str(k)] |= {"mixed": tables | {"mix": mix}} if mix else tables
+    return results
+
+
 def _show(config: EvalConfig, pairs: PairDataset, results: dict) -> None:
     aware = results.get("duplicate_aware", {"recall": {}, "intervals": {}})
     rows, bounds = (
         results[what] | {"duplicate-aware" + f" {name}" * (name != "all"): row for name, row in aware[what].items()}
         for what in ("recall", "intervals")
     )
-    rows["chance"] = rows.pop("chance")  # last
     print(f"{config.checkpoint} on {config.captions}: {len(pairs.images)} images, {len(pairs)} captions")
     for language, found in results.get("found_of_exact_top_10", {}).items():
         print(
             f"search: hnsw, {language}: found {found['t2i']:.2%} of the exact top 10 images, "
             f"{found['i2t']:.2%} of the exact top 10 captions"
         )
+    again = results.get("reranker", {"top": {}})
+    top = {f"re-ranked top {k}": each for k, each in again["top"].items()}
+    top |= {f"  {name} + bi-encoder": each["mixed"] for name, each in top.items() if "mixed" in each}
+    bounds |= {name: each["intervals"].get("all") for name, each in top.items()}
+    chance = rows.pop("chance")
+    rows |= {name: each["recall"]["all"] for name, each in top.items()} | {"chance": chance}  # last
     print(format_table(rows))
+    for k, each in again["top"].items():
+        print(f"re-ranked top {k}: {each['pairs']} pairs in {each['seconds']:.1f} s, {each['pairs'] / each['seconds']:.0f} pairs/s")
+    if top:
+        print(f"encoding {again['seconds']['encoding']:.1f} s, search {again['seconds']['search']:.1f} s")
     if config.bootstrap:
         print(f"\n95% intervals from {config.bootstrap:,} resamples of {config.resample}")
         print(format_table(bounds, format_interval, column=15))

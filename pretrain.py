@@ -141,6 +141,8 @@ class PretrainConfig:
     resume: bool = True
 
     def __post_init__(self):
+        if self.model.kind != "lightningdot":
+            raise BadInput(f"model.kind {self.model.kind}: pretrain.py trains LightningDOT; train_itm.py trains re-rankers")
         if not self.data:
             raise BadInput("data: no corpus is given, at least one is needed")
         if len({d.name for d in self.data}) < len(self.data):

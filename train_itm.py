@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""Fine-tune both towers for image–text retrieval: contrastive loss, validation recall after every epoch.
+"""Fine-tune both towers for image–text retrieval: contrastive loss, validation recall after every epoch. Or train a
+re-ranker for what they find: pairwise ranking loss.
 
 python train_itm.py --config configs/finetune/demo.yaml                          # on a GPU where there is one
 python train_itm.py --config configs/finetune/demo.yaml --model.init runs/demo/pretrain/last --epochs 3
+python train_itm.py --model uniter --config configs/finetune/uniter_demo.yaml    # a re-ranker
 torchrun --nproc-per-node 8 train_itm.py --config ...                            # eight GPUs of one machine
 horovodrun -np 8 python train_itm.py --config ...                                # the same with Horovod
 
@@ -30,6 +32,9 @@ from model.initial import ModelOptions, build_model, check_fits, check_longest, 
 from model.metrics import format_table
 from model.mining import HardNegativeOptions, HardNegatives
 from model.objectives import CmrOptions, contrast, embed
+from model.reranking import evaluate_reranker, first_rankings, recall_before
+from model.transformer import Encoder
+from model.uniter import Reranker, RerankerOptions, build_reranker, check_reranker, forward_ranking
 from optim.distributed import Backend, Meeting, Ranks, start
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 from optim.precision import Precision, autocast, choose_device, loss_scaler
@@ -71,7 +76,7 @@ class DistillOptions:
 
 @dataclass
 class FinetuneConfig:
-    """Fine-tune LightningDOT for image–text retrieval on one dataset.
+    """Fine-tune LightningDOT for image–text retrieval on one dataset, or train a UNITER to rank again what it finds.
 
     Args:
         output_dir: folder of this run
@@ -91,6 +96,7 @@ class FinetuneConfig:
         caption_score_weight: share of the third view in a score; 0: there is none
         hard_negatives: negatives mined from the index of the training images
         distill: learning the ranking of a re-ranker
+        reranker: training one
         batch_size: caption–image pairs of one batch on one GPU
         grad_accumulation: batches per update; a pair's negatives are those of its batch
         grad_cache: pairs embedded at a time, so that a batch may be larger than memory; 0: all at once
@@ -125,6 +131,7 @@ class FinetuneConfig:
     caption_score_weight: float = 0.0
     hard_negatives: HardNegativeOptions = field(default_factory=HardNegativeOptions)
     distill: DistillOptions = field(default_factory=DistillOptions)
+    reranker: RerankerOptions = field(default_factory=RerankerOptions)
     batch_size: int = 96
     grad_accumulation: int = 1
     grad_cache: int = 0
@@ -152,6 +159,17 @@ class FinetuneConfig:
         for name in ("grad_accumulation", "epochs", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, found {getattr(self, name)}")
+        if (self.model.kind == "uniter") != (self.reranker.miner is not None):
+            raise BadInput(
+                f"model.kind uniter and reranker.miner go together, found {self.model.kind} and {self.reranker.miner}"
+            )
+        if self.model.kind == "uniter":
+            if not self.hard_negatives.count or self.hard_negatives.from_epoch > 1:
+                raise BadInput(
+                    "model.kind uniter learns from hard negatives: give hard_negatives.count, and hard_negatives.from_epoch 1"
+                )
+            if self.image_captions or self.distill.scores or self.grad_cache:
+                raise BadInput("model.kind uniter has no place for image_captions, distill and grad_cache")
 
 
 def main(config: FinetuneConfig) -> None:
@@ -181,20 +199,17 @@ def main(config: FinetuneConfig) -> None:
     if config.distill.scores:
         train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images)
     hard_negatives = HardNegatives(train, config.hard_negatives)
-    meta, regions = train.captions.meta, train.regions
-    model = build_model(config.model, meta, regions.feature_dim, regions.num_labels, str(regions.folder)).to(device)
-    check_fits(model.config, val.captions.meta, val.regions.feature_dim, "model", str(val.regions.folder))
-
-    for part, _ in train.parts + val.parts:
-        check_longest(model.config, part)
-        if config.model.init:
-            check_tokenizer(config.model.init, part.captions)
-
-    for tower in (model.txt_model, model.img_model):
-        tower.bert.encoder.checkpointing = config.activation_checkpointing
+    reranks = config.model.kind == "uniter"
+    model = _reranker(config, train, val, ranks) if reranks else _towers(config, train, val)
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            module.checkpointing = config.activation_checkpointing
     optimizer = build_optimizer([model], config.optim)
     scaler = loss_scaler(device, config.precision)
 
+    miner = _miner(config, train, val).to(device) if reranks else model
+    first = first_rankings(miner, val, config.reranker.top, device, config.precision, ranks) if reranks else {}
     run = Run(config.output_dir, config, config.resume, ranks, _facts(config, model, train, val, ranks))
     saver = Saver(
         run.folder, ranks, config.keep_checkpoints, train.captions.tokenizer_folder, config.distributed_timeout
@@ -206,7 +221,7 @@ def main(config: FinetuneConfig) -> None:
     if saved is not None:
         training, own = saved
         step, epoch, done, best = (training[name] for name in ("step", "epoch", "done", "best"))
-        model.load_state_dict(LightningDOT.from_pretrained(run.folder / "last").state_dict())
+        model.load_state_dict(type(model).from_pretrained(run.folder / "last").state_dict())
         load_optimizer(optimizer, run.folder / "last", training)
         scaler.load_state_dict(training["scaler"])
         if "ranking" in training:
@@ -231,8 +246,9 @@ def main(config: FinetuneConfig) -> None:
 
     options = CmrOptions(config.siblings, config.distill.weight, config.distill.temperature)
     while epoch < config.epochs:
-        if config.hard_negatives.mines_before(epoch) and done == 0:
-            txt, img, _ = embed_pairs(model, train, device, config.precision, ranks)
+        mined = reranks and hard_negatives.ranking is not None  # the miner stays as it is
+        if config.hard_negatives.mines_before(epoch) and done == 0 and not mined:
+            txt, img, _ = embed_pairs(miner, train, device, config.precision, ranks)
             hard_negatives.mine(txt, img)
         draws = epoch_draws(
             len(train), config.batch_size, config.seed, epoch, done, ranks.rank, ranks.size, hard_negatives.draw
@@ -246,7 +262,7 @@ def main(config: FinetuneConfig) -> None:
                 for draw, batch in group:
                     met = ranks.meet([step, draw.done], batch.num_rows, draw.num_pairs, stop.received)
                     share = _backward(config, model, batch.to(device), options, ranks, met, scaler, len(group))
-                    recent.add("cmr", share, train, draw.indices, met.predictions)
+                    recent.add("ranking" if reranks else "cmr", share, train, draw.indices, met.predictions)
                 norm = apply_update(optimizer, scaler, ranks, lr_at(step), config.optim.grad_clip)
                 step, done = step + 1, draw.done
                 bar.update()
@@ -264,9 +280,11 @@ def main(config: FinetuneConfig) -> None:
                     )
         epoch, done = epoch + 1, 0
 
-        tables = evaluate(model, val, device, config.precision, ranks)
+        options_ = {"device": device, "precision": config.precision, "ranks": ranks}
+        tables = evaluate_reranker(model, val, first, config.reranker.mix, **options_) if reranks else evaluate(model, val, **options_)
         facts = f"validation recall on {len(val.images)} images, {len(val)} captions"
-        say(ranks, f"epoch {epoch}: {facts}\n{format_table(tables)}")
+        before = {"bi-encoder": recall_before(first)} if reranks else {}
+        say(ranks, f"epoch {epoch}: {facts}\n{format_table(before | tables)}")
         run.log(
             step, {"epoch": epoch} | {f"val/{name}/{k}": v for name, table in tables.items() for k, v in table.items()}
         )
@@ -279,6 +297,36 @@ def main(config: FinetuneConfig) -> None:
     finish(saver, run, ranks)
     if ranks.is_first:
         print(f"best validation AR {best:.2f}: {run.folder / 'best'}")
+
+
+def _towers(config: FinetuneConfig, train: PairDataset, val: PairDataset) -> LightningDOT:
+    meta, regions = train.captions.meta, train.regions
+    model = build_model(config.model, meta, regions.feature_dim, regions.num_labels, str(regions.folder))
+    _check_towers(model, config.model.init, train, val)
+    return model
+
+
+def _check_towers(model: LightningDOT, source: str | None, *datasets: PairDataset) -> None:
+    for dataset in (part for dataset in datasets for part, _ in dataset.parts):
+        check_fits(
+            model.config, dataset.captions.meta, dataset.regions.feature_dim, source or "model", str(dataset.regions.folder)
+        )
+        check_longest(model.config, dataset)
+        if source:
+            check_tokenizer(source, dataset.captions)
+
+
+def _reranker(config: FinetuneConfig, train: PairDataset, val: PairDataset, ranks: Ranks) -> Reranker:
+    model, origin = build_reranker(config.model, train)
+    check_reranker(model.config, config.model.init or "model", val)
+    say(ranks, f"re-ranker from {origin}")
+    return model
+
+
+def _miner(config: FinetuneConfig, train: PairDataset, val: PairDataset) -> LightningDOT:
+    miner = LightningDOT.from_pretrained(config.reranker.miner)
+    _check_towers(miner, config.reranker.miner, train, val)
+    return miner
 
 
 def _steps(config: FinetuneConfig, pairs: int, ranks: Ranks) -> int:
@@ -300,7 +348,7 @@ def _groups(batches: Iterable, size: int) -> Iterator[list]:
 
 def _backward(
     config: FinetuneConfig,
-    model: LightningDOT,
+    model: LightningDOT | Reranker,
     batch: Batch,
     options: CmrOptions,
     ranks: Ranks,
@@ -310,6 +358,11 @@ def _backward(
 ) -> Tensor:
     """Add the gradients of one batch → this rank's share of its loss."""
     precision = functools.partial(autocast, batch.input_ids.device, config.precision)
+    if config.model.kind == "uniter":
+        with precision():
+            share = forward_ranking(model, batch, config.reranker.margin).sum() / met.predictions
+        scaler.scale(share / accumulation).backward()
+        return share
     if config.grad_cache:
         return cached_backward(model, batch, config.grad_cache, precision, options, ranks, met, scaler, accumulation)
     with precision():
@@ -323,7 +376,7 @@ def _make_batch(dataset: PairDataset, draw: PairDraw) -> Batch:
     return dataset.batch(draw.indices, num_pairs=draw.num_pairs)
 
 
-def _facts(config: FinetuneConfig, model: LightningDOT, train: PairDataset, val: PairDataset, ranks: Ranks) -> dict:
+def _facts(config: FinetuneConfig, model: LightningDOT | Reranker, train: PairDataset, val: PairDataset, ranks: Ranks) -> dict:
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "train": {"captions": len(train), "images": len(train.images)},

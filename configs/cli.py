@@ -156,7 +156,8 @@ def _read_yaml(path: str) -> dict:
 
 
 def _spell_out(argv: list[str], config_class: type) -> list[str]:
-    """The customary short forms: ``--batch-size``, ``--resume`` for ``true``, ``--languages en de`` for a list."""
+    """The customary short forms: ``--batch-size``, ``--resume`` for ``true``, ``--languages en de`` for a list, and
+    ``--model uniter`` for ``--model.kind uniter``, where a group has a kind."""
     kinds = dict(_keys(config_class))
     words, rest = [], list(argv)
     while rest:
@@ -166,6 +167,8 @@ def _spell_out(argv: list[str], config_class: type) -> list[str]:
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
+        if (value if equals else "".join(rest[:1])) in typing.get_args(kinds.get(f"{name}.kind")):
+            name += ".kind"
         words.append(f"--{name}{equals}{value}")
         if equals or name not in kinds:
             continue

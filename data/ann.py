@@ -1,19 +1,30 @@
-"""Approximate search beside the exact one of ``data.index``: the same ``search(queries, k) -> (scores, rows)``."""
+"""Approximate search beside the exact one of ``data.search``: the same ``search(queries, k) -> (scores, rows)``.
+
+``AnnSearch`` keeps what it builds beside an index's LMDB; ``HnswIndex`` is made of vectors in memory and forgotten.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
+from data.atomic import atomic_file
 from data.errors import BadInput
+from data.search import checked_queries
 
 ABSENT = -1  # row of a result that was not found; its score is -inf
 VALUES_AT_ONCE = 1 << 23  # fp64 terms of dot products held at a time: 64 MiB
 ADDED_AT_ONCE = 1000  # vectors between two moves of the progress bar
+TARGET_RECALL = 0.99
+TRAINED_WITH = 65536  # vectors that quantisers are trained with
+TUNED_WITH = 256  # queries
+MOST_EFFORT = 4096
 
 
 @dataclass
@@ -88,18 +99,150 @@ class HnswIndex:
         if not np.isfinite(queries).all():
             raise BadInput("HNSW: a query holds NaN or infinity; check the checkpoint it was encoded with")
         _, rows = self._graph.search(queries, min(k, len(self)))
-        scores = dot_products(queries, self.vectors, rows)
-        order = np.lexsort((rows, -scores), axis=1)
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        return _ordered(dot_products(queries, self.vectors.__getitem__, rows), rows)
 
 
-def dot_products(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Scores of given rows: queries [Q,D], vectors [N,D], rows [Q,k] → [Q,k] float32, -inf for an absent row."""
+class AnnSearch:
+    """A FAISS index of a feature index's vectors, in files beside the LMDB: built when absent, unfit or stale.
+
+    ``KIND.faiss`` is FAISS's file, ``KIND.json`` says which state of which index it was made from, with which parameters,
+    and the share of the exact top 10 that was measured with them. FAISS names candidates; their scores are dot products of
+    the stored vectors, and where it names fewer than k rows the exact search answers.
+
+    Args:
+        index: an open index
+        kind: "hnsw", a graph over 8-bit vectors; or "ivfpq", clusters of product-quantised vectors, which take a thirtieth
+            of fp32's memory
+        target_recall: share of the exact top 10 to find; the least effort that reaches it on sampled queries is kept. None:
+            what was tuned before, 0.99 at first
+        queries: [Q,D] queries to tune with; none: stored vectors with noise, which real queries can be harder than
+        hnsw: the graph, when one is built; ``ef_search`` is tuned
+
+    Raises:
+        BadInput: an empty index, a target outside 0..1, faiss is not installed, or the folder cannot be written.
+    """
+
+    def __init__(self, index, kind: str, target_recall: float | None = None, queries=None, hnsw: HnswOptions | None = None):
+        self.index, self.kind = index, kind
+        self._faiss = _faiss()
+        self._file, self._stamp_file = (index.folder / f"{kind}.{suffix}" for suffix in ("faiss", "json"))
+        if not index.count:
+            raise BadInput(f"{index.folder}: the index is empty; build it from a database with entries")
+        if target_recall is not None and not 0 < target_recall <= 1:
+            raise BadInput(f"target_recall is {target_recall}, expected more than 0 and at most 1")
+        self.about = self._read()
+        if not self.about:
+            self._build(hnsw or HnswOptions())
+            self.about = {"index": index.stamp, "bytes": self._file.stat().st_size}
+        if "effort" not in self.about or queries is not None or target_recall not in (None, self.about["target_recall"]):
+            self._tune(target_recall or self.about.get("target_recall", TARGET_RECALL), queries)
+
+    def search(self, queries, k: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As ``ExactSearch.search``, of the rows that were found."""
+        queries = checked_queries(queries, k, self.index.dim, self.index.count, self.index.folder)
+        k, effort = min(k, self.index.count), effort or self.about["effort"]
+        if self.kind == "hnsw":
+            wanted = min(2 * k, self.index.count)  # so that 8 bits may be mistaken about the order
+            how = self._faiss.SearchParametersHNSW(efSearch=max(effort, wanted))
+        else:
+            wanted = min(4 * k + 16 * effort, self.index.count)
+            how = self._faiss.SearchParametersIVF(nprobe=min(effort, self._found.nlist))
+        _, rows = self._found.search(queries, wanted, params=how)
+        rows[(rows < 0) | (rows >= self.index.count)] = ABSENT
+        scores, rows = (each[:, :k] for each in _ordered(dot_products(queries, self.index.vectors, rows), rows))
+        short = np.flatnonzero(rows[:, -1] == ABSENT)
+        if len(short):
+            scores[short], rows[short] = self.index.search(queries[short], k)
+        return scores, rows
+
+    def _read(self) -> dict:
+        """What stands in the files, or nothing where they do not fit."""
+        try:
+            about = json.loads(self._stamp_file.read_text(encoding="utf-8"))
+            fits = about["index"] == self.index.stamp and about["bytes"] == self._file.stat().st_size
+            self._found = self._faiss.read_index(str(self._file)) if fits else None
+            if fits and self._found.ntotal == self.index.count:
+                return about
+            why = "stale"
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # faiss raises RuntimeError
+            why = "damaged"
+        print(f"{self._file}: {why}, built again", file=sys.stderr)
+        return {}
+
+    def _build(self, hnsw: HnswOptions) -> None:
+        faiss, dim, count = self._faiss, self.index.dim, self.index.count
+        if self.kind == "hnsw":
+            self._found = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, hnsw.m, faiss.METRIC_INNER_PRODUCT)
+            self._found.hnsw.efConstruction = hnsw.ef_construction
+        else:
+            lists = max(1, min(int(4 * count**0.5), count // 39))
+            parts = next(parts for parts in range(max(1, dim // 8), 0, -1) if dim % parts == 0)
+            self._quantizer = faiss.IndexFlatIP(dim)
+            self._found = faiss.IndexIVFPQ(self._quantizer, dim, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
+            self._found.cp.min_points_per_centroid = self._found.pq.cp.min_points_per_centroid = 1
+        rows = np.random.default_rng(0).permutation(count)[:TRAINED_WITH]
+        sample = self.index.vectors(np.sort(rows))
+        self._found.train(np.resize(sample, (max(256, len(sample)), dim)))
+        with tqdm(total=count, desc=f"building {self.kind}", unit="vector", delay=2) as bar:
+            for _, block in self.index.blocks():
+                for first in range(0, len(block), ADDED_AT_ONCE):
+                    part = np.ascontiguousarray(block[first : first + ADDED_AT_ONCE], np.float32)
+                    self._found.add(part)
+                    bar.update(len(part))
+        self._stamp_file.unlink(missing_ok=True)
+        with atomic_file(self._file) as path:
+            faiss.write_index(self._found, str(path))
+
+    def _tune(self, target: float, queries) -> None:
+        """Double the effort until the target is reached, then halve the last step."""
+        if queries is None:
+            rng = np.random.default_rng(0)
+            queries = self.index.vectors(rng.integers(self.index.count, size=TUNED_WITH))
+            queries = queries + rng.standard_normal(queries.shape) * np.sqrt((queries**2).mean()) / 2
+        queries = np.ascontiguousarray(queries[:TUNED_WITH], np.float32)
+        k = min(10, self.index.count)
+        least = self.index.search(queries, k)[0][:, -1:]
+
+        def recall(effort: int) -> float:
+            return float((self.search(queries, k, effort)[0] >= least).mean())
+
+        low, high, found = 0, 8, recall(8)
+        while found < target and high < MOST_EFFORT:
+            low, high = high, 2 * high
+            found = recall(high)
+        while high - low > max(1, high // 8):
+            middle = (low + high) // 2
+            share = recall(middle)
+            if share >= target:
+                high, found = middle, share
+            else:
+                low = middle
+        if found < target:
+            print(
+                f"{self._file}: finds {found:.2%} of the exact top {k} at the most, not {target:.2%}: search exactly",
+                file=sys.stderr,
+            )
+        self.about |= {"target_recall": target, "recall": found, "effort": high, "tuned_with": len(queries)}
+        with atomic_file(self._stamp_file) as path:
+            path.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+
+
+def _ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row best first, equal scores in row order, absent ones last."""
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def dot_products(queries: np.ndarray, vectors_of: Callable, rows: np.ndarray) -> np.ndarray:
+    """Scores of given rows: queries [Q,D], ``vectors_of(rows) -> [...,D]``, rows [Q,k] → [Q,k] float32, -inf for an absent
+    row."""
     scores = np.empty(rows.shape, np.float32)
-    at_once = max(1, VALUES_AT_ONCE // max(1, rows.shape[1] * vectors.shape[1]))
+    at_once = max(1, VALUES_AT_ONCE // max(1, rows.shape[1] * queries.shape[1]))
     for start in range(0, len(rows), at_once):
         part = slice(start, start + at_once)
-        found = vectors[np.maximum(rows[part], 0)].astype(np.float64)
+        found = vectors_of(np.maximum(rows[part], 0)).astype(np.float64)
         scores[part] = np.einsum("qd,qkd->qk", queries[part].astype(np.float64), found)
     scores[rows == ABSENT] = -np.inf
     return scores
@@ -117,7 +260,7 @@ def share_found(queries: np.ndarray, vectors: np.ndarray, scores: np.ndarray) ->
     for start in range(0, len(queries), at_once):
         part = slice(start, start + at_once)
         best = torch.topk(torch.from_numpy(queries[part]) @ gallery.T, k, dim=1).indices.numpy()
-        worst = dot_products(queries[part], vectors, best).min(axis=1, keepdims=True)
+        worst = dot_products(queries[part], vectors.__getitem__, best).min(axis=1, keepdims=True)
         found += int((scores[part] >= worst).sum())
     return found / scores.size
 

@@ -264,6 +264,8 @@ def write_caption_db(
     tokenizer: PreTrainedTokenizerFast,
     annotations: list[str],
     image_key: str = "{stem}.npz",
+    more: Mapping[str, dict] | None = None,
+    more_meta: dict | None = None,
 ) -> dict[str, int]:
     """Tokenise captions and write them as one text DB, with a copy of the tokenizer; all or nothing appears.
 
@@ -272,6 +274,8 @@ def write_caption_db(
         records: captions of one split
         annotations: names of the files they come from, kept in ``meta.json``
         image_key: makes the image-DB key of a picture, see `key_of_image`
+        more: caption id -> what its record holds besides
+        more_meta: what ``meta.json`` holds besides
 
     Returns:
         counts: ``captions``, ``images``, ``pieces`` (word pieces in all) and ``unknown`` (those the vocabulary lacks)
@@ -305,7 +309,7 @@ def write_caption_db(
             txt2img[caption_id], txt2lang[caption_id] = key, caption.language
             lengths[caption_id] = len(encoding.ids)
             unknown += encoding.ids.count(tokenizer.unk_token_id)
-            record = make_record(caption, encoding, len(img2txts) - 1, key)
+            record = make_record(caption, encoding, len(img2txts) - 1, key) | (more or {}).get(caption_id, {})
             writer.put(caption_id.encode(), pack_record(record))
         meta = {
             "annotations": annotations,
@@ -318,7 +322,7 @@ def write_caption_db(
             "MASK": tokenizer.mask_token_id,
             "PAD": tokenizer.pad_token_id,
             "v_range": list(word_range(tokenizer)),
-        }
+        } | (more_meta or {})
         files = {"id2len": lengths, "txt2img": txt2img, "img2txts": img2txts, "txt2lang": txt2lang, "meta": meta}
         for name, content in files.items():
             writer.write_file(f"{name}.json", json.dumps(content, ensure_ascii=False))

@@ -165,15 +165,18 @@ class LmdbWriter:
         folder: final folder of the database (``data.mdb`` in it)
         map_size: first size of the memory map in bytes; it doubles whenever it is full
         commit_every: records per transaction
+        keep: when the block ends with an exception, or the process is killed, what was committed stays in `partial`, and
+            the next writer goes on from there
 
     Raises:
         BadInput: the disk is full or not writable, a key is empty or too long, `folder` holds something else.
     """
 
-    def __init__(self, folder: str | Path, map_size: int = 1 << 30, commit_every: int = 1000):
+    def __init__(self, folder: str | Path, map_size: int = 1 << 30, commit_every: int = 1000, keep: bool = False):
         self.folder = Path(folder)
         self.partial = self.folder.with_name(self.folder.name + ".partial")
         self.commit_every = commit_every
+        self.keep = keep
         self._map_size = map_size
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
@@ -184,10 +187,11 @@ class LmdbWriter:
                 f"{self.folder}: exists and is no LMDB database, it will not be replaced; choose another folder"
             )
         try:
-            shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
-            self.partial.mkdir(parents=True)
-            # no lock file and no sync per commit: nobody else sees this folder before it is renamed
-            self._env = lmdb.open(str(self.partial), map_size=self._map_size, lock=False, sync=False)
+            if not self.keep:
+                shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
+            self.partial.mkdir(parents=True, exist_ok=True)
+            # no lock file and no sync per commit, unless to go on from it: nobody else sees this folder before it is renamed
+            self._env = lmdb.open(str(self.partial), map_size=self._map_size, lock=False, sync=self.keep)
         except (OSError, lmdb.Error) as error:
             raise self._cannot_write(error) from None
         return self
@@ -231,7 +235,8 @@ class LmdbWriter:
                 self._finish()
         finally:
             self._env.close()
-            shutil.rmtree(self.partial, ignore_errors=True)
+            if not self.keep:
+                shutil.rmtree(self.partial, ignore_errors=True)
 
     def _finish(self) -> None:
         """Write what is left and rename; a subclass adds its last records before."""

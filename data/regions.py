@@ -19,8 +19,9 @@ import io
 import json
 import os
 import re
+import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -360,9 +361,11 @@ class RegionWriter(LmdbWriter):
     Args:
         img_db, conf_th, max_bb, min_bb, num_bb: as for `RegionDB`
         compressed: write the compressed layout (about 0.6 of the size, read several times slower)
+        settings: what makes the records, as JSON-able values. When they are given, a block that ends otherwise leaves what it
+            has written, and the next writer with the same settings goes on from there: `done` holds those keys
 
     Raises:
-        BadInput: arrays of a wrong shape, one key twice, nothing written, a full disk.
+        BadInput: what was begun has other settings, arrays of a wrong shape, one key twice, nothing written, a full disk.
     """
 
     def __init__(
@@ -373,15 +376,60 @@ class RegionWriter(LmdbWriter):
         min_bb: int = 10,
         num_bb: int = 36,
         compressed: bool = False,
+        settings: dict | None = None,
     ):
         name, nbb_name = _names(conf_th, max_bb, min_bb, num_bb)
-        super().__init__(Path(img_db, name + "_compressed" * compressed))
+        folder = Path(img_db, name + "_compressed" * compressed)
+        super().__init__(folder, commit_every=1000 if settings is None else 32, keep=settings is not None)
+        self._settings = settings
+        self._compressed = compressed
         self._nbb_path = Path(img_db, nbb_name) if nbb_name else None
         self._clamp = (conf_th, max_bb, min_bb)
         self._min_rows = num_bb if conf_th == -1 else 1
         self._encode = encode_compressed if compressed else encode_plain
         self._num_regions: dict[str, int] = {}
         self._widths: tuple | None = None  # feature and label width of the first picture: the others must have them too
+
+    @property
+    def done(self) -> Mapping[str, int]:
+        """Keys that are stored already → number of boxes to use."""
+        return self._num_regions
+
+    def __enter__(self) -> RegionWriter:
+        begun = self.partial / "settings.json"
+        if self.keep:
+            now = json.dumps(self._settings, indent=1)
+            if not begun.is_file():
+                shutil.rmtree(self.partial, ignore_errors=True)
+            elif begun.read_text(encoding="utf-8") != now:
+                raise BadInput(
+                    f"{self.partial}: was begun with other settings, see its settings.json; give the same to go on, or delete "
+                    "the folder to begin anew"
+                )
+        super().__enter__()
+        if self.keep:
+            self.write_file(begun.name, now)
+            self._take_up()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        super().__exit__(kind, error, traceback)
+        if not self._num_regions:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _take_up(self) -> None:
+        """Learn what is stored already."""
+        with self._env.begin() as txn:
+            keys = [key.decode() for key in txn.cursor().iternext(values=False) if key != b"__keys__"]
+            for key in tqdm(keys, desc=f"going on from {self.partial}", unit="img", delay=2):
+                arrays = read_regions(txn, self.partial, key, self._compressed)
+                labels = arrays.get("soft_labels")
+                self._widths = arrays["features"].shape[1:], (0,) if labels is None else labels.shape[1:]
+                self._num_regions[key] = count_boxes(arrays["conf"], *self._clamp)
+
+    def order(self, keys: Iterable[str]) -> None:
+        """List the stored pictures in the order of `keys`, whatever the order in which they came."""
+        self._num_regions = {key: self._num_regions[key] for key in keys if key in self._num_regions}
 
     def add(self, key: str, regions: Regions) -> None:
         """Store one picture under its `key` (picture name with ``.npz``); arrays are cast to fp16."""
@@ -411,9 +459,10 @@ class RegionWriter(LmdbWriter):
         self.put(b"__keys__", json.dumps(list(self._num_regions)).encode())
         if self._nbb_path is None:
             super()._finish()
-            return
-        self.write_file(self._nbb_path.name, json.dumps(self._num_regions))
-        self._commit()
-        self._nbb_path.unlink(missing_ok=True)  # never counts of one database beside another: they can be computed
-        super()._finish()
-        os.replace(self.folder / self._nbb_path.name, self._nbb_path)
+        else:
+            self.write_file(self._nbb_path.name, json.dumps(self._num_regions))
+            self._commit()
+            self._nbb_path.unlink(missing_ok=True)  # never counts of one database beside another: they can be computed
+            super()._finish()
+            os.replace(self.folder / self._nbb_path.name, self._nbb_path)
+        (self.folder / "settings.json").unlink(missing_ok=True)

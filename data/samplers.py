@@ -5,7 +5,7 @@ Every order is a function of seed and position, so that a run stopped anywhere g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,6 +80,7 @@ def epoch_draws(
     rank: int = 0,
     ranks: int = 1,
     hard_negatives: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+    order: np.ndarray | None = None,
 ) -> Iterator[PairDraw]:
     """One epoch of ``n`` pairs in random batches of ``batch_size`` on each rank; the last one may be smaller.
 
@@ -88,8 +89,10 @@ def epoch_draws(
 
     Args:
         hard_negatives: (pairs [N], generator) → pairs [N·count], count for each; None: there are none
+        order: [n] another order of the epoch, from `tempered_order`; None: the permutation
     """
-    order = np.random.default_rng([seed, epoch]).permutation(n)
+    if order is None:
+        order = np.random.default_rng([seed, epoch]).permutation(n)
     for start in range(done, n, batch_size * ranks):
         rows = order[start : start + batch_size * ranks]
         bounds = np.linspace(0, len(rows), ranks + 1).astype(int)
@@ -100,6 +103,31 @@ def epoch_draws(
             drawn = negatives.reshape(len(rows), -1)[mine].reshape(-1)
         indices = np.concatenate([rows[mine], drawn]) if len(rows[mine]) else rows[:1]
         yield PairDraw(indices, len(rows[mine]), start + len(rows))
+
+
+def tempered_order(groups: Sequence[np.ndarray], temperature: float, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch whose pairs come from groups (languages) in proportion to size^(1/temperature).
+
+    The epoch is as long as all groups together. A group's share goes on through its shuffled pairs where the last epoch
+    stopped, so that over the epochs each of its pairs comes equally often; 1 is once in every epoch.
+
+    Args:
+        groups: the pairs of each
+        temperature: 1 or more: 1 as they are, more evens them out, infinity makes equal shares
+
+    Returns: [sum of sizes] pairs; a pair may be in it several times, or not at all
+    """
+    sizes = np.array([len(group) for group in groups], dtype=float)
+    shares = (sizes / sizes.max()) ** (1 / temperature)
+    ends = np.round(np.cumsum(shares / shares.sum()) * sizes.sum()).astype(int)
+    drawn = []
+    for number, (group, count) in enumerate(zip(groups, np.diff(ends, prepend=0), strict=True)):
+        first, last = epoch * count, (epoch + 1) * count  # of the group's passes, one behind the other
+        passes = range(first // len(group), -(-last // len(group)))
+        pairs = [group[np.random.default_rng([seed, 7, number, n]).permutation(len(group))] for n in passes]
+        start = first - passes.start * len(group)
+        drawn.append(np.concatenate([group[:0], *pairs])[start : start + count])
+    return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
 
 
 @dataclass

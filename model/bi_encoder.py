@@ -54,16 +54,16 @@ class LightningDOTConfig:
 class RegionEmbeddings(nn.Module):
     """Region feature + position + type, as in UNITER: LN(LN(W_f f) + LN(W_p p) + type_1)."""
 
-    def __init__(self, config: LightningDOTConfig):
+    def __init__(self, config: EncoderConfig, feature_dim: int):
         super().__init__()
-        h, eps = config.img.hidden_size, config.img.layer_norm_eps
-        self.img_linear = nn.Linear(config.feature_dim, h)
+        h, eps = config.hidden_size, config.layer_norm_eps
+        self.img_linear = nn.Linear(feature_dim, h)
         self.img_layer_norm = nn.LayerNorm(h, eps=eps)
         self.pos_layer_norm = nn.LayerNorm(h, eps=eps)
         self.pos_linear = nn.Linear(7, h)
-        self.mask_embedding = nn.Embedding(2, config.feature_dim)  # row 1 is added where masked; row 0 unused
+        self.mask_embedding = nn.Embedding(2, feature_dim)  # row 1 is added where masked; row 0 unused
         self.LayerNorm = nn.LayerNorm(h, eps=eps)
-        self.dropout = nn.Dropout(config.img.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, features: Tensor, positions: Tensor, type_embedding: Tensor, masked: Tensor | None) -> Tensor:
         """``features`` [B,R,F], ``positions`` [B,R,7], ``type_embedding`` [h], ``masked`` [B,R] bool → [B,R,h].
@@ -84,7 +84,7 @@ class ImageBert(Bert):
     def __init__(self, config: LightningDOTConfig):
         super().__init__(config.img)
         self.cls_token_id = config.cls_token_id
-        self.img_embeddings = RegionEmbeddings(config)
+        self.img_embeddings = RegionEmbeddings(config.img, config.feature_dim)
 
     def forward(
         self,

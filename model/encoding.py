@@ -4,13 +4,15 @@
         matrix[positions] = vectors
     index = build_image_index(model, regions, keys, "index/img")
 
-An index that is there already and was made by the same model from the same data is used as it is.
+An index that is there already and was made by the same model from the same data is used as it is; one whose building was
+interrupted is gone on with.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +25,12 @@ from tqdm import tqdm
 from data.batches import ImageCaptions, collate_images, collate_texts
 from data.captions import CaptionDB
 from data.errors import BadInput
-from data.index import EmbeddingIndex, IndexWriter, data_fingerprint
-from data.regions import RegionDB
+from data.index import EmbeddingIndex, data_fingerprint
+from data.index_editor import IndexEditor
+from data.index_writer import IndexWriter
+from data.regions import RegionDB, Regions
 from model.bi_encoder import LightningDOT
+from optim import distributed
 from optim.precision import autocast
 
 Encoded = Iterator[tuple[list[int], Tensor]]
@@ -108,12 +113,22 @@ def encode_queries(
     return _run(model, model.encode_text, inputs, device, precision).cpu().numpy()
 
 
+def encode_image(
+    model: LightningDOT, regions: Regions, device: torch.device | str = "cpu", precision: str = "fp32"
+) -> np.ndarray:
+    """Embed one image by its regions → [1,D] float32. BadInput for features of another width than the model's."""
+    if regions.features.ndim != 2 or regions.features.shape[1] != model.config.feature_dim or not len(regions):
+        raise BadInput(f"features of shape {regions.features.shape}, the model expects [n,{model.config.feature_dim}], n > 0")
+    return _run(model, model.encode_image, collate_images([regions]), device, precision).cpu().numpy()
+
+
 def build_image_index(model: LightningDOT, regions: RegionDB, keys: Sequence[str], out: str | Path, **options):
     """The feature index ``out`` of the images ``keys``: the one that is there when model and data are still the same.
 
     Args:
-        options: ``dtype`` "fp32" | "fp16" (stored), ``checkpoint`` (its path, for the record), and what ``encode_images``
-            takes
+        options: ``dtype`` (how vectors are stored), ``checkpoint`` (its path, for the record), ``ranks`` (processes that
+            share the work; the first one writes), ``update`` ("add": only what the index lacks goes into it; "replace":
+            what it holds is encoded again too), and what ``encode_images`` takes
 
     Returns: ``EmbeddingIndex``; its rows are in the order of encoding, not of ``keys``
 
@@ -122,13 +137,14 @@ def build_image_index(model: LightningDOT, regions: RegionDB, keys: Sequence[str
     """
     view = options.get("image_captions")
     source = regions.fingerprint() + (f"+{view.weight}*{view.captions.fingerprint()}" if view else "")
-    return _build("img", partial(encode_images, model, regions, keys), model, regions, source, keys, out, **options)
+    encode, lengths = partial(encode_images, model, regions), [regions.num_regions.get(key, 0) for key in keys]
+    return _build("img", encode, lengths, model, regions, source, keys, out, **options)
 
 
 def build_caption_index(model: LightningDOT, captions: CaptionDB, ids: Sequence[str], out: str | Path, **options):
     """As ``build_image_index``, for captions."""
-    encode = partial(encode_captions, model, captions, ids)
-    return _build("txt", encode, model, captions, captions.fingerprint(), ids, out, **options)
+    encode, lengths = partial(encode_captions, model, captions), [captions.lengths.get(i, 0) for i in ids]
+    return _build("txt", encode, lengths, model, captions, captions.fingerprint(), ids, out, **options)
 
 
 def check_width(regions: RegionDB, model: LightningDOT, checkpoint: str | Path = "the model") -> None:
@@ -215,11 +231,15 @@ def _check_vocabulary(largest: int, vocab_size: int, source) -> None:
 
 
 def _build(
-    kind, encode, model, database, source, names, out,
-    dtype="fp32", precision="fp32", checkpoint=None, progress=True, **options
+    kind, encode, lengths, model, database, source, names, out,
+    dtype="fp32", precision="fp32", checkpoint=None, progress=True, ranks=distributed.SINGLE, batch_size=256,
+    update=None, **options
 ) -> EmbeddingIndex:  # fmt: skip
     if not names:
         raise BadInput(f"{database.folder}: nothing to encode into {out}")
+    if update:
+        encode = partial(encode, precision=precision, progress=progress, batch_size=batch_size, **options)
+        return _update(kind, encode, model, names, out, update, ranks)
     data = data_fingerprint(source, names)
     made = {"precision": precision, "checkpoint": str(checkpoint), "database": str(database.folder)}
     wanted = {"kind": kind, "dtype": dtype, "model": model.fingerprint, "data": data, "precision": precision}
@@ -227,10 +247,60 @@ def _build(
         index = EmbeddingIndex(out)
         header = index.header | {"precision": index.header["created"].get("precision")}
         if all(header[name] == value for name, value in wanted.items()):
-            if progress:
+            if progress and ranks.is_first:
                 print(f"{out}: up to date, {index.count} vectors", file=sys.stderr)
             return index
-    with IndexWriter(out, kind, model.config.embedding_dim, model.fingerprint, data, dtype, made) as writer:
-        for positions, vectors in encode(precision=precision, progress=progress, **options):
-            writer.add([names[position] for position in positions], vectors.cpu().numpy())
+    options |= {"precision": precision, "batch_size": batch_size, "progress": progress and ranks.is_first}
+    ranks.barrier()  # all have looked before one writes
+    writing = IndexWriter(out, kind, model.config.embedding_dim, model.fingerprint, data, dtype, made)
+    with writing if ranks.is_first else nullcontext() as writer:
+        left = np.ones(len(names), np.int64)
+        if writer is not None:
+            left[[n for n, name in enumerate(names) if name in writer.done]] = 0
+        left = np.flatnonzero(ranks.sum_array(left * ranks.is_first)).tolist()
+        if writer is not None and progress and len(left) < len(names):
+            print(f"{out}: going on after {len(names) - len(left)} of {len(names)} vectors", file=sys.stderr)
+        for positions, vectors in _together(encode, ranks, left, names, lengths, model.config.embedding_dim, options):
+            if writer is not None:
+                writer.add([names[position] for position in positions], vectors.cpu().numpy())
+    ranks.barrier()  # nobody opens it before it stands
     return EmbeddingIndex(out)
+
+
+def _update(kind, encode, model, names, out, update, ranks) -> EmbeddingIndex:
+    if ranks.size > 1:
+        raise BadInput(f"{out}: an index is updated by one process, not by {ranks.size}")
+    index = EmbeddingIndex(out)
+    index.check_model(model.fingerprint)
+    if index.kind != kind:
+        raise BadInput(f"{out}: is an index of {index.kind}, what is to be added is {kind}")
+    known = {name for name in names if name in index}
+    if update == "add":
+        names = [name for name in names if name not in known]
+    if not names:
+        return index
+    with IndexEditor(out, model.fingerprint) as editor:
+        for positions, vectors in encode(names):
+            batch, vectors = [names[position] for position in positions], vectors.cpu().numpy()
+            old = np.array([name in known for name in batch])
+            editor.replace([name for name in batch if name in known], vectors[old])
+            editor.add([name for name in batch if name not in known], vectors[~old])
+    return EmbeddingIndex(out)
+
+
+def _together(encode, ranks, left, names, lengths, dim, options) -> Encoded:
+    """The batches of all ranks in the order that one process would make: each rank encodes every size-th."""
+    left = sorted(left, key=lambda position: -lengths[position])
+    size = options["batch_size"]
+    batches = [left[start : start + size] for start in range(0, len(left), size)]
+    mine = [position for batch in batches[ranks.rank :: ranks.size] for position in batch]
+    encoded = encode([names[position] for position in mine], **options)
+    for first in range(0, len(batches), ranks.size):
+        round_ = batches[first : first + ranks.size]
+        if ranks.rank < len(round_):
+            vectors = next(encoded)[1]
+        else:
+            vectors = torch.empty(0, dim, device=options.get("device", "cpu"))
+        sizes = [len(batch) for batch in round_] + [0] * (ranks.size - len(round_))
+        yield [position for batch in round_ for position in batch], ranks.gather(vectors, sizes)
+    next(encoded, None)  # to the end of its bar

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data.batches import PairDataset
 from data.captions import CaptionDB
@@ -19,7 +20,9 @@ class ModelOptions:
     """Where the towers start, and the sizes of those that start from random weights.
 
     Args:
-        init: checkpoint folder of ours to start from; then nothing else here but dropout counts
+        kind: lightningdot, or uniter: train_itm.py trains a re-ranker (``--model uniter`` on the command line)
+        init: checkpoint folder of ours to start from; then nothing else here but dropout counts. A re-ranker starts from a
+            converted UNITER, a BERT folder, or a LightningDOT checkpoint
         txt_init: Hugging Face BERT-family folder, or a converted UNITER, for the text tower; none: random weights
         img_init: Hugging Face BERT-family folder, or a converted UNITER, for the image tower; none: random weights
         project_dim: width of the shared embedding; 0 takes the hidden state as it is
@@ -34,6 +37,7 @@ class ModelOptions:
         freeze_img: the image tower stays as it is
     """
 
+    kind: Literal["lightningdot", "uniter"] = "lightningdot"
     init: str | None = None
     txt_init: str | None = None
     img_init: str | None = None
@@ -53,6 +57,8 @@ class ModelOptions:
             raise BadInput("model.freeze_txt and model.freeze_img leave nothing to train")
         if self.init and (self.txt_init or self.img_init):
             raise BadInput("model.init gives both towers; it excludes model.txt_init and model.img_init")
+        if self.kind == "uniter" and (self.txt_init or self.img_init or self.freeze_txt or self.freeze_img):
+            raise BadInput("model.kind uniter has one encoder and no towers: it starts from model.init, and trains whole")
 
 
 def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels: int, regions: str) -> LightningDOT:
@@ -146,8 +152,9 @@ def vocabulary_size(meta: dict) -> int:
     return max(meta["v_range"][1], *(meta[name] + 1 for name in ("CLS", "SEP", "MASK", "UNK", "PAD") if name in meta))
 
 
-def _from_towers(options: ModelOptions, meta: dict, feature_dim: int, num_labels: int) -> LightningDOT:
-    random = EncoderConfig(
+def random_encoder(options: ModelOptions, meta: dict) -> EncoderConfig:
+    """Sizes of an encoder from random weights."""
+    return EncoderConfig(
         vocab_size=vocabulary_size(meta),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_hidden_layers,
@@ -157,6 +164,10 @@ def _from_towers(options: ModelOptions, meta: dict, feature_dim: int, num_labels
         initializer_range=options.initializer_range,
         pad_token_id=meta.get("PAD", 0),
     )
+
+
+def _from_towers(options: ModelOptions, meta: dict, feature_dim: int, num_labels: int) -> LightningDOT:
+    random = random_encoder(options, meta)
     sizes, tensors = {}, {}
     for side, folder in (("txt", options.txt_init), ("img", options.img_init)):
         sizes[side], tensors[side] = checkpoints.read_bert(folder) if folder else (random, None)

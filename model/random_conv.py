@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from data.errors import BadInput
-from model.detector import Detections, nms, roi_align, roi_weights
+from model.box_ops import nms, roi_align, roi_weights
+from model.detector import Detections
 
 MIN_REGIONS, MAX_REGIONS = 10, 16  # UNITER's reader uses at least 10 regions
 PROPOSAL_SIDE = 96  # proposals are sought on a picture whose longer side is this

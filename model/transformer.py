@@ -1,4 +1,4 @@
-"""One BERT-family encoder, used by both towers.
+"""One BERT-family encoder, used by both towers and by the re-ranker.
 
 Post-layer-norm BERT (Devlin et al., 2019) on ``scaled_dot_product_attention``. Parameter names are BERT's, so that
 Hugging Face, UNITER and LightningDOT checkpoints load strictly and without renaming.
@@ -169,11 +169,16 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
-    """BERT's pooler. The towers read position 0 without it; it is kept so that checkpoints stay whole."""
+    """BERT's pooler. The towers read position 0 without it, and keep it so that checkpoints stay whole; the re-ranker
+    reads through it."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B,L,h] → [B,h] of position 0."""
+        return torch.tanh(self.dense(hidden[:, 0]))
 
 
 class Bert(nn.Module):

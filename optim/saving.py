@@ -13,11 +13,13 @@ several machines write to one shared file system.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from data.atomic import atomic_file, cannot_write_is_bad_input, flush
 from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT
+from model.uniter import Reranker
 from optim.distributed import Ranks
 
 
@@ -53,7 +56,7 @@ class Saver:
     def save(
         self,
         step: int,
-        model: LightningDOT,
+        model: LightningDOT | Reranker,
         optimizer: torch.optim.Optimizer,
         training: dict,
         own: dict,
@@ -85,9 +88,9 @@ class Saver:
             facts = {"step": step, "is_best": is_best, "ranks": self.ranks.size, "param_groups": state["param_groups"]}
             files |= {"training": facts | training, "model": model.state_dict(), "val": val}
             files["heads"] = None if heads is None else heads.state_dict()
-        files, config = _copied(files), model.config
+        files, write = _copied(files), functools.partial(type(model).write, config=model.config)
         # no daemon: a training thread that fails leaves what it has saved whole
-        self._thread = threading.Thread(target=self._write, args=(step, files, config, is_best))
+        self._thread = threading.Thread(target=self._write, args=(step, files, write, is_best))
         self._thread.start()
 
     def wait(self) -> None:
@@ -102,14 +105,14 @@ class Saver:
         if self._error is not None:
             raise self._error
 
-    def _write(self, step: int, files: dict, config: Any, is_best: bool) -> None:
+    def _write(self, step: int, files: dict, write: Callable, is_best: bool) -> None:
         final = self.folder / "checkpoints" / f"step-{step:08d}"
         partial = final.with_name(f".{final.name}.partial")
         try:
             with cannot_write_is_bad_input(final):
                 partial.mkdir(parents=True, exist_ok=True)
                 if self.ranks.is_first:
-                    self._write_model(partial, files, config)
+                    self._write_model(partial, files, write)
                 number = f"{self.ranks.rank:05d}-of-{self.ranks.size:05d}"
                 _save(files["optimizer"], partial / f"optimizer-{number}.pt")
                 _save(files["rank"], partial / f"rank-{number}.pt")
@@ -121,8 +124,8 @@ class Saver:
             if self.ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _write_model(self, folder: Path, files: dict, config: Any) -> None:
-        LightningDOT.write(folder, files["model"], config)
+    def _write_model(self, folder: Path, files: dict, write: Callable) -> None:
+        write(folder, files["model"])
         if files["heads"] is not None:
             with atomic_file(folder / "heads.safetensors") as path:
                 checkpoints.save_tensors(files["heads"], path)

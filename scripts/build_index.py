@@ -4,6 +4,9 @@
 python scripts/build_index.py --checkpoint runs/x/best --regions db/regions --out index/img
 python scripts/build_index.py --checkpoint runs/x/best --captions db/test --out index/txt --dtype fp16
 python scripts/build_index.py --checkpoint runs/x/best --regions db/regions --images-of db/test --out index/img_test
+python scripts/build_index.py --checkpoint runs/x/best --regions db/more --out index/img --update add    # or replace
+python scripts/build_index.py --checkpoint runs/x/best --delete ids.txt --out index/img
+torchrun --nproc-per-node 4 scripts/build_index.py --checkpoint runs/x/best --regions db/regions --out index/img
 """
 
 import sys
@@ -21,7 +24,8 @@ from data.regions import BoxOptions, RegionDB
 
 @dataclass
 class Options:
-    """Encode every image (or caption) of a database once, into a feature index; one that is up to date is kept.
+    """Encode every image (or caption) of a database once, into a feature index; one that is up to date is kept, one that
+    was interrupted is gone on with.
 
     Args:
         checkpoint: checkpoint folder of the model
@@ -32,11 +36,15 @@ class Options:
         image_captions: with --regions, text database with captions of the images themselves, for a model that was trained
             with a third view
         caption_score_weight: its share in an image's embedding; 0: there is none
-        batch_size: images or captions per batch
-        dtype: how vectors are stored
+        update: change the index that is there: "add" what it lacks, or "replace" also what it holds; "no": build it
+        delete: file of ids, one a line, that are taken out of the index that is there
+        batch_size: images or captions per batch and process
+        dtype: how vectors are stored; int8 has one scale per vector
         precision: how the model computes
         workers: processes that read the database
         device: "cpu", "cuda", or "auto" for a GPU when there is one
+        distributed: processes that share the work: "auto" takes the launcher (torchrun, horovodrun), when there is one
+        distributed_timeout: seconds to wait for another process
         boxes: which boxes of the region database are used
     """
 
@@ -47,15 +55,22 @@ class Options:
     images_of: str | None = None
     image_captions: str | None = None
     caption_score_weight: float = 0.0
+    update: Literal["no", "add", "replace"] = "no"
+    delete: str | None = None
     batch_size: int = 256
-    dtype: Literal["fp32", "fp16"] = "fp32"
+    dtype: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 0
     device: str = "auto"
+    distributed: Literal["auto", "torch", "horovod", "none"] = "auto"
+    distributed_timeout: float = 1800.0
     boxes: BoxOptions = field(default_factory=BoxOptions)
 
     def __post_init__(self):
-        if (self.regions is None) == (self.captions is None):
+        if self.delete:
+            if self.regions or self.captions:
+                raise BadInput("--delete ids.txt stands alone: give no --regions and no --captions")
+        elif (self.regions is None) == (self.captions is None):
             raise BadInput("give either --regions IMG_DB or --captions TEXT_DB: an index holds images or captions")
         if (self.images_of or self.image_captions) and not self.regions:
             raise BadInput("--images-of and --image-captions are for an index of images: they need --regions")
@@ -73,30 +88,51 @@ def images_of(captions, regions) -> list[str]:
     return keys
 
 
+def delete_ids(model, path: str, out: str):
+    """Take the ids of a file out of an index."""
+    from data.index import EmbeddingIndex
+    from data.index_editor import IndexEditor
+
+    try:
+        ids = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as UTF-8 text, one id a line: {error}") from None
+    with IndexEditor(out, model.fingerprint) as editor:
+        editor.delete([name for name in map(str.strip, ids) if name])
+    return EmbeddingIndex(out)
+
+
 def main(options: Options) -> None:
     from data.batches import open_image_captions
     from data.captions import CaptionDB
     from model.bi_encoder import LightningDOT
     from model.encoding import build_caption_index, build_image_index, check_width
     from model.initial import check_tokenizer
+    from optim.distributed import start
     from optim.precision import choose_device
 
     device = choose_device(options.device)
+    ranks = start(options.distributed, device.type == "cuda", options.distributed_timeout)
     model = LightningDOT.from_pretrained(options.checkpoint).to(device)
     common = {name: getattr(options, name) for name in ("batch_size", "dtype", "precision", "workers", "checkpoint")}
+    common |= {"device": device, "ranks": ranks, "update": options.update.replace("no", "")}
     started = time.perf_counter()
-    if options.regions:
+    if options.delete:
+        index = delete_ids(model, options.delete, options.out)
+    elif options.regions:
         regions = RegionDB(options.regions, **vars(options.boxes))
         check_width(regions, model, options.checkpoint)
         keys = images_of(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
         view = open_image_captions(options.image_captions, options.caption_score_weight)
-        index = build_image_index(model, regions, keys, options.out, device=device, image_captions=view, **common)
+        index = build_image_index(model, regions, keys, options.out, image_captions=view, **common)
     else:
         captions = CaptionDB(options.captions)
         check_tokenizer(options.checkpoint, captions)
-        index = build_caption_index(model, captions, captions.ids, options.out, device=device, **common)
+        index = build_caption_index(model, captions, captions.ids, options.out, **common)
     what = {"img": "images", "txt": "captions"}[index.kind]
-    print(f"{options.out}: {index.count} {what}, {index.dim} x {index.dtype}, {time.perf_counter() - started:.1f} s")
+    if ranks.is_first:
+        print(f"{options.out}: {index.count} {what}, {index.dim} x {index.dtype}, {time.perf_counter() - started:.1f} s")
+    ranks.close()
 
 
 if __name__ == "__main__":

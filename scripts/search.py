@@ -4,13 +4,17 @@
 python scripts/search.py "a dog on the beach" --index index/img --checkpoint runs/x/best
 python scripts/search.py "a dog on the beach" --index index/img --checkpoint runs/x/best --photos photos --sheet out.png
 python scripts/search.py --image beach.npz --regions db/regions --index index/txt --checkpoint runs/x/best --captions db/test
+python scripts/search.py --queries queries.txt --json out.json --backend hnsw --target-recall 0.99 --index index/img --checkpoint runs/x/best
+python scripts/search.py "a dog on the beach" --backend milvus --uri milvus.db --index img --checkpoint runs/x/best
 """
 
 import json
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
@@ -26,22 +30,34 @@ class Options:
 
     Args:
         query: the text to find images for
-        index: feature index: of images for a text query, of captions for --image
+        queries: file with one text a line, instead of a text
+        index: feature index: of images for a text query, of captions for --image; with backend milvus the name of the
+            collection
         checkpoint: the checkpoint folder that made the index
         tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: number of results
         image: key of an image in --regions to find captions for, instead of a text
-        regions: region database that holds the image
+        regions: region database that holds the image, or the images that a re-ranker looks at
         captions: caption database, to print the text of the captions found
         photos: folder of pictures; a picture's file name without suffix is the image key without suffix
         sheet: PNG to write with the pictures found (needs --photos)
         json: JSON file to write with the results
+        backend: what searches: "exact", "hnsw" and "ivfpq" (approximate, built beside the index when absent or stale), or
+            "milvus"
+        target_recall: share of the exact top 10 that hnsw and ivfpq are tuned to; none: what they are tuned to, 0.99 at first
+        uri: of Milvus: a file ending in .db or a server's address
+        token: of a Milvus server that asks for one, "user:password"
+        reranker: folder of a re-ranker, which sorts the first results of a text anew (needs --regions)
+        candidates: how many of them it sees
+        device: "cpu", "cuda", or "auto" for a GPU when there is one
+        precision: how the model computes
         boxes: which boxes of the region database are used
     """
 
     index: str
     checkpoint: str
     query: str | None = None
+    queries: str | None = None
     tokenizer: str | None = None
     k: int = 10
     image: str | None = None
@@ -50,71 +66,120 @@ class Options:
     photos: str | None = None
     sheet: str | None = None
     json: str | None = None
+    backend: Literal["exact", "hnsw", "ivfpq", "milvus"] = "exact"
+    target_recall: float | None = None
+    uri: str | None = None
+    token: str = ""
+    reranker: str | None = None
+    candidates: int = 50
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
     boxes: BoxOptions = field(default_factory=BoxOptions)
 
     def __post_init__(self):
-        if bool(self.query and self.query.strip()) == (self.image is not None):
-            raise BadInput('give either a text query, as in search.py "a dog on the beach", or --image KEY')
-        if (self.image is None) != (self.regions is None):
+        asked = [bool(self.query and self.query.strip()), self.queries is not None, self.image is not None]
+        if sum(asked) != 1:
+            raise BadInput('give one of a text query, as in search.py "a dog on the beach", --queries FILE and --image KEY')
+        if self.image is not None and self.regions is None:
             raise BadInput("--image KEY and --regions IMG_DB go together")
+        if self.reranker and (self.image or not self.regions):
+            raise BadInput("--reranker sorts the images that a text finds: it needs a text query and --regions IMG_DB")
+        if self.regions and not (self.image or self.reranker):
+            raise BadInput("--regions is for --image KEY or --reranker")
         if self.sheet and (self.image or not self.photos):
             raise BadInput("--sheet shows the pictures that a text finds: it needs a text query and --photos DIR")
+        if (self.backend == "milvus") != (self.uri is not None):
+            raise BadInput("--backend milvus and --uri go together")
 
 
 def main(options: Options) -> None:
-    from data.captions import CaptionDB, load_tokenizer
-    from data.index import EmbeddingIndex
-    from model.bi_encoder import LightningDOT
-    from model.encoding import check_width, encode_images, encode_queries
+    from data.captions import CaptionDB
 
-    index = EmbeddingIndex(options.index)
-    if index.kind != ("txt" if options.image else "img"):
-        found, expected = ("images", "captions") if options.image else ("captions", "images")
-        raise BadInput(f"{options.index}: is an index of {found}, this query needs one of {expected}")
-    model = LightningDOT.from_pretrained(options.checkpoint)
-    index.check_model(model.fingerprint)
-    if options.image:
-        regions = RegionDB(options.regions, **vars(options.boxes))
-        check_width(regions, model, options.checkpoint)
-
-        def encode():
-            return next(encode_images(model, regions, [options.image], progress=False))[1].numpy()
-    else:
-        tokenizer = load_tokenizer(options.tokenizer or Path(options.checkpoint) / "tokenizer")
-
-        def encode():
-            return encode_queries(model, tokenizer, [options.query])
+    retriever, queries = _open(options), _queries(options)
+    ask = partial(retriever.search_captions, queries[0]) if options.image else partial(retriever.search_images, queries)
 
     # The first call also pages in weights and vectors and sets up the libraries; the second shows the standing cost.
-    (vector, first_encoding), (_, encoding) = _timed(encode), _timed(encode)
-    ((scores, rows), first_search), (_, search) = (_timed(lambda: index.search(vector, options.k)) for _ in range(2))
-    ids, scores = index.ids(rows[0]), scores[0].tolist()
+    encode = retriever.encode_image if options.image else retriever.encode_texts
+    asked = queries[0] if options.image else queries
+    (vectors, first_encoding), (_, encoding) = _timed(lambda: encode(asked)), _timed(lambda: encode(asked))
+    (_, first_search), (_, search) = (_timed(lambda: retriever.backend.search(vectors, options.k)) for _ in range(2))
+    found, whole = _timed(lambda: ask(options.k))
+    found = [found] if options.image else found
 
     texts = {}
     if options.captions and options.image:
         captions = CaptionDB(options.captions)
-        texts = {i: captions[i]["raw"] for i in ids if i in captions}
-    for rank, (name, score) in enumerate(zip(ids, scores, strict=True), 1):
-        print(f"{rank:3d}  {score:9.4f}  {name}  {texts.get(name, '')}".rstrip())
+        texts = {hit.id: captions[hit.id]["raw"] for hit in found[0] if hit.id in captions}
+    for query, hits in zip(queries, found, strict=True):
+        if len(queries) > 1:
+            print(query)
+        for rank, (name, score) in enumerate(hits, 1):
+            print(f"{rank:3d}  {score:9.4f}  {name}  {texts.get(name, '')}".rstrip())
+    per = f" for {len(queries)} queries" if len(queries) > 1 else ""
     print(
-        f"encoding {encoding:.1f} ms, search among {index.count} {search:.1f} ms "
+        f"encoding {encoding:.1f} ms, search among {len(retriever.index)} {search:.1f} ms{per} "
         f"(first call: {first_encoding:.1f} ms, {first_search:.1f} ms)"
     )
     if options.json:
-        results = [
-            {"id": name, "score": score} | ({"text": texts[name]} if name in texts else {})
-            for name, score in zip(ids, scores, strict=True)
-        ]
         times = {"encoding": encoding, "search": search, "first_encoding": first_encoding, "first_search": first_search}
-        answer = {"query": options.query or options.image, "results": results, "milliseconds": times}
+        times |= {"encoding_search_and_ids" + "_and_reranking" * bool(options.reranker): whole}
+        answers = [
+            {
+                "query": query,
+                "results": [hit._asdict() | ({"text": texts[hit.id]} if hit.id in texts else {}) for hit in hits],
+            }
+            for query, hits in zip(queries, found, strict=True)
+        ]
+        answer = {"queries": answers} if options.queries else answers[0]
         with atomic_file(options.json) as path:
-            path.write_text(json.dumps(answer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(answer | {"milliseconds": times}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.sheet:
         from scripts.contact_sheet import contact_sheet, picture_files
 
         photos = picture_files(options.photos)
-        pictures = [(photos.get(Path(name).stem), score, False) for name, score in zip(ids, scores, strict=True)]
-        print(f"wrote {contact_sheet([(options.query, pictures)], options.sheet)}")
+        rows = [(q, [(photos.get(Path(name).stem), score, False) for name, score in hits]) for q, hits in zip(queries, found)]
+        print(f"wrote {contact_sheet(rows, options.sheet)}")
+
+
+def _open(options: Options):
+    from data.index import EmbeddingIndex
+    from data.milvus import MilvusIndex
+    from model.retriever import Retriever
+    from optim.precision import choose_device
+
+    device = choose_device(options.device)
+    if options.backend == "milvus":
+        index = MilvusIndex(options.uri, options.index, options.token)
+    else:
+        index = EmbeddingIndex(options.index)
+    if index.kind != ("txt" if options.image else "img"):
+        found, expected = ("images", "captions") if options.image else ("captions", "images")
+        raise BadInput(f"{options.index}: is an index of {found}, this query needs one of {expected}")
+    return Retriever.from_pretrained(
+        options.checkpoint,
+        index,
+        options.reranker,
+        RegionDB(options.regions, **vars(options.boxes)) if options.regions else None,
+        options.backend,
+        options.target_recall,
+        options.tokenizer,
+        device,
+        candidates=options.candidates,
+        precision=options.precision,
+    )
+
+
+def _queries(options: Options) -> list[str]:
+    if options.queries is None:
+        return [options.image or options.query]
+    try:
+        lines = Path(options.queries).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{options.queries}: cannot be read as UTF-8 text, one query a line: {error}") from None
+    queries = [line.strip() for line in lines if line.strip()]
+    if not queries:
+        raise BadInput(f"{options.queries}: holds no query, expected one a line")
+    return queries
 
 
 def _timed(function):

@@ -8,12 +8,11 @@ import string
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
-from data.annotations import read_captions
+from data.annotations import Format, read_captions
 from data.atomic import atomic_file
 from data.captions import load_tokenizer
 from data.errors import BadInput
@@ -30,7 +29,7 @@ class Options:
     Args:
         annotations: annotation file
         out: folder to write: a Hugging Face tokenizer, and vocab.txt
-        format: jsonl (lines of image, captions, split) or karpathy (dataset_*.json)
+        format: as in scripts/build_captions.py
         vocab_size: most word pieces, specials counted
         lowercase: lower-case and drop accents, as BERT uncased does
         splits: learn from these only, never from what is tested on
@@ -38,7 +37,7 @@ class Options:
 
     annotations: str
     out: str
-    format: Literal["jsonl", "karpathy"] = "jsonl"
+    format: Format = "jsonl"
     vocab_size: int = 1000
     lowercase: bool = True
     splits: list[str] = field(default_factory=lambda: ["train"])

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_index import galleries, write
 
-from data.ann import HnswIndex, HnswOptions, share_found
+from data.ann import AnnSearch, HnswIndex, HnswOptions, share_found
 from data.errors import BadInput
+from data.index import EmbeddingIndex
+from data.index_editor import IndexEditor
+from data.search import BACKENDS, open_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,3 +126,83 @@ assert torch.get_num_threads() == faiss.omp_get_max_threads() == 2
 def test_faiss_is_imported_only_for_hnsw():
     code = "import sys, eval_itm; assert 'torch' in sys.modules and 'faiss' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ---- files beside an index ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["hnsw", "ivfpq"])
+def test_stored_search_reaches_its_target_and_is_used_again(tmp_path, vectors, backend, capsys):
+    index = write(tmp_path / "index", vectors)
+    queries = np.random.default_rng(1).standard_normal((50, 24)).astype(np.float32)
+    first = AnnSearch(index, backend, 0.95, queries)
+    scores, rows = first.search(queries, 10)
+    expected, _ = naive_search(queries, vectors, 10)
+    share = (scores >= expected[:, -1:]).mean()
+    assert first.about["recall"] == pytest.approx(share) and share >= 0.95
+    for own_scores, own_rows, query in zip(scores, rows, queries):  # true dot products in the exact search's order
+        true = (vectors[own_rows].astype(np.float64) @ query).astype(np.float32)
+        np.testing.assert_allclose(own_scores, true, rtol=1e-6)
+        assert (np.lexsort((own_rows, -own_scores)) == np.arange(10)).all()
+    before = (tmp_path / "index" / f"{backend}.faiss").stat().st_mtime_ns
+    again = open_backend(backend, EmbeddingIndex(tmp_path / "index"))
+    np.testing.assert_array_equal(again.search(queries, 10)[1], rows)
+    better = AnnSearch(index, backend, 1.0, queries)  # tuned anew, not built anew
+    assert better.about["effort"] > first.about["effort"] and better.about["recall"] == 1
+    assert (tmp_path / "index" / f"{backend}.faiss").stat().st_mtime_ns == before
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", list(galleries(np.random.default_rng(0))))
+def test_every_backend_on_every_gallery(tmp_path, name, backend):
+    """Exact is the naive search; the others give true scores, never better than it, and all rows when all are asked for."""
+    vectors = galleries(np.random.default_rng(2))[name][:300]
+    queries = np.round(np.random.default_rng(3).standard_normal((6, 24)) * 8).astype(np.float32)
+    search = open_backend(backend, write(tmp_path / "index", vectors))
+    for k in (5, 300, 1000):
+        scores, rows = search.search(queries, k)
+        expected, exact = naive_search(queries, vectors, k)
+        if backend == "exact" or k >= 300:
+            np.testing.assert_array_equal(rows, exact)
+            np.testing.assert_array_equal(scores, expected)
+        true = (queries.astype(np.float64)[:, None] * vectors[rows].astype(np.float64)).sum(-1).astype(np.float32)
+        np.testing.assert_array_equal(scores, true)
+        assert (scores <= expected).all()
+        assert all(len(set(own)) == len(own) for own in rows.tolist())
+
+
+@pytest.mark.parametrize("backend", ["hnsw", "ivfpq"])
+def test_stale_or_damaged_files_are_built_again(tmp_path, vectors, backend, capsys):
+    folder = tmp_path / "index"
+    AnnSearch(write(folder, vectors[:500]), backend)
+    kept = {path.name: path.read_bytes() for path in folder.glob(f"{backend}.*")}
+    with IndexEditor(folder, "m0") as editor:
+        editor.delete(["id_00000.npz"])
+    assert not list(folder.glob(f"{backend}.*"))
+    for name, content in kept.items():  # as copied back from elsewhere
+        (folder / name).write_bytes(content)
+    rows = AnnSearch(EmbeddingIndex(folder), backend).search(vectors[499:500] * 9, 499)[1]
+    assert sorted(rows[0]) == list(range(499)) and f"{backend}.faiss: stale, built again" in capsys.readouterr().err
+    with open(folder / f"{backend}.faiss", "r+b") as file:
+        file.write(b"no faiss file")
+    AnnSearch(EmbeddingIndex(folder), backend)
+    assert f"{backend}.faiss: damaged, built again" in capsys.readouterr().err
+    (folder / f"{backend}.json").write_text("{")
+    AnnSearch(EmbeddingIndex(folder), backend)
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_small_and_empty_indexes(tmp_path):
+    for n in (1, 2, 40):
+        vectors = np.random.default_rng(n).standard_normal((n, 8)).astype(np.float32)
+        for backend in ("hnsw", "ivfpq"):
+            index = write(tmp_path / f"{n}", vectors)
+            assert sorted(AnnSearch(index, backend).search(vectors[:1], n)[1][0]) == list(range(n))
+    empty = write(tmp_path / "none", np.zeros((0, 8), np.float32))
+    for backend in BACKENDS:
+        with pytest.raises(BadInput, match="empty"):
+            open_backend(backend, empty).search(np.ones((1, 8)), 1)
+    for name, target, words in (("annoy", None, "backend 'annoy'"), ("hnsw", 1.5, "target_recall is 1.5")):
+        with pytest.raises(BadInput, match=words):
+            open_backend(name, index, target_recall=target)

@@ -329,7 +329,7 @@ def test_build_captions_chooses(tmp_path):
     vocabulary = write_vocabulary(tmp_path / "vocab.txt")
     common = ("--annotations", annotations, "--tokenizer", vocabulary, "--out", tmp_path / "db", "--lowercase", "true")
     run(build_captions, *common, "--languages", "de", "--splits", "val")
-    assert [p.name for p in (tmp_path / "db").iterdir()] == ["val"]
+    assert sorted(p.name for p in (tmp_path / "db").iterdir()) == ["report.json", "val"]
     assert set(CaptionDB(tmp_path / "db" / "val").languages.values()) == {"de"}
     for option, found in {"--splits": "{'val': 30, 'train': 60}", "--languages": "{'en': 60, 'de': 30}"}.items():
         with pytest.raises(BadInput, match=f"a.jsonl: no caption of (split|language) fr, found {found}"):
@@ -346,8 +346,8 @@ def test_restval(tmp_path):
     words += ["--tokenizer", write_vocabulary(tmp_path / "vocab.txt"), "--image-key", "{stem:0>3}.npz"]
     run(build_captions, *words, "--out", tmp_path / "a")
     run(build_captions, *words, "--out", tmp_path / "b", "--restval-as-train")
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["restval", "test", "train"]
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["test", "train"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["report.json", "restval", "test", "train"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["report.json", "test", "train"]
     assert CaptionDB(tmp_path / "b" / "train").txt2img == {"0": "000.npz", "1": "001.npz", "3": "003.npz"}
 
 

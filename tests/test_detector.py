@@ -1,6 +1,4 @@
-"""RoI-align, NMS and connected components against naive twins; what random-conv promises about any picture."""
-
-import math
+"""Connected components against a naive twin; what random-conv promises about any picture."""
 
 import numpy as np
 import pytest
@@ -9,116 +7,9 @@ from PIL import Image, ImageDraw
 
 from data import scenes
 from data.errors import BadInput
-from model.detector import box_iou, load_extractor, nms, norm_boxes, roi_align, roi_weights
+from model.box_ops import box_iou, norm_boxes
+from model.detector import load_extractor
 from model.random_conv import components
-
-
-def naive_roi_align(features, boxes, batch_index, output_size, scale, sampling_ratio, aligned):
-    """Bin by bin and sample by sample, as Mask R-CNN describes it."""
-    _, channels, height, width = features.shape
-    result = torch.zeros(len(boxes), channels, *output_size)
-
-    def bilinear(image, y, x):
-        if y < -1 or y > height or x < -1 or x > width:
-            return torch.zeros(channels)
-        y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-        top, left = int(y), int(x)
-        bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-        dy, dx = y - top, x - left
-        upper = image[:, top, left] * (1 - dx) + image[:, top, right] * dx
-        lower = image[:, bottom, left] * (1 - dx) + image[:, bottom, right] * dx
-        return upper * (1 - dy) + lower * dy
-
-    for n, (box, index) in enumerate(zip(boxes.tolist(), batch_index.tolist())):
-        x1, y1, x2, y2 = (v * scale - (0.5 if aligned else 0) for v in box)
-        h, w = y2 - y1, x2 - x1
-        if not aligned:
-            h, w = max(h, 1), max(w, 1)
-        bin_h, bin_w = h / output_size[0], w / output_size[1]
-        rows = sampling_ratio if sampling_ratio > 0 else math.ceil(bin_h)
-        columns = sampling_ratio if sampling_ratio > 0 else math.ceil(bin_w)
-        for p in range(output_size[0]):
-            for q in range(output_size[1]):
-                for i in range(rows):
-                    for j in range(columns):
-                        y, x = y1 + (p + (i + 0.5) / rows) * bin_h, x1 + (q + (j + 0.5) / columns) * bin_w
-                        result[n, :, p, q] += bilinear(features[index], y, x) / (rows * columns)
-    return result
-
-
-@pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
-def test_roi_align_against_naive(aligned, sampling_ratio):
-    generator = torch.Generator().manual_seed(sampling_ratio)
-    features = torch.randn(2, 3, 9, 13, generator=generator)
-    corner = torch.rand(6, 2, generator=generator) * 60 - 10  # some begin outside the 104 x 72 picture
-    boxes = torch.cat([corner, corner + 1 + torch.rand(6, 2, generator=generator) * 70], 1)
-    boxes = torch.cat([boxes, torch.tensor([[5.0, 6, 5.5, 6.25], [0, 0, 104, 72], [300, 300, 310, 320]])])
-    index = torch.tensor([0, 1, 1, 0, 0, 1, 1, 0, 1])
-    fast = roi_align(features, boxes, index, (3, 4), 1 / 8, sampling_ratio, aligned)
-    slow = naive_roi_align(features, boxes, index, (3, 4), 1 / 8, sampling_ratio, aligned)
-    torch.testing.assert_close(fast, slow, atol=2e-6, rtol=1e-5)
-    assert slow[:6].abs().sum() > 1
-    assert slow[8].abs().sum() == 0  # far outside
-
-
-def test_roi_align_of_a_ramp_is_the_coordinate_of_bin_centres():
-    ramp = torch.arange(16.0).expand(1, 1, 16, 16)  # value = x of the pixel whose centre is x + 0.5
-    result = roi_align(ramp, torch.tensor([[4.0, 4, 12, 12]]), torch.tensor([0]), (4, 4))
-    torch.testing.assert_close(result[0, 0, 0], torch.tensor([4.5, 6.5, 8.5, 10.5]))
-
-
-def test_roi_align_of_no_boxes():
-    result = roi_align(torch.zeros(1, 5, 8, 8), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), (7, 6))
-    assert result.shape == (0, 5, 7, 6)
-
-
-def test_roi_weights_take_cells_back_to_pixels():
-    """random-conv never cuts a map out: means over RoI cells are means over pixels with these weights."""
-    generator = torch.Generator().manual_seed(0)
-    image, cells = torch.randn(1, 5, 20, 30, generator=generator), torch.rand(2, 4, 4, generator=generator)
-    boxes = torch.tensor([[3.0, 5, 90, 61], [40, 10, 52, 71]])
-    weight_y, weight_x = roi_weights(boxes, (20, 30), (4, 4), 1 / 4)
-    pixels = weight_y.transpose(1, 2) @ cells @ weight_x
-    cut_out = naive_roi_align(image, boxes, torch.tensor([0, 0]), (4, 4), 1 / 4, 0, True)
-    expected = (cut_out * cells[:, None]).sum((2, 3))
-    torch.testing.assert_close(torch.einsum("nyx,cyx->nc", pixels, image[0]), expected, atol=1e-5, rtol=1e-5)
-
-
-def naive_nms(boxes, scores, threshold):
-    kept = []
-    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
-        if all(naive_iou(boxes[i], boxes[j]) <= threshold for j in kept):
-            kept.append(i)
-    return kept
-
-
-def naive_iou(a, b):
-    wide, tall = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(wide, 0) * max(tall, 0)
-    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
-
-
-@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
-def test_nms_against_naive(threshold):
-    generator = torch.Generator().manual_seed(0)
-    for n in (1, 7, 60, 200):
-        corner = torch.randint(0, 40, (n, 2), generator=generator).double()
-        boxes = torch.cat([corner, corner + torch.randint(1, 40, (n, 2), generator=generator)], 1)
-        scores = torch.randint(0, 10, (n,), generator=generator) / 10  # many ties
-        assert nms(boxes, scores, threshold).tolist() == naive_nms(boxes.tolist(), scores.tolist(), threshold)
-
-
-def test_nms_keeps_boxes_that_overlap_by_exactly_the_threshold():
-    boxes = torch.tensor([[0.0, 0, 2, 1], [1, 0, 2, 1]])  # overlap 0.5
-    assert nms(boxes, torch.tensor([1.0, 2.0]), 0.5).tolist() == [1, 0]
-    assert nms(boxes, torch.tensor([1.0, 2.0]), 0.49).tolist() == [1]
-    assert nms(torch.zeros(0, 4), torch.zeros(0), 0.5).tolist() == []
-
-
-def test_norm_boxes():
-    boxes = norm_boxes(torch.tensor([[10, 20, 60, 100]]), width=200, height=100)
-    torch.testing.assert_close(boxes, torch.tensor([[0.05, 0.2, 0.3, 1.0, 0.25, 0.8]]))
 
 
 def test_components_against_flood_fill():
@@ -258,7 +149,10 @@ def test_soft_labels_can_be_left_out():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "yolo"}, "found yolo, expected one of random-conv"),
+        ({"name": "yolo"}, "found yolo, expected one of random-conv, butd"),
+        ({"name": "hf:"}, "found hf:, expected one of"),
+        ({"name": "butd:x"}, "found butd:x, expected one of"),
+        ({"weights": "w"}, "--weights w: random-conv takes none"),
         ({"feature_dim": 3}, "feature_dim is 3"),
         ({"num_labels": 1}, "num_labels is 1"),
         ({"size": 8}, "size is 8"),

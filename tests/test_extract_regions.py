@@ -2,18 +2,31 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import lmdb
 import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image, ImageDraw
 
+from data import photos as photos_module
 from data.errors import BadInput
+from data.photos import find_photos
 from data.regions import RegionDB
-from scripts.extract_regions import Options, extract_all, find_photos, main
+from model.detector import Detections
+from model.faster_rcnn import FasterRcnn
+from model.random_conv import RandomConv
+from model.rcnn_config import read_config
+from scripts import extract_regions as script
+from scripts.extract_regions import Options, extract_all, main
+from tests.test_faster_rcnn import SMALL as BUTD_CONFIG
+from tests.test_faster_rcnn import randomise
 
 SMALL = {"feature_dim": 64, "num_labels": 21, "workers": 0}
 
@@ -142,29 +155,24 @@ def test_overwrite_replaces_and_failure_keeps_the_old_database(photos, tmp_path)
         main(Options(str(photos), str(out), overwrite=True, compressed=True, **SMALL))
 
 
-def test_two_photos_of_one_key_are_refused(photos):
-    picture().save(photos / "more" / "b_rgb.png")
-    with pytest.raises(BadInput, match=r"b_rgb\.jpg and .*more/b_rgb\.png would both have the key b_rgb\.npz"):
-        find_photos(str(photos), None)
-
-
-def test_nothing_to_read(tmp_path):
-    with pytest.raises(BadInput, match="no such folder"):
-        find_photos(str(tmp_path / "absent"), None)
-    with pytest.raises(BadInput, match="found no photographs"):
-        find_photos(str(tmp_path), None)
-    with pytest.raises(BadInput, match=r"--list .*absent\.txt: cannot be read"):
-        find_photos(str(tmp_path), str(tmp_path / "absent.txt"))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"conf_th": -1.0}, "--conf-th"),
         ({"min_bb": 20, "max_bb": 10}, "--min-bb 20 --max-bb 10"),
         ({"workers": -1}, "--workers"),
-        ({"extractor": "yolo"}, "found yolo, expected one of random-conv"),
+        ({"extractor": "yolo"}, "found yolo, expected one of random-conv, butd, .*, precomputed"),
         ({"feature_dim": 2}, "feature_dim is 2"),
+        ({"weights": "x"}, "--weights x: random-conv takes none"),
+        ({"sizes": "x.json"}, "only precomputed features need them"),
+        ({"extractor": "precomputed", "list": "x.txt"}, "--list: precomputed takes every image"),
+        ({"extractor": "precomputed", "num_labels": 1}, "--num-labels: found 1"),
+        ({"size_order": "xy"}, "--size-order: found xy"),
+        ({"shard": "0/2"}, "--shard: found 0/2"),
+        ({"shard": "1/2", "merge": True}, "leave --shard out"),
+        ({"merge": True}, "expected the parts of one run with --shard, found none"),
+        ({"extractor": "torchvision:no_such_model"}, "torchvision:no_such_model: "),
+        ({"extractor": "hf:./not/a/model"}, "hf:./not/a/model: cannot be loaded"),
     ],
 )
 def test_bad_settings(photos, tmp_path, settings, message):
@@ -180,4 +188,136 @@ def die(pictures):
 
 def test_a_worker_that_dies_is_an_error_and_not_a_hang(photos):
     with pytest.raises(BadInput, match="a worker process died"):
-        list(extract_all(die, sorted(photos.glob("*.jpg")), workers=1))
+        list(extract_all(die, find_photos(str(photos)), 1, torch.device("cpu")))
+
+
+# ---- stopped and started again, parts, other extractors ---------------------------------------------------------------
+
+
+@pytest.fixture
+def twenty(tmp_path) -> Path:
+    folder = tmp_path / "twenty"
+    folder.mkdir()
+    for i in range(20):
+        picture(100 + 7 * i, 150, (12 * i, 40, 200 - 9 * i)).save(folder / f"{i:02d}.jpg")
+    (folder / "07.jpg").write_text("not a picture")
+    return folder
+
+
+def command(*words) -> list[str]:
+    script = Path(__file__).parents[1] / "scripts" / "extract_regions.py"
+    return [sys.executable, str(script), *map(str, words), "--feature-dim", "64", "--num-labels", "21"]
+
+
+def test_a_killed_run_goes_on(twenty, tmp_path, monkeypatch):
+    """Killed (SIGKILL) in the middle; the same command ends with the bytes of an uninterrupted run."""
+    main(Options(str(twenty), str(tmp_path / "whole"), **SMALL))
+    killer = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+from data import regions
+from scripts import extract_regions
+from configs import cli
+add, seen = regions.RegionWriter.add, []
+def add_some(writer, key, value):
+    add(writer, key, value)
+    writer._commit()
+    seen.append(key)
+    if len(seen) == 6:
+        os.kill(os.getpid(), 9)
+regions.RegionWriter.add = add_some
+cli.run(extract_regions.main, extract_regions.Options)
+"""
+    root = str(Path(__file__).parents[1])
+    words = command("--photos", twenty, "--out", tmp_path / "db", "--workers", 0)
+    killed = subprocess.run([sys.executable, "-c", killer, root, *words[2:]], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert not (tmp_path / "db" / "feat_th0.2_max100_min10").exists()
+    with pytest.raises(BadInput, match=r"min10\.partial: was begun with other settings"):
+        main(Options(str(twenty), str(tmp_path / "db"), **SMALL, seed=1))
+
+    extracted = []
+    real = photos_module.read_photo
+    monkeypatch.setattr(script, "read_photo", lambda photo: extracted.append(photo.key) or real(photo))
+    main(Options(str(twenty), str(tmp_path / "db"), **SMALL))
+    assert len(extracted) == 14 and "00.npz" not in extracted
+    report = json.loads((tmp_path / "db" / "report.json").read_text())
+    assert (report["written"], report["from_an_earlier_run"], report["skipped"]) == (19, 6, 1)
+    assert stored(tmp_path / "db") == stored(tmp_path / "whole")
+    nbb = "nbb_th0.2_max100_min10.json"
+    assert (tmp_path / "db" / nbb).read_text() == (tmp_path / "whole" / nbb).read_text()
+    assert {p.name for p in (tmp_path / "db" / "feat_th0.2_max100_min10").iterdir()} <= {"data.mdb", "lock.mdb"}
+
+
+def test_parts_of_several_ranks_are_merged(twenty, tmp_path, monkeypatch):
+    main(Options(str(twenty), str(tmp_path / "whole"), **SMALL))
+    out = str(tmp_path / "db")
+    main(Options(str(twenty), out, shard="1/3", **SMALL))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")  # as under torchrun
+    main(Options(str(twenty), out, **SMALL))
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(BadInput, match="part-3-of-3 not finished"):
+        main(Options(str(twenty), out, merge=True, **SMALL))
+    main(Options(str(twenty), out, shard="3/3", **SMALL))
+    with pytest.raises(BadInput, match=r"part-1-of-3: was made with other settings of seed"):
+        main(Options(str(twenty), out, merge=True, seed=4, **SMALL))
+    main(Options(str(twenty), out, merge=True, **SMALL))
+    assert stored_beside_parts(tmp_path / "db") == stored(tmp_path / "whole")
+    report = json.loads((tmp_path / "db" / "report.json").read_text())
+    assert (report["written"], list(report["bad_photos"])) == (19, [str(twenty / "07.jpg")])
+
+
+def stored_beside_parts(img_db: Path) -> dict[bytes, bytes]:
+    for part in img_db.glob("part-*"):
+        shutil.rmtree(part)
+    return stored(img_db)
+
+
+def test_a_tar_and_its_folder_give_the_same_database(twenty, tmp_path):
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(twenty, ".")
+    main(Options(str(twenty), str(tmp_path / "a"), image_key="coco_{stem:0>5}.npz", **SMALL))
+    main(Options(str(tmp_path / "photos.tar"), str(tmp_path / "b"), image_key="coco_{stem:0>5}.npz", **SMALL))
+    assert stored(tmp_path / "a") == stored(tmp_path / "b") and b"coco_00003.npz" in stored(tmp_path / "a")
+    report = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert list(report["bad_photos"]) == [f"{tmp_path / 'photos.tar'}:07.jpg"]
+
+
+def test_butd_fills_a_database(twenty, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(BUTD_CONFIG))
+    detector = FasterRcnn(read_config(folder / "config.yaml"))
+    randomise(detector)
+    torch.save(detector.state_dict(), folder / "pytorch_model.bin")
+    (tmp_path / "list.txt").write_text("01.jpg\n07.jpg\n19.jpg\n")
+    out, listing = str(tmp_path / "db"), str(tmp_path / "list.txt")
+    main(Options(str(twenty), out, list=listing, extractor="butd", weights=str(folder), workers=0))
+    db = RegionDB(out)
+    assert (list(db.keys), db.feature_dim, db.num_labels) == (["01.npz", "19.npz"], 128, 10)
+    for key in db.keys:
+        assert 10 <= len(db[key]) <= 100
+        np.testing.assert_allclose(db[key].soft_labels.astype(np.float32).sum(1), 1, atol=5e-3)
+
+
+def test_photos_without_regions_are_listed(photos, tmp_path, monkeypatch):
+    """A detector that finds nothing, or overflows half precision, in one photo must not stop the others."""
+    real = RandomConv._detect
+
+    def detect(self, seen):
+        found = real(self, seen)
+        if seen.width == 90:  # a.dotted.name.png
+            found.features[0, 0] = 1e6
+        if seen.height == 120 and seen.getpixel((30, 60)) == seen.getpixel((0, 0)):
+            return Detections(found.boxes[:0], found.features[:0], found.conf[:0], found.soft_labels[:0])
+        return found
+
+    monkeypatch.setattr(RandomConv, "_detect", detect)
+    Image.new("RGB", (160, 120), "white").save(photos / "white.png")
+    main(Options(str(photos), str(tmp_path / "db"), **SMALL))
+    bad = json.loads((tmp_path / "db" / "report.json").read_text())["bad_photos"]
+    assert {Path(name).name: reason for name, reason in bad.items()} == {
+        "white.png": "no region was found",
+        "a.dotted.name.png": "features are beyond half precision",
+    }

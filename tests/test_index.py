@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.index import EmbeddingIndex, IndexWriter, data_fingerprint
+from data.index import EmbeddingIndex, data_fingerprint
+from data.index_writer import IndexWriter
 from data.lmdb_env import close_env
 
 
@@ -67,9 +68,9 @@ def test_search_is_the_naive_search(tmp_path, name, dtype):
 
 def test_search_over_many_blocks_and_query_batches(tmp_path, monkeypatch):
     """Blocks, spans and query batches all end in the middle of something; one query alone gives the same."""
-    monkeypatch.setattr("data.index.BLOCK_BYTES", 1)  # 256 rows, the least
-    monkeypatch.setattr("data.index.QUERIES_AT_ONCE", 7)
-    monkeypatch.setattr("data.index.SCORES_AT_ONCE", 7 * 600)
+    monkeypatch.setattr("data.index_writer.BLOCK_BYTES", 1)  # 256 rows, the least
+    monkeypatch.setattr("data.search.QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr("data.search.SCORES_AT_ONCE", 7 * 600)
     rng = np.random.default_rng(2)
     vectors = rng.standard_normal((300, 16)).astype(np.float32)[rng.integers(0, 300, 2000)]
     queries = rng.standard_normal((23, 16)).astype(np.float32)
@@ -82,7 +83,7 @@ def test_search_over_many_blocks_and_query_batches(tmp_path, monkeypatch):
 
 
 def test_rows_ids_and_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.index.BLOCK_BYTES", 1)
+    monkeypatch.setattr("data.index_writer.BLOCK_BYTES", 1)
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((900, 8)).astype(np.float32)
     ids = [f"bild_{'ü' * (i % 5)}{i}.npz" for i in range(900)]
@@ -126,13 +127,17 @@ def test_layout_is_as_documented(tmp_path):
         stored = dict(txn.cursor())
     header = json.loads(stored.pop(b"header"))
     assert header.pop("created")["time"].startswith("20")
+    scales = np.array([3, 7, 11], "<f4") / np.float32(127)
+    codes = np.rint(vectors / scales[:, None]).astype("i1")
+    error = np.linalg.norm(codes * scales[:, None] - vectors, axis=1).max()
     assert header == {
-        "format": "feature-index", "version": 1, "kind": "txt", "dim": 4, "dtype": "fp16", "count": 3,
+        "format": "feature-index", "version": 2, "kind": "txt", "dim": 4, "dtype": "fp16", "count": 3,
         "rows_per_block": 4096, "max_norm": pytest.approx(float(np.linalg.norm(vectors[2]))), "model": "m0",
-        "data": "d0",
+        "data": "d0", "max_error": pytest.approx(error, rel=1e-5), "complete": True, "commits": 1,
     }  # fmt: skip
     assert stored == {
         b"vec/00000000": vectors.astype("<f2").tobytes(),
+        b"int8/00000000": scales.tobytes() + codes.tobytes(),
         b"ids/00000000": np.array([0, 1, 4, 7], "<u4").tobytes() + "abéccc".encode(),
         b"row/a": (0).to_bytes(8, "little"),
         "row/bé".encode(): (1).to_bytes(8, "little"),
@@ -234,8 +239,8 @@ def test_newer_format_is_refused(tmp_path):
     close_env(tmp_path / "index")
     with lmdb.open(str(tmp_path / "index")) as env, env.begin(write=True) as txn:
         header = json.loads(txn.get(b"header"))
-        txn.put(b"header", json.dumps(header | {"version": 2}).encode())
-    with pytest.raises(BadInput, match="format 2"):
+        txn.put(b"header", json.dumps(header | {"version": 3}).encode())
+    with pytest.raises(BadInput, match="format 3"):
         EmbeddingIndex(tmp_path / "index")
 
 

@@ -16,7 +16,7 @@ from configs import cli
 from data.annotations import Caption
 from data.captions import load_tokenizer, write_caption_db
 from data.errors import BadInput
-from data.index import IndexWriter
+from data.index_writer import IndexWriter
 from data.lmdb_env import LmdbWriter
 from data.regions import Regions, RegionWriter, encode_compressed, encode_plain
 from scripts import inspect_db

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.samplers import DrawStream, Source, _by_shape, epoch_draws, token_buckets
+from data.samplers import DrawStream, Source, _by_shape, epoch_draws, tempered_order, token_buckets
 
 
 def lengths(n=5000, seed=0):
@@ -97,6 +97,49 @@ def test_an_epoch_goes_on_where_it_was_stopped():
     # on another number of ranks the order is the same, in batches of another size
     rest = list(epoch_draws(101, 8, 7, 2, done=whole[4].done, rank=1, ranks=2))
     assert list(rest[0].indices) == list(whole[6].indices[:8])
+
+
+LANGUAGES = [
+    np.arange(500),
+    np.arange(500, 1000),
+    np.arange(1000, 1100),
+    np.arange(1100, 1200),
+]  # 5, 5, 1 and 1 hundred
+
+
+@pytest.mark.parametrize(
+    "temperature, expected", [(1, [500, 500, 100, 100]), (2, [415, 414, 186, 185]), (1e9, [300, 300, 300, 300])]
+)
+def test_languages_share_an_epoch_by_the_temperature(temperature, expected):
+    for epoch in range(3):
+        order = tempered_order(LANGUAGES, temperature, 7, epoch)
+        counts = [int(np.isin(order, group).sum()) for group in LANGUAGES]
+        assert len(order) == 1200 and counts == pytest.approx(expected, abs=1)
+        weights = np.array([5, 5, 1, 1]) ** (1 / temperature)
+        assert counts == pytest.approx(1200 * weights / weights.sum(), abs=1)
+        if temperature == 1:
+            assert sorted(order) == list(range(1200))
+    assert list(order) == list(tempered_order(LANGUAGES, temperature, 7, 2)) != sorted(order)
+    assert list(order) != list(tempered_order(LANGUAGES, temperature, 8, 2))
+
+
+def test_over_the_epochs_every_pair_of_a_language_comes_equally_often():
+    seen = np.bincount(np.concatenate([tempered_order(LANGUAGES, 3, 0, epoch) for epoch in range(7)]), minlength=1200)
+    for group in LANGUAGES:
+        assert seen[group].min() >= 1 and np.ptp(seen[group]) <= 1
+    assert seen[:500].max() < 7 < seen[1000:].min()
+
+
+def test_a_tempered_epoch_goes_on_where_it_was_stopped_and_ranks_share_it():
+    def draws(*where):
+        return list(epoch_draws(1200, *where, order=tempered_order(LANGUAGES, 3, 7, 2)))
+
+    whole = draws(64, 7, 2)
+    rest = draws(64, 7, 2, whole[4].done)
+    assert [list(d.indices) for d in rest] == [list(d.indices) for d in whole[5:]]
+    parts = [draws(32, 7, 2, 0, rank, 2) for rank in range(2)]
+    for step, together in enumerate(whole):
+        assert list(np.concatenate([part[step].indices for part in parts])) == list(together.indices)
 
 
 def stream(seed=0, draws_per_step=1, ratios=(16, 8, 4)):

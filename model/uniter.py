@@ -1,0 +1,315 @@
+"""UNITER as a re-ranker: caption and regions go through one encoder together (Chen et al., ECCV 2020).
+
+reranker = Reranker.from_pretrained("runs/uniter/best")     # or a folder that scripts/convert_checkpoint.py made of a UNITER
+scores = reranker(input_ids, attention_mask, features, positions, region_mask)      # [B], one of each caption–image pair
+
+Every pair costs a pass of the encoder, so that it ranks again only what the dot product found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data.atomic import atomic_file
+from data.batches import Batch, PairDataset
+from data.errors import BadInput
+from model import checkpoints
+from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
+from model.initial import ModelOptions, check_fits, check_longest, check_tokenizer, random_encoder
+from model.transformer import Bert, EncoderConfig, init_weights
+
+HEADS = "original_extra.safetensors"  # beside the encoder, where convert_checkpoint.py puts a UNITER's heads
+
+
+@dataclass
+class RerankerOptions:
+    """How a re-ranker is trained, with ``model.kind uniter``.
+
+    Args:
+        miner: LightningDOT checkpoint: its ranking is what hard negatives are drawn from (hard_negatives.count and window),
+            and what is ranked again in validation
+        margin: by which the sigmoid of a pair's score has to be above those of its mismatches
+        top: candidates of each validation query that are ranked again
+        mix: in validation, weight of the bi-encoder's score, which is added to the re-ranker's
+    """
+
+    miner: str | None = None
+    margin: float = 0.2
+    top: int = 20
+    mix: float = 0.0
+
+    def __post_init__(self):
+        if self.top < 1 or self.margin <= 0 or self.mix < 0:
+            raise BadInput(
+                f"reranker: top {self.top} must be at least 1, margin {self.margin} above 0, and mix {self.mix} at least 0"
+            )
+
+
+@dataclass
+class UniterConfig:
+    """Everything that fixes the shapes of a re-ranker.
+
+    Args:
+        encoder: the one encoder of words and regions
+        feature_dim: width F of a region feature
+        num_labels: C, classes of the region detector, kept for the record
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    feature_dim: int = 2048
+    num_labels: int = 1601
+
+
+class Uniter(Bert):
+    """[CLS] words [SEP] regions through one encoder."""
+
+    def __init__(self, config: UniterConfig):
+        super().__init__(config.encoder)
+        self.img_embeddings = RegionEmbeddings(config.encoder, config.feature_dim)
+
+
+class Reranker(nn.Module):
+    """UNITER for image–text retrieval: one score of a caption–image pair."""
+
+    def __init__(self, config: UniterConfig):
+        super().__init__()
+        self.config = config
+        self.fingerprint: str | None = None  # of the weights as last read or written
+        self.bert = Uniter(config)
+        self.rank_output = nn.Linear(config.encoder.hidden_size, 1)
+        self.itm_output = nn.Linear(config.encoder.hidden_size, 2)  # pre-training's: class 1 is a match
+        init_weights(self, config.encoder.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        region_mask: Tensor,
+        texts: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> Tensor:
+        """Score pairs: higher is a better match. Training and UNITER's own evaluation look at its sigmoid, which ranks alike.
+
+        Args:
+            input_ids: [B,L] int64, [CLS] words [SEP] padding
+            attention_mask: [B,L] bool, true at real tokens
+            features: [B,R,F] region features, any float type
+            positions: [B,R,7] x1 y1 x2 y2 w h w·h as fractions of the image
+            region_mask: [B,R] bool, true at real regions
+            texts, images: [P] int64, rows of the texts and of the images that make a pair; None: row i with row i. With
+                them there may be other numbers of texts and images, and each is embedded once however many pairs it is in
+
+        Returns: [P]
+        """
+        return self.rank_output(self.pooled(input_ids, attention_mask, features, positions, region_mask, texts, images))[:, 0]
+
+    def pooled(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        region_mask: Tensor,
+        texts: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> Tensor:
+        """What both heads read of each pair: → [P,h]; arguments as of ``forward``."""
+        types = self.bert.embeddings.token_type_embeddings.weight
+        words = self.bert.embeddings(input_ids)
+        regions = self.bert.img_embeddings(features, positions, types[-1], None)  # type 1
+        sides = (words, attention_mask.bool(), texts), (regions.to(words.dtype), region_mask.bool(), images)
+        (words, word_mask), (regions, region_mask) = (
+            (x, mask) if rows is None else (x[rows], mask[rows]) for x, mask, rows in sides
+        )
+        x, mask = without_gaps(torch.cat([words, regions], dim=1), torch.cat([word_mask, region_mask], dim=1))
+        return self.bert.pooler(self.bert.encoder(x, mask, first_only=True))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dropout: float | None = None) -> Reranker:
+        """Read a re-ranker that was trained here, or a UNITER that ``scripts/convert_checkpoint.py`` converted; in eval mode.
+
+        Raises:
+            BadInput: no such folder, no UNITER, one without rank_output, or a tensor missing or of the wrong shape.
+        """
+        model, tensors = cls._read(folder, dropout)
+        absent = [name for name in model.state_dict() if name.startswith("rank_output.") and name not in tensors]
+        if absent:
+            raise BadInput(
+                f"{folder}/{HEADS}: no {absent[0]}: this UNITER was pre-trained and not yet fine-tuned for retrieval; train it: "
+                "train_itm.py --model uniter --model.init"
+            )
+        return model.eval()
+
+    @classmethod
+    def start_from(cls, folder: str | Path, dropout: float | None = None) -> tuple[Reranker, str]:
+        """A re-ranker to train, from a UNITER as in ``from_pretrained``; without rank_output it ranks as itm_output matches.
+
+        Returns: it, and a line that says where its head comes from
+        """
+        model, tensors = cls._read(folder, dropout)
+        if "rank_output.weight" in tensors:
+            return model, "rank_output: as in the checkpoint"
+        if "itm_output.weight" not in tensors:
+            return model, "rank_output: random weights"
+        with torch.no_grad():
+            model.rank_output.weight.copy_(model.itm_output.weight[1:])
+            model.rank_output.bias.copy_(model.itm_output.bias[1:])
+        return model, "rank_output: from row 1 of itm_output, the match"
+
+    @classmethod
+    def _read(cls, folder: str | Path, dropout: float | None) -> tuple[Reranker, dict[str, Tensor]]:
+        """The model with what is in the folder, random weights for heads that are not, and the tensors that are."""
+        path = Path(folder) / "config.json"
+        values = checkpoints.read_json(path)
+        if values.get("model_type") != "uniter":
+            raise BadInput(
+                f"{path}: not a UNITER (model_type {values.get('model_type')!r}); a re-ranker is trained with train_itm.py "
+                "--model uniter, or converted with scripts/convert_checkpoint.py"
+            )
+        encoder, tensors = checkpoints.read_bert(folder)
+        if dropout is not None:
+            encoder.set_dropout(dropout)
+        tensors = {f"bert.{name}": tensor for name, tensor in tensors.items()}
+        if (Path(folder) / HEADS).is_file():
+            heads = checkpoints.read_tensors(Path(folder) / HEADS)
+            tensors |= {n: t for n, t in heads.items() if n.startswith(("rank_output.", "itm_output."))}
+        model = cls(UniterConfig(encoder, values.get("feature_dim", 2048), values.get("num_labels", 1601)))
+        checkpoints.load_strict(model, tensors, str(folder), optional=r"^(rank|itm)_output\.")
+        model.fingerprint = values.get("fingerprint") or checkpoints.fingerprint(tensors)
+        return model, tensors
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that ``from_pretrained`` reads."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        self.fingerprint = self.write(folder, tensors, self.config)
+
+    @staticmethod
+    def write(folder: str | Path, tensors: dict[str, Tensor], config: UniterConfig) -> str:
+        """Write a state dict as ``save_pretrained`` does → its fingerprint. The layout is that of a converted UNITER, so that
+        ``scripts/convert_checkpoint.py --to original`` makes a UNITER file of it."""
+        fingerprint = checkpoints.fingerprint(tensors)
+        values = dataclasses.asdict(config.encoder) | {
+            "model_type": "uniter",
+            "feature_dim": config.feature_dim,
+            "num_labels": config.num_labels,
+            "fingerprint": fingerprint,
+            "original": {"kind": "uniter", "module": "", "prefix": "bert.", "beside": None},
+        }
+        heads = {name: tensor for name, tensor in tensors.items() if not name.startswith("bert.")}
+        with atomic_file(Path(folder) / HEADS) as path:
+            checkpoints.save_tensors(heads, path)
+        encoder = {n.removeprefix("bert."): t for n, t in tensors.items() if n.startswith("bert.")}
+        checkpoints.write(folder, encoder, values)
+        return fingerprint
+
+
+def without_gaps(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the padding between words and regions to the end, and cut off what is padding in every row.
+
+    Attention has no order but that of the position embeddings, which are in ``x`` already: the scores stay the same.
+
+    Args:
+        x: [B,L,h]
+        mask: [B,L] bool, true at what is real
+    """
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(mask.sum(dim=1).max())]
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[2])), mask.gather(1, order)
+
+
+def forward_ranking(reranker: Reranker, batch: Batch, margin: float) -> Tensor:
+    """Pairwise ranking loss: a pair's sigmoid must be above that of its mismatches by ``margin``.
+
+    The mismatches of a pair are, for each of its hard negatives, its caption with the other image, and its image with the
+    other caption.
+
+    Args:
+        batch: its first ``num_pairs`` N rows are pairs, the others their hard negatives, the same number for each
+
+    Returns: [N], the mean of each pair's mismatches
+    """
+    n = batch.num_pairs
+    own = torch.arange(max(n, 1), device=batch.input_ids.device)  # with no pair: something to run on
+    others = torch.arange(len(own), len(batch), device=own.device)
+    of = own.repeat_interleave(len(others) // len(own))
+    logits = reranker(
+        batch.input_ids,
+        batch.attention_mask,
+        batch.features,
+        batch.positions,
+        batch.region_mask,
+        texts=torch.cat([own, of, others]),
+        images=torch.cat([own, others, of]),
+    )
+    right, wrong = logits.float().sigmoid().tensor_split([len(own)])
+    return (margin + wrong.view(2, len(own), -1) - right[:, None]).clamp(min=0).mean(dim=(0, 2))[:n]
+
+
+def build_reranker(options: ModelOptions, pairs: PairDataset) -> tuple[Reranker, str]:
+    """The re-ranker that training starts from, in train mode, for the captions and regions of ``pairs``.
+
+    ``options.init`` is a UNITER or re-ranker folder, a Hugging Face BERT folder (its region embeddings start at random), or
+    a LightningDOT checkpoint; None: random weights.
+
+    Of LightningDOT it takes the text tower, which knows words, with the image tower's region embeddings.
+
+    Returns: it, and a line that says what it was made of
+
+    Raises:
+        BadInput: weights that do not fit the data's vocabulary or feature width.
+    """
+    regions = pairs.regions
+    if not options.init:
+        encoder, tensors, origin = random_encoder(options, pairs.captions.meta), {}, "random weights"
+    else:
+        values = checkpoints.read_json(Path(options.init) / "config.json")
+        if values.get("model_type") == "uniter":
+            model, origin = Reranker.start_from(options.init, options.dropout)
+            check_reranker(model.config, options.init, pairs)
+            return model.train(), f"{options.init}, {origin}"
+        if "txt" in values and "img" in values:
+            encoder, tensors, origin = _of_towers(options.init)
+        else:
+            encoder, tensors = checkpoints.read_bert(options.init)
+            origin = f"{options.init}, region embeddings and heads: random weights"
+    if options.dropout is not None:
+        encoder.set_dropout(options.dropout)
+    of_regions = tensors.get("img_embeddings.img_linear.weight")
+    width = regions.feature_dim if of_regions is None else of_regions.shape[1]  # compared with the data's just below
+    model = Reranker(UniterConfig(encoder, width, regions.num_labels))
+    check_reranker(model.config, options.init or "model", pairs)
+    if tensors:
+        checkpoints.load_strict(model.bert, tensors, options.init, optional=r"^(pooler|img_embeddings)\.")
+    return model.train(), origin
+
+
+def _of_towers(folder: str) -> tuple[EncoderConfig, dict[str, Tensor], str]:
+    config = LightningDOTConfig.from_dict(checkpoints.read_config(folder))
+    if config.txt.hidden_size != config.img.hidden_size:
+        raise BadInput(
+            f"{folder}: a re-ranker of its towers needs both of one width, the text tower has hidden_size "
+            f"{config.txt.hidden_size}, the image tower {config.img.hidden_size}; start from a BERT folder"
+        )
+    towers = checkpoints.read_tensors(Path(folder) / "model.safetensors")
+    start = "txt_model.bert."
+    tensors = {n.removeprefix(start): t.float() for n, t in towers.items() if n.startswith(start)}
+    start = "img_model.bert."
+    of_regions = f"{start}img_embeddings."
+    tensors |= {n.removeprefix(start): t.float() for n, t in towers.items() if n.startswith(of_regions)}
+    return config.txt, tensors, f"text tower and region embeddings of {folder}, heads: random weights"
+
+
+def check_reranker(config: UniterConfig, source: str, pairs: PairDataset) -> None:
+    """Refuse a re-ranker that was made for other words, other features or shorter captions than those of ``pairs``."""
+    towers = LightningDOTConfig(
+        config.encoder, config.encoder, 0, config.feature_dim, config.num_labels, pairs.captions.meta["CLS"]
+    )
+    check_fits(towers, pairs.captions.meta, pairs.regions.feature_dim, source, str(pairs.regions.folder))
+    check_tokenizer(source, pairs.captions)
+    check_longest(towers, pairs)

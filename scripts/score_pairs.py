@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""Score captions and images with a re-ranker, for the bi-encoder to learn from (train_itm.py --distill.scores).
+
+python scripts/score_pairs.py --reranker runs/uniter/best --checkpoint runs/photos/best --captions db/train \
+    --regions db/regions --out runs/uniter/scores.npz
+python train_itm.py --config configs/finetune/photos_small.yaml --distill.scores runs/uniter/scores.npz --distill.weight 1 ...
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
+
+from configs import cli
+from data.errors import BadInput
+from data.regions import BoxOptions
+
+
+@dataclass
+class Options:
+    """Score each caption's own image, and the images that a bi-encoder ranks first for it, with a re-ranker.
+
+    Args:
+        reranker: checkpoint folder of a re-ranker (train_itm.py --model uniter), or a converted UNITER
+        checkpoint: LightningDOT checkpoint whose ranking the images come from
+        captions: text DB to score, that of training
+        regions: its image DB
+        out: file of scores to write (data/teacher.py)
+        top: images of each caption, besides its own
+        data_root: relative folders of databases start here
+        languages: only captions in these; none: all
+        boxes: which boxes of the image DB are used
+        batch_size: pairs scored at a time
+        precision: of matrix products: fp32 or bf16
+        device: auto, cpu, cuda or cuda:N
+    """
+
+    reranker: str
+    checkpoint: str
+    captions: str
+    regions: str
+    out: str
+    top: int = 20
+    data_root: str = "."
+    languages: list[str] | None = None
+    boxes: BoxOptions = field(default_factory=BoxOptions)
+    batch_size: int = 256
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+
+    def __post_init__(self):
+        if self.top < 1 or self.batch_size < 1:
+            raise BadInput(f"top {self.top} and batch_size {self.batch_size} must be at least 1")
+
+
+def main(options: Options) -> None:
+    from data.batches import open_pairs
+    from data.teacher import write_teacher_scores
+    from model.bi_encoder import LightningDOT
+    from model.initial import check_fits, check_tokenizer
+    from model.reranking import score_for_distillation
+    from model.uniter import Reranker, check_reranker
+    from optim.precision import choose_device
+
+    device = choose_device(options.device)
+    pairs = open_pairs(
+        options.captions, options.regions, options.boxes, languages=options.languages, root=options.data_root
+    )
+    miner = LightningDOT.from_pretrained(options.checkpoint).to(device)
+    check_fits(miner.config, pairs.captions.meta, pairs.regions.feature_dim, options.checkpoint, options.regions)
+    check_tokenizer(options.checkpoint, pairs.captions)
+    reranker = Reranker.from_pretrained(options.reranker).to(device)
+    check_reranker(reranker.config, options.reranker, pairs)
+    started = time.perf_counter()
+    images, scores = score_for_distillation(
+        reranker, miner, pairs, options.top, device, options.precision, options.batch_size
+    )
+    write_teacher_scores(options.out, list(pairs.ids), list(pairs.images), images, scores)
+    first = np.where(images >= 0, scores, -np.inf).argmax(axis=1)
+    own_first = np.take_along_axis(images, first[:, None], axis=1)[:, 0] == pairs.image_of
+    print(
+        f"{options.out}: {(images >= 0).sum()} pairs of {len(pairs)} captions in {time.perf_counter() - started:.1f} s; the "
+        f"re-ranker puts a caption's own image first for {own_first.mean():.1%}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
