@@ -281,7 +281,11 @@ def main(config: FinetuneConfig) -> None:
         epoch, done = epoch + 1, 0
 
         options_ = {"device": device, "precision": config.precision, "ranks": ranks}
-        tables = evaluate_reranker(model, val, first, config.reranker.mix, **options_) if reranks else evaluate(model, val, **options_)
+        tables = (
+            evaluate_reranker(model, val, first, config.reranker.mix, **options_)
+            if reranks
+            else evaluate(model, val, **options_)
+        )
         facts = f"validation recall on {len(val.images)} images, {len(val)} captions"
         before = {"bi-encoder": recall_before(first)} if reranks else {}
         say(ranks, f"epoch {epoch}: {facts}\n{format_table(before | tables)}")
@@ -309,7 +313,11 @@ def _towers(config: FinetuneConfig, train: PairDataset, val: PairDataset) -> Lig
 def _check_towers(model: LightningDOT, source: str | None, *datasets: PairDataset) -> None:
     for dataset in (part for dataset in datasets for part, _ in dataset.parts):
         check_fits(
-            model.config, dataset.captions.meta, dataset.regions.feature_dim, source or "model", str(dataset.regions.folder)
+            model.config,
+            dataset.captions.meta,
+            dataset.regions.feature_dim,
+            source or "model",
+            str(dataset.regions.folder),
         )
         check_longest(model.config, dataset)
         if source:
@@ -376,7 +384,9 @@ def _make_batch(dataset: PairDataset, draw: PairDraw) -> Batch:
     return dataset.batch(draw.indices, num_pairs=draw.num_pairs)
 
 
-def _facts(config: FinetuneConfig, model: LightningDOT | Reranker, train: PairDataset, val: PairDataset, ranks: Ranks) -> dict:
+def _facts(
+    config: FinetuneConfig, model: LightningDOT | Reranker, train: PairDataset, val: PairDataset, ranks: Ranks
+) -> dict:
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "train": {"captions": len(train), "images": len(train.images)},

@@ -347,8 +347,11 @@ class _AnyRegions:
         self.folder = ", ".join(dict.fromkeys(str(part.folder) for part in parts))
         self.feature_dim, self.num_labels = parts[0].feature_dim, parts[0].num_labels
 
+    def get(self, key: str, soft_labels: bool = True) -> Regions:
+        return next((part for part in self._parts if key in part), self._parts[0]).get(key, soft_labels)
+
     def __getitem__(self, key: str) -> Regions:
-        return next((part for part in self._parts if key in part), self._parts[0])[key]
+        return self.get(key)
 
 
 def _check_same(folder: Path, name: str, found: Any, expected: Any) -> None:
