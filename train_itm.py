@@ -22,11 +22,11 @@ from configs import cli
 from data.batches import Batch, PairDataset, load, open_pairs
 from data.errors import BadInput
 from data.regions import BoxOptions
-from data.samplers import PairDraw, epoch_draws
+from data.samplers import PairDraw, epoch_draws, tempered_order
 from data.teacher import read_teacher_scores
 from model.bi_encoder import LightningDOT
 from model.contrastive import Siblings
-from model.evaluation import embed_pairs, evaluate
+from model.evaluation import captions_by_language, embed_pairs, evaluate
 from model.gradient_cache import cached_backward
 from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
 from model.metrics import format_table
@@ -86,6 +86,8 @@ class FinetuneConfig:
         val_regions: its image DB; none: the same as train_regions, when that is one
         data_root: relative folders of databases start here
         languages: train and validate on captions in these; none: all
+        language_temperature: a language's share of an epoch goes by its captions^(1/this): 1 takes every caption once,
+            more takes those of small languages more often; the epoch stays as long
         boxes: which boxes of the image DBs are used
         model: where the weights start
         optim: the optimizer
@@ -122,6 +124,7 @@ class FinetuneConfig:
     val_regions: str | None = None
     data_root: str = "."
     languages: list[str] | None = None
+    language_temperature: float = 1.0
     boxes: BoxOptions = field(default_factory=BoxOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
@@ -159,6 +162,8 @@ class FinetuneConfig:
         for name in ("grad_accumulation", "epochs", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.language_temperature < 1:
+            raise BadInput(f"language_temperature must be at least 1, found {self.language_temperature}")
         if (self.model.kind == "uniter") != (self.reranker.miner is not None):
             raise BadInput(
                 f"model.kind uniter and reranker.miner go together, found {self.model.kind} and {self.reranker.miner}"
@@ -199,6 +204,7 @@ def main(config: FinetuneConfig) -> None:
     if config.distill.scores:
         train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images)
     hard_negatives = HardNegatives(train, config.hard_negatives)
+    spoken = list(captions_by_language(train).values()) if config.language_temperature != 1 else []
     reranks = config.model.kind == "uniter"
     model = _reranker(config, train, val, ranks) if reranks else _towers(config, train, val)
     model.to(device)
@@ -250,8 +256,9 @@ def main(config: FinetuneConfig) -> None:
         if config.hard_negatives.mines_before(epoch) and done == 0 and not mined:
             txt, img, _ = embed_pairs(miner, train, device, config.precision, ranks)
             hard_negatives.mine(txt, img)
+        order = tempered_order(spoken, config.language_temperature, config.seed, epoch) if spoken else None
         draws = epoch_draws(
-            len(train), config.batch_size, config.seed, epoch, done, ranks.rank, ranks.size, hard_negatives.draw
+            len(train), config.batch_size, config.seed, epoch, done, ranks.rank, ranks.size, hard_negatives.draw, order
         )
         batches = load(functools.partial(_make_batch, train), draws, config.num_workers, device.type == "cuda")
         steps = _steps(config, len(train), ranks)

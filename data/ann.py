@@ -132,8 +132,9 @@ class AnnSearch:
             raise BadInput(f"target_recall is {target_recall}, expected more than 0 and at most 1")
         self.about = self._read()
         if not self.about:
+            self.about = {"index": index.stamp}
             self._build(hnsw or HnswOptions())
-            self.about = {"index": index.stamp, "bytes": self._file.stat().st_size}
+            self.about["bytes"] = self._file.stat().st_size
         if "effort" not in self.about or queries is not None or target_recall not in (None, self.about["target_recall"]):
             self._tune(target_recall or self.about.get("target_recall", TARGET_RECALL), queries)
 
@@ -147,7 +148,10 @@ class AnnSearch:
         else:
             wanted = min(4 * k + 16 * effort, self.index.count)
             how = self._faiss.SearchParametersIVF(nprobe=min(effort, self._found.nlist))
-        _, rows = self._found.search(queries, wanted, params=how)
+        asked = queries
+        if self.kind == "hnsw":  # any length gives the same order
+            asked = queries * (np.float32(127) / np.maximum(np.abs(queries).max(axis=1, keepdims=True), 1e-30))
+        _, rows = self._found.search(asked, wanted, params=how)
         rows[(rows < 0) | (rows >= self.index.count)] = ABSENT
         scores, rows = (each[:, :k] for each in _ordered(dot_products(queries, self.index.vectors, rows), rows))
         short = np.flatnonzero(rows[:, -1] == ABSENT)
@@ -174,7 +178,7 @@ class AnnSearch:
     def _build(self, hnsw: HnswOptions) -> None:
         faiss, dim, count = self._faiss, self.index.dim, self.index.count
         if self.kind == "hnsw":
-            self._found = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, hnsw.m, faiss.METRIC_INNER_PRODUCT)
+            self._found = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit_direct_signed, hnsw.m, faiss.METRIC_INNER_PRODUCT)
             self._found.hnsw.efConstruction = hnsw.ef_construction
         else:
             lists = max(1, min(int(4 * count**0.5), count // 39))
@@ -184,12 +188,14 @@ class AnnSearch:
             self._found.cp.min_points_per_centroid = self._found.pq.cp.min_points_per_centroid = 1
         rows = np.random.default_rng(0).permutation(count)[:TRAINED_WITH]
         sample = self.index.vectors(np.sort(rows))
+        largest = float(np.quantile(np.abs(sample[:4096]), 0.9999))
+        self.about["scale"] = 127 / largest if largest > 1e-30 else 1.0  # to codes -127..127, one for all dimensions
         self._found.train(np.resize(sample, (max(256, len(sample)), dim)))
         with tqdm(total=count, desc=f"building {self.kind}", unit="vector", delay=2) as bar:
             for _, block in self.index.blocks():
                 for first in range(0, len(block), ADDED_AT_ONCE):
                     part = np.ascontiguousarray(block[first : first + ADDED_AT_ONCE], np.float32)
-                    self._found.add(part)
+                    self._found.add(np.clip(np.rint(part * self.about["scale"]), -127, 127) if self.kind == "hnsw" else part)
                     bar.update(len(part))
         self._stamp_file.unlink(missing_ok=True)
         with atomic_file(self._file) as path:

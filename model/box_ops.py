@@ -124,12 +124,18 @@ def roi_pool(
     x1, y1, x2, y2 = round_half_away(boxes.float() * spatial_scale).unbind(1)
     low_y, high_y = _pool_bins(y1, y2, output_size[0], features.shape[2])
     low_x, high_x = _pool_bins(x1, x2, output_size[1], features.shape[3])
-    result = features.new_zeros(len(boxes), features.shape[1], *output_size)
+    rows, columns = (torch.stack(bins, 2).tolist() for bins in ((low_y, high_y), (low_x, high_x)))
+    maps = features.permute(0, 2, 3, 1).contiguous()  # a slice's maximum then runs along the channels
+    result = maps.new_zeros(len(boxes), *output_size, maps.shape[3])
     for n, image in enumerate(batch_index.tolist()):
-        pooled = _max_over(_max_over(features[image], low_y[n], high_y[n], 1), low_x[n], high_x[n], 2)
-        empty = (high_y[n] <= low_y[n])[:, None] | (high_x[n] <= low_x[n])
-        result[n] = pooled.masked_fill(empty, 0)
-    return result
+        left, right = columns[n][0][0], columns[n][-1][1]
+        strips = [maps[image, low:high, left:right].amax(0) if low < high else None for low, high in rows[n]]
+        for p, strip in enumerate(strips):
+            if strip is not None and left < right:
+                for q, (low, high) in enumerate(columns[n]):
+                    if low < high:
+                        result[n, p, q] = strip[low - left : high - left].amax(0)
+    return result.permute(0, 3, 1, 2)
 
 
 def round_half_away(values: torch.Tensor) -> torch.Tensor:
@@ -144,13 +150,6 @@ def _pool_bins(low: torch.Tensor, high: torch.Tensor, bins: int, length: int) ->
     first = (place * size).floor() + low[:, None]
     last = ((place + 1) * size).ceil() + low[:, None]
     return first.clamp(0, length).long(), last.clamp(0, length).long()
-
-
-def _max_over(maps: torch.Tensor, low: torch.Tensor, high: torch.Tensor, axis: int) -> torch.Tensor:
-    """Maxima of maps [C, H, W] over the ranges low..high [bins] of one axis; an empty range gives anything."""
-    span = torch.arange(max(int((high - low).max()), 1), device=low.device)
-    index = torch.minimum(low[:, None] + span, high[:, None] - 1).clamp(0, maps.shape[axis] - 1)  # the last one repeats
-    return maps.index_select(axis, index.flatten()).unflatten(axis, index.shape).amax(axis + 1)
 
 
 def roi_align(

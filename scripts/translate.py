@@ -85,6 +85,8 @@ class Translator:
                 f"--model {name}: cannot be loaded as a Marian model ({' '.join(str(error).split())[:200]}); give a folder, "
                 f"as of `hf download {name} --local-dir FOLDER`, and have sentencepiece installed"
             ) from None
+        longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        self.cut = {"truncation": True, "max_length": longest}  # tokens of a source
         self.search = {"max_length": options.max_length}
         if options.num_beams:
             self.search["num_beams"] = options.num_beams
@@ -92,12 +94,12 @@ class Translator:
     @torch.inference_mode()
     def __call__(self, texts: list[str]) -> list[str]:
         """The translations of a few texts of about one length."""
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, truncation=True).to(self.model.device)
+        batch = self.tokenizer(texts, return_tensors="pt", padding=True, **self.cut).to(self.model.device)
         return self.tokenizer.batch_decode(self.model.generate(**batch, **self.search), skip_special_tokens=True)
 
     def batches(self, texts: list[str], tokens: int) -> Iterator[list[int]]:
         """Positions of texts of like length, longest first."""
-        lengths = [len(ids) for ids in self.tokenizer(texts, truncation=True)["input_ids"]]
+        lengths = [len(ids) for ids in self.tokenizer(texts, **self.cut)["input_ids"]]
         batch: list[int] = []
         for position in sorted(range(len(texts)), key=lambda i: (-lengths[i], i)):
             if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:

@@ -6,11 +6,13 @@ import os
 import lmdb
 import numpy as np
 import pytest
+import torch
 
 from data.errors import BadInput
 from data.index import EmbeddingIndex, data_fingerprint
 from data.index_writer import IndexWriter
 from data.lmdb_env import close_env
+from data.search import ExactSearch
 
 
 def write(folder, vectors, ids=None, dtype="fp32", batch=100, kind="img", model="m0"):
@@ -80,6 +82,48 @@ def test_search_over_many_blocks_and_query_batches(tmp_path, monkeypatch):
     assert_same(index.search(queries, 40), expected)
     assert_same(index.search(queries[:1], 40), (expected[0][:1], expected[1][:1]))
     assert index.search(queries[:0], 3)[0].shape == (0, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
+def test_search_on_a_gpu_is_the_naive_search(tmp_path, dtype):
+    rng = np.random.default_rng(5)
+    for name, vectors in galleries(rng).items():
+        index = write(tmp_path / name.replace(" ", "_"), vectors, dtype=dtype)
+        queries = np.round(rng.standard_normal((9, 24)) * 8).astype(np.float32)
+        stored = index.vectors(np.arange(700))
+        for k in (1, 10, 5000):
+            assert_same(ExactSearch(index, "cuda").search(queries, k), naive_search(queries, stored, k))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="no GPU"):
+        ExactSearch(write(tmp_path / "index", np.ones((3, 4), np.float32)), "cuda")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_both_passes_on_any_number_of_threads(tmp_path, monkeypatch, dtype, threads):
+    """The 8-bit pass and the fp32 pass, each alone, leave nothing to fp64 on ordinary vectors, and are right."""
+    monkeypatch.setattr("data.index_writer.BLOCK_BYTES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = np.random.default_rng(6)
+    index = write(tmp_path / "index", rng.standard_normal((3000, 32)).astype(np.float32), dtype=dtype)
+    queries = rng.standard_normal((5, 32)).astype(np.float32)
+    expected = naive_search(queries, index.vectors(np.arange(3000)), 10)
+    for name in ("_pass_int8", "_pass_fp32"):
+        search = ExactSearch(index)
+        search._passes = [getattr(search, name)]
+        monkeypatch.setattr(search, "_search_fp64", None)
+        assert_same(search.search(queries, 10), expected)
+        assert_same(search.search(queries[:1], 10), (expected[0][:1], expected[1][:1]))
+
+
+def test_scores_near_the_end_of_fp32(tmp_path):
+    vectors = np.array([[1e19, 0], [1.8e19, 0], [-1e19, 0], [0, 1]] * 50, np.float32)
+    queries = np.array([[1.8e19, 0], [0, 1], [-1e9, 0]], np.float32)
+    assert_same(write(tmp_path / "index", vectors).search(queries, 7), naive_search(queries, vectors, 7))
 
 
 def test_rows_ids_and_vectors(tmp_path, monkeypatch):

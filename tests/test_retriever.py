@@ -141,7 +141,7 @@ def test_updating_an_index(tmp_path, world, model, regions, matrices):  # noqa: 
     with RegionWriter(tmp_path / "changed", min_bb=2) as writer:
         for key in KEYS[:4]:
             image = regions[key]
-            writer.add(key, Regions(image.features * 2, image.norm_bb, image.conf, None))
+            writer.add(key, Regions(-image.features, image.norm_bb, image.conf, None))
     command(build_index, *common, "--regions", tmp_path / "changed", "--boxes.min-bb", 2, "--update", "replace")
     changed = RegionDB(tmp_path / "changed", min_bb=2)
     expected = dict(zip(KEYS, matrices[0])) | {key: encode_image(model, changed[key])[0] for key in KEYS[:4]}

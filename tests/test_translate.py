@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import sentencepiece
-import torch
-from transformers import MarianConfig, MarianMTModel, MarianTokenizer
+from tiny_marian import make_marian
+from transformers import MarianMTModel, MarianTokenizer
 
 from configs import cli
 from data.annotations import Caption
@@ -29,30 +28,9 @@ ENGLISH = ["a dog runs", "two dogs play on the beach"]
 
 @pytest.fixture(scope="module")
 def marian(tmp_path_factory):
-    """A folder for the language de; what it says is nonsense, and the same every time."""
+    """A folder with a model for the language de."""
     root = tmp_path_factory.mktemp("models")
-    folder = root / "opus-mt-de-en"
-    folder.mkdir()
-    (root / "text").write_text("\n".join([*GERMAN, *ENGLISH] * 20), encoding="utf-8")
-    for side in ("source", "target"):
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(root / "text"), model_prefix=str(folder / side), vocab_size=45, minloglevel=2
-        )
-        (folder / f"{side}.model").rename(folder / f"{side}.spm")
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
-    names = ["</s>", "<unk>", *(pieces.id_to_piece(i) for i in range(3, len(pieces))), "<pad>"]
-    (folder / "vocab.json").write_text(json.dumps({name: n for n, name in enumerate(names)}), encoding="utf-8")
-    MarianTokenizer(str(folder / "source.spm"), str(folder / "target.spm"), str(folder / "vocab.json")).save_pretrained(
-        folder
-    )
-    torch.manual_seed(0)
-    pad = len(names) - 1
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
-    ids = {"pad_token_id": pad, "eos_token_id": 0, "decoder_start_token_id": pad, "forced_eos_token_id": 0}
-    model = MarianMTModel(MarianConfig(vocab_size=len(names), **sizes, **heads, **ids, init_std=1.0))
-    model.generation_config.bad_words_ids = [[pad]]
-    model.save_pretrained(folder)
+    make_marian(root / "opus-mt-de-en", [*GERMAN, *ENGLISH])
     return root
 
 
