@@ -318,17 +318,12 @@ def _towers(config: FinetuneConfig, train: PairDataset, val: PairDataset) -> Lig
 
 
 def _check_towers(model: LightningDOT, source: str | None, *datasets: PairDataset) -> None:
-    for dataset in (part for dataset in datasets for part, _ in dataset.parts):
-        check_fits(
-            model.config,
-            dataset.captions.meta,
-            dataset.regions.feature_dim,
-            source or "model",
-            str(dataset.regions.folder),
-        )
-        check_longest(model.config, dataset)
+    for part, _ in (part for dataset in datasets for part in dataset.parts):
+        regions = part.regions
+        check_fits(model.config, part.captions.meta, regions.feature_dim, source or "model", str(regions.folder))
+        check_longest(model.config, part)
         if source:
-            check_tokenizer(source, dataset.captions)
+            check_tokenizer(source, part.captions)
 
 
 def _reranker(config: FinetuneConfig, train: PairDataset, val: PairDataset, ranks: Ranks) -> Reranker:
