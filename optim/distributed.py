@@ -189,7 +189,11 @@ class TorchRanks(Ranks):
         if uses_gpu:
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
         try:
-            dist.init_process_group("nccl" if uses_gpu else "gloo", timeout=limit)
+            store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+            # ranks that torchrun starts again find its store as the dead ones left it: their addresses must not be read
+            store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            backend = "nccl" if uses_gpu else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         except (ValueError, RuntimeError) as error:
             raise BadInput(f"the ranks cannot find each other ({error}); start with torchrun") from error
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
