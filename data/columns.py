@@ -28,11 +28,10 @@ _CHUNK = 1 << 14  # rows made into Python objects at a time
 
 
 class Column(Sequence):
-    """A read-only sequence over arrays; equal to a list of the same values. Pickles a mapped array as its file name."""
+    """A read-only sequence over arrays; equal to a list of the same values. Pickles a mapped array as its file name.
 
-    def take(self, rows: np.ndarray) -> list:
-        """The values at these rows, which must be within the column."""
-        raise NotImplementedError
+    Each kind adds ``take(rows)``: the values at these rows, which must be within the column, as a list.
+    """
 
     def __getitem__(self, index):
         if isinstance(index, slice):

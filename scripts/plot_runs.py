@@ -36,6 +36,8 @@ class Options:
     smooth: int = 1
 
     def __post_init__(self):
+        if len({Path(run).name for run in self.runs}) < len(self.runs):
+            raise BadInput(f"runs: {' '.join(self.runs)} must have different names, curves are called by them")
         if self.smooth < 1:
             raise BadInput(f"smooth must be at least 1, found {self.smooth}")
 
@@ -73,7 +75,7 @@ def main(options: Options) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    curves = {run: read_curves(run) for run in options.runs}
+    curves = {Path(run).name: read_curves(run) for run in options.runs}
     known = list(dict.fromkeys(name for each in curves.values() for name in each))
     metrics = options.metrics or [name for name in known if name.startswith("train/")]
     missing = [name for name in metrics if name not in known]
@@ -89,7 +91,7 @@ def main(options: Options) -> None:
         for run, each in curves.items():
             if name in each:
                 steps, values = smoothed(each[name], options.smooth)
-                axis.plot(steps, values, label=Path(run).name, linewidth=1)
+                axis.plot(steps, values, label=run, linewidth=1)
                 numbers.setdefault(name, {})[run] = {"steps": steps.tolist(), "values": values.tolist()}
         axis.set(title=name, xlabel="update")
         axis.legend()
@@ -101,7 +103,7 @@ def main(options: Options) -> None:
     with atomic_file(Path(options.out).with_suffix(".json")) as path:
         path.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
     for name, each in numbers.items():
-        print(name, *(f"{Path(run).name} {curve['values'][-1]:.4g}" for run, curve in each.items()), sep="  ")
+        print(name, *(f"{run} {curve['values'][-1]:.4g}" for run, curve in each.items()), sep="  ")
     print(f"wrote {options.out}")
 
 

@@ -25,8 +25,8 @@ def test_curves_are_drawn_and_written_as_numbers(runs, tmp_path, capsys):
     with Image.open(tmp_path / "curves.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
     numbers = json.loads((tmp_path / "curves.json").read_text())
-    assert list(numbers) == ["train/cmr/loss"] and list(numbers["train/cmr/loss"]) == runs
-    values = numbers["train/cmr/loss"][runs[1]]
+    assert list(numbers) == ["train/cmr/loss"] and list(numbers["train/cmr/loss"]) == ["fp32", "bf16"]  # no paths
+    values = numbers["train/cmr/loss"]["bf16"]
     assert values["steps"][0] == 2.5 and len(values["steps"]) == 17
     assert values["values"][0] == pytest.approx(11 * (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
     assert f"bf16 {11 * sum(1 / n for n in range(17, 21)) / 4:.4g}" in capsys.readouterr().out
@@ -37,6 +37,8 @@ def test_what_cannot_be_drawn_is_named(runs, tmp_path):
         BadInput, match=r"metrics.jsonl: no metric \['val/loss'\]; there are train/cmr/loss, lr, val/AR"
     ):
         plot_runs.main(plot_runs.Options(runs, str(tmp_path / "x.png"), ["val/loss"]))
+    with pytest.raises(BadInput, match="must have different names"):
+        plot_runs.Options([runs[0], str(tmp_path / "other" / "fp32")])
     with pytest.raises(BadInput, match=r"nothing/metrics.jsonl: cannot be read"):
         plot_runs.main(plot_runs.Options([str(tmp_path / "nothing")], str(tmp_path / "x.png")))
     (tmp_path / "fp32" / "metrics.jsonl").write_text('{"step": 1}\n[3]\n')
