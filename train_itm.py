@@ -169,10 +169,8 @@ class FinetuneConfig:
                 f"model.kind uniter and reranker.miner go together, found {self.model.kind} and {self.reranker.miner}"
             )
         if self.model.kind == "uniter":
-            if not self.hard_negatives.count or self.hard_negatives.from_epoch > 1:
-                raise BadInput(
-                    "model.kind uniter learns from hard negatives: give hard_negatives.count, and hard_negatives.from_epoch 1"
-                )
+            if not self.hard_negatives.count:
+                raise BadInput("model.kind uniter learns from hard negatives: give hard_negatives.count")
             if self.image_captions or self.distill.scores or self.grad_cache:
                 raise BadInput("model.kind uniter has no place for image_captions, distill and grad_cache")
 
@@ -203,9 +201,9 @@ def main(config: FinetuneConfig) -> None:
         )
     if config.distill.scores:
         train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images)
-    hard_negatives = HardNegatives(train, config.hard_negatives)
-    spoken = list(captions_by_language(train).values()) if config.language_temperature != 1 else []
     reranks = config.model.kind == "uniter"
+    hard_negatives = HardNegatives(train, config.hard_negatives, random_first=reranks)
+    spoken = list(captions_by_language(train).values()) if config.language_temperature != 1 else []
     model = _reranker(config, train, val, ranks) if reranks else _towers(config, train, val)
     model.to(device)
     for module in model.modules():

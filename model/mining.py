@@ -22,7 +22,8 @@ class HardNegativeOptions:
         window: which wrong images of a caption's ranking: top (the count best), A-B (drawn from ranks A to B-1, the best
             being 0, as in 10-20), random (any)
         every: epochs between two minings
-        from_epoch: first epoch that has them; 1 mines with the starting weights
+        from_epoch: first epoch that has them; 1 mines with the starting weights. Before it the bi-encoder has none but its
+            batch's, and a re-ranker random ones, from which it learns first what a match is
     """
 
     count: int = 0
@@ -56,12 +57,17 @@ class HardNegativeOptions:
 class HardNegatives:
     """Draws hard negatives of a dataset's captions.
 
+    Args:
+        dataset: the pairs
+        options: how many, and which
+        random_first: draw any wrong images, not none, as long as there is no ranking
+
     Attributes:
         ranking: [T, ranks] int32, the wrong images of each caption by score, from the last `mine`
     """
 
-    def __init__(self, dataset: PairDataset, options: HardNegativeOptions):
-        self.options = options
+    def __init__(self, dataset: PairDataset, options: HardNegativeOptions, random_first: bool = False):
+        self.options, self.random_first = options, random_first
         self.image_of = dataset.image_of
         self.by_image = np.argsort(self.image_of, kind="stable")  # captions of image 0, of image 1 ...
         self.first = np.searchsorted(self.image_of[self.by_image], np.arange(len(dataset.images) + 1))
@@ -87,11 +93,11 @@ class HardNegatives:
 
     def draw(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """``count`` hard negatives for each of the pairs ``indices`` [N] → pairs [N·count], caption and image of one
-        wrong image each; none before there is a ranking."""
+        wrong image each."""
         count, (first, last) = self.options.count, self.options.ranks
         if count == 0:
             return indices[:0]
-        if self.options.window == "random":
+        if self.options.window == "random" or (self.ranking is None and self.random_first):
             others = len(self.first) - 2  # images but one's own
             images = np.stack([rng.choice(others, count, replace=False) for _ in indices])
             images += images >= self.image_of[indices, None]

@@ -71,6 +71,17 @@ def test_random_negatives_are_of_other_images_and_need_no_mining(dataset):
     assert len(seen) == 8  # all four others, of both
 
 
+def test_random_ones_until_there_is_a_ranking(dataset, embedded):
+    negatives = HardNegatives(dataset, HardNegativeOptions(count=1, window="0-1"), random_first=True)
+    free = HardNegatives(dataset, HardNegativeOptions(count=1, window="random"))
+    indices = np.array([4, 0, 6])
+    drawn = [each.draw(indices, np.random.default_rng(3)).tolist() for each in (negatives, free)]
+    assert drawn[0] == drawn[1]
+    negatives.mine(*embedded)
+    first = [row[0] for row in naive_ranking(*embedded, dataset.image_of)]
+    assert dataset.image_of[negatives.draw(indices, np.random.default_rng(3))].tolist() == [first[i] for i in indices]
+
+
 def test_without_hard_negatives_nothing_is_drawn(dataset):
     assert len(HardNegatives(dataset, HardNegativeOptions()).draw(np.arange(5), np.random.default_rng(0))) == 0
 

@@ -89,6 +89,20 @@ def test_an_epoch_against_a_plain_loop(train, small_world, pretrained):
     assert json.loads((folder / "best/val.json").read_text())["recall"]["all"] == pytest.approx(table)
 
 
+def test_random_mismatches_before_the_first_mining(train):
+    losses = {}
+    for name, words in {
+        "curriculum": ["--hard-negatives.from-epoch", 2],
+        "random": ["--hard-negatives.window", "random"],
+        "mined": [],
+    }.items():
+        lines = train("--epochs", 2, *words, name=name)[1]
+        losses[name] = [line["train/ranking/loss"] for line in lines if "train/ranking/loss" in line]
+    half = len(losses["random"]) // 2
+    assert losses["curriculum"][:half] == losses["random"][:half] != losses["mined"][:half]
+    assert losses["curriculum"][half] != losses["random"][half]  # the same weights meet mined ones
+
+
 def test_it_learns_to_tell_hard_negatives_apart(train):
     _, lines = train("--epochs", 4, "--optim.lr", 3e-3, "--precision", "bf16", "--log-every", 15)
     losses = [line["train/ranking/loss"] for line in lines if "train/ranking/loss" in line]

@@ -231,7 +231,7 @@ def test_model_uniter_on_the_command_line():
     for words, message in (
         (["--model", "uniter"], "model.kind uniter and reranker.miner go together"),
         (mining, "model.kind uniter and reranker.miner go together"),
-        (["--model", "uniter", *mining[:2]], "give hard_negatives.count, and hard_negatives.from_epoch 1"),
+        (["--model", "uniter", *mining[:2]], "model.kind uniter learns from hard negatives: give hard_negatives.count"),
         (["--model", "uniter", *mining, "--grad-cache", "4"], "no place for image_captions, distill and grad_cache"),
         (["--model", "uniter", *mining, "--model.freeze-txt"], "has one encoder and no towers"),
         (["--model", "uniter", *mining, "--reranker.top", "0"], "reranker: top 0 must be at least 1"),
