@@ -18,10 +18,12 @@ from data.atomic import atomic_file
 from data.errors import BadInput
 from data.search import checked_queries
 
+VERSION = 2  # of the files beside an index
 ABSENT = -1  # row of a result that was not found; its score is -inf
 VALUES_AT_ONCE = 1 << 23  # fp64 terms of dot products held at a time: 64 MiB
 ADDED_AT_ONCE = 1000  # vectors between two moves of the progress bar
 TARGET_RECALL = 0.99
+SHARE_KEPT = 0.95  # of the vectors' squared lengths, by the axes that a graph is built over
 TRAINED_WITH = 65536  # vectors that quantisers are trained with
 TUNED_WITH = 256  # queries
 MOST_EFFORT = 4096
@@ -111,8 +113,8 @@ class AnnSearch:
 
     Args:
         index: an open index
-        kind: "hnsw", a graph over 8-bit vectors; or "ivfpq", clusters of product-quantised vectors, which take a thirtieth
-            of fp32's memory
+        kind: "hnsw", a graph over the vectors' main axes in bf16; or "ivfpq", clusters of product-quantised vectors, which
+            take a thirtieth of fp32's memory
         target_recall: share of the exact top 10 to find; the least effort that reaches it on sampled queries is kept. None:
             what was tuned before, 0.99 at first
         queries: [Q,D] queries to tune with; none: stored vectors with noise, which real queries can be harder than
@@ -132,7 +134,7 @@ class AnnSearch:
             raise BadInput(f"target_recall is {target_recall}, expected more than 0 and at most 1")
         self.about = self._read()
         if not self.about:
-            self.about = {"index": index.stamp}
+            self.about = {"version": VERSION, "index": index.stamp}
             self._build(hnsw or HnswOptions())
             self.about["bytes"] = self._file.stat().st_size
         if "effort" not in self.about or queries is not None or target_recall not in (None, self.about["target_recall"]):
@@ -143,15 +145,13 @@ class AnnSearch:
         queries = checked_queries(queries, k, self.index.dim, self.index.count, self.index.folder)
         k, effort = min(k, self.index.count), effort or self.about["effort"]
         if self.kind == "hnsw":
-            wanted = min(2 * k, self.index.count)  # so that 8 bits may be mistaken about the order
+            wanted = min(max(2 * k, effort // 4), self.index.count)  # as the axes left out may change the order
             how = self._faiss.SearchParametersHNSW(efSearch=max(effort, wanted))
+            how = self._faiss.SearchParametersPreTransform(index_params=how)
         else:
             wanted = min(4 * k + 16 * effort, self.index.count)
             how = self._faiss.SearchParametersIVF(nprobe=min(effort, self._found.nlist))
-        asked = queries
-        if self.kind == "hnsw":  # any length gives the same order
-            asked = queries * (np.float32(127) / np.maximum(np.abs(queries).max(axis=1, keepdims=True), 1e-30))
-        _, rows = self._found.search(asked, wanted, params=how)
+        _, rows = self._found.search(queries, wanted, params=how)
         rows[(rows < 0) | (rows >= self.index.count)] = ABSENT
         scores, rows = (each[:, :k] for each in _ordered(dot_products(queries, self.index.vectors, rows), rows))
         short = np.flatnonzero(rows[:, -1] == ABSENT)
@@ -163,7 +163,8 @@ class AnnSearch:
         """What stands in the files, or nothing where they do not fit."""
         try:
             about = json.loads(self._stamp_file.read_text(encoding="utf-8"))
-            fits = about["index"] == self.index.stamp and about["bytes"] == self._file.stat().st_size
+            fits = about["version"] == VERSION and about["index"] == self.index.stamp
+            fits = fits and about["bytes"] == self._file.stat().st_size
             self._found = self._faiss.read_index(str(self._file)) if fits else None
             if fits and self._found.ntotal == self.index.count:
                 return about
@@ -177,25 +178,30 @@ class AnnSearch:
 
     def _build(self, hnsw: HnswOptions) -> None:
         faiss, dim, count = self._faiss, self.index.dim, self.index.count
+        rows = np.random.default_rng(0).permutation(count)[:TRAINED_WITH]
+        sample = self.index.vectors(np.sort(rows))
         if self.kind == "hnsw":
-            self._found = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit_direct_signed, hnsw.m, faiss.METRIC_INNER_PRODUCT)
-            self._found.hnsw.efConstruction = hnsw.ef_construction
+            axes = main_axes(sample)
+            self._turn = faiss.LinearTransform(*axes.shape, False)
+            faiss.copy_array_to_vector(np.ascontiguousarray(axes.T).ravel(), self._turn.A)
+            self._turn.is_trained = True
+            kept = axes.shape[1]
+            self._part = faiss.IndexHNSWSQ(kept, faiss.ScalarQuantizer.QT_bf16, hnsw.m, faiss.METRIC_INNER_PRODUCT)
+            self._part.hnsw.efConstruction = hnsw.ef_construction
+            self._found = faiss.IndexPreTransform(self._turn, self._part)
+            self.about["axes"] = kept
         else:
             lists = max(1, min(int(4 * count**0.5), count // 39))
             parts = next(parts for parts in range(max(1, dim // 8), 0, -1) if dim % parts == 0)
-            self._quantizer = faiss.IndexFlatIP(dim)
-            self._found = faiss.IndexIVFPQ(self._quantizer, dim, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
+            self._part = faiss.IndexFlatIP(dim)
+            self._found = faiss.IndexIVFPQ(self._part, dim, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
             self._found.cp.min_points_per_centroid = self._found.pq.cp.min_points_per_centroid = 1
-        rows = np.random.default_rng(0).permutation(count)[:TRAINED_WITH]
-        sample = self.index.vectors(np.sort(rows))
-        largest = float(np.quantile(np.abs(sample[:4096]), 0.9999))
-        self.about["scale"] = 127 / largest if largest > 1e-30 else 1.0  # to codes -127..127, one for all dimensions
         self._found.train(np.resize(sample, (max(256, len(sample)), dim)))
         with tqdm(total=count, desc=f"building {self.kind}", unit="vector", delay=2) as bar:
             for _, block in self.index.blocks():
                 for first in range(0, len(block), ADDED_AT_ONCE):
                     part = np.ascontiguousarray(block[first : first + ADDED_AT_ONCE], np.float32)
-                    self._found.add(np.clip(np.rint(part * self.about["scale"]), -127, 127) if self.kind == "hnsw" else part)
+                    self._found.add(part)
                     bar.update(len(part))
         self._stamp_file.unlink(missing_ok=True)
         with atomic_file(self._file) as path:
@@ -233,6 +239,22 @@ class AnnSearch:
         self.about |= {"target_recall": target, "recall": found, "effort": high, "tuned_with": len(queries)}
         with atomic_file(self._stamp_file) as path:
             path.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+
+
+def main_axes(sample: np.ndarray) -> np.ndarray:
+    """The directions in which vectors are long: most dot products with them change little when the others are left out.
+
+    Args:
+        sample: [n,D] vectors
+
+    Returns: [D,d] float32, orthonormal; the first eigenvectors of the second moment, which hold ``SHARE_KEPT`` of it, d a
+    multiple of 16 or D
+    """
+    moment = sample.T.astype(np.float64) @ sample
+    values, axes = np.linalg.eigh(moment)
+    values, axes = values[::-1], axes[:, ::-1]
+    kept = int(np.searchsorted(np.cumsum(values), SHARE_KEPT * values.sum())) + 1
+    return np.ascontiguousarray(axes[:, : min(len(moment), -(-kept // 16) * 16)], np.float32)
 
 
 def _ordered(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -61,6 +61,7 @@ class EmbeddingIndex:
     def __init__(self, folder: str | Path, incomplete: bool = False):
         self.folder = Path(folder)
         self._txn = reader(self.folder)
+        self._arrays: dict[bytes, np.ndarray] = {}  # views of the memory map that were asked for: the map is searched once
         self.header = read_header(self._txn, self.folder)
         if not (incomplete or self.header["complete"]):
             raise BadInput(
@@ -100,6 +101,12 @@ class EmbeddingIndex:
     def vectors(self, rows) -> np.ndarray:
         """Vectors of the given rows (any shape) → rows.shape + [D] float32. IndexError for a row that is not there."""
         rows = self._checked_rows(rows)
+        if rows.size <= self.num_blocks:  # few, and hardly two of a block
+            places = zip(*(part.ravel().tolist() for part in np.divmod(rows, self._per_block)))
+            found = np.empty((rows.size, self.dim), np.float32)
+            for n, place in enumerate(places):
+                found[n] = self.block(*place)
+            return found.reshape(*rows.shape, self.dim)
         wanted, back = np.unique(rows, return_inverse=True)
         found = np.empty((len(wanted), self.dim), np.float32)
         for number, part in self._by_block(wanted):
@@ -144,7 +151,7 @@ class EmbeddingIndex:
         return min(self._per_block, self.count - number * self._per_block)
 
     def block(self, number: int, rows=slice(None)) -> np.ndarray:
-        """Vectors of a block, or of some of its rows: as ``blocks`` yields them."""
+        """Vectors of a block, or of some of its rows, or of one: as ``blocks`` yields them."""
         if self.dtype == "int8":
             scales, codes = self.codes(number)
             return dequantize(scales[rows], codes[rows])
@@ -158,13 +165,16 @@ class EmbeddingIndex:
         return split_codes(value, rows)
 
     def _array(self, key: bytes, rows: int, dtype: np.dtype, extra: int = 0) -> np.ndarray:
+        if key in self._arrays:
+            return self._arrays[key]
         value, expected = self._value(key), rows * (self.dim * dtype.itemsize + extra)
         if len(value) != expected:
             raise BadInput(
                 f"{self.folder}: damaged index, {key.decode()} has {len(value)} bytes, expected {expected}: build it again"
             )
         array = np.frombuffer(value, dtype)
-        return array if extra else array.reshape(rows, self.dim)
+        self._arrays[key] = array if extra else array.reshape(rows, self.dim)
+        return self._arrays[key]
 
     def _checked_rows(self, rows) -> np.ndarray:
         rows = np.asarray(rows, np.int64)

@@ -40,5 +40,5 @@ def quantize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dequantize(scales: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """→ [n,D] float32"""
-    return codes * scales[:, None]
+    """→ [n,D] float32; also of one row"""
+    return codes * scales[..., None]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_index import galleries, write
 
-from data.ann import AnnSearch, HnswIndex, HnswOptions, share_found
+from data.ann import AnnSearch, HnswIndex, HnswOptions, main_axes, share_found
 from data.errors import BadInput
 from data.index import EmbeddingIndex
 from data.index_editor import IndexEditor
@@ -191,6 +191,18 @@ def test_stale_or_damaged_files_are_built_again(tmp_path, vectors, backend, caps
     (folder / f"{backend}.json").write_text("{")
     AnnSearch(EmbeddingIndex(folder), backend)
     assert "damaged" in capsys.readouterr().err
+
+
+def test_main_axes_hold_nearly_all_and_are_few(vectors):
+    rng = np.random.default_rng(2)
+    flat = (rng.standard_normal((2000, 20)) @ rng.standard_normal((20, 96))).astype(np.float32)
+    axes = main_axes(flat)
+    assert axes.shape[1] <= 32 < 80 <= main_axes(rng.standard_normal((2000, 96)).astype(np.float32)).shape[1]
+    np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-5)
+    assert ((flat @ axes) ** 2).sum() > 0.95 * (flat**2).sum()
+    for odd in (np.zeros((5, 8)), np.ones((5, 8)), rng.standard_normal((3, 40))):
+        axes = main_axes(odd.astype(np.float32))
+        np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-5)
 
 
 def test_small_and_empty_indexes(tmp_path):

@@ -84,6 +84,18 @@ def test_search_over_many_blocks_and_query_batches(tmp_path, monkeypatch):
     assert index.search(queries[:0], 3)[0].shape == (0, 3)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
+def test_a_few_vectors_are_those_of_many(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr("data.index_writer.BLOCK_BYTES", 1000)
+    vectors = np.random.default_rng(4).standard_normal((900, 8)).astype(np.float32)
+    index = write(tmp_path / "index", vectors, dtype=dtype)
+    stored = np.concatenate([block for _, block in index.blocks()]).astype(np.float32)
+    assert index.num_blocks == 4
+    for rows in ([899, 0, 899, 400], [[7], [750]], [3], np.arange(900)[::-1]):
+        np.testing.assert_array_equal(index.vectors(rows), stored[np.array(rows)])
+        assert index.vectors(rows).dtype == np.float32
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
 def test_search_on_a_gpu_is_the_naive_search(tmp_path, dtype):
