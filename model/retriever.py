@@ -26,7 +26,7 @@ from data.regions import RegionDB, Regions
 from data.search import open_backend
 from model.bi_encoder import LightningDOT
 from model.encoding import check_width, encode_image, encode_queries
-from optim.precision import autocast
+from optim.precision import autocast, round_weights
 
 
 class Hit(NamedTuple):
@@ -103,6 +103,7 @@ class Retriever:
         target_recall: float | None = None,
         tokenizer: str | Path | None = None,
         device: torch.device | str = "cpu",
+        precision: str = "fp32",
         **options,
     ) -> Retriever:
         """Read everything from disk.
@@ -116,6 +117,7 @@ class Retriever:
             target_recall: share of the exact top 10 that hnsw and ivfpq are tuned to
             tokenizer: folder or vocab.txt; none: the one that the checkpoint carries
             device: "cpu" or "cuda"
+            precision: of matrix products; with "bf16" a query takes half as long
             options: as ``Retriever``
 
         Raises:
@@ -125,6 +127,7 @@ class Retriever:
             index = EmbeddingIndex(index)
         model = LightningDOT.from_pretrained(checkpoint)
         index.check_model(model.fingerprint)
+        round_weights(model, precision)
         searching = open_backend(backend, index, device, target_recall) if isinstance(index, EmbeddingIndex) else None
         if isinstance(regions, (str, Path)):
             regions = RegionDB(regions)
@@ -133,9 +136,11 @@ class Retriever:
 
             if regions is None:
                 raise BadInput(f"{reranker}: a re-ranker looks at regions: give the region database of the images")
-            reranker = RegionReranker(Reranker.from_pretrained(reranker), regions, device)
+            scoring = Reranker.from_pretrained(reranker)
+            round_weights(scoring, precision)
+            reranker = RegionReranker(scoring, regions, device, precision)
         words = load_tokenizer(tokenizer or Path(checkpoint) / "tokenizer") if index.kind == "img" else None
-        return cls(model, index, words, searching, regions, reranker, device=device, **options)
+        return cls(model, index, words, searching, regions, reranker, device=device, precision=precision, **options)
 
     def search_images(self, text: str | Sequence[str], k: int = 10):
         """The best images for a text: a list of at most k ``Hit``; for several texts a list of such lists.

@@ -1,4 +1,4 @@
-"""Number formats of the forward pass; parameters and optimizer state are always float32."""
+"""Number formats of the forward pass; parameters and optimizer state are float32 wherever something is trained."""
 
 from __future__ import annotations
 
@@ -7,17 +7,31 @@ import os
 from typing import Literal
 
 import torch
+from torch import nn
 
 from data.errors import BadInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device | str, precision: Precision) -> contextlib.AbstractContextManager:
     """Context in which matrix products run in ``precision``."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(torch.device(device).type, _DTYPES[precision])
+
+
+def round_weights(model: nn.Module, precision: Precision) -> None:
+    """Round the weights of matrix products now, and not at every call, as ``autocast`` otherwise does: for inference.
+
+    One query reads all weights, and its time is the time that takes: in 16 bits half as long. Results stay the same, bit by
+    bit.
+    """
+    if precision != "fp32":
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(_DTYPES[precision])
 
 
 def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:

@@ -294,7 +294,7 @@ def report(options: Options, rows: list[dict], peaks: dict, device: torch.device
         "peak_tflops": {precision: spread([flops / 1e12 for flops in found]) for precision, found in peaks.items()},
         "ranks": ranks.size,
         "backend": ranks.backend,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "options": cli.to_dict(options),
         "environment": environment(),
     }
@@ -315,7 +315,7 @@ def report(options: Options, rows: list[dict], peaks: dict, device: torch.device
     print(f"{ranks.size} rank(s) on {results['device']}; results: {options.out}")
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 

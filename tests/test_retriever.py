@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_search import KEYS, captions, command, indexes, matrices, model, regions, small_model, world  # noqa: F401
 
 from data.errors import BadInput
 from data.index import EmbeddingIndex
 from data.regions import RegionDB, Regions, RegionWriter
 from data.search import BACKENDS
+from model.bi_encoder import LightningDOT
 from model.encoding import build_caption_index, build_image_index, encode_image
 from model.retriever import Retriever
 from scripts import build_index, export_index, search
@@ -40,6 +42,16 @@ def test_texts_find_images(retriever, matrices):  # noqa: F811
         assert [hit.id for hit in hits] == names
         np.testing.assert_allclose([hit.score for hit in hits], scores, atol=1e-4)
     assert len(retriever.search_images("dog", 1000)) == len(KEYS)
+
+
+def test_weights_that_are_rounded_once_give_what_autocast_gives(world, indexes, regions):  # noqa: F811
+    once = Retriever.from_pretrained(world / "model", indexes[0], regions=regions, precision="bf16")
+    always = Retriever(LightningDOT.from_pretrained(world / "model"), once.index, once.tokenizer, precision="bf16")
+    kinds = {p.dtype for p in once.model.parameters()}
+    assert kinds == {torch.float32, torch.bfloat16} and {p.dtype for p in always.model.parameters()} == {torch.float32}
+    np.testing.assert_array_equal(once.encode_texts(TEXTS), always.encode_texts(TEXTS))
+    np.testing.assert_array_equal(once.encode_image(regions[KEYS[0]]), always.encode_image(regions[KEYS[0]]))
+    assert once.search_images(TEXTS, 4) == always.search_images(TEXTS, 4)
 
 
 def test_images_find_captions(world, indexes, regions, captions, matrices):  # noqa: F811

@@ -1,0 +1,454 @@
+#!/usr/bin/env python
+"""The speed table: seconds from a text to its images, by dot product, with re-ranking, and by cross-attention alone.
+
+python scripts/bench_retrieval.py --out benchmarks/retrieval_cpu.json          # the whole table; half an hour on two CPU cores
+python scripts/bench_retrieval.py --galleries 1000 5000 --backends exact hnsw  # a part of it
+python scripts/bench_retrieval.py --device cuda --precision fp16 bf16 --out benchmarks/retrieval_gpu.json   # on a GPU
+
+Models have their real sizes (BERT-base) and random weights, which are as fast as trained ones. A region database with random
+features is written, encoded and read again by the re-ranker. Vectors of the large galleries are drawn, as encoding a million
+images takes hours: their covariance falls as that of a trained model's image embeddings does, and queries have the cosine
+with an image that captions have there (see ``Synthetic``), for on these two the approximate searches depend.
+
+All systems are measured in turns, round after round in one run, so that a machine that speeds up or slows down does so for
+all of them. Cross-attention is measured on the re-ranker's pairs, and multiplied by the size of the gallery.
+"""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
+
+import numpy as np
+import torch
+
+from configs import cli
+from data.ann import AnnSearch
+from data.atomic import atomic_file
+from data.errors import BadInput
+from data.index import EmbeddingIndex
+from data.index_writer import IndexWriter
+from data.regions import RegionDB, Regions, RegionWriter
+from data.search import BACKENDS, ExactSearch
+from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.encoding import build_image_index
+from model.retriever import RegionReranker, Retriever
+from model.transformer import EncoderConfig
+from model.uniter import Reranker, UniterConfig
+from optim.distributed import SINGLE
+from optim.precision import Precision, choose_device, round_weights
+from optim.run_state import environment, progress_bar
+from scripts.bench_train import cpu_name, peak_bytes, reset_peak, spread
+
+FLAT = "faiss.IndexFlatIP"  # the exact search that ours is compared with
+PUBLISHED = {1000: 639, 5000: 2349, 123287: 23869}  # x faster than UNITER-base: Sun et al., NAACL 2021, on a GPU
+BATCH = 100  # queries asked together
+LEAST = 5  # calls of a measurement
+
+
+@dataclass
+class Options:
+    """Measure retrieval on galleries of several sizes.
+
+    Args:
+        out: JSON file to write; the same name with .png gets the plot
+        work: folder for models, databases and indexes, some 6 GB with a million images; deleted at the end
+        galleries: images of each gallery
+        backends: exact, hnsw, ivfpq
+        target_recall: share of the exact top 10 that hnsw and ivfpq are tuned to
+        k: results of a query
+        rerank_top: candidates that are ranked again
+        encoded: images that are really encoded, and ranked again
+        words: of a query
+        regions: of an image
+        hidden_size: of both towers and the re-ranker
+        num_hidden_layers: of each of them
+        num_attention_heads: of each of them
+        intermediate_size: of each of them
+        vocab_size: of the text encoders
+        feature_dim: width of a region feature
+        dim: width of an embedding
+        precision: of the models' matrix products
+        rounds: measurements of every system
+        seconds: a measurement goes on for so long, and for five calls
+        device: auto, cpu, cuda or cuda:N
+        threads: of the CPU; 0: as torch chooses
+    """
+
+    out: str = "benchmarks/retrieval.json"
+    work: str = "bench_retrieval_work"
+    galleries: list[int] = field(default_factory=lambda: [1000, 5000, 31783, 123287, 1000000])
+    backends: list[Literal["exact", "hnsw", "ivfpq"]] = field(default_factory=lambda: list(BACKENDS))
+    target_recall: float = 0.99
+    k: int = 10
+    rerank_top: list[int] = field(default_factory=lambda: [20, 50, 100])
+    encoded: int = 256
+    words: int = 12
+    regions: int = 36
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    vocab_size: int = 28996
+    feature_dim: int = 2048
+    dim: int = 768
+    precision: Precision = "bf16"
+    rounds: int = 5
+    seconds: float = 1.0
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self):
+        if min(self.rounds, self.k, *self.galleries, *self.rerank_top) < 1:
+            raise BadInput("rounds, k, galleries and rerank_top must be at least 1")
+        if max(self.rerank_top) > min(self.encoded, *self.galleries):
+            raise BadInput(
+                f"the best {max(self.rerank_top)} cannot be ranked again among {min(self.encoded, *self.galleries)} images: "
+                "lower rerank_top, or raise encoded and galleries"
+            )
+        if Path(self.work).exists():
+            raise BadInput(f"work: {self.work} exists; it is deleted at the end: give a folder that does not")
+
+
+class Synthetic:
+    """Vectors and queries like a trained model's.
+
+    The i-th of D eigenvalues of the covariance is i^-0.5 / (1 + (i/16)²), a fit to the image embeddings of 242 photographs by
+    the model of configs/finetune/photos_small.yaml (measured 1, 0.76, 0.52, 0.32, 0.14, 0.026, 0.0073, 0.0013 for i = 1, 2,
+    4, ... 128), whose mean has 0.3 of their length, and whose captions have cosine 0.46 with their images.
+    """
+
+    def __init__(self, dim: int):
+        rng = np.random.default_rng(0)
+        axes = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+        i = np.arange(1, dim + 1)
+        values = i**-0.5 / (1 + (i / 16) ** 2)
+        self.dim, self.mean = dim, (0.3 * axes[-1]).astype(np.float32)
+        self.spread = (np.sqrt(0.91 * values / values.sum())[:, None] * axes).astype(np.float32)
+
+    def vectors(self, rng: np.random.Generator, number: int) -> np.ndarray:
+        """[number,D] of about length 6"""
+        found = rng.standard_normal((number, self.dim), np.float32) @ self.spread + self.mean
+        lengths = 6 + 0.2 * rng.standard_normal((number, 1), np.float32)
+        return found * (lengths / np.linalg.norm(found, axis=1, keepdims=True))
+
+    def queries(self, rng: np.random.Generator, images: np.ndarray, cosine: float = 0.46) -> np.ndarray:
+        """[Q,D], one of each image"""
+        found = images + np.sqrt(1 / cosine**2 - 1) * self.vectors(rng, len(images))
+        return (6 * found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass
+class Models:
+    """What looks at texts and images.
+
+    Attributes:
+        folder: checkpoint of the two towers
+        fingerprint: of their weights
+        reranker: UNITER, with a region database of ``keys``
+        texts: queries
+        encoding: images encoded per second
+    """
+
+    folder: Path
+    fingerprint: str
+    reranker: RegionReranker
+    keys: list[str]
+    texts: list[str]
+    encoding: float
+
+
+def make_models(options: Options, work: Path, device: torch.device) -> Models:
+    """Write checkpoints and a region database, and encode its images."""
+    names = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
+    sizes = EncoderConfig(**{name: getattr(options, name) for name in names})
+    widths = {"project_dim": options.dim, "feature_dim": options.feature_dim}
+    torch.manual_seed(0)
+    folder = work / "model"
+    LightningDOT(LightningDOTConfig(txt=sizes, img=sizes, **widths)).save_pretrained(folder)
+    letters = itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=4)
+    words = ["".join(each) for each in itertools.islice(letters, options.vocab_size - 5)]
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    model = LightningDOT.from_pretrained(folder).to(device)
+
+    rng = np.random.default_rng(0)
+    keys = [f"{n:012d}.npz" for n in range(options.encoded)]
+    with RegionWriter(work / "regions") as writer:
+        for key in keys:
+            corners = np.sort(rng.random((options.regions, 2, 2)), axis=1)
+            size = corners[:, 1] - corners[:, 0]
+            boxes = np.concatenate([corners[:, 0], corners[:, 1], size], axis=1)
+            features = np.abs(rng.standard_normal((options.regions, options.feature_dim)))
+            writer.add(key, Regions(features, boxes, np.full(options.regions, 0.5), None))
+    regions = RegionDB(work / "regions")
+    build_image_index(model, regions, keys[:16], work / "first", device=device, precision=options.precision)
+    started = time.perf_counter()
+    build_image_index(model, regions, keys, work / "second", device=device, precision=options.precision)
+    speed = len(keys) / (time.perf_counter() - started)
+
+    reranker = Reranker(UniterConfig(sizes, options.feature_dim))
+    round_weights(reranker, options.precision)
+    reranker = RegionReranker(reranker, regions, device, options.precision)
+    texts = [" ".join(rng.choice(words, options.words)) for _ in range(BATCH)]
+    return Models(folder, model.fingerprint, reranker, keys, texts, speed)
+
+
+class Gallery:
+    """An index with what searches it, and the calls to be timed.
+
+    Attributes:
+        facts: what is known without timing: build times, sizes, recall
+        calls: system → (what answers one query, what answers ``BATCH`` at once or None); the argument is a number
+    """
+
+    def __init__(self, options: Options, count: int, work: Path, models: Models, device: torch.device):
+        self.count = count
+        shape, rng = Synthetic(options.dim), np.random.default_rng(count)
+        started = time.perf_counter()
+        some = None
+        with IndexWriter(work / f"index_{count}", "img", options.dim, model=models.fingerprint, data="drawn") as writer:
+            for first in range(0, count, 16384):
+                part = shape.vectors(rng, min(16384, count - first))
+                some = part[:2048] if some is None else some
+                writer.add([f"{n:012d}.npz" for n in range(first, first + len(part))], part)
+        self.index = EmbeddingIndex(work / f"index_{count}")
+        self.facts: dict = {"index_seconds": time.perf_counter() - started, "index_bytes": _size(self.index.folder)}
+        tuning, asked = (shape.queries(rng, some[rng.integers(len(some), size=256)]) for _ in range(2))
+
+        # Opening and touching are measured in a process of their own, where nothing else has been read.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            self.facts["opening"] = pool.apply(opening, (str(self.index.folder), asked[:1], options.k))
+
+        self.searches: dict = {}
+        for name in options.backends:
+            started = time.perf_counter()
+            if name == "exact":
+                self.searches[name] = ExactSearch(self.index, str(device))
+                continue
+            search = AnnSearch(self.index, name, options.target_recall, tuning)
+            self.facts[name] = {"build_seconds": time.perf_counter() - started, "file_bytes": search.about["bytes"]}
+            self.facts[name]["effort"] = search.about["effort"]
+            self.searches[name] = search
+        exact, rows = self.index.search(asked, options.k)
+        for name in set(options.backends) - {"exact"}:
+            self.facts[name]["recall"] = float((self.searches[name].search(asked, options.k)[0] >= exact[:, -1:]).mean())
+        if "exact" in options.backends and device.type == "cpu":
+            self.flat = flat = _flat(self.index)
+            found = flat.search(asked, options.k)[1]
+            # A library's fp32 sums may swap two that are nearly equal: those are no other ids.
+            self.facts["same_ids_as_flat"] = float(np.mean(np.sort(found, 1) == np.sort(rows, 1)))
+            self.searches[FLAT] = flat
+        self.asked, self.k = asked, options.k
+
+    def calls(self, name: str) -> tuple[Callable, Callable]:
+        """One query, and ``BATCH`` of them."""
+        search, asked, k = self.searches[name].search, self.asked, self.k
+        return lambda n: search(asked[n % len(asked)][None], k), lambda n: search(asked[:BATCH], k)
+
+
+def opening(folder: str, query: np.ndarray, k: int) -> dict:
+    """Seconds and bytes of opening an index, of reading a hundred of its vectors, and of one exact search."""
+
+    def rss() -> int:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+
+    before, started = rss(), time.perf_counter()
+    index = EmbeddingIndex(folder)
+    facts = {"seconds": time.perf_counter() - started, "bytes": rss() - before}
+    index.vectors(np.linspace(0, len(index) - 1, 100).astype(int))
+    facts["bytes_after_100_vectors"] = rss() - before
+    index.search(query, k)
+    return facts | {"bytes_after_exact_search": rss() - before}
+
+
+def _flat(index: EmbeddingIndex):
+    import faiss
+
+    flat = faiss.IndexFlatIP(index.dim)
+    for _, block in index.blocks():
+        flat.add(np.ascontiguousarray(block, np.float32))
+    return flat
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def durations(call: Callable[[int], object], device: torch.device, seconds: float) -> list[float]:
+    """Seconds of each call, for so long; the first one is not counted."""
+    call(0)
+    found: list[float] = []
+    while len(found) < LEAST or sum(found) < seconds:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        call(len(found))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def main(options: Options) -> None:
+    device = choose_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    work = Path(options.work)
+    work.mkdir(parents=True)
+    try:
+        results = measure(options, work, device)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    with atomic_file(options.out) as path:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print_table(results)
+    plot(results, Path(options.out).with_suffix(".png"))
+    print(f"results: {options.out} and {Path(options.out).with_suffix('.png')}")
+
+
+def measure(options: Options, work: Path, device: torch.device) -> dict:
+    models = make_models(options, work, device)
+    galleries = [Gallery(options, count, work, models, device) for count in options.galleries]
+    options_ = {"device": device, "precision": options.precision}
+    first = Retriever.from_pretrained(models.folder, galleries[0].index, **options_)
+    texts = models.texts
+
+    def rerank(top: int, n: int) -> None:
+        ids = first.tokenizer(texts[n % len(texts)])["input_ids"]
+        chosen = np.random.default_rng(n).choice(models.keys, top, replace=False).tolist()
+        models.reranker.rerank_images(ids, chosen)
+
+    def answer(retriever: Retriever, n: int) -> None:
+        retriever.search_images(texts[n % len(texts)], options.k)
+
+    systems: dict[tuple, Callable] = {
+        ("text", 1): lambda n: first.encode_texts([texts[n % len(texts)]]),
+        ("text", BATCH): lambda n: first.encode_texts(texts),
+    }
+    systems |= {("rerank", top): functools.partial(rerank, top) for top in options.rerank_top}
+    for gallery in galleries:
+        for name in gallery.searches:
+            one, many = gallery.calls(name)
+            systems |= {(gallery.count, name, 1): one, (gallery.count, name, BATCH): many}
+            if name in options.backends:
+                retriever = Retriever(first.model, gallery.index, first.tokenizer, gallery.searches[name], **options_)
+                systems[gallery.count, name, "answer"] = functools.partial(answer, retriever)
+
+    taken: dict[tuple, list[list[float]]] = {name: [] for name in systems}
+    reset_peak(device)
+    with progress_bar(SINGLE, total=options.rounds * len(systems), unit="system") as bar:
+        for _ in range(options.rounds):
+            for name, call in systems.items():
+                taken[name].append(durations(call, device, options.seconds))
+                bar.update()
+    times = {name: spread([statistics.median(each) for each in rounds]) for name, rounds in taken.items()}
+    return report(options, models, galleries, times, device)
+
+
+def report(options: Options, models: Models, galleries: list[Gallery], times: dict, device: torch.device) -> dict:
+    top = max(options.rerank_top)
+    pair = times["rerank", top]["median"] / top
+    rows = []
+    for gallery in galleries:
+        cross = pair * gallery.count
+        encoding = gallery.count / models.encoding
+        row = {"images": gallery.count, "cross_attention_seconds": cross, "encoding_seconds": encoding} | gallery.facts
+        row["search"] = {}
+        for name in gallery.searches:
+            one, many = (times[gallery.count, name, size] for size in (1, BATCH))
+            each = row["search"][name] = {"one": one, f"batch of {BATCH}": many}
+            if name == FLAT:
+                continue
+            each["answer"] = answer = times[gallery.count, name, "answer"]
+            each["times_faster"] = cross / answer["median"]
+            each["with_reranking"] = {}
+            for k in options.rerank_top:
+                seconds = answer["median"] + times["rerank", k]["median"]
+                each["with_reranking"][str(k)] = {"seconds": seconds, "times_faster": cross / seconds}
+        rows.append(row)
+    return {
+        "text_encoding": {"one": times["text", 1], f"batch of {BATCH}": times["text", BATCH]},
+        "reranking": {str(k): times["rerank", k] for k in options.rerank_top},
+        "cross_attention": {"seconds_per_pair": pair, "measured_on": f"{top} pairs a call", "the rest": "multiplied"},
+        "image_encoding_per_second": models.encoding,
+        "galleries": rows,
+        "peak_memory_gib": peak_bytes(device) / 2**30,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "options": cli.to_dict(options),
+        "environment": environment(),
+    }
+
+
+def print_table(results: dict) -> None:
+    """The paper's table, seconds of one query and how many times faster than cross-attention; then the searches alone."""
+    one = results["text_encoding"]["one"]
+    print(f"\n{results['device']}, {results['options']['precision']}, {results['environment']['threads']} threads")
+    print(f"text encoding {one['median'] * 1e3:.1f} ms ({one['min'] * 1e3:.1f} to {one['max'] * 1e3:.1f})", end="; ")
+    print(f"image encoding {results['image_encoding_per_second']:.1f}/s", end="; ")
+    print(f"cross-attention {results['cross_attention']['seconds_per_pair'] * 1e3:.1f} ms a pair, extrapolated below")
+    print(f"\n{'images':>9} {'cross-att.':>11}  {'search':8}{'s/query':>9}{'x faster':>10}", end="")
+    print("".join(f"{f'+top {k}':>10}{'x faster':>10}" for k in results["reranking"]), f"{'paper':>8}")
+    for row in results["galleries"]:
+        for name, each in row["search"].items():
+            if name == FLAT:
+                continue
+            print(f"{row['images']:9,} {row['cross_attention_seconds']:10.1f}s  {name:8}", end="")
+            print(f"{each['answer']['median']:9.4f}{each['times_faster']:10,.0f}", end="")
+            for again in each["with_reranking"].values():
+                print(f"{again['seconds']:10.3f}{again['times_faster']:10,.0f}", end="")
+            published = PUBLISHED.get(row["images"])
+            print(f" {f'{published:,}' if published and name == 'exact' else '':>8}")
+    print(f"\n{'images':>9}  {'search':18}{'ms':>8}{'spread':>17}{'batch ms':>10}{'recall':>8}{'built s':>9}{'file GiB':>10}{'open ms':>9}")
+    for row in results["galleries"]:
+        for name, each in row["search"].items():
+            alone, together = each["one"], each[f"batch of {BATCH}"]["median"] * 1e3
+            own = row.get(name, {})
+            built, size = own.get("build_seconds"), own.get("file_bytes")
+            if name == "exact":
+                built, size = row["index_seconds"], row["index_bytes"]
+            print(f"{row['images']:9,}  {name:18}{alone['median'] * 1e3:8.3f}", end="")
+            print(f"{alone['min'] * 1e3:9.3f}–{alone['max'] * 1e3:<7.3f}{together:10.2f}{own.get('recall', 1):8.4f}", end="")
+            print(f"{built:9.1f}" if built else f"{'':9}", f"{size / 2**30:9.3f}" if size else f"{'':9}", end="")
+            print(f"{row['opening']['seconds'] * 1e3:9.2f}" if name == "exact" else "")
+
+
+def plot(results: dict, path: Path) -> None:
+    """Seconds of a query over the size of the gallery, both logarithmic."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows = results["galleries"]
+    sizes = [row["images"] for row in rows]
+    figure, axes = plt.subplots(figsize=(7, 5))
+    axes.plot(sizes, [row["cross_attention_seconds"] for row in rows], "k--o", label="UNITER over all images (extrapolated)")
+    names = [name for name in rows[0]["search"] if name != FLAT]
+    for name in names:
+        axes.plot(sizes, [row["search"][name]["answer"]["median"] for row in rows], "-o", label=f"LightningDOT, {name}")
+        k = next(iter(results["reranking"]))
+        again = [row["search"][name]["with_reranking"][k]["seconds"] for row in rows]
+        axes.plot(sizes, again, ":o", label=f"LightningDOT, {name}, best {k} ranked again")
+    axes.set(xscale="log", yscale="log", xlabel="images", ylabel="seconds of a query", title=results["device"])
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

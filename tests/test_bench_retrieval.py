@@ -1,0 +1,63 @@
+"""scripts/bench_retrieval.py: the table, of tiny models and galleries; times are only that they are there."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import cli
+from data.errors import BadInput
+from scripts import bench_retrieval
+from scripts.bench_retrieval import FLAT, Options, Synthetic
+
+TINY = (
+    "--galleries 300 900 --encoded 20 --rerank-top 5 20 --rounds 2 --seconds 0.01 --hidden-size 32 --num-hidden-layers 1 "
+    "--num-attention-heads 2 --intermediate-size 64 --dim 32 --feature-dim 16 --vocab-size 500 --regions 12 --device cpu"
+).split()
+
+
+def test_the_table(tmp_path, capsys):
+    options = [*TINY, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out/table.json")]
+    bench_retrieval.main(cli.parse(Options, options))
+    table = json.loads((tmp_path / "out/table.json").read_text())
+    assert (tmp_path / "out/table.png").stat().st_size > 10_000 and not (tmp_path / "work").exists()
+    assert [row["images"] for row in table["galleries"]] == [300, 900]
+    pair = table["cross_attention"]["seconds_per_pair"]
+    assert pair == table["reranking"]["20"]["median"] / 20
+    for row in table["galleries"]:
+        assert row["cross_attention_seconds"] == pytest.approx(pair * row["images"])
+        assert row["same_ids_as_flat"] == 1 and set(row["search"]) == {"exact", "hnsw", "ivfpq", FLAT}
+        assert min(row[name]["recall"] for name in ("hnsw", "ivfpq")) > 0.9
+        assert row["opening"]["bytes"] <= row["opening"]["bytes_after_100_vectors"]
+        for name in ("exact", "hnsw", "ivfpq"):
+            each = row["search"][name]
+            again = each["with_reranking"]["5"]
+            assert each["times_faster"] == pytest.approx(row["cross_attention_seconds"] / each["answer"]["median"])
+            assert again["seconds"] == pytest.approx(each["answer"]["median"] + table["reranking"]["5"]["median"])
+    shown = capsys.readouterr().out
+    assert "extrapolated" in shown and FLAT in shown and shown.count("ivfpq") == 4
+
+
+def test_vectors_are_spread_as_the_trained_ones_were():
+    shape, rng = Synthetic(96), np.random.default_rng(1)
+    images = shape.vectors(rng, 20000)
+    assert np.linalg.norm(images, axis=1).mean() == pytest.approx(6, abs=0.05)
+    values = np.linalg.eigvalsh(np.cov(images.T))[::-1]
+    for i, measured in ((2, 0.76), (4, 0.52), (8, 0.32), (16, 0.14), (32, 0.026), (64, 0.0073)):
+        assert values[i - 1] / values[0] == pytest.approx(measured, rel=0.75)  # heavier tails are harder to search
+    queries = shape.queries(rng, images[:5000])
+    cosines = (queries * images[:5000]).sum(1) / 6 / np.linalg.norm(images[:5000], axis=1)
+    assert cosines.mean() == pytest.approx(0.46, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rerank-top", "50"], "the best 50 cannot be ranked again among 20 images"),
+        (["--rounds", "0"], "must be at least 1"),
+        (["--work", "."], "exists; it is deleted at the end"),
+    ],
+)
+def test_it_refuses(words, message):
+    with pytest.raises(BadInput, match=message):
+        cli.parse(Options, [*TINY, *words])
