@@ -25,7 +25,7 @@ ADDED_AT_ONCE = 1000  # vectors between two moves of the progress bar
 TARGET_RECALL = 0.99
 SHARE_KEPT = 0.95  # of the vectors' squared lengths, by the axes that a graph is built over
 TRAINED_WITH = 65536  # vectors that quantisers are trained with
-TUNED_WITH = 256  # queries
+TUNED_WITH = 1024  # queries
 MOST_EFFORT = 4096
 
 
@@ -208,7 +208,7 @@ class AnnSearch:
             faiss.write_index(self._found, str(path))
 
     def _tune(self, target: float, queries) -> None:
-        """Double the effort until the target is reached, then halve the last step."""
+        """Double the effort until the target is reached, by more than the standard error; then halve the last step."""
         if queries is None:
             rng = np.random.default_rng(0)
             queries = self.index.vectors(rng.integers(self.index.count, size=TUNED_WITH))
@@ -217,17 +217,19 @@ class AnnSearch:
         k = min(10, self.index.count)
         least = self.index.search(queries, k)[0][:, -1:]
 
-        def recall(effort: int) -> float:
-            return float((self.search(queries, k, effort)[0] >= least).mean())
+        def recall(effort: int) -> tuple[float, float]:
+            each = (self.search(queries, k, effort)[0] >= least).mean(axis=1)
+            return float(each.mean()), float(each.mean() - each.std() / len(each) ** 0.5)
 
-        low, high, found = 0, 8, recall(8)
-        while found < target and high < MOST_EFFORT:
+        low, high = 0, 8
+        found, surely = recall(8)
+        while surely < target and high < MOST_EFFORT:
             low, high = high, 2 * high
-            found = recall(high)
+            found, surely = recall(high)
         while high - low > max(1, high // 8):
             middle = (low + high) // 2
-            share = recall(middle)
-            if share >= target:
+            share, at_least = recall(middle)
+            if at_least >= target:
                 high, found = middle, share
             else:
                 low = middle

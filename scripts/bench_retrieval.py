@@ -3,7 +3,7 @@
 
 python scripts/bench_retrieval.py --out benchmarks/retrieval_cpu.json          # the whole table; half an hour on two CPU cores
 python scripts/bench_retrieval.py --galleries 1000 5000 --backends exact hnsw  # a part of it
-python scripts/bench_retrieval.py --device cuda --precision fp16 bf16 --out benchmarks/retrieval_gpu.json   # on a GPU
+python scripts/bench_retrieval.py --device cuda --precision fp32 fp16 --out benchmarks/retrieval_gpu.json   # on a GPU
 
 Models have their real sizes (BERT-base) and random weights, which are as fast as trained ones. A region database with random
 features is written, encoded and read again by the re-ranker. Vectors of the large galleries are drawn, as encoding a million
@@ -78,7 +78,7 @@ class Options:
         vocab_size: of the text encoders
         feature_dim: width of a region feature
         dim: width of an embedding
-        precision: of the models' matrix products
+        precision: of the models' matrix products; each gets a table
         rounds: measurements of every system
         seconds: a measurement goes on for so long, and for five calls
         device: auto, cpu, cuda or cuda:N
@@ -102,7 +102,7 @@ class Options:
     vocab_size: int = 28996
     feature_dim: int = 2048
     dim: int = 768
-    precision: Precision = "bf16"
+    precision: list[Precision] = field(default_factory=lambda: ["fp32", "bf16"])
     rounds: int = 5
     seconds: float = 1.0
     device: str = "auto"
@@ -155,17 +155,17 @@ class Models:
     Attributes:
         folder: checkpoint of the two towers
         fingerprint: of their weights
-        reranker: UNITER, with a region database of ``keys``
+        rerankers: precision → UNITER, with a region database of ``keys``
         texts: queries
-        encoding: images encoded per second
+        encoding: precision → images encoded per second
     """
 
     folder: Path
     fingerprint: str
-    reranker: RegionReranker
+    rerankers: dict[str, RegionReranker]
     keys: list[str]
     texts: list[str]
-    encoding: float
+    encoding: dict[str, float]
 
 
 def make_models(options: Options, work: Path, device: torch.device) -> Models:
@@ -192,16 +192,17 @@ def make_models(options: Options, work: Path, device: torch.device) -> Models:
             features = np.abs(rng.standard_normal((options.regions, options.feature_dim)))
             writer.add(key, Regions(features, boxes, np.full(options.regions, 0.5), None))
     regions = RegionDB(work / "regions")
-    build_image_index(model, regions, keys[:16], work / "first", device=device, precision=options.precision)
-    started = time.perf_counter()
-    build_image_index(model, regions, keys, work / "second", device=device, precision=options.precision)
-    speed = len(keys) / (time.perf_counter() - started)
-
-    reranker = Reranker(UniterConfig(sizes, options.feature_dim))
-    round_weights(reranker, options.precision)
-    reranker = RegionReranker(reranker, regions, device, options.precision)
+    encoding, rerankers = {}, {}
+    for precision in options.precision:
+        build_image_index(model, regions, keys[:16], work / f"first_{precision}", device=device, precision=precision)
+        started = time.perf_counter()
+        build_image_index(model, regions, keys, work / f"all_{precision}", device=device, precision=precision)
+        encoding[precision] = len(keys) / (time.perf_counter() - started)
+        reranker = Reranker(UniterConfig(sizes, options.feature_dim))
+        round_weights(reranker, precision)
+        rerankers[precision] = RegionReranker(reranker, regions, device, precision)
     texts = [" ".join(rng.choice(words, options.words)) for _ in range(BATCH)]
-    return Models(folder, model.fingerprint, reranker, keys, texts, speed)
+    return Models(folder, model.fingerprint, rerankers, keys, texts, encoding)
 
 
 class Gallery:
@@ -224,7 +225,7 @@ class Gallery:
                 writer.add([f"{n:012d}.npz" for n in range(first, first + len(part))], part)
         self.index = EmbeddingIndex(work / f"index_{count}")
         self.facts: dict = {"index_seconds": time.perf_counter() - started, "index_bytes": _size(self.index.folder)}
-        tuning, asked = (shape.queries(rng, some[rng.integers(len(some), size=256)]) for _ in range(2))
+        tuning, asked = (shape.queries(rng, some[rng.integers(len(some), size=1024)]) for _ in range(2))
 
         # Opening and touching are measured in a process of their own, where nothing else has been read.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -321,30 +322,34 @@ def main(options: Options) -> None:
 def measure(options: Options, work: Path, device: torch.device) -> dict:
     models = make_models(options, work, device)
     galleries = [Gallery(options, count, work, models, device) for count in options.galleries]
-    options_ = {"device": device, "precision": options.precision}
-    first = Retriever.from_pretrained(models.folder, galleries[0].index, **options_)
     texts = models.texts
-
-    def rerank(top: int, n: int) -> None:
-        ids = first.tokenizer(texts[n % len(texts)])["input_ids"]
-        chosen = np.random.default_rng(n).choice(models.keys, top, replace=False).tolist()
-        models.reranker.rerank_images(ids, chosen)
-
-    def answer(retriever: Retriever, n: int) -> None:
-        retriever.search_images(texts[n % len(texts)], options.k)
-
-    systems: dict[tuple, Callable] = {
-        ("text", 1): lambda n: first.encode_texts([texts[n % len(texts)]]),
-        ("text", BATCH): lambda n: first.encode_texts(texts),
-    }
-    systems |= {("rerank", top): functools.partial(rerank, top) for top in options.rerank_top}
+    systems: dict[tuple, Callable] = {}
     for gallery in galleries:
         for name in gallery.searches:
             one, many = gallery.calls(name)
             systems |= {(gallery.count, name, 1): one, (gallery.count, name, BATCH): many}
-            if name in options.backends:
-                retriever = Retriever(first.model, gallery.index, first.tokenizer, gallery.searches[name], **options_)
-                systems[gallery.count, name, "answer"] = functools.partial(answer, retriever)
+    for precision in options.precision:
+        options_ = {"device": device, "precision": precision}
+        first = Retriever.from_pretrained(models.folder, galleries[0].index, **options_)
+        reranker = models.rerankers[precision]
+
+        def encode(retriever: Retriever, number: int, n: int) -> None:
+            retriever.encode_texts([texts[(n + i) % len(texts)] for i in range(number)])
+
+        def answer(retriever: Retriever, n: int) -> None:
+            retriever.search_images(texts[n % len(texts)], options.k)
+
+        def rerank(retriever: Retriever, reranker: RegionReranker, top: int, n: int) -> None:
+            chosen = np.random.default_rng(n).choice(models.keys, top, replace=False).tolist()
+            reranker.rerank_images(retriever.tokenizer(texts[n % len(texts)])["input_ids"], chosen)
+
+        systems |= {(precision, "text", number): functools.partial(encode, first, number) for number in (1, BATCH)}
+        for top in options.rerank_top:
+            systems[precision, "rerank", top] = functools.partial(rerank, first, reranker, top)
+        for gallery in galleries:
+            for name in options.backends:
+                own = Retriever(first.model, gallery.index, first.tokenizer, gallery.searches[name], **options_)
+                systems[gallery.count, name, precision] = functools.partial(answer, own)
 
     taken: dict[tuple, list[list[float]]] = {name: [] for name in systems}
     reset_peak(device)
@@ -359,31 +364,34 @@ def measure(options: Options, work: Path, device: torch.device) -> dict:
 
 def report(options: Options, models: Models, galleries: list[Gallery], times: dict, device: torch.device) -> dict:
     top = max(options.rerank_top)
-    pair = times["rerank", top]["median"] / top
-    rows = []
+    results: dict = {"models": {}, "galleries": []}
+    for precision in options.precision:
+        results["models"][precision] = {
+            "text_encoding": {"one": times[precision, "text", 1], f"batch of {BATCH}": times[precision, "text", BATCH]},
+            "reranking": {str(k): times[precision, "rerank", k] for k in options.rerank_top},
+            "cross_attention_seconds_per_pair": times[precision, "rerank", top]["median"] / top,
+            "image_encoding_per_second": models.encoding[precision],
+        }
     for gallery in galleries:
-        cross = pair * gallery.count
-        encoding = gallery.count / models.encoding
-        row = {"images": gallery.count, "cross_attention_seconds": cross, "encoding_seconds": encoding} | gallery.facts
-        row["search"] = {}
-        for name in gallery.searches:
-            one, many = (times[gallery.count, name, size] for size in (1, BATCH))
-            each = row["search"][name] = {"one": one, f"batch of {BATCH}": many}
-            if name == FLAT:
-                continue
-            each["answer"] = answer = times[gallery.count, name, "answer"]
-            each["times_faster"] = cross / answer["median"]
-            each["with_reranking"] = {}
-            for k in options.rerank_top:
-                seconds = answer["median"] + times["rerank", k]["median"]
-                each["with_reranking"][str(k)] = {"seconds": seconds, "times_faster": cross / seconds}
-        rows.append(row)
-    return {
-        "text_encoding": {"one": times["text", 1], f"batch of {BATCH}": times["text", BATCH]},
-        "reranking": {str(k): times["rerank", k] for k in options.rerank_top},
-        "cross_attention": {"seconds_per_pair": pair, "measured_on": f"{top} pairs a call", "the rest": "multiplied"},
-        "image_encoding_per_second": models.encoding,
-        "galleries": rows,
+        row: dict = {"images": gallery.count} | gallery.facts
+        row["search"] = {
+            name: {"one": times[gallery.count, name, 1], f"batch of {BATCH}": times[gallery.count, name, BATCH]}
+            for name in gallery.searches
+        }
+        for precision, each in results["models"].items():
+            cross = each["cross_attention_seconds_per_pair"] * gallery.count
+            own = row[precision] = {
+                "cross_attention_seconds": cross,
+                "encoding_seconds": gallery.count / models.encoding[precision],
+            }
+            for name in options.backends:
+                answer = times[gallery.count, name, precision]
+                own[name] = {"answer": answer, "times_faster": cross / answer["median"], "with_reranking": {}}
+                for k in options.rerank_top:
+                    seconds = answer["median"] + times[precision, "rerank", k]["median"]
+                    own[name]["with_reranking"][str(k)] = {"seconds": seconds, "times_faster": cross / seconds}
+        results["galleries"].append(row)
+    return results | {
         "peak_memory_gib": peak_bytes(device) / 2**30,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "options": cli.to_dict(options),
@@ -393,24 +401,25 @@ def report(options: Options, models: Models, galleries: list[Gallery], times: di
 
 def print_table(results: dict) -> None:
     """The paper's table, seconds of one query and how many times faster than cross-attention; then the searches alone."""
-    one = results["text_encoding"]["one"]
-    print(f"\n{results['device']}, {results['options']['precision']}, {results['environment']['threads']} threads")
-    print(f"text encoding {one['median'] * 1e3:.1f} ms ({one['min'] * 1e3:.1f} to {one['max'] * 1e3:.1f})", end="; ")
-    print(f"image encoding {results['image_encoding_per_second']:.1f}/s", end="; ")
-    print(f"cross-attention {results['cross_attention']['seconds_per_pair'] * 1e3:.1f} ms a pair, extrapolated below")
-    print(f"\n{'images':>9} {'cross-att.':>11}  {'search':8}{'s/query':>9}{'x faster':>10}", end="")
-    print("".join(f"{f'+top {k}':>10}{'x faster':>10}" for k in results["reranking"]), f"{'paper':>8}")
-    for row in results["galleries"]:
-        for name, each in row["search"].items():
-            if name == FLAT:
-                continue
-            print(f"{row['images']:9,} {row['cross_attention_seconds']:10.1f}s  {name:8}", end="")
-            print(f"{each['answer']['median']:9.4f}{each['times_faster']:10,.0f}", end="")
-            for again in each["with_reranking"].values():
-                print(f"{again['seconds']:10.3f}{again['times_faster']:10,.0f}", end="")
-            published = PUBLISHED.get(row["images"])
-            print(f" {f'{published:,}' if published and name == 'exact' else '':>8}")
-    print(f"\n{'images':>9}  {'search':18}{'ms':>8}{'spread':>17}{'batch ms':>10}{'recall':>8}{'built s':>9}{'file GiB':>10}{'open ms':>9}")
+    print(f"\n{results['device']}, {results['environment']['threads']} threads")
+    for precision, each in results["models"].items():
+        one = each["text_encoding"]["one"]
+        print(f"\n{precision}: text {one['median'] * 1e3:.1f} ms ({one['min'] * 1e3:.1f} to {one['max'] * 1e3:.1f})", end="")
+        print(f", {each['image_encoding_per_second']:.1f} images encoded per second, cross-attention", end=" ")
+        print(f"{each['cross_attention_seconds_per_pair'] * 1e3:.1f} ms a pair, which is extrapolated")
+        print(f"{'images':>9} {'cross-att.':>11}  {'search':8}{'s/query':>9}{'x faster':>10}", end="")
+        print("".join(f"{f'+top {k}':>10}{'x faster':>10}" for k in each["reranking"]), f"{'paper':>8}")
+        for row in results["galleries"]:
+            for name in results["options"]["backends"]:
+                own = row[precision][name]
+                print(f"{row['images']:9,} {row[precision]['cross_attention_seconds']:10.1f}s  {name:8}", end="")
+                print(f"{own['answer']['median']:9.4f}{own['times_faster']:10,.0f}", end="")
+                for again in own["with_reranking"].values():
+                    print(f"{again['seconds']:10.3f}{again['times_faster']:10,.0f}", end="")
+                published = PUBLISHED.get(row["images"])
+                print(f" {f'{published:,}' if published and name == 'exact' else '':>8}")
+    print(f"\n{'images':>9}  {'search':18}{'ms':>8}{'spread':>17}{'batch ms':>10}{'recall':>8}{'built s':>9}", end="")
+    print(f"{'file GiB':>10}{'open ms':>9}{'GiB open':>9}")
     for row in results["galleries"]:
         for name, each in row["search"].items():
             alone, together = each["one"], each[f"batch of {BATCH}"]["median"] * 1e3
@@ -421,7 +430,8 @@ def print_table(results: dict) -> None:
             print(f"{row['images']:9,}  {name:18}{alone['median'] * 1e3:8.3f}", end="")
             print(f"{alone['min'] * 1e3:9.3f}–{alone['max'] * 1e3:<7.3f}{together:10.2f}{own.get('recall', 1):8.4f}", end="")
             print(f"{built:9.1f}" if built else f"{'':9}", f"{size / 2**30:9.3f}" if size else f"{'':9}", end="")
-            print(f"{row['opening']['seconds'] * 1e3:9.2f}" if name == "exact" else "")
+            opened = row["opening"]
+            print(f"{opened['seconds'] * 1e3:9.2f}{opened['bytes'] / 2**30:9.3f}" if name == "exact" else "")
 
 
 def plot(results: dict, path: Path) -> None:
@@ -434,14 +444,16 @@ def plot(results: dict, path: Path) -> None:
     rows = results["galleries"]
     sizes = [row["images"] for row in rows]
     figure, axes = plt.subplots(figsize=(7, 5))
-    axes.plot(sizes, [row["cross_attention_seconds"] for row in rows], "k--o", label="UNITER over all images (extrapolated)")
-    names = [name for name in rows[0]["search"] if name != FLAT]
-    for name in names:
-        axes.plot(sizes, [row["search"][name]["answer"]["median"] for row in rows], "-o", label=f"LightningDOT, {name}")
-        k = next(iter(results["reranking"]))
-        again = [row["search"][name]["with_reranking"][k]["seconds"] for row in rows]
-        axes.plot(sizes, again, ":o", label=f"LightningDOT, {name}, best {k} ranked again")
-    axes.set(xscale="log", yscale="log", xlabel="images", ylabel="seconds of a query", title=results["device"])
+    precision = results["options"]["precision"][-1]
+    cross = [row[precision]["cross_attention_seconds"] for row in rows]
+    axes.plot(sizes, cross, "k--o", label="UNITER over all images (extrapolated)")
+    for name in results["options"]["backends"]:
+        axes.plot(sizes, [row[precision][name]["answer"]["median"] for row in rows], "-o", label=f"LightningDOT, {name}")
+    k, name = next(iter(results["models"][precision]["reranking"])), results["options"]["backends"][0]
+    again = [row[precision][name]["with_reranking"][k]["seconds"] for row in rows]
+    axes.plot(sizes, again, ":o", label=f"LightningDOT, {name}, best {k} ranked again")
+    axes.set(xscale="log", yscale="log", xlabel="images", ylabel="seconds of a query")
+    axes.set_title(f"{results['device']}, {precision}", fontsize=9)
     axes.grid(True, which="major", alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
