@@ -336,6 +336,11 @@ def check_vectors(chunk: list[int], folder: Path) -> Checked:
     """Read rows of a feature index and say what is wrong with them."""
     done = Checked()
     index = EmbeddingIndex(folder)
+    for number in (row // index.header["rows_per_block"] for row in chunk if row % index.header["rows_per_block"] == 0):
+        try:
+            index.check(number)
+        except BadInput as error:
+            done.problems.add("blocks that are not what was written", str(error))
     try:
         names, vectors = index.ids(chunk), index.vectors(chunk)
     except Exception as error:  # a missing block is BadInput, a damaged one whatever numpy raises

@@ -11,6 +11,7 @@ Keys of the LMDB (all numbers little-endian):
     vec/%08d         block of `rows_per_block` vectors (the last one may be shorter), row-major, `dtype`; not for int8
     int8/%08d        the same rows in 8 bits: a fp32 scale per row [n], then int8 codes [n,D]; a row is scale · codes
     ids/%08d         ids of that block: uint32 offsets [n+1], then the ids' UTF-8 bytes
+    crc/%08d         CRC-32 of the block's ids, int8 and vec values, uint32 each; absent in indexes made before it was written
     row/<id>         uint64 row number of the id
 
 Row r stands in block r // rows_per_block, and rows have no gaps: a deletion moves the last row into the free place. bf16
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -157,6 +159,17 @@ class EmbeddingIndex:
             return dequantize(scales[rows], codes[rows])
         stored = self._array(b"vec/%08d" % number, self.rows_in(number), DTYPES[self.dtype])[rows]
         return decode(stored, self.dtype) if self.dtype == "bf16" else stored
+
+    def check(self, number: int) -> None:
+        """Read a whole block; BadInput when its bytes are not those that were written."""
+        sums = read(self._txn, b"crc/%08d" % number, self.folder)
+        kinds = (b"ids", b"int8") if self.dtype == "int8" else (b"ids", b"int8", b"vec")
+        for n, kind in enumerate(kinds if sums is not None else ()):
+            key = b"%s/%08d" % (kind, number)
+            if zlib.crc32(self._value(key)) != int.from_bytes(sums[4 * n : 4 * n + 4], "little"):
+                raise BadInput(
+                    f"{self.folder}: damaged index, {key.decode()} is not what was written: copy it again or build it again"
+                )
 
     def codes(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The 8-bit copy of a block, views of the memory map: scales [n] float32, codes [n,D] int8."""

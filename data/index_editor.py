@@ -138,7 +138,7 @@ class IndexEditor(BlockWriter):
         per_block = self.header["rows_per_block"]
         beyond = range(-(-self.header["count"] // per_block), -(-self._first // per_block))
         gone = [b"row/" + name.encode() for name, row in self._rows.items() if row is None]
-        gone += [b"%s/%08d" % (kind, number) for number in beyond for kind in (b"vec", b"int8", b"ids")]
+        gone += [b"%s/%08d" % (kind, number) for number in beyond for kind in (b"vec", b"int8", b"ids", b"crc")]
         if gone:
             self._map_size *= 2  # a deletion writes pages too
             self._env.set_mapsize(max(self._map_size, 2 * self._env.info()["map_size"]))

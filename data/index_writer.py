@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -151,11 +152,13 @@ class BlockWriter(LmdbWriter):
         for row, name in enumerate(names, number * self.header["rows_per_block"]):
             self.put(b"row/" + name, row.to_bytes(8, "little"))
         offsets = np.cumsum([0, *map(len, names)], dtype="<u4")
-        self.put(b"ids/%08d" % number, offsets.tobytes() + b"".join(names))
         scales, codes = quantize(vectors)
-        self.put(b"int8/%08d" % number, scales.tobytes() + codes.tobytes())
+        values = {b"ids": offsets.tobytes() + b"".join(names), b"int8": scales.tobytes() + codes.tobytes()}
         if self.header["dtype"] != "int8":
-            self.put(b"vec/%08d" % number, encode(vectors, self.header["dtype"]).tobytes())
+            values[b"vec"] = encode(vectors, self.header["dtype"]).tobytes()
+        for kind, value in values.items():
+            self.put(b"%s/%08d" % (kind, number), value)
+        self.put(b"crc/%08d" % number, b"".join(zlib.crc32(value).to_bytes(4, "little") for value in values.values()))
 
     def _finish(self) -> None:
         """The last commit; the new file takes the old one's place, with nothing between the two."""

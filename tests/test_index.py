@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 
 import lmdb
 import numpy as np
@@ -191,7 +192,9 @@ def test_layout_is_as_documented(tmp_path):
         "rows_per_block": 4096, "max_norm": pytest.approx(float(np.linalg.norm(vectors[2]))), "model": "m0",
         "data": "d0", "max_error": pytest.approx(error, rel=1e-5), "complete": True, "commits": 1,
     }  # fmt: skip
+    sums = [zlib.crc32(stored[b"%s/00000000" % kind]) for kind in (b"ids", b"int8", b"vec")]
     assert stored == {
+        b"crc/00000000": np.array(sums, "<u4").tobytes(),
         b"vec/00000000": vectors.astype("<f2").tobytes(),
         b"int8/00000000": scales.tobytes() + codes.tobytes(),
         b"ids/00000000": np.array([0, 1, 4, 7], "<u4").tobytes() + "abéccc".encode(),

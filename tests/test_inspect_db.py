@@ -16,6 +16,7 @@ from configs import cli
 from data.annotations import Caption
 from data.captions import load_tokenizer, write_caption_db
 from data.errors import BadInput
+from data.index import EmbeddingIndex
 from data.index_writer import IndexWriter
 from data.lmdb_env import LmdbWriter
 from data.regions import Regions, RegionWriter, encode_compressed, encode_plain
@@ -172,12 +173,27 @@ def test_feature_index(tmp_path, capsys):
     block[6] = 0
     replace(tmp_path / "index", {"vec/00000000": block.tobytes(), "row/9.npz": (3).to_bytes(8, "little")})
     assert problems(tmp_path / "index", "--verify", "--workers", 0) == {
+        "blocks that are not what was written": 1,
         "vectors with NaN or infinity": 1,
         "vectors that are all zero": 1,
         "ids that lead to another row": 1,
     }
     replace(tmp_path / "index", {"vec/00000000": None})
-    assert problems(tmp_path / "index", "--verify", "--workers", 0) == {"rows that cannot be read": 600}
+    found = problems(tmp_path / "index", "--verify", "--workers", 0)
+    assert found == {"blocks that are not what was written": 1, "rows that cannot be read": 600}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
+def test_one_changed_bit_of_a_feature_index(tmp_path, dtype):
+    vectors = np.random.default_rng(0).normal(size=(600, 6)).astype(np.float32)
+    with IndexWriter(tmp_path / "index", "img", 6, "model1", "data1", dtype) as writer:
+        writer.add([f"{i}.npz" for i in range(600)], vectors)
+    assert problems(tmp_path / "index", "--verify", "--workers", 0) == {}
+    key = "int8/00000000" if dtype == "int8" else "vec/00000000"
+    value = bytearray(EmbeddingIndex(tmp_path / "index")._value(key.encode()))
+    value[2500] ^= 4
+    replace(tmp_path / "index", {key: bytes(value)})
+    assert problems(tmp_path / "index", "--verify", "--workers", 0) == {"blocks that are not what was written": 1}
 
 
 def test_something_else(tmp_path):
