@@ -80,7 +80,7 @@ class Options:
         dim: width of an embedding
         precision: of the models' matrix products; each gets a table
         rounds: measurements of every system
-        seconds: a measurement goes on for so long, and for five calls
+        seconds: a measurement goes on for so long, and for five calls if they take no longer than five times that
         device: auto, cpu, cuda or cuda:N
         threads: of the CPU; 0: as torch chooses
     """
@@ -288,10 +288,10 @@ def _size(folder: Path) -> int:
 
 
 def durations(call: Callable[[int], object], device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each call, for so long; the first one is not counted."""
+    """Seconds of each call, for so long and at least five of them, of long ones fewer; the first one is not counted."""
     call(0)
     found: list[float] = []
-    while len(found) < LEAST or sum(found) < seconds:
+    while not found or sum(found) < seconds or (len(found) < LEAST and sum(found) < LEAST * seconds):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         started = time.perf_counter()
