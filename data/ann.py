@@ -18,12 +18,12 @@ from data.atomic import atomic_file
 from data.errors import BadInput
 from data.search import checked_queries
 
-VERSION = 2  # of the files beside an index
+VERSION = 3  # of the files beside an index
 ABSENT = -1  # row of a result that was not found; its score is -inf
 VALUES_AT_ONCE = 1 << 23  # fp64 terms of dot products held at a time: 64 MiB
 ADDED_AT_ONCE = 1000  # vectors between two moves of the progress bar
 TARGET_RECALL = 0.99
-SHARE_KEPT = 0.95  # of the vectors' squared lengths, by the axes that a graph is built over
+SHARE_KEPT = 0.95  # of the vectors' directions, by the axes that a graph is built over
 TRAINED_WITH = 65536  # vectors that quantisers are trained with
 TUNED_WITH = 1024  # queries
 MOST_EFFORT = 4096
@@ -116,8 +116,8 @@ class AnnSearch:
         kind: "hnsw", a graph over the vectors' main axes in bf16; or "ivfpq", clusters of product-quantised vectors, which
             take a thirtieth of fp32's memory
         target_recall: share of the exact top 10 to find; the least effort that reaches it on sampled queries is kept. None:
-            what was tuned before, 0.99 at first
-        queries: [Q,D] queries to tune with; none: stored vectors with noise, which real queries can be harder than
+            what was tuned before, 0.99 at first. Where no effort reaches it the exact search answers
+        queries: [Q,D] queries to tune with; none: sums of two stored vectors
         hnsw: the graph, when one is built; ``ef_search`` is tuned
 
     Raises:
@@ -143,6 +143,8 @@ class AnnSearch:
     def search(self, queries, k: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As ``ExactSearch.search``, of the rows that were found."""
         queries = checked_queries(queries, k, self.index.dim, self.index.count, self.index.folder)
+        if effort is None and self.about["exact"]:
+            return self.index.search(queries, k)
         k, effort = min(k, self.index.count), effort or self.about["effort"]
         if self.kind == "hnsw":
             wanted = min(max(2 * k, effort // 4), self.index.count)  # as the axes left out may change the order
@@ -180,10 +182,14 @@ class AnnSearch:
         faiss, dim, count = self._faiss, self.index.dim, self.index.count
         rows = np.random.default_rng(0).permutation(count)[:TRAINED_WITH]
         sample = self.index.vectors(np.sort(rows))
+        mean = np.zeros(dim, np.float32)
         if self.kind == "hnsw":
+            mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)  # a query's product with it is the same for all
+            sample = sample - mean
             axes = main_axes(sample)
+            size = float(np.sqrt(np.mean(sample.astype(np.float64) ** 2))) or 1.0  # products of tiny numbers would be zero
             self._turn = faiss.LinearTransform(*axes.shape, False)
-            faiss.copy_array_to_vector(np.ascontiguousarray(axes.T).ravel(), self._turn.A)
+            faiss.copy_array_to_vector(np.ascontiguousarray(axes.T / size, np.float32).ravel(), self._turn.A)
             self._turn.is_trained = True
             kept = axes.shape[1]
             self._part = faiss.IndexHNSWSQ(kept, faiss.ScalarQuantizer.QT_bf16, hnsw.m, faiss.METRIC_INNER_PRODUCT)
@@ -200,19 +206,22 @@ class AnnSearch:
         with tqdm(total=count, desc=f"building {self.kind}", unit="vector", delay=2) as bar:
             for _, block in self.index.blocks():
                 for first in range(0, len(block), ADDED_AT_ONCE):
-                    part = np.ascontiguousarray(block[first : first + ADDED_AT_ONCE], np.float32)
+                    part = np.asarray(block[first : first + ADDED_AT_ONCE], np.float32) - mean
                     self._found.add(part)
                     bar.update(len(part))
-        self._stamp_file.unlink(missing_ok=True)
         with atomic_file(self._file) as path:
-            faiss.write_index(self._found, str(path))
+            self._stamp_file.unlink(missing_ok=True)
+            try:
+                faiss.write_index(self._found, str(path))
+            except RuntimeError as error:
+                reason = str(error).rsplit(": ", 1)[-1].strip()
+                raise BadInput(f"{self._file}: cannot be written ({reason}); free disk space or copy the index") from None
 
     def _tune(self, target: float, queries) -> None:
         """Double the effort until the target is reached, by more than the standard error; then halve the last step."""
         if queries is None:
-            rng = np.random.default_rng(0)
-            queries = self.index.vectors(rng.integers(self.index.count, size=TUNED_WITH))
-            queries = queries + rng.standard_normal(queries.shape) * np.sqrt((queries**2).mean()) / 2
+            rows = np.random.default_rng(0).integers(self.index.count, size=(2, TUNED_WITH))
+            queries = self.index.vectors(rows).sum(axis=0)  # as far from any vector as captions are from images
         queries = np.ascontiguousarray(queries[:TUNED_WITH], np.float32)
         k = min(10, self.index.count)
         least = self.index.search(queries, k)[0][:, -1:]
@@ -235,10 +244,11 @@ class AnnSearch:
                 low = middle
         if found < target:
             print(
-                f"{self._file}: finds {found:.2%} of the exact top {k} at the most, not {target:.2%}: search exactly",
+                f"{self._file}: finds {found:.2%} of the exact top {k} at the most, not {target:.2%}: the exact search answers",
                 file=sys.stderr,
             )
         self.about |= {"target_recall": target, "recall": found, "effort": high, "tuned_with": len(queries)}
+        self.about["exact"] = found < target
         with atomic_file(self._stamp_file) as path:
             path.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
 
@@ -247,12 +257,14 @@ def main_axes(sample: np.ndarray) -> np.ndarray:
     """The directions in which vectors are long: most dot products with them change little when the others are left out.
 
     Args:
-        sample: [n,D] vectors
+        sample: [n,D] vectors, whose mean is zero
 
-    Returns: [D,d] float32, orthonormal; the first eigenvectors of the second moment, which hold ``SHARE_KEPT`` of it, d a
-    multiple of 16 or D
+    Returns: [D,d] float32, orthonormal; the first eigenvectors of the second moment of the directions, which hold
+    ``SHARE_KEPT`` of it, d a multiple of 16 or D
     """
-    moment = sample.T.astype(np.float64) @ sample
+    lengths = np.linalg.norm(sample.astype(np.float64), axis=1, keepdims=True)
+    directions = sample / np.where(lengths > 0, lengths, 1)  # a few long vectors must not hide the others
+    moment = directions.T @ directions
     values, axes = np.linalg.eigh(moment)
     values, axes = values[::-1], axes[:, ::-1]
     kept = int(np.searchsorted(np.cumsum(values), SHARE_KEPT * values.sum())) + 1

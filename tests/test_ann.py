@@ -1,5 +1,6 @@
 """HNSW: true dot products, what it finds, what it does not find, and faiss beside torch in one process."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from data.errors import BadInput
 from data.index import EmbeddingIndex
 from data.index_editor import IndexEditor
 from data.search import BACKENDS, open_backend
+from scripts.bench_retrieval import Synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -191,6 +193,52 @@ def test_stale_or_damaged_files_are_built_again(tmp_path, vectors, backend, caps
     (folder / f"{backend}.json").write_text("{")
     AnnSearch(EmbeddingIndex(folder), backend)
     assert "damaged" in capsys.readouterr().err
+
+
+def recall_of(search, index, queries):
+    return float((search.search(queries, 10)[0] >= index.search(queries, 10)[0][:, -1:]).mean())
+
+
+def test_recall_is_that_of_queries_as_far_away_as_captions(tmp_path):
+    shape, rng = Synthetic(96), np.random.default_rng(0)
+    index = write(tmp_path / "index", shape.vectors(rng, 6000))
+    queries = shape.queries(rng, index.vectors(np.arange(200)))
+    for backend in ("hnsw", "ivfpq"):
+        search = AnnSearch(index, backend)
+        assert search.about["recall"] >= 0.99 and recall_of(search, index, queries) > 0.98
+
+
+@pytest.mark.parametrize("scale", [1, 1e-20, 1e17])
+def test_vectors_around_a_far_mean(tmp_path, scale):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((4000, 32)) * 0.05
+    vectors[:, 0] += 10  # the cone of a model that is poorly trained
+    index = write(tmp_path / "index", (vectors * scale).astype(np.float32))
+    assert recall_of(AnnSearch(index, "hnsw"), index, rng.standard_normal((100, 32)).astype(np.float32)) > 0.95
+
+
+def test_where_no_effort_reaches_the_target_the_exact_search_answers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data.ann.MOST_EFFORT", 64)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((20, 64))[rng.integers(0, 20, 3000)] * 3 + rng.standard_normal((3000, 64)) * 0.005
+    index = write(tmp_path / "index", vectors.astype(np.float32))
+    search, queries = AnnSearch(index, "hnsw", 0.999), rng.standard_normal((20, 64)).astype(np.float32)
+    assert "not 99.90%: the exact search answers" in capsys.readouterr().err and search.about["recall"] < 0.999
+    for found, exact in zip(search.search(queries, 10), index.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(found, exact)
+
+
+@pytest.mark.parametrize("backend", ["hnsw", "ivfpq"])
+def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path, vectors, backend):
+    index = write(tmp_path / "index", vectors[:500])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(BadInput, match=rf"{backend}.faiss: cannot be written \(.*File too large"):
+            AnnSearch(index, backend)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "index").glob(f"*{backend}*"))
 
 
 def test_main_axes_hold_nearly_all_and_are_few(vectors):
