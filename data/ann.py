@@ -204,7 +204,8 @@ class AnnSearch:
             self._found.cp.min_points_per_centroid = self._found.pq.cp.min_points_per_centroid = 1
         self._found.train(np.resize(sample, (max(256, len(sample)), dim)))
         with tqdm(total=count, desc=f"building {self.kind}", unit="vector", delay=2) as bar:
-            for _, block in self.index.blocks():
+            for start, block in self.index.blocks():
+                self.index.check(start // self.index.header["rows_per_block"])
                 for first in range(0, len(block), ADDED_AT_ONCE):
                     part = np.asarray(block[first : first + ADDED_AT_ONCE], np.float32) - mean
                     self._found.add(part)

@@ -162,13 +162,24 @@ class EmbeddingIndex:
 
     def check(self, number: int) -> None:
         """Read a whole block; BadInput when its bytes are not those that were written."""
-        sums = read(self._txn, b"crc/%08d" % number, self.folder)
-        kinds = (b"ids", b"int8") if self.dtype == "int8" else (b"ids", b"int8", b"vec")
-        for n, kind in enumerate(kinds if sums is not None else ()):
-            key = b"%s/%08d" % (kind, number)
-            if zlib.crc32(self._value(key)) != int.from_bytes(sums[4 * n : 4 * n + 4], "little"):
+        check_block(self._txn, number, self.dtype, self.folder)
+
+    def checked_codes(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ``codes``, all of them read; BadInput when they are not what was written."""
+        check_block(self._txn, number, self.dtype, self.folder, kinds=(b"int8",))
+        return self.codes(number)
+
+    def check_vectors(self, rows, vectors) -> None:
+        """BadInput when vectors [n,D] of rows [n] are (ascending) are farther from their 8-bit copies than any was
+        when it was written."""
+        if self.dtype == "int8" or self.header["max_error"] is None:
+            return
+        for number, part in self._by_block(np.asarray(rows)):
+            scales, codes = (each[rows[part] - number * self._per_block] for each in self.codes(number))
+            off = np.linalg.norm(vectors[part] - dequantize(scales, codes).astype(np.float64), axis=1)
+            if not (off <= self.header["max_error"] * (1 + 1e-6)).all():
                 raise BadInput(
-                    f"{self.folder}: damaged index, {key.decode()} is not what was written: copy it again or build it again"
+                    f"{self.folder}: damaged index, vec/{number:08d} does not fit int8/{number:08d}: copy it again or build it again"
                 )
 
     def codes(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,6 +222,17 @@ class EmbeddingIndex:
         key = b"row/" + name.encode()
         value = read(self._txn, key, self.folder) if len(key) <= MAX_KEY_BYTES else None  # LMDB refuses longer keys
         return None if value is None else int.from_bytes(value, "little")
+
+
+def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, kinds=(b"ids", b"int8", b"vec")) -> None:
+    """BadInput when values of a block are not those that were written; without checksums nothing is known."""
+    sums = read(txn, b"crc/%08d" % number, folder)
+    if sums is None:
+        return
+    for n, kind in enumerate((b"ids", b"int8") if dtype == "int8" else (b"ids", b"int8", b"vec")):
+        key = b"%s/%08d" % (kind, number)
+        if kind in kinds and zlib.crc32(read(txn, key, folder) or b"") != int.from_bytes(sums[4 * n : 4 * n + 4], "little"):
+            raise BadInput(f"{folder}: damaged index, {key.decode()} is not what was written: copy it again or build it again")
 
 
 def names_of(value, size: int, places=None) -> list[str]:

@@ -63,7 +63,8 @@ class IndexEditor(BlockWriter):
         self._open()
         with self._env.begin(buffers=True) as txn:  # what was opened above may have been replaced since
             self.header = read_header(txn, self.folder)
-        self._first, self._changes = self.header["count"], hashlib.sha256(self.header["data"].encode())
+        self._changes = hashlib.sha256(self.header["data"].encode())
+        self._written = -(-self.header["count"] // self.header["rows_per_block"])  # blocks that the LMDB may hold
         return self
 
     def replace(self, ids: Sequence[str], vectors) -> None:
@@ -128,6 +129,10 @@ class IndexEditor(BlockWriter):
     def _worth_keeping(self) -> bool:
         return False
 
+    def _flush(self) -> None:
+        self._written = max([self._written, *(number + 1 for number in self._blocks)])
+        super()._flush()
+
     def _finish(self) -> None:
         self.header["commits"] += 1
         self.header["data"] = self._changes.hexdigest()[:16]
@@ -136,7 +141,7 @@ class IndexEditor(BlockWriter):
             del self._blocks[number]
         self._flush()
         per_block = self.header["rows_per_block"]
-        beyond = range(-(-self.header["count"] // per_block), -(-self._first // per_block))
+        beyond = range(-(-self.header["count"] // per_block), self._written)
         gone = [b"row/" + name.encode() for name, row in self._rows.items() if row is None]
         gone += [b"%s/%08d" % (kind, number) for number in beyond for kind in (b"vec", b"int8", b"ids", b"crc")]
         if gone:

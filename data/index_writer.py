@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import time
 import zlib
 from collections import Counter
@@ -23,8 +24,8 @@ import lmdb
 import numpy as np
 
 from data.errors import BadInput
-from data.index import KINDS, VERSION, EmbeddingIndex, names_of, read, read_header, split_codes
-from data.lmdb_env import MAX_KEY_BYTES, LmdbWriter
+from data.index import KINDS, VERSION, EmbeddingIndex, check_block, names_of, read, read_header, split_codes
+from data.lmdb_env import MAX_KEY_BYTES, LmdbWriter, is_whole
 from data.vectors import DTYPES, decode, dequantize, encode, quantize, round_to
 
 MAX_ID_BYTES = MAX_KEY_BYTES - len(b"row/")
@@ -83,6 +84,10 @@ class BlockWriter(LmdbWriter):
         """The LMDB in ``partial``, new or as it stands there; a commit survives a kill and, in order, a power cut."""
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
+            file = self.partial / "data.mdb"
+            if file.exists() and not is_whole(self.partial):  # writing to it would kill the process
+                print(f"{file}: damaged, the index is begun anew", file=sys.stderr)
+                file.unlink()
             self._env = lmdb.open(str(self.partial), map_size=self._map_size, lock=False, metasync=False)
         except (OSError, lmdb.Error) as error:
             raise self._cannot_write(error) from None
@@ -95,6 +100,7 @@ class BlockWriter(LmdbWriter):
             with self._env.begin() as txn:
                 ids, codes = (read(txn, b"%s/%08d" % (kind, number), self.folder) for kind in (b"ids", b"int8"))
                 if ids is not None:
+                    check_block(txn, number, self.header["dtype"], self.folder)
                     size = len(codes) // (4 + shape[1])  # not by the header's count, which runs ahead of the block
                     names = names_of(ids, size)
                     block[:size] = self._stored(txn, number, size, codes)
@@ -116,7 +122,8 @@ class BlockWriter(LmdbWriter):
         finite = np.isfinite(vectors).all(axis=1)
         stored = round_to(np.where(finite[:, None], vectors, 0), self.header["dtype"])
         with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.where(finite, np.linalg.norm(stored, axis=1), np.nan)  # finite: no dot product is NaN
+            norms = np.linalg.norm(stored.astype(np.float64), axis=1)  # in fp32 those of tiny vectors would be 0
+            norms = np.where(finite & (norms < np.finfo(np.float32).max), norms, np.nan)
         bad = np.flatnonzero(~np.isfinite(norms))
         if len(bad):
             what = "is too large for the dtype" if finite[bad[0]] else "holds NaN or infinity"

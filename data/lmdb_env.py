@@ -116,6 +116,15 @@ def _promised_bytes(env: lmdb.Environment) -> int:
     return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
 
 
+def is_whole(folder: str | Path) -> bool:
+    """Whether an LMDB opens and its file is as long as its header promises."""
+    try:
+        with lmdb.open(str(folder), readonly=True, lock=False, create=False) as env:
+            return os.stat(Path(folder, "data.mdb")).st_size >= _promised_bytes(env)
+    except lmdb.Error:
+        return False
+
+
 def _open(folder: str | Path) -> _Opened:
     key = os.path.realpath(folder)
     path = os.path.join(key, "data.mdb")

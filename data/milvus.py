@@ -223,6 +223,8 @@ def _talking(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MilvusException, OSError, ConnectionError, RuntimeError) as error:
+    except BadInput:
+        raise
+    except (MilvusException, OSError, ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(getattr(error, "message", None) or error).split())
         raise BadInput(f"{uri}: Milvus does not answer or refuses: {reason}") from None

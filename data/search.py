@@ -92,7 +92,7 @@ class ExactSearch:
             scores [Q,k] float32, best first; rows [Q,k] int64
 
         Raises:
-            BadInput: wrong width, NaN or infinity in a query, k < 1, an empty index.
+            BadInput: wrong width, NaN or infinity in a query, k < 1, an empty index, a block that is not what was written.
         """
         queries = checked_queries(queries, k, self.index.dim, self.index.count, self.index.folder)
         k = min(k, self.index.count)
@@ -114,11 +114,16 @@ class ExactSearch:
             of, found, settled = self._candidates(*rough(asked), len(asked), k)
             if settled.any():
                 done = unsure[settled]
-                scores[done], rows[done] = best_pairs(asked[settled], self.index.vectors, of, found, k)
+                scores[done], rows[done] = best_pairs(asked[settled], self._checked_vectors, of, found, k)
             unsure = unsure[~settled]
         if len(unsure):
             scores[unsure], rows[unsure] = self._search_fp64(queries[unsure], k)
         return scores, rows
+
+    def _checked_vectors(self, rows) -> np.ndarray:
+        vectors = self.index.vectors(rows)
+        self.index.check_vectors(rows, vectors)
+        return vectors
 
     def _candidates(self, scores_of, window: Tensor, num: int, k: int):
         """Rows that a rough pass leaves open.
@@ -235,7 +240,7 @@ class ExactSearch:
 
     @cached_property
     def _codes(self) -> list[Tensor]:
-        return [_tensor(self.index.codes(number)[1]) for number in range(self.index.num_blocks)]
+        return [_tensor(self.index.checked_codes(number)[1]) for number in range(self.index.num_blocks)]
 
     @cached_property
     def _scales(self) -> Tensor:
@@ -248,7 +253,7 @@ def best_pairs(queries, vectors_of, of, rows, k: int) -> tuple[np.ndarray, np.nd
     Args:
         queries: [Q,D] float32
         vectors_of: ``rows -> [n,D]``
-        of, rows: [M], [M] number of the query, and the row
+        of, rows: [M], [M] number of the query, and the row; ``vectors_of`` gets rows in ascending order
         k: results per query; each has at least as many candidates
     """
     order = np.argsort(rows, kind="stable")  # each place of the memory map is visited once

@@ -28,6 +28,8 @@ from model.bi_encoder import LightningDOT
 from model.encoding import check_width, encode_image, encode_queries
 from optim.precision import autocast, round_weights
 
+PAIRS_AT_ONCE = 128  # that a re-ranker looks at
+
 
 class Hit(NamedTuple):
     """A result: the id in the index, and its score: the dot product, or the re-ranker's where one was asked."""
@@ -57,10 +59,16 @@ class RegionReranker:
     def rerank_images(self, text_ids: list[int], keys: list[str]) -> list[float]:
         """[CLS] words [SEP] and n image keys → n scores."""
         text = collate_texts([np.array(text_ids)], 0)
-        images = collate_images([self.regions.get(key, soft_labels=False) for key in keys])
-        pairs = torch.zeros(len(keys), dtype=torch.int64), torch.arange(len(keys))
-        with autocast(self.device, self.precision):
-            return self.model(*(tensor.to(self.device) for tensor in (*text, *images, *pairs))).float().tolist()
+        images = [self.regions.get(key, soft_labels=False) for key in keys]
+        order = np.argsort([-len(image) for image in images], kind="stable")  # batches of one length
+        scores = np.empty(len(keys), np.float32)
+        for start in range(0, len(order), PAIRS_AT_ONCE):
+            rows = order[start : start + PAIRS_AT_ONCE]
+            pairs = torch.zeros(len(rows), dtype=torch.int64), torch.arange(len(rows))
+            inputs = (*text, *collate_images([images[row] for row in rows]), *pairs)
+            with autocast(self.device, self.precision):
+                scores[rows] = self.model(*(tensor.to(self.device) for tensor in inputs)).float().cpu().numpy()
+        return scores.tolist()
 
 
 class Retriever:
@@ -137,6 +145,11 @@ class Retriever:
             if regions is None:
                 raise BadInput(f"{reranker}: a re-ranker looks at regions: give the region database of the images")
             scoring = Reranker.from_pretrained(reranker)
+            if scoring.config.encoder.vocab_size != model.config.txt.vocab_size:
+                raise BadInput(
+                    f"{reranker}: knows {scoring.config.encoder.vocab_size} word pieces, {checkpoint} {model.config.txt.vocab_size}: "
+                    "a re-ranker reads the ids of the towers' tokenizer"
+                )
             round_weights(scoring, precision)
             reranker = RegionReranker(scoring, regions, device, precision)
         words = load_tokenizer(tokenizer or Path(checkpoint) / "tokenizer") if index.kind == "img" else None
@@ -149,8 +162,8 @@ class Retriever:
             BadInput: no text, an empty one, k < 1, or an index of captions.
         """
         self._needs("img")
-        texts = [text] if isinstance(text, str) else list(text)
-        if not texts or not all(each.strip() for each in texts):
+        texts = [text] if isinstance(text, str) else list(text or ())
+        if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
             raise BadInput("a query is empty: give the words to find images for")
         wanted = max(k, self.candidates) if self.reranker and k > 0 else k
         found = self._hits(self.encode_texts(texts), wanted)
@@ -184,7 +197,13 @@ class Retriever:
             image = self.regions.get(image, soft_labels=False)
         if isinstance(image, Regions):
             return encode_image(self.model, image, self.device, self.precision)
-        return np.asarray(image, np.float32)[None]
+        vector = np.asarray(image, np.float32)
+        if vector.ndim != 1:
+            raise BadInput(
+                f"{self._name}: an array of shape {vector.shape}: give an image id, Regions(features, norm_bb, conf, None) or an "
+                "embedding [D]"
+            )
+        return vector[None]
 
     def _hits(self, vectors, k) -> list[list[Hit]]:
         scores, rows = self.backend.search(vectors, k)

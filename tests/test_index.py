@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.ann import AnnSearch
 from data.errors import BadInput
 from data.index import EmbeddingIndex, data_fingerprint
 from data.index_writer import IndexWriter
@@ -321,3 +322,31 @@ def test_data_fingerprint():
     inputs = [("db", ["a", "b"]), ("db", ["ab"]), ("db", ["b", "a"]), ("db2", ["a", "b"])]
     assert len({data_fingerprint(*i) for i in inputs}) == 4
     assert data_fingerprint("db", iter("ab")) == data_fingerprint("db", ["a", "b"])
+
+
+def test_norms_of_tiny_vectors_are_no_zero(tmp_path):
+    vectors = np.random.default_rng(0).integers(-127, 128, (3000, 24)).astype(np.float32) * np.float32(2.0**-100)
+    index = write(tmp_path / "index", vectors)
+    assert index.header["max_norm"] == pytest.approx(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
+    queries = np.random.default_rng(1).standard_normal((20, 24)).astype(np.float32) * np.float32(1e8)
+    assert_same(index.search(queries, 500), naive_search(queries, vectors, 500))
+
+
+@pytest.mark.parametrize("kind", ["int8", "vec"])
+def test_a_damaged_page_is_one_line_and_no_wrong_answer(tmp_path, kind):
+    vectors = np.random.default_rng(2).standard_normal((20000, 64)).astype(np.float32)
+    write(tmp_path / "index", vectors)
+    key, file = f"{kind}/00000002".encode(), tmp_path / "index/data.mdb"
+    value = bytes(EmbeddingIndex(tmp_path / "index")._value(key))
+    close_env(tmp_path / "index")
+    content = bytearray(file.read_bytes())
+    place = content.index(value)
+    content[place + 8192 : place + 12288] = bytes(4096)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/data.mdb").write_bytes(content)
+    index = EmbeddingIndex(tmp_path / "copy")
+    first = 4096 * 2 + (8192 // 256 + 4 if kind == "vec" else 0)  # a row whose vector is zero now
+    with pytest.raises(BadInput, match=f"copy: damaged index, {kind}/00000002"):
+        index.search(vectors[first : first + 1], 10)
+    with pytest.raises(BadInput, match=f"damaged index, {kind}/00000002 is not what was written"):
+        AnnSearch(index, "hnsw")

@@ -198,6 +198,18 @@ def test_a_killed_building_goes_on(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["index"]
 
 
+@pytest.mark.parametrize("damage", ["truncated", "junk"])
+def test_a_damaged_beginning_is_begun_anew(tmp_path, damage):
+    words = [sys.executable, "-c", BUILD, str(tmp_path / "index")]
+    subprocess.run([*words, "400", "d0"], cwd=ROOT)
+    file = tmp_path / "index.partial/data.mdb"
+    os.truncate(file, file.stat().st_size // 2) if damage == "truncated" else file.write_bytes(b"junk" * 5000)
+    done = subprocess.run([*words, "-1", "d0"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0\n") and "data.mdb: damaged, the index is begun anew" in done.stderr
+    vectors = np.random.default_rng(3).standard_normal((1000, 8)).astype(np.float32)
+    assert_holds(tmp_path / "index", dict(zip((f"id {i}" for i in range(1000)), vectors)))
+
+
 def test_a_killed_edit_changes_nothing(tmp_path):
     write(tmp_path / "index", np.ones((300, 8), np.float32))
     code = f"""
@@ -257,3 +269,18 @@ def test_rows_in_bf16_and_int8_are_the_nearest(tmp_path):
 def test_unknown_settings_are_refused(tmp_path):
     with pytest.raises(BadInput, match="dtype 'fp8'"):
         IndexWriter(tmp_path / "index", "img", 8, model="m", data="d", dtype="fp8")
+
+
+def test_what_was_flushed_midway_and_deleted_again_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.index_writer.BLOCK_BYTES", 1)  # 256 rows a block, of which 16 are held
+    write(tmp_path / "index", np.ones((300, 4), np.float32))
+    many = [f"many_{n}" for n in range(5120)]
+    with IndexEditor(tmp_path / "index", "m0") as editor:
+        editor.add(many, np.ones((5120, 4)))
+        editor.delete(many)
+    assert EmbeddingIndex(tmp_path / "index").count == 300
+    with IndexEditor(tmp_path / "index", "m0") as editor:
+        editor.add([f"new_{n}" for n in range(400)], np.full((400, 4), 2.0))
+    index = EmbeddingIndex(tmp_path / "index")
+    assert len(set(index.ids())) == index.count == 700
+    np.testing.assert_array_equal(index.vectors(np.arange(700)), np.repeat([1.0, 2.0], [300, 400])[:, None] * np.ones(4))

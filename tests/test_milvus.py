@@ -90,6 +90,8 @@ def test_refused(tmp_path):
     with pytest.raises(BadInput, match="lacks row 9"):
         found.ids([9])
     found.close()
+    with pytest.raises(BadInput, match=r"127\.0\.0\.1:port: Milvus does not answer or refuses"):
+        MilvusIndex("http://127.0.0.1:port", "img")
     for arguments, words in (((uri, "a-b"), "collection 'a-b'"), (("m.txt", "img"), r"ending in \.db")):
         with pytest.raises(BadInput, match=words):
             export(index, *arguments)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_search import KEYS, captions, command, indexes, matrices, model, regions, small_model, world  # noqa: F401
 
+from data.batches import collate_images
 from data.errors import BadInput
 from data.index import EmbeddingIndex
 from data.regions import RegionDB, Regions, RegionWriter
@@ -18,6 +19,8 @@ from data.search import BACKENDS
 from model.bi_encoder import LightningDOT
 from model.encoding import build_caption_index, build_image_index, encode_image
 from model.retriever import Retriever
+from model.transformer import EncoderConfig
+from model.uniter import Reranker, UniterConfig
 from scripts import build_index, export_index, search
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +63,7 @@ def test_images_find_captions(world, indexes, regions, captions, matrices):  # n
     for image in (KEYS[3], regions[KEYS[3]], matrices[0][3]):
         assert [hit.id for hit in retriever.search_captions(image, 5)] == expected
     wide = Regions(np.ones((2, 20), np.float16), np.ones((2, 6), np.float16), np.ones(2), None)
-    for image, words in (("nobody", "no picture 'nobody'"), (wide, r"features of shape \(2, 20\)"), (np.ones(3), r"\(1, 3\)")):
+    for image, words in ((np.ones((5, 16)), r"shape \(5, 16\): give an image id, Regions"), ("nobody", "no picture 'nobody'"), (wide, r"features of shape \(2, 20\)"), (np.ones(3), r"\(1, 3\)")):
         with pytest.raises(BadInput, match=words):
             retriever.search_captions(image)
     with pytest.raises(BadInput, match="give --regions"):
@@ -72,7 +75,7 @@ def test_what_does_not_fit_is_refused(world, indexes, retriever):  # noqa: F811
         Retriever.from_pretrained(world / "other", indexes[0])
     with pytest.raises(BadInput, match=r"index of images.*one of captions"):
         retriever.search_captions(np.ones(24))
-    for texts in ("  ", [], ["a", ""]):
+    for texts in ("  ", [], ["a", ""], None, ["a", None]):
         with pytest.raises(BadInput, match="empty"):
             retriever.search_images(texts)
     with pytest.raises(BadInput, match="k is 0"):
@@ -100,6 +103,28 @@ def test_a_reranker_sorts_the_candidates(world, indexes, matrices):  # noqa: F81
         retriever.search_images(TEXTS[0], 2)
     with pytest.raises(BadInput, match="region database"):
         Retriever.from_pretrained(world / "model", indexes[0], "folder")
+
+
+@torch.no_grad()
+def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("model.retriever.PAIRS_AT_ONCE", 3)
+    torch.manual_seed(0)
+    sizes = EncoderConfig(64, 32, 2, 2, 64, max_position_embeddings=40, initializer_range=0.3)
+    Reranker(UniterConfig(sizes, 16, 7)).save_pretrained(tmp_path / "uniter")
+    db = RegionDB(world / "regions", min_bb=2)
+    retriever = Retriever.from_pretrained(world / "model", indexes[0], tmp_path / "uniter", db, candidates=len(KEYS))
+    hits = retriever.search_images(TEXTS[0], len(KEYS))
+    ids = torch.tensor([retriever.tokenizer(TEXTS[0])["input_ids"]])
+    scores = {}
+    for key in KEYS:
+        images = collate_images([db.get(key, soft_labels=False)])
+        scores[key] = float(retriever.reranker.model(ids, torch.ones_like(ids).bool(), *images))
+    assert [hit.id for hit in hits] == sorted(KEYS, key=lambda key: -scores[key])
+    np.testing.assert_allclose([hit.score for hit in hits], sorted(scores.values(), reverse=True), atol=1e-5)
+
+    Reranker(UniterConfig(EncoderConfig(70, 32, 2, 2, 64), 16, 7)).save_pretrained(tmp_path / "another")
+    with pytest.raises(BadInput, match=r"another: knows 70 word pieces, .*64: a re-ranker reads the ids of the towers"):
+        Retriever.from_pretrained(world / "model", indexes[0], tmp_path / "another", db)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("milvus", marks=pytest.mark.milvus)])
