@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.annotations import Caption, check, json_of, lines_of
+from data.annotations import Caption, check, check_split, json_of, lines_of
 from data.errors import BadInput
 
 
@@ -28,6 +28,7 @@ def read_split_lists(words: Sequence[str]) -> dict[str, str]:
         split, equals, path = word.partition("=")
         if not equals:
             split, path = Path(word).stem, word
+        check_split("--split-lists", split)
         for n, line in enumerate(lines_of(path), 1):
             stem = PurePosixPath(line.strip().partition("#")[0]).stem
             if stem and found.setdefault(stem, split) != split:
