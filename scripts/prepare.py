@@ -128,17 +128,18 @@ def read(options: Options, report: dict) -> list[Caption]:
 
 
 def split(captions: list[Caption], options: Options, report: dict) -> list[Caption]:
-    """As the file says; drawn by picture when it does not."""
+    """As the file says, a picture in one of its splits; drawn by picture when it does not."""
     if len({c.split for c in captions}) == 1:
         captions = splitting.by_shares(captions, build_captions.parse_shares(options.shares), options.seed)
         print(f"{options.captions}: splits are drawn by picture, {' '.join(options.shares)}, seed {options.seed}")
+    captions, several = splitting.in_one_split(captions, options.format)
+    for line in several:
+        build_captions.note(report, "in_several_splits", line)
+    build_captions.warn_of(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
     splits = Counter(c.split for c in captions)
     for name in ("train", "val"):
         if name not in splits:
             raise BadInput(f"{options.captions}: no split {name}, found {dict(splits)}; training needs train and val")
-    for line in splitting.in_several_splits(captions, options.format, {}):
-        build_captions.note(report, "in_several_splits", line)
-    build_captions.warn_of(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
     return captions
 
 
