@@ -158,7 +158,7 @@ def open_images(options: Options) -> tuple[int | None, Iterator]:
     """How many images there are (None where only reading tells), and of each name for reports, key, and what is read."""
     if options.extractor == "precomputed":
         return read_precomputed(
-            options.photos, options.image_key, options.num_labels, options.size_order, options.sizes
+            options.photos, options.image_key, options.num_labels, options.size_order, options.sizes, options.max_bb
         )
     photos = find_photos(options.photos, options.list, options.image_key)
     return len(photos), ((photo.name, photo.key, photo) for photo in photos)
