@@ -75,16 +75,16 @@ def main(options: Options) -> None:
         command("scripts/extract_regions.py", words + [part for word in options.extract for part in option(word)])
     else:
         print(f"{regions}: is there already and used as it is; delete it to extract regions again")
-    known = stored_keys(regions)
-    for image in dict.fromkeys(c.image for c in captions):
-        if key_of_image(image, "{stem}.npz") not in known:
-            build_captions.note(report, "pictures_without_regions", image)
+    pictures = dict.fromkeys(c.image for c in captions)
+    missing = without_regions(pictures, regions, Path(options.photos))
+    for image in (image for image in pictures if image in missing):
+        build_captions.note(report, "pictures_without_regions", image)
     build_captions.warn_of(
         report,
         "pictures_without_regions",
         "left out {n:,} pictures that are absent or cannot be read, the first: {first}",
     )
-    captions = [c for c in captions if key_of_image(c.image, "{stem}.npz") in known]
+    captions = [c for c in captions if c.image not in missing]
     if not captions:
         raise BadInput(
             f"{options.captions}: none of its pictures is in {options.photos}; names must be those of the files"
@@ -125,6 +125,13 @@ def read(options: Options, report: dict) -> list[Caption]:
     if not captions:
         raise BadInput(report.get("bad_records", {}).get("first", [f"{options.captions}: no captions in it"])[0])
     return captions
+
+
+def without_regions(pictures: Iterable[str], regions: Path, photos: Path) -> set[str]:
+    """Those that are not in the database: absent, bad, or another photo has their key."""
+    known, report = stored_keys(regions), regions / "report.json"
+    bad = json.loads(report.read_text(encoding="utf-8"))["bad_photos"] if report.is_file() else {}
+    return {p for p in pictures if key_of_image(p, "{stem}.npz") not in known or str(photos / p) in bad}
 
 
 def split(captions: list[Caption], options: Options, report: dict) -> list[Caption]:

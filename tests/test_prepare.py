@@ -68,6 +68,17 @@ def test_bad_input_is_left_out_and_the_rest_goes_on(own, capfd):
     assert again["pictures_without_regions"]["count"] == 2
 
 
+def test_captions_of_a_photo_whose_key_another_has(own, capfd):
+    os.mkdir("photos/x")
+    os.rename("photos/p9.jpg", "photos/x/p0.jpg")
+    with open("a.tsv", "w") as file:
+        file.writelines(f"a red circle\t{n}.jpg\n" for n in ["x/p0", *(f"p{n}" for n in range(12) if n != 9)])
+    own[3] = "a.tsv"
+    report = run(*own, *SMALL, "--format", "pairs")
+    assert report["pictures_without_regions"] == {"count": 1, "first": ["x/p0.jpg"]}
+    assert sum(len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")) == 11
+
+
 def test_splits_of_the_file_are_kept_and_boxes_are_told(own, capfd):
     write([line | {"split": "val" if n < 4 else "train"} for n, line in enumerate(lines())])
     report = run(*own, *SMALL, "conf-th=0.6", "min-bb=4", "max-bb=20")
