@@ -39,7 +39,7 @@ def read_coco(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
         where = f"{path}: annotations[{n}]"
         if not isinstance(annotation, dict) or not {"id", "image_id", "caption"} <= annotation.keys():
             how.report(f"{where} is {str(annotation)[:60]!r}, expected an object with id, image_id and caption")
-        elif annotation["image_id"] not in known:
+        elif isinstance(annotation["image_id"], (list, dict)) or annotation["image_id"] not in known:
             how.report(f"{where}: image_id {annotation['image_id']} is not among the file's images")
         else:
             annotations.setdefault(annotation["image_id"], []).append((where, annotation))

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.annotations import Caption, check, json_of, lines_of
+from data.annotations import Caption, check, check_split, json_of, lines_of
 from data.errors import BadInput
 
 
@@ -28,6 +28,7 @@ def read_split_lists(words: Sequence[str]) -> dict[str, str]:
         split, equals, path = word.partition("=")
         if not equals:
             split, path = Path(word).stem, word
+        check_split("--split-lists", split)
         for n, line in enumerate(lines_of(path), 1):
             stem = PurePosixPath(line.strip().partition("#")[0]).stem
             if stem and found.setdefault(stem, split) != split:
@@ -149,6 +150,22 @@ def _rank(photo: str) -> int:
 
 def in_several_splits(captions: Iterable[Caption], form: str, same: Mapping[str, set[str]]) -> list[str]:
     """One line for each photograph that is in more than one split, under one name or several."""
+    return [_line(photo, found) for photo, found in _places(captions, form, same).items()]
+
+
+def in_one_split(captions: Sequence[Caption], form: str) -> tuple[list[Caption], list[str]]:
+    """Captions of a photograph in several splits, put into one of them: test before val before train and others.
+
+    Returns: captions, and a line for each such photograph
+    """
+    places = _places(captions, form, {})
+    chosen = {photo: min(found, key=_order) for photo, found in places.items()}
+    kept = [replace(c, split=chosen.get(photo_id(c.image, form), c.split)) for c in captions]
+    return kept, [f"{_line(photo, found)}; it stays in {chosen[photo]}" for photo, found in places.items()]
+
+
+def _places(captions: Iterable[Caption], form: str, same: Mapping[str, set[str]]) -> dict[str, dict[str, str]]:
+    """Photograph -> split -> its name there, of those in more than one split."""
     places: dict[str, dict[str, str]] = defaultdict(dict)
     done: set[tuple[str, str]] = set()
     for caption in captions:
@@ -157,8 +174,12 @@ def in_several_splits(captions: Iterable[Caption], form: str, same: Mapping[str,
             # the name that all of its names lead to
             photo = max(names_of(photo_id(caption.image, form), same), key=lambda name: (_rank(name), name))
             places[photo].setdefault(caption.split, caption.image)
-    return [
-        f"{photo}: " + ", ".join(f"{image} in {split}" for split, image in found.items())
-        for photo, found in places.items()
-        if len(found) > 1
-    ]
+    return {photo: found for photo, found in places.items() if len(found) > 1}
+
+
+def _line(photo: str, found: Mapping[str, str]) -> str:
+    return f"{photo}: " + ", ".join(f"{image} in {split}" for split, image in found.items())
+
+
+def _order(split: str) -> int:
+    return 0 if split.startswith("test") else 1 if split.startswith("val") else 2

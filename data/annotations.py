@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -94,17 +95,19 @@ def read_captions(path: str | Path, form: Format, how: Reading = STRICT) -> Iter
 
 
 def read_jsonl(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
-    """Captions of a JSON-lines file, one picture per line; other keys of a line are ignored::
+    """Captions of a JSON-lines file, a picture on one line or on several; other keys of a line are ignored::
 
         {"image": "dog.jpg", "captions": {"en": ["a dog", "the dog"], "de": ["ein Hund"]}, "split": "train"}
 
-    Caption ids are ``{image name without extension}#{language}{number}``, for instance ``dog#en0``. With several
-    ``how.fields`` a language comes from the first of them that has it; one text may stand for a list of one.
+    Caption ids are ``{image name without extension}#{language}{number}``, for instance ``dog#en0``, numbered through
+    the file. With several ``how.fields`` a language comes from the first of them that has it; one text may stand for a
+    list of one.
 
     Raises:
         BadInput: a line that is not of this form, an empty caption or an id used twice; names file and line.
     """
     seen: set[str] = set()
+    count: Counter[tuple[str, str]] = Counter()
 
     def parse(where: str, line: str) -> Iterator[Caption]:
         record = json_of(line, where, "every line is one object")
@@ -114,7 +117,7 @@ def read_jsonl(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
             raise BadInput(f"{where} has {found}, expected an object with image, {', '.join(how.fields)} and split")
         image, split = record["image"], record.get("split", how.split)
         check(isinstance(image, str) and image, where, "image", image, "a file name")
-        check(isinstance(split, str) and split, where, "split", split, "a name such as train")
+        check_split(where, split)
         texts_of: dict[str, Any] = {}
         for field in how.fields:
             captions = record[field]
@@ -124,8 +127,9 @@ def read_jsonl(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
                 texts_of.setdefault(language, [texts] if single and isinstance(texts, str) else texts)
         for language, texts in texts_of.items():
             check(isinstance(texts, list), where, f"captions of language {language}", texts, "a list of texts")
-            for i, text in enumerate(texts):
-                caption_id = f"{PurePosixPath(image).stem}#{language}{i}"
+            for text in texts:
+                caption_id = f"{PurePosixPath(image).stem}#{language}{count[image, language]}"
+                count[image, language] += 1
                 yield from checked(where, Caption(image, text, caption_id, split, language), seen, how)
 
     numbered = ((f"{path}: line {n}", line) for n, line in enumerate(lines_of(path), 1) if line.strip())
@@ -150,6 +154,8 @@ def read_karpathy(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
             name, split, image_id = image["filename"], image["split"], image.get("cocoid")
             where += f" ({name})"
             check(isinstance(name, str) and name, where, "filename", name, "a file name")
+            check_split(where, split)
+            check(image_id is None or isinstance(image_id, int), where, "cocoid", image_id, "a number")
             for sentence in image["sentences"]:
                 caption_id, text, tokens = str(sentence["sentid"]), sentence["raw"], sentence.get("tokens")
                 tokens = tuple(tokens) if tokens else None
@@ -195,11 +201,17 @@ def check(right: object, where: str, what: str, found: object, expected: str) ->
         raise BadInput(f"{where}: {what} is {str(found)[:60]!r}, expected {expected}")
 
 
+def check_split(where: str, split: object) -> None:
+    """A split's database is the folder of its name."""
+    right = isinstance(split, str) and split not in ("", ".", "..") and not {"/", "\0"} & set(split)
+    check(right, where, "split", split, "a name such as train, without /")
+
+
 def json_of(text: str, where: str, expected: str = "") -> Any:
     """What JSON says; ``where`` ends in a colon or reads on with "is"."""
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         verb = "not JSON" if where.endswith(":") else "is not JSON"
         raise BadInput(f"{where} {verb} ({error})" + (f"; {expected}" if expected else "")) from None
 
@@ -208,7 +220,7 @@ def lines_of(path: str | Path) -> Iterator[str]:
     """The lines of a UTF-8 text file, gzip'ed where its name says so. Only ``\\n`` ends a line."""
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             yield from file
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text ({error}); save the annotations as UTF-8") from None

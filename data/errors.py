@@ -1,4 +1,4 @@
-"""The one exception for input that the user must fix."""
+"""The exceptions for what the user must fix."""
 
 
 class BadInput(ValueError):
@@ -7,3 +7,7 @@ class BadInput(ValueError):
     The message is one line that names the file and key, what was found, what was expected and what to do.
     Every command prints it as ``error: ...`` and exits with status 2 (``configs.cli.run``).
     """
+
+
+class CannotWrite(BadInput):
+    """The disk is full or not writable: no record is at fault, and going on with the next one helps nobody."""

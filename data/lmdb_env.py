@@ -19,7 +19,7 @@ from pathlib import Path
 
 import lmdb
 
-from data.errors import BadInput
+from data.errors import BadInput, CannotWrite
 
 MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
 _BATCH_BYTES = 64 << 20  # of values kept in memory between commits, so that a batch can be written again
@@ -178,7 +178,8 @@ class LmdbWriter:
             the next writer goes on from there
 
     Raises:
-        BadInput: the disk is full or not writable, a key is empty or too long, `folder` holds something else.
+        CannotWrite: the disk is full or not writable.
+        BadInput: a key is empty or too long, `folder` holds something else.
     """
 
     def __init__(self, folder: str | Path, map_size: int = 1 << 30, commit_every: int = 1000, keep: bool = False):
@@ -262,5 +263,7 @@ class LmdbWriter:
         except (OSError, lmdb.Error) as error:
             raise self._cannot_write(error) from None
 
-    def _cannot_write(self, error: Exception) -> BadInput:
-        return BadInput(f"{self.folder}: cannot write the database ({error}); free disk space or choose another folder")
+    def _cannot_write(self, error: Exception) -> CannotWrite:
+        return CannotWrite(
+            f"{self.folder}: cannot write the database ({error}); free disk space or choose another folder"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,6 +28,7 @@ class Photo:
         key: in the image DB
         path: its file, or the tar file
         offset, size: bytes of a tar's member; None for a file
+        twin: name of the photo before it that has this key, too; this one cannot be read
     """
 
     name: str
@@ -35,10 +36,11 @@ class Photo:
     path: Path
     offset: int | None = None
     size: int = 0
+    twin: str | None = None
 
 
 def find_photos(source: str, listing: str | None = None, template: str = "{stem}.npz") -> list[Photo]:
-    """The photographs to read, sorted by name (or as listed); a listed one may be missing, which is for the report.
+    """The photographs to read, sorted by name (or as listed); one that is missing or has another's key is for the report.
 
     Args:
         source: a folder, searched with its subfolders, or an uncompressed tar file
@@ -46,7 +48,7 @@ def find_photos(source: str, listing: str | None = None, template: str = "{stem}
         template: see `key_of_image`
 
     Raises:
-        BadInput: no such folder, tar or list, no photo in it, two photos that would have one key.
+        BadInput: no such folder, tar or list, no photo in it.
     """
     root = Path(source)
     if root.is_dir():
@@ -63,22 +65,22 @@ def find_photos(source: str, listing: str | None = None, template: str = "{stem}
         names = sorted(name for name in everything if PurePosixPath(name).suffix.lower() in SUFFIXES)
     if not names:
         raise BadInput(f"{listing or source}: found no photographs, expected names ending in {', '.join(SUFFIXES)}")
-    photos: dict[str, Photo] = {}
+    photos: list[Photo] = []
+    first: dict[str, str] = {}
     for name in names:
         key = key_of_image(name, template)
         if everything is None:
             photo = Photo(str(root / name), key, root / name)
         else:
             photo = Photo(f"{source}:{name}", key, root, *everything.get(name, (0, -1)))
-        other = photos.setdefault(key, photo)
-        if other is not photo:
-            raise BadInput(f"{other.name} and {photo.name} would both have the key {key}; rename one of them")
-    return list(photos.values())
+        other = first.setdefault(key, photo.name)
+        photos.append(photo if other == photo.name else replace(photo, twin=other))
+    return photos
 
 
 def _read_list(path: str) -> list[str]:
     try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--list {path}: cannot be read as text ({error}); give a file with a name per line") from None
     return [name for name in dict.fromkeys(names) if name]
@@ -99,8 +101,10 @@ def read_bytes(photo: Photo) -> bytes:
     """The file as it is.
 
     Raises:
-        OSError, ValueError: it is not there, or shorter than it should be.
+        OSError, ValueError: it is not there, shorter than it should be, or has another's key.
     """
+    if photo.twin is not None:
+        raise ValueError(f"{photo.twin} has the key {photo.key}, too; rename one of them")
     if photo.offset is None:
         data = photo.path.read_bytes()
     elif photo.size < 0:
@@ -149,6 +153,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # I;16 and its byte orders; older Pillows open 16-bit greys as I
         values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit integer pixels, whose range is not known; save it as 8 or 16 bits")
         if image.mode != "I" or values.max() > 255:
             values = values >> 8
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")

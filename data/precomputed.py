@@ -5,7 +5,8 @@
 - bottom-up attention's TSV, without a header: 6 columns (image_id, image_w, image_h, num_boxes, boxes, features) or LXMERT's 10
   (img_id, img_h, img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, features), arrays in base64;
 - a folder of one file per image: `.npz` (UNITER's: norm_bb, features, conf, soft_labels; bottom-up attention's: x, bbox, image_w,
-  image_h), `.h5` (data sets of these names), `.npy` (a map of grid features [rows, columns, F]; or [n, F] with the boxes
+  image_h), `.h5` (data sets of these names), `.npy` (a map of grid features [rows, columns, F], merged by k x k
+  means to at most max_bb regions; or [n, F] with the boxes
   in `STEM_boxes.npy` or `STEM.boxes.npy`);
 - an HDF5 file of all images: groups named by image, or data sets `ID_features`, `ID_boxes`, `ID_cls_prob`.
 
@@ -20,13 +21,14 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from data.captions import key_of_image
 from data.errors import BadInput
+from data.photos import SUFFIXES as PICTURES
 from data.regions import Regions
 
 TSV = {
@@ -47,6 +49,8 @@ NAMES = {  # ours: what others call it
     "image_w": ("image_w", "img_w", "image_width", "width"),
     "image_h": ("image_h", "img_h", "image_height", "height"),
 }
+MEMBERS = [other for others in NAMES.values() for other in others]
+SLACK = 1 / 100  # of fractions: detectors round up to a pixel or two beyond the edge, half precision rounds sums
 Item = tuple[str, str, Callable[[], Regions]]  # name for reports, key, and what reads it
 
 
@@ -56,6 +60,7 @@ def read_precomputed(
     num_labels: int = 1601,
     size_order: str = "wh",
     sizes: str | None = None,
+    max_bb: int = 100,
 ) -> tuple[int | None, Iterator[Item]]:
     """The images of a file or folder (see the module), one after the other; the third member raises where one is bad.
 
@@ -65,6 +70,7 @@ def read_precomputed(
         num_labels: width of the soft labels that are made from likeliest classes, with the background; 0 for none
         size_order: wh or hw, the order of width and height in a TSV of 6 columns (both are in circulation)
         sizes: JSON of image sizes, {name: [width, height]} or a COCO annotation file (its "images"), for files without
+        max_bb: most regions of a map of grid features
 
     Returns:
         How many images, None where only reading tells, and the images.
@@ -75,8 +81,10 @@ def read_precomputed(
     path = Path(source)
     known = read_sizes(sizes) if sizes else {}
 
-    def make(name: str, image: str, read: Callable[[], dict[str, Any]]) -> Item:
-        return name, key_of_image(image, template), lambda: to_regions(read(), num_labels, known.get(stem_of(image)))
+    def make(name: str, stem: str, read: Callable[[], dict[str, Any]]) -> Item:
+        image = stem if PurePosixPath(stem).suffix.lower() in PICTURES else f"{stem}.jpg"
+        size = known.get(stem_of(image))
+        return name, key_of_image(image, template), lambda: to_regions(read(), num_labels, size, max_bb)
 
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not _is_companion(p))
@@ -84,12 +92,12 @@ def read_precomputed(
             raise BadInput(f"--photos {source}: found no feature files, expected names ending in {', '.join(SUFFIXES)}")
         if any(p.suffix.lower() in (".h5", ".hdf5") for p in files):
             _h5py(source)
-        return len(files), (make(str(p), p.name, lambda p=p: read_file(p)) for p in files)
+        return len(files), (make(str(p), p.stem, lambda p=p: read_file(p)) for p in files)
     if not path.is_file():
         raise BadInput(f"--photos {source}: no such file or folder; give the features that are to be read")
     if path.suffix.lower() in (".h5", ".hdf5"):
         images = list_hdf5(path)
-        return len(images), (make(f"{source}:{i}", f"{i}.jpg", lambda m=m: read_hdf5(path, m)) for i, m in images.items())
+        return len(images), (make(f"{source}:{i}", i, lambda m=m: read_hdf5(path, m)) for i, m in images.items())
     if path.suffix.lower() == ".tsv":
         return None, _read_tsv(path, size_order, make)
     raise BadInput(f"--photos {source}: not a form that is read, expected .tsv, .h5, .hdf5 or a folder of {', '.join(SUFFIXES)}")
@@ -102,7 +110,7 @@ def stem_of(image: str) -> str:
 def read_sizes(path: str) -> dict[str, tuple[float, float]]:
     """Name without folders and extension (and COCO's id) → width, height."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if "images" in content:
             found = {}
             for image in content["images"]:
@@ -110,7 +118,7 @@ def read_sizes(path: str) -> dict[str, tuple[float, float]]:
                 found |= {stem_of(image["file_name"]): size, str(image["id"]): size}
             return found
         return {stem_of(name): (float(width), float(height)) for name, (width, height) in content.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadInput(
             f"--sizes {path}: cannot be read ({error!r}), expected JSON, {{name: [width, height]}} or COCO's images"
         ) from None
@@ -120,7 +128,7 @@ def read_sizes(path: str) -> dict[str, tuple[float, float]]:
 
 
 def _read_tsv(path: Path, size_order: str, make: Callable) -> Iterator[Item]:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             columns = line.rstrip("\r\n").split("\t")
             if columns[0] in ("image_id", "img_id"):
@@ -130,7 +138,7 @@ def _read_tsv(path: Path, size_order: str, make: Callable) -> Iterator[Item]:
             def read(columns=columns) -> dict[str, Any]:
                 return parse_tsv(columns, size_order)
 
-            yield make(f"{name} ({columns[0][:60]})", f"{columns[0]}.jpg", read)
+            yield make(f"{name} ({columns[0][:60]})", columns[0], read)
 
 
 def parse_tsv(columns: list[str], size_order: str = "wh") -> dict[str, Any]:
@@ -146,12 +154,15 @@ def parse_tsv(columns: list[str], size_order: str = "wh") -> dict[str, Any]:
         values["image_w"], values["image_h"] = values["image_h"], values["image_w"]
     values["image_w"], values["image_h"] = float(values["image_w"]), float(values["image_h"])
     n = int(values["num_boxes"])
+    if n < 1:
+        raise ValueError(f"num_boxes is {n}, expected at least 1")
+    shapes = {"boxes": (n, 4), "features": (n, -1)}
     for name in ("boxes", "features", "class_conf", "classes"):
         if name in values:
             try:
                 data = base64.b64decode(values[name], validate=True)
                 array = np.frombuffer(data, "<i8" if name == "classes" else "<f4")
-                values[name] = array.reshape(n, -1) if name in ("boxes", "features") else array.reshape(n)
+                values[name] = array.reshape(shapes.get(name, n))
             except (binascii.Error, ValueError) as error:
                 raise ValueError(f"{name}: {error}") from None
     return values
@@ -202,8 +213,11 @@ def list_hdf5(path: Path) -> dict[str, dict[str, str]]:
                 if isinstance(node, h5py.Group):
                     images[name] = {member: f"{name}/{member}" for member in node}
                     continue
-                image, _, member = name.partition("_")
-                if member and not any(name in others for others in NAMES.values()):  # image_features is all images' rows
+                if name in MEMBERS:
+                    continue  # image_features is all images' rows
+                member = max((m for m in MEMBERS if name.endswith(f"_{m}")), key=len, default="")
+                image = name.removesuffix(f"_{member}")
+                if image and member:
                     images.setdefault(image, {})[member] = name
     except OSError as error:
         raise BadInput(f"--photos {path}: cannot be read as HDF5 ({error})") from None
@@ -234,23 +248,31 @@ def _ours(members: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, A
 # ---- arrays → Regions ------------------------------------------------------------------------------------------------
 
 
-def to_regions(arrays: Mapping[str, Any], num_labels: int, size: tuple[float, float] | None = None) -> Regions:
+def to_regions(
+    arrays: Mapping[str, Any], num_labels: int, size: tuple[float, float] | None = None, max_bb: int = 100
+) -> Regions:
     """What a file holds of one image → what the database stores, most confident first (equal ones as in the file).
 
     Args:
         arrays: under our names; see NAMES
         num_labels: as in `read_precomputed`
         size: width, height, where the file does not say them
+        max_bb: most regions of a map of grid features
 
     Raises:
-        ValueError: arrays that do not fit each other, boxes in pixels of an image of unknown size, values beyond fp16.
+        ValueError: arrays that do not fit each other, boxes in pixels of an image of unknown size, values beyond fp16,
+            inverted boxes, confidences or soft labels that are no probabilities.
     """
     if "features" not in arrays:
         raise ValueError(f"no features; found {', '.join(arrays) or 'nothing'}")
     features = np.asarray(arrays["features"])
     if features.dtype.kind not in "fiu":
         raise ValueError(f"features are {features.dtype}, expected numbers")
-    boxes = _norm_boxes(arrays, features, size)
+    if features.ndim == 3 and not {"boxes", "norm_bb"} & arrays.keys():
+        features, corners = _pool_grid(features.astype(np.float32), max_bb)
+    else:
+        corners = _corners(arrays, size)
+    boxes = _norm_boxes(corners)
     features = features.reshape(-1, features.shape[-1]).astype(np.float32)
     n = len(features)
     if boxes.shape != (n, 6) or n == 0:
@@ -262,33 +284,54 @@ def to_regions(arrays: Mapping[str, Any], num_labels: int, size: tuple[float, fl
         with np.errstate(over="ignore"):
             if values is not None and not np.isfinite(values.astype(np.float16)).all():
                 raise ValueError(f"{name} have values that are no finite half-precision numbers")
+    if conf.min() < -SLACK or conf.max() > 1 + SLACK:
+        raise ValueError(f"confidences from {conf.min():.3f} to {conf.max():.3f}, expected 0 to 1")
+    if labels is not None and (labels.min() < -SLACK or not np.allclose(labels.sum(1), 1, atol=5 * SLACK)):
+        sums = labels.sum(1)
+        raise ValueError(
+            f"a row of soft labels has values from {labels.min():.3f} and sums from {sums.min():.3f} to {sums.max():.3f}, "
+            "expected probabilities, which add up to 1"
+        )
     order = np.argsort(-conf, kind="stable")
     return Regions(*(None if v is None else v[order].astype(np.float16) for v in (features, boxes, conf, labels)))
 
 
-def _norm_boxes(arrays: Mapping[str, Any], features: np.ndarray, size: tuple[float, float] | None) -> np.ndarray:
-    """float [n, 6]: x1 y1 x2 y2 w h, as fractions of the image."""
+def _pool_grid(grid: np.ndarray, max_bb: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the k x k windows of a map [rows, columns, F], k the smallest with at most `max_bb` of them, and their
+    boxes [n, 4]; a window at the edge averages what is there."""
+    rows, columns = grid.shape[:2]
+    k = next(k for k in range(1, rows + columns) if -(-rows // k) * -(-columns // k) <= max_bb)
+    y, x = np.arange(0, rows, k), np.arange(0, columns, k)
+    height, width = (k + y).clip(max=rows) - y, (k + x).clip(max=columns) - x
+    sums = np.add.reduceat(np.add.reduceat(grid, y, 0), x, 1)
+    y, x = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
+    corners = [x / columns, y / rows, (x + k).clip(max=columns) / columns, (y + k).clip(max=rows) / rows]
+    return sums / (height[:, None] * width)[..., None], np.stack(corners, 1)
+
+
+def _corners(arrays: Mapping[str, Any], size: tuple[float, float] | None) -> np.ndarray:
+    """float [n, 4]: x1 y1 x2 y2, as fractions of the image."""
     if "norm_bb" in arrays:
-        corners = np.asarray(arrays["norm_bb"], np.float64)[:, :4]
-    elif "boxes" in arrays:
+        return np.asarray(arrays["norm_bb"], np.float64)[:, :4]
+    if "boxes" in arrays:
         corners = np.asarray(arrays["boxes"], np.float64)[:, :4]
         if "image_w" in arrays and "image_h" in arrays:
             size = float(np.asarray(arrays["image_w"])), float(np.asarray(arrays["image_h"]))
         if size is None and corners.size and corners.max() > 1:
             raise ValueError("boxes are in pixels and the image's size is not known; give --sizes")
-        corners = corners / ([*size, *size] if size else 1)
-    elif features.ndim == 3:
-        rows, columns = features.shape[:2]
-        y, x = (axis.ravel() for axis in np.mgrid[:rows, :columns])
-        corners = np.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], 1)
-    else:
-        raise ValueError("no boxes, and the features are no grid [rows, columns, F]")
-    slack = 1 / 100  # detectors round up to a pixel or two beyond the edge
-    if corners.size and not ((corners >= -slack) & (corners <= 1 + slack)).all():
+        return corners / ([*size, *size] if size else 1)
+    raise ValueError("no boxes, and the features are no grid [rows, columns, F]")
+
+
+def _norm_boxes(corners: np.ndarray) -> np.ndarray:
+    """float [n, 6]: x1 y1 x2 y2 w h, inside the image."""
+    if corners.size and not ((corners >= -SLACK) & (corners <= 1 + SLACK)).all():
         raise ValueError(
             f"a box ends at {corners[:, 2].max():.3f} of the width and {corners[:, 3].max():.3f} of the height; are width "
             "and height swapped (--size-order)?"
         )
+    if (inverted := (corners[:, 2:] < corners[:, :2]).any(1)).any():
+        raise ValueError(f"box {inverted.argmax()} ends before it begins: {corners[inverted.argmax()].round(3).tolist()}")
     corners = corners.clip(0, 1)
     return np.concatenate([corners, corners[:, 2:] - corners[:, :2]], 1)
 

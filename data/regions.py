@@ -432,7 +432,12 @@ class RegionWriter(LmdbWriter):
         self._num_regions = {key: self._num_regions[key] for key in keys if key in self._num_regions}
 
     def add(self, key: str, regions: Regions) -> None:
-        """Store one picture under its `key` (picture name with ``.npz``); arrays are cast to fp16."""
+        """Store one picture under its `key` (picture name with ``.npz``); arrays are cast to fp16.
+
+        Raises:
+            CannotWrite: a full disk.
+            BadInput: another picture was stored under this key, or these arrays cannot be; the writer goes on without it.
+        """
         if key in self._num_regions:
             raise BadInput(f"{self.folder}: key {key!r} is added twice; picture names must differ in their base name")
         arrays = {name: getattr(regions, name) for name in MEMBERS if getattr(regions, name) is not None}
@@ -440,8 +445,7 @@ class RegionWriter(LmdbWriter):
         shapes = {name: array.shape for name, array in arrays.items()}
         rows = len(arrays["features"])
         widths = (shapes["features"][1:], shapes.get("soft_labels", (rows, 0))[1:])
-        self._widths = self._widths or widths
-        features, labels = (width[0] if len(width) == 1 else "F" for width in self._widths)
+        features, labels = (width[0] if len(width) == 1 else "F" for width in self._widths or widths)
         expected = {"features": (rows, features), "norm_bb": (rows, 6), "conf": (rows,), "soft_labels": (rows, labels)}
         if not labels:
             expected.pop("soft_labels")
@@ -450,8 +454,9 @@ class RegionWriter(LmdbWriter):
                 f"{self.folder}: key {key!r} has arrays {shapes}, expected {expected} as the first picture has, "
                 f"at least {self._min_rows} rows; extract all pictures with one extractor"
             )
-        self._num_regions[key] = count_boxes(arrays["conf"], *self._clamp)
         self.put(key.encode(), self._encode(arrays))
+        self._widths = self._widths or widths
+        self._num_regions[key] = count_boxes(arrays["conf"], *self._clamp)
 
     def _finish(self) -> None:
         if not self._num_regions:

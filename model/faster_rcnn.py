@@ -182,10 +182,10 @@ class FasterRcnn(nn.Module):
         return Detections(*(values.cpu() for values in found))
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """The picture as the network sees it: [1, 3, H, W], resized (bilinear) and centred."""
+        """The picture as the network sees it: [1, 3, H, W], resized (bilinear, to a cell or more) and centred."""
         config, sides = self.config, (picture.width, picture.height)
         scale = min(config.min_size / min(sides), config.max_size / max(sides))
-        seen = picture.resize([max(int(side * scale + 0.5), 1) for side in sides], Image.Resampling.BILINEAR)
+        seen = picture.resize([max(int(side * scale + 0.5), STRIDE) for side in sides], Image.Resampling.BILINEAR)
         values = torch.from_numpy(np.array(seen)).to(next(self.parameters()).device).float()
         values = values.flip(2) if config.channels == "BGR" else values
         values = (values - values.new_tensor(config.pixel_mean)) / values.new_tensor(config.pixel_std)

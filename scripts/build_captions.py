@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 from configs import cli
 from data import annotation_splits as splitting
 from data.annotation_formats import read_downloaded
-from data.annotations import Caption, Format, Reading, lines_of, read_captions
+from data.annotations import Caption, Format, Reading, check_split, lines_of, read_captions
 from data.atomic import atomic_file
 from data.captions import key_of_image, load_tokenizer, write_caption_db
 from data.errors import BadInput
@@ -94,6 +94,7 @@ class Options:
     image_key: str = "{stem}.npz"
 
     def __post_init__(self):
+        check_split("--split", self.split)
         if self.split_lists and self.shares:
             raise BadInput("--split-lists and --shares both say the split; give one of them")
         if self.expect not in (None, "none", *COUNTS):
@@ -150,9 +151,12 @@ def read(options: Options, report: dict) -> list[Caption]:
 def parse_shares(words: list[str]) -> dict[str, float]:
     """``train=0.8`` ... → split -> share."""
     try:
-        return {name: float(share) for name, _, share in (word.partition("=") for word in words)}
+        shares = {name: float(share) for name, _, share in (word.partition("=") for word in words)}
     except ValueError:
         raise BadInput(f"--shares {' '.join(words)}: expected words such as train=0.8 val=0.1 test=0.1") from None
+    for name in shares:
+        check_split("--shares", name)
+    return shares
 
 
 def _with_files(captions: list[Caption], folder: str, report: dict) -> list[Caption]:

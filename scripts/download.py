@@ -65,23 +65,28 @@ class Options:
 # ---- one file --------------------------------------------------------------------------------------------------------
 
 
-def fetch(url: str, path: Path, size: int | None, retries: int, timeout: float) -> None:
+def fetch(url: str, path: Path, size: int | None, checked: bool, retries: int, timeout: float) -> None:
     """Fetch `url` into `path`, going on from ``path.part``, which stays there when this fails.
+
+    A part that may be of another version of the file is used only when the result is `checked`.
 
     Raises:
         BadInput: the server says no, or the connection breaks more than `retries` times in a row without progress.
     """
     part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{path.parent}: cannot be made: {error.strerror}; give another --out") from None
     tries = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _continue(url, part, size, timeout)
+            _continue(url, part, size, checked, timeout)
             part.rename(path)
             return
         except urllib.error.HTTPError as error:
-            if error.code < 500:
+            if error.code < 500 and error.code not in (408, 429):  # those two say: later
                 raise BadInput(
                     f"{url}: the server says {error.code} {error.reason}; its page may name another address"
                 ) from None
@@ -94,10 +99,12 @@ def fetch(url: str, path: Path, size: int | None, retries: int, timeout: float) 
         time.sleep(min(2 ** (tries - 1), 30) * (tries > 0))
 
 
-def _continue(url: str, part: Path, size: int | None, timeout: float) -> None:
+def _continue(url: str, part: Path, size: int | None, checked: bool, timeout: float) -> None:
     """One connection: the bytes that `part` lacks. Raises OSError or HTTPException when it ends too early."""
     have = part.stat().st_size if part.exists() else 0
-    tag = part.with_name(part.name + ".etag")  # goes on only with the very same file
+    tag = part.with_name(part.name + ".etag")  # or its date: goes on only with the very same file
+    if not tag.exists() and not checked:
+        have = 0
     headers = {"User-Agent": "download.py"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -119,13 +126,16 @@ def _continue(url: str, part: Path, size: int | None, timeout: float) -> None:
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else size
-        if answer.headers.get("ETag"):
-            tag.write_text(answer.headers["ETag"])
+        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         with (
             cannot_write_is_bad_input(part),
             open(part, "r+b" if have else "wb") as file,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem) as bar,
         ):
+            if version:
+                tag.write_text(version)
+            elif not have:
+                tag.unlink(missing_ok=True)
             file.seek(have)
             while chunk := answer.read1(CHUNK):
                 file.write(chunk)
@@ -157,7 +167,7 @@ def verify(path: Path, expected: str | None, lock: Path) -> str:
     Raises:
         BadInput: it differs; the file is put aside as ``NAME.bad``.
     """
-    known = json.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
+    known = read_lock(lock)
     source = "published"
     if expected is None:
         expected, source = known.get(path.name), f"recorded in {lock}"
@@ -174,6 +184,19 @@ def verify(path: Path, expected: str | None, lock: Path) -> str:
     with atomic_file(lock) as partial:
         partial.write_text(json.dumps(known | {path.name: f"sha256:{found}"}, indent=1) + "\n", encoding="utf-8")
     return f"no published checksum; sha256 {found[:16]}... is recorded in {lock}"
+
+
+def read_lock(lock: Path) -> dict[str, str]:
+    """File name -> checksum of its first download."""
+    if not lock.exists():
+        return {}
+    try:
+        known = json.loads(lock.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
+            raise ValueError(str(known)[:60])
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{lock}: expected name -> checksum in JSON ({error}); delete it to record them anew") from None
+    return known
 
 
 def unpack(path: Path, folder: Path) -> int:
@@ -227,11 +250,12 @@ def main(options: Options) -> None:
         raise BadInput(f"no source {options.name}; there are {', '.join(sources)}")
     source = sources[options.name]
     folder = Path(options.out or Path("data_sets", options.name))
-    print(f"{source['title']}\nlicence: {source['licence']}\npage:    {source['page']}", flush=True)
+    print(f"{source['title']}", flush=True)
+    print(f"licence: {source.get('licence', 'not named')}\npage:    {source.get('page', 'not named')}", flush=True)
     for file in source.get("files", []):
         path = folder / (file.get("name") or PurePosixPath(urlsplit(file["url"]).path).name)
         if not path.exists():
-            fetch(file["url"], path, file.get("bytes"), options.retries, options.timeout)
+            fetch(file["url"], path, file.get("bytes"), "checksum" in file, options.retries, options.timeout)
         print(f"{path}: {path.stat().st_size:,} bytes, {verify(path, file.get('checksum'), folder / LOCK)}")
         if options.unpack and file.get("unpack"):
             count = unpack(path, folder)

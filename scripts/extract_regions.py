@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from configs import cli
 from data.atomic import atomic_file
-from data.errors import BadInput
+from data.errors import BadInput, CannotWrite
 from data.lmdb_env import Records
 from data.photos import Photo, find_photos, read_photo
 from data.precomputed import read_precomputed
@@ -46,7 +46,12 @@ from optim.precision import choose_device
 
 PHOTOS_PER_JOB = 4
 NOT_IN_RECORDS = ("out", "shard", "workers", "device", "overwrite", "merge")  # settings on which no stored byte depends
+OF_THE_MACHINE = re.compile("out of memory|can't allocate|CUDA|cuDNN|CUBLAS|HIP")  # errors that the next photo has, too
 Found = Iterator[tuple[str, str, Regions | str]]  # name for reports, key, regions or why there are none
+
+
+class NothingWritten(BadInput):
+    """No photo of the run can be read."""
 
 
 @dataclass
@@ -126,7 +131,13 @@ def extract(photos: list[Photo]) -> list[tuple[str, str, Regions | str]]:
         except Exception as error:  # damaged files make Pillow raise almost anything; one photo never stops the rest
             results.append((photo.name, photo.key, f"{type(error).__name__}: {error}"))
             continue
-        found = to_regions(_extractor([picture])[0], picture.width, picture.height)
+        try:
+            found = to_regions(_extractor([picture])[0], picture.width, picture.height)
+        except (RuntimeError, ValueError) as error:  # of a size or content that its network cannot take
+            if isinstance(error, BadInput) or OF_THE_MACHINE.search(str(error)):
+                raise
+            results.append((photo.name, photo.key, f"{type(error).__name__}: {error}"))
+            continue
         wrong = "no region was found" if len(found) == 0 else "features are beyond half precision"
         sound = len(found) > 0 and np.isfinite(found.features).all()
         results.append((photo.name, photo.key, found if sound else wrong))
@@ -147,7 +158,7 @@ def open_images(options: Options) -> tuple[int | None, Iterator]:
     """How many images there are (None where only reading tells), and of each name for reports, key, and what is read."""
     if options.extractor == "precomputed":
         return read_precomputed(
-            options.photos, options.image_key, options.num_labels, options.size_order, options.sizes
+            options.photos, options.image_key, options.num_labels, options.size_order, options.sizes, options.max_bb
         )
     photos = find_photos(options.photos, options.list, options.image_key)
     return len(photos), ((photo.name, photo.key, photo) for photo in photos)
@@ -247,8 +258,19 @@ def read_shard(options: Options) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def find_parts(options: Options) -> dict[Path, dict[str, str]]:
-    """Folder → bad photos of every part of a run with --shard.
+def read_report(part: Path) -> dict | None:
+    """The report of a finished shard."""
+    path = part / "report.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def differing(report: dict, options: Options) -> list[str]:
+    """Names of settings on which stored bytes depend and that were others."""
+    return [name for name, value in record_settings(options).items() if report["settings"].get(name) != value]
+
+
+def find_parts(options: Options) -> dict[Path, dict]:
+    """Folder → report of every part of a run with --shard.
 
     Raises:
         BadInput: no part, a part is missing or not finished, parts of other settings.
@@ -260,27 +282,37 @@ def find_parts(options: Options) -> dict[Path, dict[str, str]]:
         raise BadInput(f"{options.out}: expected the parts of one run with --shard, found {found}")
     count = counts.pop()
     parts = [Path(options.out, f"part-{index}-of-{count}") for index in range(1, count + 1)]
-    missing = [part.name for part in parts if not (part / "report.json").is_file()]
+    found = {part: read_report(part) for part in parts}
+    missing = [part.name for part, report in found.items() if report is None]
     if missing:
         raise BadInput(f"{options.out}: {', '.join(missing)} not finished; run these shards, then merge")
-    settings, found = record_settings(options), {}
-    for part in parts:
-        report = json.loads((part / "report.json").read_text(encoding="utf-8"))
-        differing = [name for name, value in settings.items() if report["settings"][name] != value]
-        if differing:
-            raise BadInput(f"{part}: was made with other settings of {', '.join(differing)}; give the same to merge")
-        found[part] = report["bad_photos"]
+    for part, report in found.items():
+        if others := differing(report, options):
+            raise BadInput(f"{part}: was made with other settings of {', '.join(others)}; give the same to merge")
     return found
 
 
-def merge(writer: RegionWriter, parts: Iterable[Path], compressed: bool) -> None:
+def store(writer: RegionWriter, name: str, key: str, regions: Regions, bad: dict[str, str]) -> None:
+    """Add a record; one that the database refuses is a bad one."""
+    try:
+        writer.add(key, regions)
+    except CannotWrite:
+        raise
+    except BadInput as error:
+        bad[name] = str(error)
+
+
+def merge(writer: RegionWriter, parts: Mapping[Path, dict], compressed: bool, bad: dict[str, str]) -> None:
     """The records of all parts into `writer`."""
-    for part in parts:
+    for part, report in parts.items():
+        bad |= report["bad_photos"]
+        if not report["written"]:
+            continue
         folder = part / writer.folder.name
         txn = Records(folder).txn
         for key in tqdm(read_keys(folder), f"merging {part.name}", unit=" photos"):
             if key not in writer.done:
-                writer.add(key, Regions(**read_regions(txn, folder, key, compressed)))
+                store(writer, key, key, Regions(**read_regions(txn, folder, key, compressed)), bad)
 
 
 def record_settings(options: Options) -> dict:
@@ -292,6 +324,10 @@ def main(options: Options) -> None:
     shard = read_shard(options)
     out = Path(options.out) if shard[1] == 1 else Path(options.out, f"part-{shard[0]}-of-{shard[1]}")
     settings = record_settings(options)
+    finished = read_report(out) if shard[1] > 1 and not options.overwrite else None
+    if finished and not differing(finished, options):
+        print(f"{out}: done already, {finished['written']} photos")
+        return
     writer = RegionWriter(
         out, options.conf_th, options.max_bb, options.min_bb, compressed=options.compressed, settings=settings
     )
@@ -310,32 +346,34 @@ def main(options: Options) -> None:
     bad: dict[str, str] = {}
     keys: dict[str, None] = {}
     started = time.perf_counter()
-    with writer:
-        before = len(writer.done)
-        if options.merge:
-            merge(writer, parts, options.compressed)
-            keys = {key: None for _, key, _ in images}
-            for reasons in parts.values():
-                bad |= reasons
-        else:
-            rest = choose(images, shard, writer.done, keys, bad)
-            if extractor is None:
-                found = read_all(rest)
+    try:
+        with writer:
+            before = len(writer.done)
+            if options.merge:
+                merge(writer, parts, options.compressed, bad)
+                keys = {key: None for _, key, _ in images}
             else:
-                photos = [photo for _, _, photo in rest]
-                total = len(photos)
-                device = torch.device("cpu") if options.extractor == "random-conv" else choose_device(options.device)
-                found = extract_all(extractor, photos, options.workers, device)
-            for name, key, regions in tqdm(found, "extracting regions", total, unit=" photos"):
-                if isinstance(regions, str):
-                    bad[name] = regions
+                rest = choose(images, shard, writer.done, keys, bad)
+                if extractor is None:
+                    found = read_all(rest)
                 else:
-                    writer.add(key, regions)
-        writer.order(keys)
-        written, regions_used = len(writer.done), sum(writer.done.values())
-        if not written:
-            name, reason = next(iter(bad.items()), (options.photos, "this shard has no photographs"))
-            raise BadInput(f"{options.photos}: none of {len(bad)} photographs can be read; {name}: {reason}")
+                    photos = [photo for _, _, photo in rest]
+                    total = len(photos)
+                    device = torch.device("cpu") if options.extractor == "random-conv" else choose_device(options.device)
+                    found = extract_all(extractor, photos, options.workers, device)
+                for name, key, regions in tqdm(found, "extracting regions", total, unit=" photos"):
+                    if isinstance(regions, str):
+                        bad[name] = regions
+                    else:
+                        store(writer, name, key, regions, bad)
+            writer.order(keys)
+            written, regions_used = len(writer.done), sum(writer.done.values())
+            if not written:
+                name, reason = next(iter(bad.items()), (options.photos, "this shard has no photographs"))
+                raise NothingWritten(f"{options.photos}: none of {len(bad)} photographs can be read; {name}: {reason}")
+    except NothingWritten:
+        if shard[1] == 1:  # the other parts may have some
+            raise
     seconds = time.perf_counter() - started
 
     report = {
@@ -343,7 +381,7 @@ def main(options: Options) -> None:
         "written": written,
         "skipped": len(bad),
         "from_an_earlier_run": before,
-        "regions_per_photo": round(regions_used / written, 2),
+        "regions_per_photo": round(regions_used / max(written, 1), 2),
         "seconds": round(seconds, 2),
         "photos_per_second": round((written - before) / seconds, 2),
         "bad_photos": bad,
@@ -351,7 +389,7 @@ def main(options: Options) -> None:
     }
     with atomic_file(out / "report.json") as file:
         file.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    print(f"{written} photos, {regions_used / written:.1f} regions each, in {writer.folder}")
+    print(f"{written} photos, {report['regions_per_photo']:.1f} regions each, in {writer.folder}")
     if before:
         print(f"{before} of them were there from an earlier run")
     if bad:

@@ -75,16 +75,16 @@ def main(options: Options) -> None:
         command("scripts/extract_regions.py", words + [part for word in options.extract for part in option(word)])
     else:
         print(f"{regions}: is there already and used as it is; delete it to extract regions again")
-    known = stored_keys(regions)
-    for image in dict.fromkeys(c.image for c in captions):
-        if key_of_image(image, "{stem}.npz") not in known:
-            build_captions.note(report, "pictures_without_regions", image)
+    pictures = dict.fromkeys(c.image for c in captions)
+    missing = without_regions(pictures, regions, Path(options.photos))
+    for image in (image for image in pictures if image in missing):
+        build_captions.note(report, "pictures_without_regions", image)
     build_captions.warn_of(
         report,
         "pictures_without_regions",
         "left out {n:,} pictures that are absent or cannot be read, the first: {first}",
     )
-    captions = [c for c in captions if key_of_image(c.image, "{stem}.npz") in known]
+    captions = [c for c in captions if c.image not in missing]
     if not captions:
         raise BadInput(
             f"{options.captions}: none of its pictures is in {options.photos}; names must be those of the files"
@@ -127,18 +127,26 @@ def read(options: Options, report: dict) -> list[Caption]:
     return captions
 
 
+def without_regions(pictures: Iterable[str], regions: Path, photos: Path) -> set[str]:
+    """Those that are not in the database: absent, bad, or another photo has their key."""
+    known, report = stored_keys(regions), regions / "report.json"
+    bad = json.loads(report.read_text(encoding="utf-8"))["bad_photos"] if report.is_file() else {}
+    return {p for p in pictures if key_of_image(p, "{stem}.npz") not in known or str(photos / p) in bad}
+
+
 def split(captions: list[Caption], options: Options, report: dict) -> list[Caption]:
-    """As the file says; drawn by picture when it does not."""
+    """As the file says, a picture in one of its splits; drawn by picture when it does not."""
     if len({c.split for c in captions}) == 1:
         captions = splitting.by_shares(captions, build_captions.parse_shares(options.shares), options.seed)
         print(f"{options.captions}: splits are drawn by picture, {' '.join(options.shares)}, seed {options.seed}")
+    captions, several = splitting.in_one_split(captions, options.format)
+    for line in several:
+        build_captions.note(report, "in_several_splits", line)
+    build_captions.warn_of(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
     splits = Counter(c.split for c in captions)
     for name in ("train", "val"):
         if name not in splits:
             raise BadInput(f"{options.captions}: no split {name}, found {dict(splits)}; training needs train and val")
-    for line in splitting.in_several_splits(captions, options.format, {}):
-        build_captions.note(report, "in_several_splits", line)
-    build_captions.warn_of(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
     return captions
 
 

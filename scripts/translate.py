@@ -124,7 +124,7 @@ def read_journal(path: Path, header: dict) -> dict[str, str]:
         return {}
     whole = path.read_bytes()
     end = whole.rfind(b"\n") + 1
-    lines = [json.loads(line) for line in whole[:end].decode().splitlines()]
+    lines = [json.loads(line) for line in whole[:end].split(b"\n")[:-1]]
     if not lines or lines[0] != header:
         raise BadInput(
             f"{path}: begun with other settings ({lines[0] if lines else 'none'}, now {header}); delete it to begin again"

@@ -50,16 +50,17 @@ def test_coco(tmp_path):
 
 def test_bad_records_of_coco_are_left_out(tmp_path):
     good = {"image_id": 37777, "id": 1, "caption": "A kitchen."}
-    bad = [{**good, "id": 2, "image_id": 5}, {**good, "caption": " "}, {"id": 3}, {**good, "caption": "Twice."}]
+    bad = [{**good, "id": 2, "image_id": 5}, {**good, "id": 4, "image_id": [1]}, {**good, "caption": " "}, {"id": 3}, {**good, "caption": "Twice."}]
     path = write(tmp_path / "captions_train2014.json", coco([good, *bad]))
     captions, reports = kept_and_bad(read_coco, path)
-    assert [c.text for c in captions] == ["A kitchen."] and len(reports) == 4
+    assert [c.text for c in captions] == ["A kitchen."] and len(reports) == 5
     for report, message in zip(
         reports,
         (
             "annotations[1]: image_id 5 is not among",
-            "annotations[3] is",
-            "annotations[2]: caption 1 is ' '",
+            "annotations[2]: image_id [1] is not among",
+            "annotations[4] is",
+            "annotations[3]: caption 1 is ' '",
             "was used before",
         ),
         strict=True,

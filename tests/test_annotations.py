@@ -29,6 +29,16 @@ def test_jsonl(tmp_path):
     assert [c.caption_id for c in captions[3:]] == ["cat.v2#en0", "cat.v2#en1", "cat.v2#cs0"]
 
 
+def test_captions_of_a_picture_on_several_lines_are_numbered_on(tmp_path):
+    texts = [("one", "train"), ("two", "train"), ("three", "test")]
+    lines = [{"image": "a.jpg", "captions": {"en": [text], "de": ["x"]}, "split": split} for text, split in texts]
+    captions = list(read_jsonl(write_lines(tmp_path / "a.jsonl", *lines)))
+    assert [(c.caption_id, c.text, c.split) for c in captions if c.language == "en"] == [
+        ("a#en0", "one", "train"), ("a#en1", "two", "train"), ("a#en2", "three", "test"),
+    ]  # fmt: skip
+    assert [c.caption_id for c in captions if c.language == "de"] == ["a#de0", "a#de1", "a#de2"]
+
+
 def test_karpathy(tmp_path):
     coco = {**IMAGE, "filename": "COCO_val2014_000000000042.jpg", "cocoid": 42, "split": "test"}
     coco["sentences"] = [{"raw": "A cat", "sentid": 8}]
@@ -50,6 +60,8 @@ def test_karpathy(tmp_path):
         ({"image": "a.jpg", "captions": {}}, r"line 2 has \['captions', 'image'\], expected"),
         ({**LINE, "image": ""}, "line 2: image is '', expected a file name"),
         ({**LINE, "image": "b.jpg", "split": 1}, "line 2: split is '1', expected a name"),
+        ({**LINE, "image": "b.jpg", "split": "../evil"}, "line 2: split is '../evil', expected a name .* without /"),
+        ("[" * 100000, "line 2 is not JSON"),
         ({**LINE, "image": "b.jpg", "captions": ["a dog"]}, r"line 2: captions is \"\['a dog'\]\", expected an object"),
         (
             {**LINE, "image": "b.jpg", "captions": {"en": "a dog"}},
@@ -76,6 +88,11 @@ def test_bad_jsonl_names_file_and_line(tmp_path, line, message):
         ("[]", "images is 'None', expected a list"),
         ({"images": [{**IMAGE, "filename": 3}]}, r"images\[0\] \(3\): filename is '3', expected a file name"),
         ({"images": [IMAGE, IMAGE]}, r"images\[1\] \(1000.jpg\): caption id 7 was used before"),
+        ({"images": [{**IMAGE, "split": None}]}, r"images\[0\] \(1000.jpg\): split is 'None', expected a name"),
+        ({"images": [{**IMAGE, "split": ["x"]}]}, r"images\[0\] \(1000.jpg\): split is .*, expected a name"),
+        ({"images": [{**IMAGE, "split": ".."}]}, r"images\[0\] \(1000.jpg\): split is '..', expected a name"),
+        ({"images": [{**IMAGE, "cocoid": [1]}]}, r"images\[0\] \(1000.jpg\): cocoid is '\[1\]', expected a number"),
+        ("[" * 100000, "not JSON"),
         ({"images": [{"split": "train"}]}, r"images\[0\] lacks something \(KeyError\('filename'\)\)"),
         ({"images": [{**IMAGE, "sentences": [{"raw": "x"}]}]}, r"images\[0\] \(1000.jpg\) lacks something .*sentid"),
         ({"images": [{**IMAGE, "sentences": [{**SENTENCE, "raw": ""}]}]}, r"images\[0\] .*: caption 7 is ''"),
@@ -96,3 +113,12 @@ def test_unreadable(tmp_path, form):
     (tmp_path / "latin1").write_bytes('{"image": "größe"}'.encode("latin1"))
     with pytest.raises(BadInput, match="latin1: not UTF-8"):
         list(read_captions(tmp_path / "latin1", form))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    files = {"jsonl": LINE, "karpathy": {"images": [IMAGE]}}
+    for form, content in files.items():
+        (tmp_path / form).write_text(json.dumps(content), encoding="utf-8-sig")
+        assert next(read_captions(tmp_path / form, form)).text in ("A dog.", "Two dogs.")
+    (tmp_path / "results.token").write_text("a.jpg#0\tA dog\n", encoding="utf-8-sig")
+    assert next(read_captions(tmp_path / "results.token", "token")).image == "a.jpg"

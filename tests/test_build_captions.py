@@ -83,6 +83,18 @@ def test_split_lists(build, tmp_path, capsys):
         build(path, *words)
 
 
+def test_a_split_stays_below_out(build, tmp_path, capsys):
+    path = karpathy(tmp_path / "x.json", {1: "train", 2: "../evil", 3: None})
+    report = build(path, "--format", "karpathy")
+    assert report["bad_records"]["count"] == 2 and list(report["splits"]) == ["train"]
+    assert "(2.jpg): split is '../evil', expected a name" in report["bad_records"]["first"][0]
+    (tmp_path / "list").write_text("1.jpg\n")
+    for words in (["--split", "../evil"], ["--shares", "../evil=1"], ["--split-lists", f"../evil={tmp_path / 'list'}"]):
+        with pytest.raises(BadInput, match=r"split is '\.\./evil', expected a name"):
+            build(path, "--format", "karpathy", *words)
+    assert not (tmp_path / "evil").exists()
+
+
 def captions_of(names, split="train"):
     return [Caption(name, "x", f"{name}#{i}", split, "en") for name in names for i in range(2)]
 

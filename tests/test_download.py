@@ -33,9 +33,9 @@ class Handler(BaseHTTPRequestHandler):
         content = site.files.get(self.path)
         if content is None:
             return self.send_error(404)
-        etag, start = f'"{hashlib.md5(content).hexdigest()}"', 0
+        etag, start = site.version(content), 0
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if wanted and site.ranges and self.headers.get("If-Range", etag) == etag:
+        if wanted and site.ranges and self.headers.get("If-Range") in (None, etag):
             start = int(wanted[1])
             if start >= len(content):
                 self.send_response(416)
@@ -43,7 +43,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
         self.send_response(206 if start else 200)
-        self.send_header("ETag", etag)
+        if etag:
+            self.send_header("ETag" if etag.startswith('"') else "Last-Modified", etag)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         end = min(len(content), start + site.cuts.pop(0)) if site.cuts else len(content)
@@ -61,6 +62,7 @@ def site():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.asked, server.refusals, server.cuts = {"/a.bin": CONTENT}, [], [], []
     server.ranges, server.pause = True, 0
+    server.version = lambda content: f'"{hashlib.md5(content).hexdigest()}"'
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -145,6 +147,26 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(get, site, tmp_path):
     get(checksum=f"sha256:{sha(CONTENT[::-1])}")
 
 
+def test_a_server_without_etags(get, site, tmp_path):
+    """It goes on by the date of the file; without one, only with what a checksum can find fault with."""
+    site.version = lambda content: "Mon, 01 Jan 2024 00:00:00 GMT" if content == CONTENT else "Tue, 02 Jan 2024 00:00:00 GMT"
+    site.cuts = [100_000, 0]
+    with pytest.raises(BadInput, match="the same command goes on"):
+        get("--retries", 0)
+    site.files["/a.bin"] = CONTENT[::-1]
+    get()
+    assert (tmp_path / "out/a.bin").read_bytes() == CONTENT[::-1]
+    assert [r for _, r in site.asked] == [None, "bytes=100000-", "bytes=100000-"]
+
+
+@pytest.mark.parametrize("checksum", [None, f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"])
+def test_a_server_that_names_no_version(get, site, tmp_path, checksum):
+    site.version, site.cuts = lambda content: None, [100_000]
+    get(**({"checksum": checksum} if checksum else {}))
+    assert [r for _, r in site.asked] == [None, "bytes=100000-" if checksum else None]
+    assert (tmp_path / "out/a.bin").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("have, right", [(len(CONTENT), True), (len(CONTENT) + 5, False)])
 def test_a_part_as_long_as_the_file_or_longer(get, site, tmp_path, have, right):
     (tmp_path / "out").mkdir()
@@ -174,10 +196,33 @@ def test_what_the_server_says_no_to(get, site):
     with pytest.raises(BadInput, match=r"/absent: the server says 404 Not Found; its page"):
         get(name="absent")
     assert len(site.asked) == 1, "a 404 is not tried again"
-    site.refusals = [503]
-    get("--retries", 1, checksum=f"sha256:{sha()}")
+    site.refusals = [503, 429, 408]
+    get("--retries", 3, checksum=f"sha256:{sha()}")
     with pytest.raises(BadInput, match=r"http://127.0.0.1:9/x: .*refused"):
         get("--retries", 0, url="http://127.0.0.1:9/x")
+
+
+def test_folders_that_cannot_be(get, site, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(BadInput, match=r"out: cannot be made: File exists; give another --out"):
+        get()
+    (tmp_path / "out").unlink()
+    with pytest.raises(BadInput, match=r"proc/nothing/here: cannot be made"):
+        get("--out", "/proc/nothing/here")
+
+
+@pytest.mark.parametrize("text", ['{"a.bin"', "[]", '{"a.bin": 3}'])
+def test_damaged_recorded_checksums(get, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/checksums.json").write_text(text)
+    with pytest.raises(BadInput, match=r"checksums.json: expected name -> checksum .*; delete it"):
+        get()
+
+
+def test_a_source_of_a_title_only(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text("it: {title: T}")
+    download.main(download.Options("it", sources=str(tmp_path / "s.yaml")))
+    assert capsys.readouterr().out == "T\nlicence: not named\npage:    not named\n"
 
 
 def archive(kind, names):

@@ -268,6 +268,38 @@ def test_parts_of_several_ranks_are_merged(twenty, tmp_path, monkeypatch):
     assert (report["written"], list(report["bad_photos"])) == (19, [str(twenty / "07.jpg")])
 
 
+def test_a_finished_part_is_done_when_the_rest_is_started_again(twenty, tmp_path, capsys):
+    """torchrun starts every rank again when one has died; an error of the finished ones would kill the others."""
+    out = str(tmp_path / "db")
+    main(Options(str(twenty), out, shard="1/2", **SMALL))
+    capsys.readouterr()
+    main(Options(str(twenty), out, shard="1/2", **SMALL))
+    assert capsys.readouterr().out == f"{tmp_path / 'db' / 'part-1-of-2'}: done already, 10 photos\n"
+    with pytest.raises(BadInput, match="exists already; give --overwrite"):
+        main(Options(str(twenty), out, shard="1/2", seed=1, **SMALL))
+    main(Options(str(twenty), out, shard="1/2", overwrite=True, **SMALL))
+    assert "done already" not in capsys.readouterr().out
+
+
+def test_parts_without_a_good_photo_are_merged(photos, tmp_path):
+    """The second part has bad photos only, and the last has none at all."""
+    (tmp_path / "list.txt").write_text("b_rgb.jpg\nabsent.jpg\ncmyk.jpg\n")
+    settings = {"list": str(tmp_path / "list.txt"), **SMALL}
+    main(Options(str(photos), str(tmp_path / "whole"), **settings))
+    out = str(tmp_path / "db")
+    for index in range(1, 5):
+        main(Options(str(photos), out, shard=f"{index}/4", **settings))
+    reports = [json.loads((tmp_path / f"db/part-{index}-of-4/report.json").read_text()) for index in range(1, 5)]
+    assert [(r["written"], r["skipped"]) for r in reports] == [(1, 0), (0, 1), (1, 0), (0, 0)]
+    main(Options(str(photos), out, merge=True, **settings))
+    assert stored_beside_parts(tmp_path / "db") == stored(tmp_path / "whole")
+    (tmp_path / "list.txt").write_text("absent.jpg\ngone.jpg\n")
+    for index in (1, 2):
+        main(Options(str(photos), str(tmp_path / "none"), shard=f"{index}/2", **settings))
+    with pytest.raises(BadInput, match=r"none of 2 photographs can be read; .*absent\.jpg"):
+        main(Options(str(photos), str(tmp_path / "none"), merge=True, **settings))
+
+
 def stored_beside_parts(img_db: Path) -> dict[bytes, bytes]:
     for part in img_db.glob("part-*"):
         shutil.rmtree(part)
@@ -321,3 +353,41 @@ def test_photos_without_regions_are_listed(photos, tmp_path, monkeypatch):
         "white.png": "no region was found",
         "a.dotted.name.png": "features are beyond half precision",
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "fatal"),
+    [
+        (RuntimeError("output size is too small"), False),
+        (ValueError("no such size"), False),
+        (BadInput("no vision backbone"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+    ],
+)
+def test_what_an_extractor_raises_on_one_photo(photos, tmp_path, monkeypatch, error, fatal):
+    real = RandomConv._detect
+
+    def detect(self, seen):
+        if seen.width == 90:  # a.dotted.name.png
+            raise error
+        return real(self, seen)
+
+    monkeypatch.setattr(RandomConv, "_detect", detect)
+    if fatal:
+        with pytest.raises(type(error), match=str(error)[:8].replace("[", ".")):
+            main(Options(str(photos), str(tmp_path / "db"), **SMALL))
+        return
+    main(Options(str(photos), str(tmp_path / "db"), **SMALL))
+    bad = json.loads((tmp_path / "db" / "report.json").read_text())["bad_photos"]
+    assert bad == {str(photos / "a.dotted.name.png"): f"{type(error).__name__}: {error}"}
+
+
+def test_a_photo_that_the_database_refuses_is_listed(photos, tmp_path):
+    (photos / "b_rgb.jpg").rename(photos / f"{'b' * 240}.jpg")
+    settings = {"image_key": "{stem}{stem}{stem}.npz", **SMALL}
+    main(Options(str(photos), str(tmp_path / "db"), **settings))
+    bad = json.loads((tmp_path / "db" / "report.json").read_text())["bad_photos"]
+    assert [Path(name).name for name in bad] == [f"{'b' * 240}.jpg"] and len(RegionDB(tmp_path / "db")) == 4
+    assert "LMDB keys have 1 to 511" in next(iter(bad.values()))

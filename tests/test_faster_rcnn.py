@@ -83,7 +83,7 @@ def test_pixels_are_resized_bgr_and_centred(model, picture):
     expected = np.stack([blue - 102.9801, green - 115.9465, red - 122.7717])
     np.testing.assert_allclose(pixels[0], expected, atol=1e-4)
     assert model.pixels(Image.new("RGB", (1000, 100))).shape == (1, 3, 16, 160)  # the longer side is the limit
-    assert model.pixels(Image.new("RGB", (5000, 1))).shape == (1, 3, 1, 160)
+    assert model.pixels(Image.new("RGB", (5000, 1))).shape == (1, 3, 16, 160)  # a cell of the map
 
 
 def plain_conv(x, weights, name, stride=1, padding=0, dilation=1):
@@ -328,3 +328,12 @@ def test_missing_files(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadInput, match=r"no such folder, and config\.yaml cannot be fetched from Hugging Face"):
         load_butd("nobody/nothing")
+
+
+@pytest.mark.parametrize("size", [(3000, 4), (4, 1000), (4096, 5)])
+def test_a_very_thin_picture(model, picture, size):
+    picture = picture.resize(size)
+    assert min(model.pixels(picture).shape[2:]) >= 16
+    (found,) = model([picture])
+    assert len(found.boxes) >= 1 and torch.isfinite(found.features).all()
+    assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([*size, *size]) + 1e-3).all()

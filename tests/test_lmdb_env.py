@@ -85,7 +85,7 @@ with LmdbWriter({str(tmp_path / "db")!r}) as writer:
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("data.errors.BadInput:") and str(tmp_path / "db") in last and "free disk space" in last
+    assert last.startswith("data.errors.CannotWrite:") and str(tmp_path / "db") in last and "free disk space" in last
     assert os.listdir(tmp_path) == []
 
 

@@ -3,6 +3,8 @@
 import base64
 import builtins
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,117 @@ def test_grid_features_bring_their_own_boxes(tmp_path):
     expected = [[c / 4, r / 3, (c + 1) / 4, (r + 1) / 3, 1 / 4, 1 / 3] for r in range(3) for c in range(4)]
     np.testing.assert_allclose(regions.norm_bb, expected, atol=1e-3)
     np.testing.assert_array_equal(regions.features, grid.reshape(12, DIM).astype(np.float16))
+
+
+@pytest.mark.parametrize(("rows", "columns", "max_bb", "k"), [(20, 20, 100, 2), (7, 5, 6, 3), (3, 4, 12, 1)])
+def test_a_larger_grid_is_pooled(tmp_path, rows, columns, max_bb, k):
+    grid = np.random.default_rng(0).standard_normal((rows, columns, DIM)).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "g.npy", grid)
+    main(Options(str(tmp_path / "in"), str(tmp_path / "db"), extractor="precomputed", max_bb=max_bb, min_bb=1))
+    regions = RegionDB(tmp_path / "db", max_bb=max_bb, min_bb=1)["g.npz"]
+    features, boxes = [], []
+    for y in range(0, rows, k):
+        for x in range(0, columns, k):
+            features.append(grid[y : y + k, x : x + k].reshape(-1, DIM).mean(0))
+            right, bottom = min(x + k, columns) / columns, min(y + k, rows) / rows
+            boxes.append([x / columns, y / rows, right, bottom, right - x / columns, bottom - y / rows])
+    assert len(regions) <= max_bb
+    np.testing.assert_allclose(regions.features, features, atol=2e-3)
+    np.testing.assert_allclose(regions.norm_bb, boxes, atol=1e-3)
+
+
+def test_wrong_values_are_reasons(tmp_path):
+    a, folder = arrays(), tmp_path / "in"
+    folder.mkdir()
+    inverted, labels = a["boxes"].copy(), np.full((N, 21), 1 / 21, np.float32)
+    inverted[3] = inverted[3, [2, 1, 0, 3]]
+    wrong = {
+        "good": {}, "inverted": {"boxes": inverted}, "conf": {"conf": a["objects_conf"] * 30},
+        "negative": {"conf": -a["objects_conf"]}, "sum": {"soft_labels": labels * 3},
+        "sign": {"soft_labels": labels - np.eye(21, dtype=np.float32)[:N] + np.eye(21, dtype=np.float32)[1 : N + 1]},
+    }  # fmt: skip
+    for name, change in wrong.items():
+        values = {"features": a["features"], "boxes": a["boxes"], "soft_labels": labels} | change
+        np.savez(folder / f"{name}.npz", **values, img_w=WIDTH, img_h=HEIGHT)
+    db, report = extract(folder, tmp_path / "db")
+    assert list(db.keys) == ["good.npz"]
+    reasons = {Path(name).stem: reason for name, reason in report["bad_photos"].items()}
+    assert "box 3 ends before it begins" in reasons["inverted"]
+    assert "expected 0 to 1" in reasons["conf"] and "expected 0 to 1" in reasons["negative"]
+    assert "a row of soft labels" in reasons["sum"] and "a row of soft labels" in reasons["sign"]
+
+
+def test_a_number_of_boxes_that_the_boxes_do_not_have(tmp_path):
+    """Half as many: rows would be twice as wide."""
+    columns = tsv_line("half").split("\t")
+    columns[7] = str(N // 2)
+    none = tsv_line("none").split("\t")
+    none[7] = "-1"
+    (tmp_path / "x.tsv").write_text("\t".join(columns) + "\t".join(none) + tsv_line("good"))
+    db, report = extract(tmp_path / "x.tsv", tmp_path / "db")
+    assert list(db.keys) == ["good.npz"] and db.feature_dim == DIM
+    first, second = report["bad_photos"].values()
+    assert "class_conf: " in second or "num_boxes" in second
+    assert "cannot reshape" in first
+
+
+def test_records_that_the_database_refuses_are_listed(tmp_path):
+    """Another width, a key longer than LMDB's, no soft labels: the others are written, and the run can go on."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    a = arrays() | {"image_w": WIDTH, "image_h": HEIGHT}
+    np.savez(folder / "1.npz", **a)
+    np.savez(folder / "2.npz", **(a | {"features": a["features"][:, :5]}))
+    np.savez(folder / "3.npz", **{name: a[name] for name in ("features", "boxes", "image_w", "image_h")})
+    np.savez(folder / "4.npz", **a)
+    np.savez(folder / f"{'x' * 200}.npz", **a)
+    db, report = extract(folder, tmp_path / "db", image_key="{stem}" * 3)
+    assert list(db.keys) == ["111", "444"] and report["skipped"] == 3
+    reasons = {Path(name).stem[:1]: reason for name, reason in report["bad_photos"].items()}
+    assert "key '222' has arrays" in reasons["2"] and "key '333' has arrays" in reasons["3"]
+    assert "LMDB keys have 1 to 511" in reasons["x"]
+
+
+def test_a_full_disk_stops_the_run(tmp_path):
+    (tmp_path / "x.tsv").write_text("".join(tsv_line(f"i{i}", i) for i in range(40)))
+    code = f"""
+import resource
+from scripts.extract_regions import Options, main
+resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+main(Options({str(tmp_path / "x.tsv")!r}, {str(tmp_path / "db")!r}, extractor="precomputed", num_labels=21))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stderr.splitlines()[-1].startswith("data.errors.CannotWrite:")
+    assert not (tmp_path / "db" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("stored", "image"),
+    [
+        ("COCO_val2014_000000000042_features", "COCO_val2014_000000000042"),
+        ("42_image_features", "42"),
+        ("dog.jpg/features", "dog"),
+        ("dog.v2/features", "dog.v2"),
+    ],
+)
+def test_names_in_hdf5(tmp_path, stored, image):
+    h5py = pytest.importorskip("h5py", reason="h5py is optional")
+    a = arrays()
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file[stored] = a["features"]
+        file[stored.replace("image_features", "features").replace("features", "norm_bb")] = naive_norm_bb(a["boxes"])
+    check(extract(tmp_path / "x.h5", tmp_path / "db")[0][f"{image}.npz"], conf=False, labels=False)
+
+
+def test_names_with_a_picture_s_suffix_and_byte_order_marks(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.savez(folder / "a.jpg.npz", **arrays())
+    (tmp_path / "sizes.json").write_text(json.dumps({"a.jpg": [WIDTH, HEIGHT]}), encoding="utf-8-sig")
+    assert list(extract(folder, tmp_path / "db", sizes=str(tmp_path / "sizes.json"))[0].keys) == ["a.npz"]
+    (tmp_path / "x.tsv").write_text(tsv_line("b.PNG"), encoding="utf-8-sig")
+    assert list(extract(tmp_path / "x.tsv", tmp_path / "tsv")[0].keys) == ["b.npz"]
 
 
 def test_hdf5_of_all_images_and_of_one(tmp_path):

@@ -68,6 +68,17 @@ def test_bad_input_is_left_out_and_the_rest_goes_on(own, capfd):
     assert again["pictures_without_regions"]["count"] == 2
 
 
+def test_captions_of_a_photo_whose_key_another_has(own, capfd):
+    os.mkdir("photos/x")
+    os.rename("photos/p9.jpg", "photos/x/p0.jpg")
+    with open("a.tsv", "w") as file:
+        file.writelines(f"a red circle\t{n}.jpg\n" for n in ["x/p0", *(f"p{n}" for n in range(12) if n != 9)])
+    own[3] = "a.tsv"
+    report = run(*own, *SMALL, "--format", "pairs")
+    assert report["pictures_without_regions"] == {"count": 1, "first": ["x/p0.jpg"]}
+    assert sum(len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")) == 11
+
+
 def test_splits_of_the_file_are_kept_and_boxes_are_told(own, capfd):
     write([line | {"split": "val" if n < 4 else "train"} for n, line in enumerate(lines())])
     report = run(*own, *SMALL, "conf-th=0.6", "min-bb=4", "max-bb=20")
@@ -76,6 +87,29 @@ def test_splits_of_the_file_are_kept_and_boxes_are_told(own, capfd):
     assert f"--data-root data {boxes} --output-dir data/run" in shown
     assert f"--captions data/db/val --regions data/regions {boxes}" in shown
     assert len(CaptionDB("data/db/val").img2txts) == 4 and "in_several_splits" not in report
+
+
+def test_a_picture_in_several_splits_is_in_one(own, capfd):
+    """Of Karpathy's form, in two splits; of JSON lines, with a caption a line."""
+    splits = ["test", "val", "val", *["train"] * 9, "train", "train", "test"]
+    names = [*range(12), 0, 1, 2]
+    images = [
+        {"filename": f"p{n}.jpg", "split": split, "sentences": [{"raw": f"shape {i}", "sentid": i}]}
+        for i, (n, split) in enumerate(zip(names, splits, strict=True))
+    ]
+    with open("k.json", "w") as file:
+        json.dump({"images": images}, file)
+    own[3] = "k.json"
+    report = run(*own, *SMALL, "--format", "karpathy")
+    assert report["in_several_splits"]["first"][0] == "name:p0: p0.jpg in test, p0.jpg in train; it stays in test"
+    assert "3 photographs are in several splits" in capfd.readouterr().err
+    found = {name: dict(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")}
+    assert {name: sorted(map(len, texts.values())) for name, texts in found.items()} == {
+        "train": [1] * 9, "val": [2], "test": [2, 2],
+    }  # fmt: skip
+    write([{"image": f"p{n}.jpg", "captions": {"en": [f"line {i}"]}} for n in range(12) for i in range(2)])
+    own[3] = "a.jsonl"
+    assert "in_several_splits" not in run(*own, *SMALL) and len(CaptionDB("data/db/train")) == 20
 
 
 def test_a_table_and_a_given_tokenizer(own, small_world):

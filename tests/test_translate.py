@@ -110,6 +110,16 @@ def test_a_killed_run_goes_on(world):
     assert len(journal.read_text().splitlines()) == len((root / "whole.translations.jsonl").read_text().splitlines())
 
 
+def test_a_journal_is_cut_at_line_feeds_only(tmp_path):
+    """JSON lets the other separators of lines stand as they are."""
+    journal, text = tmp_path / "out.translations.jsonl", "one\u2028two\x85three"
+    assert translate.read_journal(journal, {"model": "m"}) == {}
+    with open(journal, "ab") as file:
+        file.write((json.dumps({"a": text}, ensure_ascii=False) + '\n{"b": "cut').encode())
+    for _ in range(2):
+        assert translate.read_journal(journal, {"model": "m"}) == {"a": text}
+
+
 def test_bad_input(world):
     root, words = world
     run(words, root / "out")
