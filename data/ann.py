@@ -126,6 +126,7 @@ class AnnSearch:
 
     def __init__(self, index, kind: str, target_recall: float | None = None, queries=None, hnsw: HnswOptions | None = None):
         self.index, self.kind = index, kind
+        self._known: dict[tuple[int, int], tuple] = {}
         self._faiss = _faiss()
         self._file, self._stamp_file = (index.folder / f"{kind}.{suffix}" for suffix in ("faiss", "json"))
         if not index.count:
@@ -146,13 +147,7 @@ class AnnSearch:
         if effort is None and self.about["exact"]:
             return self.index.search(queries, k)
         k, effort = min(k, self.index.count), effort or self.about["effort"]
-        if self.kind == "hnsw":
-            wanted = min(max(2 * k, effort // 4), self.index.count)  # as the axes left out may change the order
-            how = self._faiss.SearchParametersHNSW(efSearch=max(effort, wanted))
-            how = self._faiss.SearchParametersPreTransform(index_params=how)
-        else:
-            wanted = min(4 * k + 16 * effort, self.index.count)
-            how = self._faiss.SearchParametersIVF(nprobe=min(effort, self._found.nlist))
+        wanted, how = self._parameters(effort, k)
         _, rows = self._found.search(queries, wanted, params=how)
         rows[(rows < 0) | (rows >= self.index.count)] = ABSENT
         scores, rows = (each[:, :k] for each in _ordered(dot_products(queries, self.index.vectors, rows), rows))
@@ -160,6 +155,19 @@ class AnnSearch:
         if len(short):
             scores[short], rows[short] = self.index.search(queries[short], k)
         return scores, rows
+
+    def _parameters(self, effort: int, k: int):
+        """How many rows faiss is to name, so that their exact scores may change the order, and how it is to look for them."""
+        if (effort, k) not in self._known:
+            if self.kind == "hnsw":
+                wanted = min(max(2 * k, effort // 4), self.index.count)
+                how = self._faiss.SearchParametersHNSW(efSearch=max(effort, wanted))
+                how = self._faiss.SearchParametersPreTransform(index_params=how)
+            else:
+                wanted = min(4 * k + 16 * effort, self.index.count)
+                how = self._faiss.SearchParametersIVF(nprobe=min(effort, self._found.nlist))
+            self._known[effort, k] = wanted, how
+        return self._known[effort, k]
 
     def _read(self) -> dict:
         """What stands in the files, or nothing where they do not fit."""
@@ -236,7 +244,7 @@ class AnnSearch:
         while surely < target and high < MOST_EFFORT:
             low, high = high, 2 * high
             found, surely = recall(high)
-        while high - low > max(1, high // 8):
+        while high - low > max(1, high // 16):
             middle = (low + high) // 2
             share, at_least = recall(middle)
             if at_least >= target:

@@ -63,7 +63,7 @@ class EmbeddingIndex:
     def __init__(self, folder: str | Path, incomplete: bool = False):
         self.folder = Path(folder)
         self._txn = reader(self.folder)
-        self._arrays: dict[bytes, np.ndarray] = {}  # views of the memory map that were asked for: the map is searched once
+        self._arrays: dict[tuple[bytes, int], np.ndarray] = {}  # views of the memory map that were asked for: the map is searched once
         self.header = read_header(self._txn, self.folder)
         if not (incomplete or self.header["complete"]):
             raise BadInput(
@@ -157,7 +157,7 @@ class EmbeddingIndex:
         if self.dtype == "int8":
             scales, codes = self.codes(number)
             return dequantize(scales[rows], codes[rows])
-        stored = self._array(b"vec/%08d" % number, self.rows_in(number), DTYPES[self.dtype])[rows]
+        stored = self._array(b"vec", number)[rows]
         return decode(stored, self.dtype) if self.dtype == "bf16" else stored
 
     def check(self, number: int) -> None:
@@ -184,21 +184,22 @@ class EmbeddingIndex:
 
     def codes(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The 8-bit copy of a block, views of the memory map: scales [n] float32, codes [n,D] int8."""
-        rows = self.rows_in(number)
-        value = self._array(b"int8/%08d" % number, rows, np.dtype("i1"), 4)
-        return split_codes(value, rows)
+        return split_codes(self._array(b"int8", number), self.rows_in(number))
 
-    def _array(self, key: bytes, rows: int, dtype: np.dtype, extra: int = 0) -> np.ndarray:
-        if key in self._arrays:
-            return self._arrays[key]
-        value, expected = self._value(key), rows * (self.dim * dtype.itemsize + extra)
-        if len(value) != expected:
-            raise BadInput(
-                f"{self.folder}: damaged index, {key.decode()} has {len(value)} bytes, expected {expected}: build it again"
-            )
-        array = np.frombuffer(value, dtype)
-        self._arrays[key] = array if extra else array.reshape(rows, self.dim)
-        return self._arrays[key]
+    def _array(self, kind: bytes, number: int) -> np.ndarray:
+        """A block as an array on the memory map: vectors [n,D], or the bytes of scales and codes."""
+        array = self._arrays.get((kind, number))
+        if array is None:
+            key, rows = b"%s/%08d" % (kind, number), self.rows_in(number)
+            dtype, extra = (DTYPES[self.dtype], 0) if kind == b"vec" else (np.dtype("i1"), 4)
+            value, expected = self._value(key), rows * (self.dim * dtype.itemsize + extra)
+            if len(value) != expected:
+                raise BadInput(
+                    f"{self.folder}: damaged index, {key.decode()} has {len(value)} bytes, expected {expected}: build it again"
+                )
+            array = np.frombuffer(value, dtype)
+            self._arrays[kind, number] = array = array if extra else array.reshape(rows, self.dim)
+        return array
 
     def _checked_rows(self, rows) -> np.ndarray:
         rows = np.asarray(rows, np.int64)
