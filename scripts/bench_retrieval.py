@@ -387,6 +387,8 @@ def report(options: Options, models: Models, galleries: list[Gallery], times: di
             for name in options.backends:
                 answer = times[gallery.count, name, precision]
                 own[name] = {"answer": answer, "times_faster": cross / answer["median"], "with_reranking": {}}
+                together = (times[precision, "text", BATCH]["median"] + times[gallery.count, name, BATCH]["median"]) / BATCH
+                own[name]["in_batches"] = {"seconds": together, "times_faster": cross / together}
                 for k in options.rerank_top:
                     seconds = answer["median"] + times[precision, "rerank", k]["median"]
                     own[name]["with_reranking"][str(k)] = {"seconds": seconds, "times_faster": cross / seconds}
@@ -400,7 +402,8 @@ def report(options: Options, models: Models, galleries: list[Gallery], times: di
 
 
 def print_table(results: dict) -> None:
-    """The paper's table, seconds of one query and how many times faster than cross-attention; then the searches alone."""
+    """The paper's table, seconds of one query, alone and of a batch, and how many times faster than cross-attention; then the
+    searches alone."""
     print(f"\n{results['device']}, {results['environment']['threads']} threads")
     for precision, each in results["models"].items():
         one = each["text_encoding"]["one"]
@@ -408,12 +411,14 @@ def print_table(results: dict) -> None:
         print(f", {each['image_encoding_per_second']:.1f} images encoded per second, cross-attention", end=" ")
         print(f"{each['cross_attention_seconds_per_pair'] * 1e3:.1f} ms a pair, which is extrapolated")
         print(f"{'images':>9} {'cross-att.':>11}  {'search':8}{'s/query':>9}{'x faster':>10}", end="")
+        print(f"{f'of {BATCH}':>9}{'x faster':>10}", end="")
         print("".join(f"{f'+top {k}':>10}{'x faster':>10}" for k in each["reranking"]), f"{'paper':>8}")
         for row in results["galleries"]:
             for name in results["options"]["backends"]:
                 own = row[precision][name]
                 print(f"{row['images']:9,} {row[precision]['cross_attention_seconds']:10.1f}s  {name:8}", end="")
                 print(f"{own['answer']['median']:9.4f}{own['times_faster']:10,.0f}", end="")
+                print(f"{own['in_batches']['seconds']:9.4f}{own['in_batches']['times_faster']:10,.0f}", end="")
                 for again in own["with_reranking"].values():
                     print(f"{again['seconds']:10.3f}{again['times_faster']:10,.0f}", end="")
                 published = PUBLISHED.get(row["images"])

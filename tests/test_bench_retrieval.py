@@ -33,6 +33,8 @@ def test_the_table(tmp_path, capsys):
                 each = row[precision][name]
                 again = each["with_reranking"]["5"]
                 assert each["times_faster"] == pytest.approx(cross / each["answer"]["median"])
+                whole = models["text_encoding"]["batch of 100"]["median"] + row["search"][name]["batch of 100"]["median"]
+                assert each["in_batches"]["seconds"] == pytest.approx(whole / 100)
                 assert again["seconds"] == pytest.approx(each["answer"]["median"] + models["reranking"]["5"]["median"])
     for row in table["galleries"]:
         assert row["same_ids_as_flat"] == 1 and set(row["search"]) == {"exact", "hnsw", "ivfpq", FLAT}
