@@ -113,7 +113,8 @@ class Translator:
 
 
 def read_journal(path: Path, header: dict) -> dict[str, str]:
-    """Caption id -> translation, of a run that stopped; a line cut in the middle is dropped from the file.
+    """Caption id -> translation, of a run that stopped; a line that is cut or damaged is dropped from the file
+    with those behind it.
 
     Raises:
         BadInput: another run's, with other settings.
@@ -123,8 +124,13 @@ def read_journal(path: Path, header: dict) -> dict[str, str]:
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return {}
     whole = path.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    lines = [json.loads(line) for line in whole[:end].split(b"\n")[:-1]]
+    lines, end = [], 0
+    for line in whole.split(b"\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+        end += len(line) + 1
     if not lines or lines[0] != header:
         raise BadInput(
             f"{path}: begun with other settings ({lines[0] if lines else 'none'}, now {header}); delete it to begin again"

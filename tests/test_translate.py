@@ -120,6 +120,15 @@ def test_a_journal_is_cut_at_line_feeds_only(tmp_path):
         assert translate.read_journal(journal, {"model": "m"}) == {"a": text}
 
 
+@pytest.mark.parametrize("damage", [b'{"b": "x', b"\x00\xff\n", b'{"b": \n{"c": "y"}\n'])
+def test_damaged_lines_of_a_journal_are_translated_again(tmp_path, damage):
+    journal = tmp_path / "out.translations.jsonl"
+    translate.read_journal(journal, {"model": "m"})
+    whole = journal.read_bytes() + b'{"a": "one"}\n'
+    journal.write_bytes(whole + damage)
+    assert translate.read_journal(journal, {"model": "m"}) == {"a": "one"} and journal.read_bytes() == whole
+
+
 def test_bad_input(world):
     root, words = world
     run(words, root / "out")
