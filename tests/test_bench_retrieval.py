@@ -8,7 +8,8 @@ import pytest
 from configs import cli
 from data.errors import BadInput
 from scripts import bench_retrieval
-from scripts.bench_retrieval import FLAT, Options, Synthetic
+from scripts.bench_retrieval import Options, Synthetic
+from scripts.retrieval_table import FLAT
 
 TINY = (
     "--galleries 300 900 --encoded 20 --rerank-top 5 20 --rounds 2 --seconds 0.01 --hidden-size 32 --num-hidden-layers 1 "
