@@ -1,10 +1,20 @@
-"""How scripts/bench_retrieval.py shows what it measured: the paper's table, and a plot."""
+#!/usr/bin/env python
+"""Show what scripts/bench_retrieval.py measured: the paper's table, and a plot.
 
-from __future__ import annotations
+python scripts/retrieval_table.py --results benchmarks/retrieval_cpu.json
+python scripts/retrieval_table.py --results benchmarks/retrieval_cpu.json --plot retrieval.png
+"""
 
+import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
+
+from configs import cli
 from data.atomic import atomic_file
+from data.errors import BadInput
 
 FLAT = "faiss.IndexFlatIP"  # the exact search that ours is compared with
 PUBLISHED = {1000: 639, 5000: 2349, 123287: 23869}  # x faster than UNITER-base: Sun et al., NAACL 2021, on a GPU
@@ -75,3 +85,32 @@ def plot(results: dict, path: Path) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
+
+
+@dataclass
+class Options:
+    """Show what scripts/bench_retrieval.py measured.
+
+    Args:
+        results: its JSON file
+        plot: PNG to draw
+    """
+
+    results: str
+    plot: str | None = None
+
+
+def main(options: Options) -> None:
+    try:
+        results = json.loads(Path(options.results).read_text(encoding="utf-8"))
+        print_table(results)
+    except OSError as error:
+        raise BadInput(f"{options.results}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{options.results}: no results of scripts/bench_retrieval.py") from None
+    if options.plot:
+        plot(results, Path(options.plot))
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -7,7 +7,7 @@ import pytest
 
 from configs import cli
 from data.errors import BadInput
-from scripts import bench_retrieval
+from scripts import bench_retrieval, retrieval_table
 from scripts.bench_retrieval import Options, Synthetic
 from scripts.retrieval_table import FLAT
 
@@ -42,6 +42,12 @@ def test_the_table(tmp_path, capsys):
         assert min(row[name]["recall"] for name in ("hnsw", "ivfpq")) > 0.9
         assert row["opening"]["bytes"] <= row["opening"]["bytes_after_100_vectors"]
     shown = capsys.readouterr().out
+    again = retrieval_table.Options(str(tmp_path / "out/table.json"), str(tmp_path / "again.png"))
+    retrieval_table.main(again)
+    assert capsys.readouterr().out in shown and (tmp_path / "again.png").stat().st_size > 10_000
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"other.json: no results of scripts/bench_retrieval.py"):
+        retrieval_table.main(retrieval_table.Options(str(tmp_path / "other.json")))
     assert "extrapolated" in shown and FLAT in shown and shown.count("ivfpq") == 2 * 2 + 2
 
 
