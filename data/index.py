@@ -170,8 +170,8 @@ class EmbeddingIndex:
         return self.codes(number)
 
     def check_vectors(self, rows, vectors) -> None:
-        """BadInput when vectors [n,D] of rows [n] are (ascending) are farther from their 8-bit copies than any was
-        when it was written."""
+        """BadInput when vectors [n,D] of ascending rows [n] are farther from their 8-bit copies than any was when
+        it was written."""
         if self.dtype == "int8" or self.header["max_error"] is None:
             return
         for number, part in self._by_block(np.asarray(rows)):
