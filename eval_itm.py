@@ -32,7 +32,7 @@ from model.metrics import chance_table, folds, format_table, mean_table, num_rep
 from model.reranking import FirstRanking, Scores, check_count
 from model.statistics import Ranks, Units, format_interval, intervals, resampled_recall
 from model.uniter import Reranker, check_reranker
-from optim.precision import Precision, choose_device
+from optim.precision import Precision, choose_device, for_inference
 from optim.run_state import environment
 
 
@@ -113,6 +113,7 @@ def main(config: EvalConfig) -> None:
         caption_weight=config.caption_score_weight,
     )
     model = LightningDOT.from_pretrained(config.checkpoint).to(device)
+    for_inference(model, device, config.precision)
     check_fits(model.config, pairs.captions.meta, pairs.regions.feature_dim, config.checkpoint, config.regions)
     check_tokenizer(config.checkpoint, pairs.captions)
     check_longest(model.config, pairs)
@@ -125,6 +126,7 @@ def main(config: EvalConfig) -> None:
     reranker = None
     if config.reranker:  # before hours of encoding
         reranker = Reranker.from_pretrained(config.reranker).to(device)
+        for_inference(reranker, device, config.precision)
         check_reranker(reranker.config, config.reranker, pairs)
         check_count(max(config.rerank_top), len(pairs.images), len(pairs), config.captions)
 

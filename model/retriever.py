@@ -26,7 +26,7 @@ from data.regions import RegionDB, Regions
 from data.search import open_backend
 from model.bi_encoder import LightningDOT
 from model.encoding import check_width, encode_image, encode_queries
-from optim.precision import autocast, round_weights
+from optim.precision import autocast, for_inference
 
 PAIRS_AT_ONCE = 128  # that a re-ranker looks at
 
@@ -135,7 +135,7 @@ class Retriever:
             index = EmbeddingIndex(index)
         model = LightningDOT.from_pretrained(checkpoint)
         index.check_model(model.fingerprint)
-        round_weights(model, precision)
+        for_inference(model, device, precision)
         searching = open_backend(backend, index, device, target_recall) if isinstance(index, EmbeddingIndex) else None
         if isinstance(regions, (str, Path)):
             regions = RegionDB(regions)
@@ -150,7 +150,7 @@ class Retriever:
                     f"{reranker}: knows {scoring.config.encoder.vocab_size} word pieces, {checkpoint} {model.config.txt.vocab_size}: "
                     "a re-ranker reads the ids of the towers' tokenizer"
                 )
-            round_weights(scoring, precision)
+            for_inference(scoring, device, precision)
             reranker = RegionReranker(scoring, regions, device, precision)
         words = load_tokenizer(tokenizer or Path(checkpoint) / "tokenizer") if index.kind == "img" else None
         return cls(model, index, words, searching, regions, reranker, device=device, precision=precision, **options)

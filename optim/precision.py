@@ -7,7 +7,7 @@ import os
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.errors import BadInput
 
@@ -22,16 +22,48 @@ def autocast(device: torch.device | str, precision: Precision) -> contextlib.Abs
     return torch.autocast(torch.device(device).type, _DTYPES[precision])
 
 
-def round_weights(model: nn.Module, precision: Precision) -> None:
-    """Round the weights of matrix products now, and not at every call, as ``autocast`` otherwise does: for inference.
+class InferenceLinear(nn.Module):
+    """A ``nn.Linear`` that only computes: its weights stand in memory in the order in which oneDNN multiplies with them, and not
+    in rows, from which every call would have to bring them into that order."""
 
-    One query reads all weights, and its time is the time that takes: in 16 bits half as long. Results stay the same, bit by
-    bit.
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out], in the type of the weights."""
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.weight.dtype), self.weight, self.bias, "none", [], "")
+
+
+def for_inference(model: nn.Module, device: torch.device | str, precision: Precision) -> None:
+    """Make matrix products ready to be used and nothing else.
+
+    Their weights are rounded now, and not at every call, as ``autocast`` otherwise does; on a CPU they are also put in the
+    order in which oneDNN reads them. One query reads all weights, and its time is the time that takes. In 16 bits the results
+    stay the same, bit by bit; fp32 sums are made in another order.
+
+    Afterwards the model computes in this precision on this device; it can be neither trained nor saved.
     """
-    if precision != "fp32":
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                module.to(_DTYPES[precision])
+    model.requires_grad_(False)
+    model.register_state_dict_pre_hook(_refuse_to_save)
+    dtype = _DTYPES.get(precision, torch.float32)
+    ordered = torch.device(device).type == "cpu" and _onednn_takes(dtype)
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(parent, name, InferenceLinear(layer, dtype) if ordered else layer.to(dtype))
+
+
+def _refuse_to_save(model: nn.Module, prefix: str, keep_vars: bool) -> None:
+    raise BadInput(f"{type(model).__name__}: was made ready for inference and cannot be saved; read its checkpoint again")
+
+
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    operations = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available() or not hasattr(operations, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and operations._is_mkldnn_bf16_supported())
 
 
 def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:

@@ -46,7 +46,7 @@ from model.retriever import RegionReranker, Retriever
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
 from optim.distributed import SINGLE
-from optim.precision import Precision, choose_device, round_weights
+from optim.precision import Precision, choose_device, for_inference
 from optim.run_state import environment, progress_bar
 from scripts.bench_train import cpu_name, peak_bytes, reset_peak, spread
 from scripts.retrieval_table import BATCH, FLAT, plot, print_table
@@ -197,7 +197,7 @@ def make_models(options: Options, work: Path, device: torch.device) -> Models:
         build_image_index(model, regions, keys, work / f"all_{precision}", device=device, precision=precision)
         encoding[precision] = len(keys) / (time.perf_counter() - started)
         reranker = Reranker(UniterConfig(sizes, options.feature_dim))
-        round_weights(reranker, precision)
+        for_inference(reranker, device, precision)
         rerankers[precision] = RegionReranker(reranker, regions, device, precision)
     texts = [" ".join(rng.choice(words, options.words)) for _ in range(BATCH)]
     return Models(folder, model.fingerprint, rerankers, keys, texts, encoding)

@@ -109,11 +109,12 @@ def main(options: Options) -> None:
     from model.encoding import build_caption_index, build_image_index, check_width
     from model.initial import check_tokenizer
     from optim.distributed import start
-    from optim.precision import choose_device
+    from optim.precision import choose_device, for_inference
 
     device = choose_device(options.device)
     ranks = start(options.distributed, device.type == "cuda", options.distributed_timeout)
     model = LightningDOT.from_pretrained(options.checkpoint).to(device)
+    for_inference(model, device, options.precision)
     common = {name: getattr(options, name) for name in ("batch_size", "dtype", "precision", "workers", "checkpoint")}
     common |= {"device": device, "ranks": ranks, "update": options.update.replace("no", "")}
     started = time.perf_counter()

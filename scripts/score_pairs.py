@@ -65,7 +65,7 @@ def main(options: Options) -> None:
     from model.initial import check_fits, check_tokenizer
     from model.reranking import score_for_distillation
     from model.uniter import Reranker, check_reranker
-    from optim.precision import choose_device
+    from optim.precision import choose_device, for_inference
 
     device = choose_device(options.device)
     pairs = open_pairs(
@@ -76,6 +76,8 @@ def main(options: Options) -> None:
     check_tokenizer(options.checkpoint, pairs.captions)
     reranker = Reranker.from_pretrained(options.reranker).to(device)
     check_reranker(reranker.config, options.reranker, pairs)
+    for each in (miner, reranker):
+        for_inference(each, device, options.precision)
     started = time.perf_counter()
     images, scores = score_for_distillation(
         reranker, miner, pairs, options.top, device, options.precision, options.batch_size

@@ -74,6 +74,7 @@ def test_search_over_many_blocks_and_query_batches(tmp_path, monkeypatch):
     """Blocks, spans and query batches all end in the middle of something; one query alone gives the same."""
     monkeypatch.setattr("data.index_writer.BLOCK_BYTES", 1)  # 256 rows, the least
     monkeypatch.setattr("data.search.QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr("data.search.FEW_QUERIES", 3)  # the last two are searched for by torch's own threads
     monkeypatch.setattr("data.search.SCORES_AT_ONCE", 7 * 600)
     rng = np.random.default_rng(2)
     vectors = rng.standard_normal((300, 16)).astype(np.float32)[rng.integers(0, 300, 2000)]
@@ -124,7 +125,7 @@ def test_both_passes_on_any_number_of_threads(tmp_path, monkeypatch, dtype, thre
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     rng = np.random.default_rng(6)
     index = write(tmp_path / "index", rng.standard_normal((3000, 32)).astype(np.float32), dtype=dtype)
-    queries = rng.standard_normal((5, 32)).astype(np.float32)
+    queries = rng.standard_normal((11, 32)).astype(np.float32)  # more than a few, which are shared out
     expected = naive_search(queries, index.vectors(np.arange(3000)), 10)
     for name in ("_pass_int8", "_pass_fp32"):
         search = ExactSearch(index)

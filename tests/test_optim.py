@@ -14,7 +14,7 @@ from model.objectives import PretrainingHeads
 from model.transformer import EncoderConfig
 from optim.distributed import SINGLE
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
-from optim.precision import autocast, choose_device, loss_scaler
+from optim.precision import autocast, choose_device, for_inference, loss_scaler
 from optim.schedule import build_schedule
 
 
@@ -181,6 +181,33 @@ def test_half_precision_is_of_matrix_products_and_not_of_parameters(precision, d
         rough.float().sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert {g.dtype for g in gradients} | {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_model_for_inference_computes_what_it_computed(precision):
+    model = small_model().eval()
+    ids, mask = torch.randint(5, 20, (3, 6)), torch.ones(3, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+    images = torch.randn(3, 4, 4).half(), torch.rand(3, 4, 7), torch.ones(3, 4, dtype=torch.bool)
+    calls = (model.encode_text, (ids, mask)), (model.encode_text, (ids[:1], mask[:1])), (model.encode_image, images)
+    with torch.no_grad(), autocast("cpu", precision):
+        expected = [encode(*inputs) for encode, inputs in calls]
+        for_inference(model, "cpu", precision)
+        found = [encode(*inputs) for encode, inputs in calls]
+    assert not any(type(module) is nn.Linear and module.weight.dtype == torch.float32 for module in model.modules())
+    for one, other in zip(found, expected, strict=True):
+        if precision == "fp32":
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+        else:
+            assert torch.equal(one, other)
+
+
+def test_a_model_for_inference_is_not_saved(tmp_path):
+    model = small_model()
+    for_inference(model, "cpu", "fp32")
+    with pytest.raises(BadInput, match="LightningDOT: was made ready for inference and cannot be saved"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model/model.safetensors").exists()
 
 
 def test_devices():
