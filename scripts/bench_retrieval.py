@@ -178,7 +178,6 @@ def make_models(options: Options, work: Path, device: torch.device) -> Models:
     words = ["".join(each) for each in itertools.islice(letters, options.vocab_size - 5)]
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer/vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    model = LightningDOT.from_pretrained(folder).to(device)
 
     rng = np.random.default_rng(0)
     keys = [f"{n:012d}.npz" for n in range(options.encoded)]
@@ -192,6 +191,8 @@ def make_models(options: Options, work: Path, device: torch.device) -> Models:
     regions = RegionDB(work / "regions")
     encoding, rerankers = {}, {}
     for precision in options.precision:
+        model = LightningDOT.from_pretrained(folder).to(device)
+        for_inference(model, device, precision)
         build_image_index(model, regions, keys[:16], work / f"first_{precision}", device=device, precision=precision)
         started = time.perf_counter()
         build_image_index(model, regions, keys, work / f"all_{precision}", device=device, precision=precision)
