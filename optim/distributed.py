@@ -182,6 +182,7 @@ class TorchRanks(Ranks):
 
     def __init__(self, uses_gpu: bool, timeout: float):
         import torch.distributed as dist
+        import torch.distributed.nn.functional  # imported later, its default arguments would hold the group
 
         self._dist = dist
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -222,6 +223,8 @@ class TorchRanks(Ranks):
         self._dist.all_reduce(tensor, group=self._host)
 
     def close(self) -> None:
+        # Threads of Gloo that let go of a tensor while the interpreter ends abort the process. They end with the last reference.
+        self._host = None
         self._dist.destroy_process_group()
 
 

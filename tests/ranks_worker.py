@@ -160,6 +160,9 @@ def main(cases: list[str], out: str) -> None:
         torch.save(results, out)
     if "dead" not in cases:
         ranks.close()
+        # Gloo's threads that live on while the interpreter ends can abort the process, after all is done
+        threads = [Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
+        assert not any("gloo" in name for name in threads), threads
 
 
 if __name__ == "__main__":
