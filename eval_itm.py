@@ -20,9 +20,9 @@ from torch import Tensor
 from configs import cli
 from data.ann import HnswOptions
 from data.atomic import atomic_file
-from data.batches import PairDataset, open_pairs
 from data.errors import BadInput
 from data.index import EmbeddingIndex
+from data.pairs import PairDataset, open_pairs
 from data.regions import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.encoding import build_caption_index, build_image_index

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from configs import cli
-from data.batches import Batch, PairDataset, load, open_pairs
+from data.batches import Batch, load
 from data.errors import BadInput
+from data.pairs import PairDataset, open_pairs
 from data.regions import BoxOptions
 from data.samplers import PairDraw, epoch_draws, tempered_order
 from data.teacher import read_teacher_scores

@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.batches import ImageCaptions, collate_images, collate_texts
+from data.batches import collate_images, collate_texts
 from data.captions import CaptionDB
 from data.errors import BadInput
 from data.index import EmbeddingIndex, data_fingerprint
 from data.index_editor import IndexEditor
 from data.index_writer import IndexWriter
+from data.pairs import ImageCaptions
 from data.regions import RegionDB, Regions
 from model.bi_encoder import LightningDOT
 from optim import distributed

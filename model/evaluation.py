@@ -14,8 +14,8 @@ from torch import Tensor
 
 from data.ann import HnswIndex, HnswOptions, share_found
 from data.atomic import atomic_file
-from data.batches import PairDataset
 from data.errors import BadInput
+from data.pairs import PairDataset
 from model.bi_encoder import LightningDOT
 from model.encoding import encode_captions, encode_images
 from model.metrics import KS, listed_ranks, mean_table, recall, recall_table, retrieval_ranks

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import PairDataset
 from data.errors import BadInput
+from data.pairs import PairDataset
 
 
 @dataclass

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import PairDataset, collate_images, collate_texts
+from data.batches import collate_images, collate_texts
 from data.errors import BadInput
+from data.pairs import PairDataset
 from model.bi_encoder import LightningDOT
 from model.evaluation import captions_by_language, embed_pairs
 from model.metrics import listed_ranks, mean_table, recall_table, retrieval_ranks

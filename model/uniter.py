@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from data.atomic import atomic_file
-from data.batches import Batch, PairDataset
+from data.batches import Batch
 from data.errors import BadInput
+from data.pairs import PairDataset
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
 from model.initial import ModelOptions, check_fits, check_longest, check_tokenizer, random_encoder

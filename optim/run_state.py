@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from configs import cli
 from data.atomic import atomic_file
-from data.batches import PairDataset
 from data.errors import BadInput
+from data.pairs import PairDataset
 from model import checkpoints
 from optim.distributed import Ranks
 from optim.saving import Saver, load_own, load_training, point

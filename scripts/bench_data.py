@@ -31,11 +31,12 @@ from tqdm import tqdm
 
 from configs import cli
 from data.atomic import atomic_file
-from data.batches import PairDataset, load, open_pairs
+from data.batches import load
 from data.caption_tables import JSON_TABLES
 from data.captions import CaptionDB, pack_record, read_table
 from data.errors import BadInput
 from data.lmdb_env import LmdbWriter
+from data.pairs import PairDataset, open_pairs
 from data.regions import BoxOptions, RegionDB, encode_plain
 from data.samplers import epoch_draws, token_buckets
 

@@ -38,7 +38,8 @@ from data.atomic import atomic_file
 from data.errors import BadInput
 from data.index import EmbeddingIndex
 from data.index_writer import IndexWriter
-from data.regions import RegionDB, Regions, RegionWriter
+from data.region_writer import RegionWriter
+from data.regions import RegionDB, Regions
 from data.search import BACKENDS, ExactSearch
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.encoding import build_image_index

@@ -103,8 +103,8 @@ def delete_ids(model, path: str, out: str):
 
 
 def main(options: Options) -> None:
-    from data.batches import open_image_captions
     from data.captions import CaptionDB
+    from data.pairs import open_image_captions
     from model.bi_encoder import LightningDOT
     from model.encoding import build_caption_index, build_image_index, check_width
     from model.initial import check_tokenizer

@@ -39,7 +39,8 @@ from data.errors import BadInput, CannotWrite
 from data.lmdb_env import Records
 from data.photos import Photo, find_photos, read_photo
 from data.precomputed import read_precomputed
-from data.regions import Regions, RegionWriter, read_keys, read_regions
+from data.region_writer import RegionWriter
+from data.regions import Regions, read_keys, read_regions
 from model import detector
 from model.box_ops import norm_boxes
 from optim.precision import choose_device

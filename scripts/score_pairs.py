@@ -59,7 +59,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from data.batches import open_pairs
+    from data.pairs import open_pairs
     from data.teacher import write_teacher_scores
     from model.bi_encoder import LightningDOT
     from model.initial import check_fits, check_tokenizer

@@ -17,7 +17,8 @@ from configs import cli
 from data.annotations import read_captions
 from data.captions import CaptionDB, load_tokenizer, write_caption_db
 from data.lmdb_env import LmdbWriter
-from data.regions import RegionDB, Regions, RegionWriter
+from data.region_writer import RegionWriter
+from data.regions import RegionDB, Regions
 from model.bi_encoder import LightningDOT
 from scripts import build_captions, build_index, search
 

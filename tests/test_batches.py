@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from data.annotations import Caption
-from data.batches import ImageCaptions, PairDataset, collate_images, collate_texts, load, open_pairs
+from data.batches import collate_images, collate_texts, load
 from data.captions import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
-from data.regions import BoxOptions, RegionDB, Regions, RegionWriter
+from data.pairs import ImageCaptions, PairDataset, open_pairs
+from data.region_writer import RegionWriter
+from data.regions import BoxOptions, RegionDB, Regions
 
 WORDS = [a + b for a in "bdfgk" for b in "aeiouxyz"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]  # ids 0 to 4, then the words

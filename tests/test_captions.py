@@ -28,7 +28,8 @@ from data.captions import (
 )
 from data.errors import BadInput
 from data.lmdb_env import reader
-from data.regions import Regions, RegionWriter
+from data.region_writer import RegionWriter
+from data.regions import Regions
 from scripts import build_captions, train_tokenizer
 
 GOLDEN = Path(__file__).parent / "fixtures" / "uniter_db"

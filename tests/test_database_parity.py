@@ -17,7 +17,8 @@ import pytest
 from data.annotations import Caption
 from data.captions import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
-from data.regions import RegionDB, Regions, RegionWriter
+from data.region_writer import RegionWriter
+from data.regions import RegionDB, Regions
 
 GOLDEN = Path(__file__).parent / "fixtures" / "uniter_db"
 NBB = "nbb_th0.2_max100_min10.json"

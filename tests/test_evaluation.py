@@ -10,10 +10,10 @@ import torch
 import eval_itm
 from data.ann import HnswIndex, HnswOptions
 from data.annotations import Caption
-from data.batches import open_pairs
 from data.captions import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
 from data.index import EmbeddingIndex
+from data.pairs import open_pairs
 from data.regions import BoxOptions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.evaluation import captions_by_language, evaluate, ranker, read_ranks, summary, wordings, write_ranks

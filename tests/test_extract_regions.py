@@ -215,17 +215,17 @@ def test_a_killed_run_goes_on(twenty, tmp_path, monkeypatch):
     killer = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))
-from data import regions
+from data import region_writer
 from scripts import extract_regions
 from configs import cli
-add, seen = regions.RegionWriter.add, []
+add, seen = region_writer.RegionWriter.add, []
 def add_some(writer, key, value):
     add(writer, key, value)
     writer._commit()
     seen.append(key)
     if len(seen) == 6:
         os.kill(os.getpid(), 9)
-regions.RegionWriter.add = add_some
+region_writer.RegionWriter.add = add_some
 cli.run(extract_regions.main, extract_regions.Options)
 """
     root = str(Path(__file__).parents[1])

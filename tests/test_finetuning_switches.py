@@ -12,10 +12,10 @@ import eval_itm
 import train_itm
 from configs import cli
 from data.annotations import Caption
-from data.batches import open_image_captions, open_pairs
 from data.captions import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
 from data.index import EmbeddingIndex
+from data.pairs import open_image_captions, open_pairs
 from data.regions import BoxOptions
 from data.teacher import write_teacher_scores
 from model.bi_encoder import LightningDOT

@@ -19,7 +19,8 @@ from data.errors import BadInput
 from data.index import EmbeddingIndex
 from data.index_writer import IndexWriter
 from data.lmdb_env import LmdbWriter
-from data.regions import Regions, RegionWriter, encode_compressed, encode_plain
+from data.region_writer import RegionWriter
+from data.regions import Regions, encode_compressed, encode_plain
 from scripts import inspect_db
 
 GOLDEN = Path(__file__).parent / "fixtures" / "uniter_db"

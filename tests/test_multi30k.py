@@ -9,9 +9,9 @@ from tiny_marian import make_marian
 
 import train_itm
 from configs import cli
-from data.batches import open_pairs
 from data.captions import CaptionDB
 from data.errors import BadInput
+from data.pairs import open_pairs
 from data.regions import BoxOptions
 from data.samplers import epoch_draws, tempered_order
 from model.evaluation import captions_by_language

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from data.errors import BadInput
 from data.lmdb_env import LmdbWriter
-from data.regions import RegionDB, Regions, RegionWriter, encode_compressed, encode_plain, stored_keys
+from data.region_writer import RegionWriter
+from data.regions import RegionDB, Regions, encode_compressed, encode_plain, stored_keys
 
 GOLDEN = Path(__file__).parent / "fixtures" / "uniter_db" / "img"
 GOLDEN_KEYS = ["coco_val2014_000000500001.npz", "coco_val2014_000000500007.npz"]

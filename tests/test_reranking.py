@@ -8,8 +8,9 @@ import torch
 
 import eval_itm
 from configs import cli
-from data.batches import collate_images, collate_texts, open_pairs
+from data.batches import collate_images, collate_texts
 from data.errors import BadInput
+from data.pairs import open_pairs
 from data.regions import BoxOptions
 from model import reranking
 from model.bi_encoder import LightningDOT

@@ -15,7 +15,8 @@ from torch import nn
 from data.batches import collate_images
 from data.errors import BadInput
 from data.index import EmbeddingIndex
-from data.regions import RegionDB, Regions, RegionWriter
+from data.region_writer import RegionWriter
+from data.regions import RegionDB, Regions
 from data.search import BACKENDS
 from model.bi_encoder import LightningDOT
 from model.encoding import build_caption_index, build_image_index, encode_image

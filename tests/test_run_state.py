@@ -17,10 +17,11 @@ import torch
 import yaml
 
 from data.annotations import Caption
-from data.batches import open_pairs
 from data.captions import load_tokenizer, write_caption_db
 from data.errors import BadInput
-from data.regions import BoxOptions, Regions, RegionWriter
+from data.pairs import open_pairs
+from data.region_writer import RegionWriter
+from data.regions import BoxOptions, Regions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import PretrainingHeads
 from model.transformer import EncoderConfig

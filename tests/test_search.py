@@ -15,7 +15,8 @@ from data.annotations import Caption
 from data.captions import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
 from data.index import EmbeddingIndex
-from data.regions import RegionDB, Regions, RegionWriter
+from data.region_writer import RegionWriter
+from data.regions import RegionDB, Regions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.encoding import build_caption_index, build_image_index, encode_captions, encode_images, encode_queries
 from model.transformer import EncoderConfig

@@ -9,8 +9,8 @@ import yaml
 
 import train_itm
 from configs import cli
-from data.batches import open_pairs
 from data.errors import BadInput
+from data.pairs import open_pairs
 from data.regions import BoxOptions
 from data.samplers import epoch_draws
 from data.teacher import read_teacher_scores

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from test_convert_checkpoint import PRETRAINED, RETRIEVAL, random_tensors, small_shapes, tie
 
 from configs import cli
-from data.batches import Batch, open_pairs
+from data.batches import Batch
 from data.errors import BadInput
+from data.pairs import open_pairs
 from data.regions import BoxOptions
 from model import conversion
 from model.bi_encoder import LightningDOT
