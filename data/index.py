@@ -103,11 +103,9 @@ class EmbeddingIndex:
     def vectors(self, rows) -> np.ndarray:
         """Vectors of the given rows (any shape) → rows.shape + [D] float32. IndexError for a row that is not there."""
         rows = self._checked_rows(rows)
-        if rows.size <= self.num_blocks:  # few, and hardly two of a block
-            places = zip(*(part.ravel().tolist() for part in np.divmod(rows, self._per_block)))
-            found = np.empty((rows.size, self.dim), np.float32)
-            for n, place in enumerate(places):
-                found[n] = self.block(*place)
+        if 0 < rows.size <= self.num_blocks:  # few, and hardly two of a block
+            size = self._per_block
+            found = np.concatenate([self.block(row // size, row % size) for row in rows.ravel().tolist()], dtype=np.float32)
             return found.reshape(*rows.shape, self.dim)
         wanted, back = np.unique(rows, return_inverse=True)
         found = np.empty((len(wanted), self.dim), np.float32)
