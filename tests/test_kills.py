@@ -65,7 +65,7 @@ def words_for(script, world, out, *more):
         "pretrain.py": ["pretrain.yaml"],
         "train_itm.py": ["finetune.yaml", "--model.init", world / "pretrained/last"],
     }
-    words = [world / recipe[script][0], *recipe[script][1:], "--output-dir", out, "--distributed-timeout", 60]
+    words = [world / recipe[script][0], *recipe[script][1:], "--output-dir", out, "--distributed-timeout", 20]
     return [script, "--config", *words, *LONG[script], *more]
 
 
