@@ -290,7 +290,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 def _on_threads(function, number: int) -> list:
     """``function(0), function(1), ...`` at the same time, each on one core: a few long walks instead of a meeting of
-    all cores after every block: batches take two thirds of the time, and on a busy machine half."""
+    all cores after every block: batches take about 0.7 of the time, and half on a busy machine."""
     return [function(0)] if number == 1 else list(_pool(os.getpid(), number).map(function, range(number)))
 
 

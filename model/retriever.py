@@ -28,7 +28,8 @@ from model.bi_encoder import LightningDOT
 from model.encoding import check_width, encode_image, encode_queries
 from optim.precision import autocast, for_inference
 
-PAIRS_AT_ONCE = {"cpu": 32, "cuda": 128}  # that a re-ranker looks at; a batch should fit a CPU's cache
+PAIRS_AT_ONCE = 128  # that a re-ranker looks at
+PAIRS_ON_CPU = 32  # so that a batch fits the cache
 
 
 class Hit(NamedTuple):
@@ -62,7 +63,7 @@ class RegionReranker:
         images = [self.regions.get(key, soft_labels=False) for key in keys]
         order = np.argsort([-len(image) for image in images], kind="stable")  # batches of one length
         scores = np.empty(len(keys), np.float32)
-        at_once = PAIRS_AT_ONCE[torch.device(self.device).type]
+        at_once = PAIRS_ON_CPU if torch.device(self.device).type == "cpu" else PAIRS_AT_ONCE
         for start in range(0, len(order), at_once):
             rows = order[start : start + at_once]
             pairs = torch.zeros(len(rows), dtype=torch.int64), torch.arange(len(rows))

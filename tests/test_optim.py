@@ -14,7 +14,7 @@ from model.objectives import PretrainingHeads
 from model.transformer import EncoderConfig
 from optim.distributed import SINGLE
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
-from optim.precision import autocast, choose_device, for_inference, loss_scaler
+from optim.precision import InferenceLinear, autocast, choose_device, for_inference, loss_scaler
 from optim.schedule import build_schedule
 
 
@@ -194,12 +194,21 @@ def test_a_model_for_inference_computes_what_it_computed(precision):
         expected = [encode(*inputs) for encode, inputs in calls]
         for_inference(model, "cpu", precision)
         found = [encode(*inputs) for encode, inputs in calls]
-    assert not any(type(module) is nn.Linear and module.weight.dtype == torch.float32 for module in model.modules())
+    kinds = {type(module) for module in model.modules()}
+    if torch.backends.mkldnn.is_available() and precision == "fp32":
+        assert InferenceLinear in kinds and nn.Linear not in kinds
     for one, other in zip(found, expected, strict=True):
         if precision == "fp32":
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
         else:
             assert torch.equal(one, other)
+
+
+def test_a_layer_without_bias_is_made_ready_too():
+    model, x = nn.Sequential(nn.Linear(7, 5, bias=False)), torch.randn(2, 3, 7)
+    expected = model(x)
+    for_inference(model, "cpu", "fp32")
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_a_model_for_inference_is_not_saved(tmp_path):

@@ -109,7 +109,7 @@ def test_a_reranker_sorts_the_candidates(world, indexes, matrices):  # noqa: F81
 
 @torch.no_grad()
 def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("model.retriever.PAIRS_AT_ONCE", {"cpu": 3})
+    monkeypatch.setattr("model.retriever.PAIRS_ON_CPU", 3)
     torch.manual_seed(0)
     sizes = EncoderConfig(64, 32, 2, 2, 64, max_position_embeddings=40, initializer_range=0.3)
     Reranker(UniterConfig(sizes, 16, 7)).save_pretrained(tmp_path / "uniter")
