@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 
 from configs import cli
-from data.ann import HnswOptions
-from data.atomic import atomic_file
+from data.batches.pairs import PairDataset, open_pairs
 from data.errors import BadInput
-from data.index import EmbeddingIndex
-from data.pairs import PairDataset, open_pairs
-from data.regions import BoxOptions
+from data.index.reader import EmbeddingIndex
+from data.regions.db import BoxOptions
+from data.search.faiss import HnswOptions
+from data.storage.atomic import atomic_file
 from model.bi_encoder import LightningDOT
-from model.encoding import build_caption_index, build_image_index
-from model.evaluation import captions_by_language, ranker, summary, wordings, write_ranks
+from model.evaluation.outcomes import captions_by_language, ranker, summary, wordings, write_ranks
+from model.evaluation.recall import chance_table, folds, format_table, mean_table, num_repeated, recall_table
+from model.evaluation.statistics import Ranks, Units, format_interval, intervals, resampled_recall
 from model.initial import check_fits, check_longest, check_tokenizer
-from model.metrics import chance_table, folds, format_table, mean_table, num_repeated, recall_table
-from model.reranking import FirstRanking, Scores, check_count
-from model.statistics import Ranks, Units, format_interval, intervals, resampled_recall
+from model.precision import Precision, choose_device, for_inference
+from model.retrieval.encoding import build_caption_index, build_image_index
+from model.retrieval.reranking import FirstRanking, Scores, check_count
 from model.uniter import Reranker, check_reranker
-from optim.precision import Precision, choose_device, for_inference
-from optim.run_state import environment
+from optim.run import environment
 
 
 @dataclass

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 
 from configs import cli
-from data.batches import Batch, load
+from data.batches.batch import Batch, load
+from data.batches.pairs import PairDataset, open_pairs
+from data.batches.samplers import Draw, DrawStream, Source, token_buckets
 from data.errors import BadInput
-from data.pairs import PairDataset, open_pairs
-from data.regions import BoxOptions
-from data.samplers import Draw, DrawStream, Source, token_buckets
+from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.contrastive import Siblings
-from model.gradient_cache import cached_backward
+from model.distributed import Backend, Meeting, Ranks, start
 from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
-from model.objectives import TASKS, CmrOptions, Fusion, PretrainingHeads, forward_task
-from optim.distributed import Backend, Meeting, Ranks, start
+from model.objectives.contrastive import Siblings
+from model.objectives.gradient_cache import cached_backward
+from model.objectives.pretraining import TASKS, CmrOptions, Fusion, PretrainingHeads, forward_task
+from model.precision import Precision, autocast, choose_device, loss_scaler
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
-from optim.precision import Precision, autocast, choose_device, loss_scaler
-from optim.run_state import (
+from optim.run import (
     RecentLosses,
     Run,
     StopSignal,

@@ -19,27 +19,27 @@ import torch
 from torch import Tensor
 
 from configs import cli
-from data.batches import Batch, load
+from data.batches.batch import Batch, load
+from data.batches.pairs import PairDataset, open_pairs
+from data.batches.samplers import PairDraw, epoch_draws, tempered_order
+from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
-from data.pairs import PairDataset, open_pairs
-from data.regions import BoxOptions
-from data.samplers import PairDraw, epoch_draws, tempered_order
-from data.teacher import read_teacher_scores
+from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.contrastive import Siblings
-from model.evaluation import captions_by_language, embed_pairs, evaluate
-from model.gradient_cache import cached_backward
+from model.distributed import Backend, Meeting, Ranks, start
+from model.evaluation.outcomes import captions_by_language, embed_pairs, evaluate
+from model.evaluation.recall import format_table
 from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
-from model.metrics import format_table
-from model.mining import HardNegativeOptions, HardNegatives
-from model.objectives import CmrOptions, contrast, embed
-from model.reranking import evaluate_reranker, first_rankings, recall_before
+from model.objectives.contrastive import Siblings
+from model.objectives.gradient_cache import cached_backward
+from model.objectives.pretraining import CmrOptions, contrast, embed
+from model.precision import Precision, autocast, choose_device, loss_scaler
+from model.retrieval.mining import HardNegativeOptions, HardNegatives
+from model.retrieval.reranking import evaluate_reranker, first_rankings, recall_before
 from model.transformer import Encoder
 from model.uniter import Reranker, RerankerOptions, build_reranker, check_reranker, forward_ranking
-from optim.distributed import Backend, Meeting, Ranks, start
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
-from optim.precision import Precision, autocast, choose_device, loss_scaler
-from optim.run_state import (
+from optim.run import (
     RecentLosses,
     Run,
     StopSignal,
@@ -59,7 +59,7 @@ class DistillOptions:
     """Learning the ranking of a re-ranker.
 
     Args:
-        scores: file of the re-ranker's scores of training pairs (data/teacher.py)
+        scores: file of the re-ranker's scores of training pairs (data/batches/teacher.py)
         weight: of the distillation loss, which is added to the contrastive one
         temperature: of both rankings; more looks further down the list
     """

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data.atomic import atomic_file
 from data.errors import BadInput
+from data.storage.atomic import atomic_file
 from model.transformer import EncoderConfig
 
 # Heads and buffers of Hugging Face models that an encoder does not have.

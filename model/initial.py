@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.captions import CaptionDB
+from data.batches.pairs import PairDataset
+from data.captions.db import CaptionDB
 from data.errors import BadInput
-from data.pairs import PairDataset
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.transformer import EncoderConfig

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.atomic import atomic_file
-from data.batches import Batch
+from data.batches.batch import Batch
+from data.batches.pairs import PairDataset
 from data.errors import BadInput
-from data.pairs import PairDataset
+from data.storage.atomic import atomic_file
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
 from model.initial import ModelOptions, check_fits, check_longest, check_tokenizer, random_encoder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import BadInput
-from optim.distributed import Ranks
+from model.distributed import Ranks
 
 Algorithm = Literal["adamw", "adamw_original", "apex"]
 NoDecay = Literal["vectors", "original"]

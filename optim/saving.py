@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.atomic import atomic_file, cannot_write_is_bad_input, flush
 from data.errors import BadInput
+from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush
 from model import checkpoints
 from model.bi_encoder import LightningDOT
+from model.distributed import Ranks
 from model.uniter import Reranker
-from optim.distributed import Ranks
 
 
 class Saver:

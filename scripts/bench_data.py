@@ -30,15 +30,15 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import cli
-from data.atomic import atomic_file
-from data.batches import load
-from data.caption_tables import JSON_TABLES
-from data.captions import CaptionDB, pack_record, read_table
+from data.batches.batch import load
+from data.batches.pairs import PairDataset, open_pairs
+from data.batches.samplers import epoch_draws, token_buckets
+from data.captions.db import CaptionDB, pack_record, read_table
+from data.captions.tables import JSON_TABLES
 from data.errors import BadInput
-from data.lmdb_env import LmdbWriter
-from data.pairs import PairDataset, open_pairs
-from data.regions import BoxOptions, RegionDB, encode_plain
-from data.samplers import epoch_draws, token_buckets
+from data.regions.db import BoxOptions, RegionDB, encode_plain
+from data.storage.atomic import atomic_file
+from data.storage.lmdb_env import LmdbWriter
 
 BOXES = BoxOptions()
 FEATURES = "feat_th0.2_max100_min10"

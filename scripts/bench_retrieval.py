@@ -33,22 +33,22 @@ import numpy as np
 import torch
 
 from configs import cli
-from data.ann import AnnSearch
-from data.atomic import atomic_file
 from data.errors import BadInput
-from data.index import EmbeddingIndex
-from data.index_writer import IndexWriter
-from data.region_writer import RegionWriter
-from data.regions import RegionDB, Regions
-from data.search import BACKENDS, ExactSearch
+from data.index.reader import EmbeddingIndex
+from data.index.writer import IndexWriter
+from data.regions.db import RegionDB, Regions
+from data.regions.writer import RegionWriter
+from data.search.exact import BACKENDS, ExactSearch
+from data.search.faiss import AnnSearch
+from data.storage.atomic import atomic_file
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.encoding import build_image_index
-from model.retriever import RegionReranker, Retriever
+from model.distributed import SINGLE
+from model.precision import Precision, choose_device, for_inference
+from model.retrieval.encoding import build_image_index
+from model.retrieval.retriever import RegionReranker, Retriever
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
-from optim.distributed import SINGLE
-from optim.precision import Precision, choose_device, for_inference
-from optim.run_state import environment, progress_bar
+from optim.run import environment, progress_bar
 from scripts.bench_train import cpu_name, peak_bytes, reset_peak, spread
 from scripts.retrieval_table import BATCH, FLAT, plot, print_table
 

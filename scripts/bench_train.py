@@ -28,18 +28,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 import torch
 
 from configs import cli
-from data.atomic import atomic_file
-from data.batches import Batch
+from data.batches.batch import Batch
 from data.errors import BadInput
+from data.storage.atomic import atomic_file
 from model import costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.gradient_cache import cached_backward
-from model.objectives import TASKS, CmrOptions, PretrainingHeads, forward_task
+from model.distributed import Backend, Ranks, start
+from model.objectives.gradient_cache import cached_backward
+from model.objectives.pretraining import TASKS, CmrOptions, PretrainingHeads, forward_task
+from model.precision import Precision, autocast, choose_device, loss_scaler
 from model.transformer import EncoderConfig
-from optim.distributed import Backend, Ranks, start
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
-from optim.precision import Precision, autocast, choose_device, loss_scaler
-from optim.run_state import environment, progress_bar
+from optim.run import environment, progress_bar
 
 
 @dataclass

@@ -22,14 +22,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
-from data import annotation_splits as splitting
-from data.annotation_formats import read_downloaded
-from data.annotations import Caption, Format, Reading, check_split, lines_of, read_captions
-from data.atomic import atomic_file
-from data.captions import key_of_image, load_tokenizer, write_caption_db
+from data.annotations import splits as splitting
+from data.annotations.formats import read_downloaded
+from data.annotations.published import COUNTS, dataset_of, differences
+from data.annotations.records import Caption, Format, Reading, check_split, lines_of, read_captions
+from data.captions.db import key_of_image, load_tokenizer, write_caption_db
 from data.errors import BadInput
-from data.published_counts import COUNTS, dataset_of, differences
-from data.regions import stored_keys
+from data.regions.db import stored_keys
+from data.storage.atomic import atomic_file
 
 SHOWN = 100  # bad records, missing pictures and duplicates that the report lists
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
-from data.regions import BoxOptions, RegionDB
+from data.regions.db import BoxOptions, RegionDB
 
 
 @dataclass
@@ -90,8 +90,8 @@ def images_of(captions, regions) -> list[str]:
 
 def delete_ids(model, path: str, out: str):
     """Take the ids of a file out of an index."""
-    from data.index import EmbeddingIndex
-    from data.index_editor import IndexEditor
+    from data.index.editor import IndexEditor
+    from data.index.reader import EmbeddingIndex
 
     try:
         ids = Path(path).read_text(encoding="utf-8").split("\n")
@@ -103,13 +103,13 @@ def delete_ids(model, path: str, out: str):
 
 
 def main(options: Options) -> None:
-    from data.captions import CaptionDB
-    from data.pairs import open_image_captions
+    from data.batches.pairs import open_image_captions
+    from data.captions.db import CaptionDB
     from model.bi_encoder import LightningDOT
-    from model.encoding import build_caption_index, build_image_index, check_width
+    from model.distributed import start
     from model.initial import check_tokenizer
-    from optim.distributed import start
-    from optim.precision import choose_device, for_inference
+    from model.precision import choose_device, for_inference
+    from model.retrieval.encoding import build_caption_index, build_image_index, check_width
 
     device = choose_device(options.device)
     ranks = start(options.distributed, device.type == "cuda", options.distributed_timeout)

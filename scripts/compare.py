@@ -13,11 +13,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
-from data.atomic import atomic_file
 from data.errors import BadInput
-from model.evaluation import read_ranks
-from model.metrics import METRICS, format_table, mean_table, recall_table
-from model.statistics import Ranks, Units, difference_tests, format_interval, holm, intervals, resampled_recall
+from data.storage.atomic import atomic_file
+from model.evaluation.outcomes import read_ranks
+from model.evaluation.recall import METRICS, format_table, mean_table, recall_table
+from model.evaluation.statistics import (
+    Ranks,
+    Units,
+    difference_tests,
+    format_interval,
+    holm,
+    intervals,
+    resampled_recall,
+)
 
 
 @dataclass

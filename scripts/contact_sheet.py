@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
-from data.atomic import atomic_file
 from data.errors import BadInput
+from data.storage.atomic import atomic_file
 
 HIT, FRAME, TEXT, FAINT = (30, 150, 60), (210, 210, 210), (20, 20, 20), (110, 110, 110)
 MARGIN, GAP, BORDER = 16, 10, 5  # pixels
@@ -168,7 +168,7 @@ def search_rows(index, model, tokenizer, queries, photos: dict[str, Path], k: in
         queries: list of (text, set of the image ids that are right, empty when unknown)
         photos: what ``picture_files`` returns
     """
-    from model.encoding import encode_queries
+    from model.retrieval.encoding import encode_queries
 
     index.check_model(model.fingerprint)
     vectors = encode_queries(model, tokenizer, [text for text, _ in queries])
@@ -182,8 +182,8 @@ def search_rows(index, model, tokenizer, queries, photos: dict[str, Path], k: in
 
 
 def main(options: Options) -> None:
-    from data.captions import CaptionDB, load_tokenizer
-    from data.index import EmbeddingIndex
+    from data.captions.db import CaptionDB, load_tokenizer
+    from data.index.reader import EmbeddingIndex
     from model.bi_encoder import LightningDOT
 
     index = EmbeddingIndex(options.index)

@@ -46,7 +46,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from model import conversion
+    from model.original import files as conversion
 
     settings = (options.text_config, options.image_config, options.cls_token_id, options.tokenizer)
     if options.to == "ours":

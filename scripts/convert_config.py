@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 import yaml
 
 from configs import cli
-from configs.original import ALWAYS, KEYS, Ignored, Kind, Refused
-from data.atomic import atomic_file
 from data.errors import BadInput
+from data.storage.atomic import atomic_file
+from model.original.settings import ALWAYS, KEYS, Ignored, Kind, Refused
 
 COMMANDS = {"pretrain": "pretrain.py", "finetune": "train_itm.py", "eval": "eval_itm.py"}
 

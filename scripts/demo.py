@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
-from data.atomic import atomic_file
 from data.errors import BadInput
-from model.metrics import format_table
+from data.storage.atomic import atomic_file
+from model.evaluation.recall import format_table
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = "runs/demo"  # as in configs/*/demo.yaml

@@ -29,8 +29,8 @@ import yaml
 from tqdm import tqdm
 
 from configs import cli
-from data.atomic import atomic_file, atomic_folder, cannot_write_is_bad_input
 from data.errors import BadInput
+from data.storage.atomic import atomic_file, atomic_folder, cannot_write_is_bad_input
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 1 << 20  # bytes

@@ -40,8 +40,8 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from data.index import EmbeddingIndex
-    from data.milvus import export
+    from data.index.reader import EmbeddingIndex
+    from data.search.milvus import export
 
     index, started = EmbeddingIndex(options.index), time.perf_counter()
     export(index, options.uri, options.collection, options.engine_index, options.token, options.timeout)

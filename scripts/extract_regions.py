@@ -34,16 +34,16 @@ import torch
 from tqdm import tqdm
 
 from configs import cli
-from data.atomic import atomic_file
 from data.errors import BadInput, CannotWrite
-from data.lmdb_env import Records
-from data.photos import Photo, find_photos, read_photo
-from data.precomputed import read_precomputed
-from data.region_writer import RegionWriter
-from data.regions import Regions, read_keys, read_regions
-from model import detector
-from model.box_ops import norm_boxes
-from optim.precision import choose_device
+from data.regions.db import Regions, read_keys, read_regions
+from data.regions.photos import Photo, find_photos, read_photo
+from data.regions.precomputed import read_precomputed
+from data.regions.writer import RegionWriter
+from data.storage.atomic import atomic_file
+from data.storage.lmdb_env import Records
+from model.extractors import detector
+from model.extractors.box_ops import norm_boxes
+from model.precision import choose_device
 
 PHOTOS_PER_JOB = 4
 NOT_IN_RECORDS = ("out", "shard", "workers", "device", "overwrite", "merge")  # settings on which no stored byte depends

@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 import lmdb
 
 from configs import cli
-from data.atomic import atomic_file
-from data.captions import read_caption, read_table
-from data.db_checks import (
+from data.captions.db import read_caption, read_table
+from data.checks.records import (
     Checked,
     Findings,
     check_captions,
@@ -34,9 +33,10 @@ from data.db_checks import (
     table_problems,
 )
 from data.errors import BadInput
-from data.index import EmbeddingIndex
-from data.lmdb_env import open_env, reader
-from data.regions import BoxOptions, layout_of, read_keys, read_regions, stored_keys
+from data.index.reader import EmbeddingIndex
+from data.regions.db import BoxOptions, layout_of, read_keys, read_regions, stored_keys
+from data.storage.atomic import atomic_file
+from data.storage.lmdb_env import open_env, reader
 
 SAMPLE = 256  # records read without --verify
 TABLES = ("id2len", "txt2img", "img2txts", "meta")

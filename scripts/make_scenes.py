@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 from tqdm import tqdm
 
 from configs import cli
-from data import scenes
-from data.atomic import atomic_file
 from data.errors import BadInput
+from data.scenes import world as scenes
+from data.storage.atomic import atomic_file
 
 
 @dataclass

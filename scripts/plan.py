@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 import yaml
 
 from configs import cli
-from data.atomic import atomic_file
 from data.errors import BadInput
+from data.storage.atomic import atomic_file
 from model import checkpoints, costs
 from model.bi_encoder import LightningDOTConfig
 from model.initial import ModelOptions
-from model.objectives import check_towers_fit
+from model.objectives.pretraining import check_towers_fit
 from model.transformer import EncoderConfig
 from pretrain import PretrainConfig
 from train_itm import FinetuneConfig

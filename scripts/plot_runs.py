@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 import numpy as np
 
 from configs import cli
-from data.atomic import atomic_file
 from data.errors import BadInput
+from data.storage.atomic import atomic_file
 
 
 @dataclass

@@ -19,12 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
-from data import annotation_splits as splitting
-from data.annotations import Caption, Format, Reading, read_captions
-from data.atomic import atomic_file
-from data.captions import key_of_image
+from data.annotations import splits as splitting
+from data.annotations.records import Caption, Format, Reading, read_captions
+from data.captions.db import key_of_image
 from data.errors import BadInput
-from data.regions import layout_of, stored_keys
+from data.regions.db import layout_of, stored_keys
+from data.storage.atomic import atomic_file
 from scripts import build_captions, inspect_db, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

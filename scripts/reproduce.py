@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 import yaml
 
 from configs import cli
-from data.atomic import atomic_file
-from data.captions import CaptionDB
+from data.captions.db import CaptionDB
 from data.errors import BadInput
-from data.regions import BoxOptions, RegionDB
+from data.regions.db import BoxOptions, RegionDB
+from data.storage.atomic import atomic_file
 from model.checkpoints import read_config, read_json
-from model.metrics import METRICS, format_table
-from model.statistics import format_interval
+from model.evaluation.recall import METRICS, format_table
+from model.evaluation.statistics import format_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 Names = str | list[str]  # a database, or several that are joined

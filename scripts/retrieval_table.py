@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
-from data.atomic import atomic_file
 from data.errors import BadInput
+from data.storage.atomic import atomic_file
 
 FLAT = "faiss.IndexFlatIP"  # the exact search that ours is compared with
 PUBLISHED = {1000: 639, 5000: 2349, 123287: 23869}  # x faster than UNITER-base: Sun et al., NAACL 2021, on a GPU

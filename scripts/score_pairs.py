@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
-from data.regions import BoxOptions
+from data.regions.db import BoxOptions
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Options:
         checkpoint: LightningDOT checkpoint whose ranking the images come from
         captions: text DB to score, that of training
         regions: its image DB
-        out: file of scores to write (data/teacher.py)
+        out: file of scores to write (data/batches/teacher.py)
         top: images of each caption, besides its own
         data_root: relative folders of databases start here
         languages: only captions in these; none: all
@@ -59,13 +59,13 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from data.pairs import open_pairs
-    from data.teacher import write_teacher_scores
+    from data.batches.pairs import open_pairs
+    from data.batches.teacher import write_teacher_scores
     from model.bi_encoder import LightningDOT
     from model.initial import check_fits, check_tokenizer
-    from model.reranking import score_for_distillation
+    from model.precision import choose_device, for_inference
+    from model.retrieval.reranking import score_for_distillation
     from model.uniter import Reranker, check_reranker
-    from optim.precision import choose_device, for_inference
 
     device = choose_device(options.device)
     pairs = open_pairs(

@@ -19,9 +19,9 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
-from data.atomic import atomic_file
 from data.errors import BadInput
-from data.regions import BoxOptions, RegionDB
+from data.regions.db import BoxOptions, RegionDB
+from data.storage.atomic import atomic_file
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from data.captions import CaptionDB
+    from data.captions.db import CaptionDB
 
     retriever, queries = _open(options), _queries(options)
     ask = partial(retriever.search_captions, queries[0]) if options.image else partial(retriever.search_images, queries)
@@ -142,10 +142,10 @@ def main(options: Options) -> None:
 
 
 def _open(options: Options):
-    from data.index import EmbeddingIndex
-    from data.milvus import MilvusIndex
-    from model.retriever import Retriever
-    from optim.precision import choose_device
+    from data.index.reader import EmbeddingIndex
+    from data.search.milvus import MilvusIndex
+    from model.precision import choose_device
+    from model.retrieval.retriever import Retriever
 
     device = choose_device(options.device)
     if options.backend == "milvus":

@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
-from data.annotations import Format, read_captions
-from data.atomic import atomic_file
-from data.captions import load_tokenizer
+from data.annotations.records import Format, read_captions
+from data.captions.db import load_tokenizer
 from data.errors import BadInput
+from data.storage.atomic import atomic_file
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] is 0, as in BERT's vocabularies
 

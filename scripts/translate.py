@@ -22,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 from configs import cli
-from data.annotations import Caption
-from data.captions import CaptionDB, load_tokenizer, write_caption_db
+from data.annotations.records import Caption
+from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
-from optim.precision import choose_device
+from model.precision import choose_device
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What several ranks compute, written down for tests/test_distributed.py: `torchrun ranks_worker.py CASES OUT`.
+"""What several ranks compute, written down for tests/model/test_distributed.py: `torchrun ranks_worker.py CASES OUT`.
 
 A problem is 7 pairs and 2 hard negatives, which ranks share unevenly; one process computes the same with all of them.
 """
@@ -14,16 +14,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.batches import Batch, collate_images, collate_texts
+from data.batches.batch import Batch, collate_images, collate_texts
 from data.errors import BadInput
-from data.regions import Regions
+from data.regions.db import Regions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.gradient_cache import cached_backward
-from model.objectives import CmrOptions, PretrainingHeads, forward_task
+from model.distributed import Ranks, start
+from model.objectives.gradient_cache import cached_backward
+from model.objectives.pretraining import CmrOptions, PretrainingHeads, forward_task
+from model.precision import autocast, loss_scaler
 from model.transformer import EncoderConfig
-from optim.distributed import Ranks, start
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
-from optim.precision import autocast, loss_scaler
 
 PAIRS, HARD = 7, 2
 IMAGES = [0, 1, 0, 2, 3, 1, 0, 5, 6]  # siblings stand on different ranks; the last two rows are hard negatives

@@ -14,11 +14,11 @@ import eval_itm
 import pretrain
 import train_itm
 from configs import cli
-from data.annotations import read_captions
-from data.captions import CaptionDB, load_tokenizer, write_caption_db
-from data.lmdb_env import LmdbWriter
-from data.region_writer import RegionWriter
-from data.regions import RegionDB, Regions
+from data.annotations.records import read_captions
+from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.regions.db import RegionDB, Regions
+from data.regions.writer import RegionWriter
+from data.storage.lmdb_env import LmdbWriter
 from model.bi_encoder import LightningDOT
 from scripts import build_captions, build_index, search
 

@@ -19,9 +19,9 @@ import eval_itm
 import pretrain
 import train_itm
 from configs import cli
-from data.captions import CaptionDB
-from data.index import EmbeddingIndex
-from data.regions import RegionDB
+from data.captions.db import CaptionDB
+from data.index.reader import EmbeddingIndex
+from data.regions.db import RegionDB
 from model.bi_encoder import LightningDOT
 from scripts import build_index
 

@@ -1,0 +1,101 @@
+"""Multi30K's raw files (github.com/multi30k/dataset): captions in English, German, French and Czech.
+
+::
+
+    data/task1/raw/{train,val,test_2016_flickr,test_2017_flickr,test_2018_flickr,test_2017_mscoco}.{en,de,fr,cs}[.gz]
+    data/task1/image_splits/{the same}.txt               one picture a line, as in the files of captions
+    data/task2/raw/{train,val,test_2016 ...}.{1..5}.{en,de}[.gz]
+    data/task2/image_splits/{train,val,test_2016 ...}_images.txt
+
+Task 1 translates one English caption of a picture; task 2 has five captions a language, written independently. Languages
+of a split that are not there are left out: some tests were published with fewer, or later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from data.annotations.records import STRICT, Caption, Reading, checked, lines_of
+from data.errors import BadInput
+
+LANGUAGES = {1: ("en", "de", "fr", "cs"), 2: ("en", "de")}
+# Task 2 calls test_2017 what task 1 calls test_2018_flickr: the pictures are the same 1,071.
+SPLITS = {
+    (1, "test_2016_flickr"): "test_2016",
+    (1, "test_2017_flickr"): "test_2017",
+    (1, "test_2018_flickr"): "test_2018",
+    (1, "test_2017_mscoco"): "test_coco",
+    (2, "test_2017"): "test_2018",
+}
+
+
+def read_task1(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
+    """One aligned caption of a picture in each language; caption ids ``1000092795#fr``.
+
+    Args:
+        path: the repository's folder, or its ``data``
+
+    Raises:
+        BadInput: no file of captions there; and, reported, one with another number of lines than its list of pictures,
+            or an empty caption.
+    """
+    return _read(path, how, {1: LANGUAGES[1]})
+
+
+def read_task2(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
+    """Five independent captions of a picture in English and in German; caption ids ``1000092795#de0``. As `read_task1`."""
+    return _read(path, how, {2: LANGUAGES[2]})
+
+
+def read_both(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
+    """What multilingual retrieval is trained and tested on: task 2's five in English and German, task 1's one in French
+    and Czech. As `read_task1`."""
+    return _read(path, how, {2: LANGUAGES[2], 1: ("fr", "cs")})
+
+
+def _read(path: str | Path, how: Reading, wanted: dict[int, tuple[str, ...]]) -> Iterator[Caption]:
+    root = Path(path, "data") if Path(path, "data").is_dir() else Path(path)
+    seen: set[str] = set()
+    found = False
+    for task, languages in wanted.items():
+        for listing in sorted(root.glob(f"task{task}/image_splits/*.txt")):
+            stem = listing.stem.removesuffix("_images")
+            split = SPLITS.get((task, stem), stem)
+            pictures = [line.strip().partition("#")[0] for line in lines_of(listing)]  # COCO's have a number behind #
+            for language in languages:
+                for number in ("",) if task == 1 else tuple("12345"):
+                    name = f"{stem}.{number}.{language}" if number else f"{stem}.{language}"
+                    file = next(
+                        (f for f in (root / f"task{task}/raw" / (name + e) for e in ("", ".gz")) if f.exists()), None
+                    )
+                    if file is None:
+                        continue
+                    found = True
+                    mark = f"{language}{int(number) - 1}" if number else language
+                    yield from _captions(file, pictures, listing, split, language, mark, seen, how)
+    if not found:
+        tasks = " and ".join(f"task{task}/raw" for task in wanted)
+        raise BadInput(f"{root}: no captions in {tasks}; give the folder of Multi30K's repository, or its data folder")
+
+
+def _captions(
+    file: Path,
+    pictures: list[str],
+    listing: Path,
+    split: str,
+    language: str,
+    mark: str,
+    seen: set[str],
+    how: Reading,
+) -> Iterator[Caption]:
+    try:
+        texts = [line.strip() for line in lines_of(file)]
+        if len(texts) != len(pictures):
+            raise BadInput(f"{file}: {len(texts):,} captions, but {listing} lists {len(pictures):,} pictures")
+    except BadInput as error:
+        how.report(f"{error}; the file is left out")
+        return
+    for n, (picture, text) in enumerate(zip(pictures, texts, strict=True), 1):
+        caption = Caption(picture, text, f"{PurePosixPath(picture).stem}#{mark}", split, language)
+        yield from checked(f"{file}: line {n}", caption, seen, how)

@@ -1,0 +1,172 @@
+"""Batches of tensors, and the processes that make them ahead of training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.batches.masking import NOT_MASKED
+from data.regions.db import Regions
+
+_PADDED = {  # mask -> what is padded with it
+    "attention_mask": ("input_ids",),
+    "region_mask": ("features", "positions"),
+    "caption_mask": ("caption_ids",),
+}
+
+
+@dataclass
+class Batch:
+    """B caption–image pairs, padded at the end. L counts [CLS] and [SEP]; R counts regions only.
+
+    Attributes:
+        input_ids: [B,L] int64
+        attention_mask: [B,L] bool, True at real tokens
+        features: [B,R,F] float16, zero where masked or padded
+        positions: [B,R,7] float32
+        region_mask: [B,R] bool, True at real regions
+        image_ids: [B] int64, equal where two pairs show the same image
+        txt_ids, img_keys: the B database keys
+        num_pairs: the first so many pairs are queries, the others hard negatives for them; None: all are queries. 0: this
+            rank has no pair in an epoch's last batch, and what is here gives the towers something to run on, no more
+        caption_ids: [B,C] int64, captions of the images themselves, the third view (cmr)
+        caption_mask: [B,C] bool, True at their real tokens
+        caption_weight: share of the third view in a score
+        teacher_images: [B,K] int64, ``image_ids`` that a re-ranker has scored for each text, -1 where fewer than K (cmr)
+        teacher_scores: [B,K] float32, those scores
+        word_labels: [B,L] int64, the word to predict, -1 elsewhere (vmlm)
+        masked_regions: [B,R] bool, True at regions to predict (mrfr, mrckl, mrc)
+        feature_targets: [N,F] float16, features of the masked regions in order (mrfr)
+        label_targets: [N,C] float16, soft labels of the masked regions in order (mrckl, mrc)
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    features: Tensor
+    positions: Tensor
+    region_mask: Tensor
+    image_ids: Tensor
+    txt_ids: list[str]
+    img_keys: list[str]
+    num_pairs: int | None = None
+    caption_ids: Tensor | None = None
+    caption_mask: Tensor | None = None
+    caption_weight: float = 0.0
+    teacher_images: Tensor | None = None
+    teacher_scores: Tensor | None = None
+    word_labels: Tensor | None = None
+    masked_regions: Tensor | None = None
+    feature_targets: Tensor | None = None
+    label_targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def _map(self, function) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+    @property
+    def num_rows(self) -> int:
+        """Pairs and hard negatives; none where this rank has no pair."""
+        return 0 if self.num_pairs == 0 else len(self)
+
+    def num_predictions(self, task: str) -> int:
+        """What the loss of ``task`` averages over: pairs, masked words or masked regions."""
+        if task == "cmr":
+            return len(self) if self.num_pairs is None else self.num_pairs
+        return int((self.word_labels != NOT_MASKED).sum() if task == "vmlm" else self.masked_regions.sum())
+
+    def split(self, rows: int) -> list[Batch]:
+        """The batch in parts of at most ``rows`` rows, each padded for itself; for the towers alone (cmr)."""
+        parts = []
+        for start in range(0, len(self), rows):
+            part = slice(start, start + rows)
+            values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            values |= {k: v[part] for k, v in values.items() if isinstance(v, Tensor | list)}
+            for mask, padded in _PADDED.items():
+                if values[mask] is not None:
+                    longest = int(values[mask].sum(dim=1).max())
+                    values |= {name: values[name][:, :longest] for name in (mask, *padded)}
+            parts.append(Batch(**values | {"num_pairs": None}))
+        return parts
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        return self._map(Tensor.pin_memory)
+
+
+def collate_texts(texts: list[np.ndarray], pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Pad id sequences of any length: → ``input_ids`` [B,L] int64, ``attention_mask`` [B,L] bool."""
+    lengths = np.array([len(ids) for ids in texts])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.full(mask.shape, pad, dtype=np.int64)
+    input_ids[mask] = np.concatenate(texts)
+    return torch.from_numpy(input_ids), torch.from_numpy(mask)
+
+
+def collate_images(images: list[Regions]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad images of any box count: → features [B,R,F] float16, positions [B,R,7] float32, region_mask [B,R] bool."""
+    counts = np.array([len(image.features) for image in images])
+    mask = np.arange(counts.max()) < counts[:, None]
+    features = np.zeros((*mask.shape, images[0].features.shape[1]), dtype=np.float16)
+    positions = np.zeros((*mask.shape, 7), dtype=np.float32)
+    for row, image in enumerate(images):
+        features[row, : counts[row]] = image.features
+        positions[row, : counts[row]] = image.positions
+    return torch.from_numpy(features), torch.from_numpy(positions), torch.from_numpy(mask)
+
+
+class _MadeBatches(Dataset):
+    def __init__(self, make: Callable[[Any], Batch]):
+        self.make = make
+
+    def __getitem__(self, draw: Any) -> tuple[Any, Batch]:
+        return draw, self.make(draw)
+
+
+def _outlive_signals(worker: int) -> None:
+    """A scheduler signals every process of a job. A worker goes on, for the training process to save; it ends when that
+    process says so, or with it."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def load(make: Callable[[Any], Batch], draws: Iterable, num_workers: int, pin: bool) -> DataLoader:
+    """Iterate over (draw, batch), made ahead of training when there are workers.
+
+    Args:
+        make: draw → Batch; runs in the workers
+        draws: what to make, in order; may be endless
+        num_workers: processes; 0 makes batches in this one
+        pin: copy batches to page-locked memory, for fast transfer to a GPU
+    """
+    return DataLoader(
+        _MadeBatches(make),
+        sampler=draws,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin,
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # starting must not draw from the generator of dropout: resuming starts once more
+    )

@@ -1,0 +1,315 @@
+"""Caption–image pairs: a caption database and a region database as one dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.batches.batch import Batch, collate_images, collate_texts
+from data.batches.masking import NOT_MASKED, choose, mask_words
+from data.captions.db import CaptionDB
+from data.errors import BadInput
+from data.regions.db import BoxOptions, RegionDB, Regions
+from data.storage.columns import Picked, Strings
+
+
+@dataclass
+class ImageCaptions:
+    """Captions of the images themselves, written by a captioning model for instance: the third view.
+
+    Attributes:
+        captions: text DB; all its captions of an image are read as one text, [CLS] c1 [SEP] c2 [SEP] ...
+        weight: share of their embedding in an image's score
+    """
+
+    captions: CaptionDB
+    weight: float
+
+    def input_ids(self, key: str) -> np.ndarray:
+        """[C] int64 with [CLS] and [SEP]."""
+        meta = self.captions.meta
+        words = [meta["CLS"]]
+        for caption_id in self.captions.img2txts[key]:
+            words += [*self.captions.input_ids(caption_id), meta["SEP"]]
+        return np.array(words, dtype=np.int64)
+
+    def lengths(self, images: Sequence[str]) -> np.ndarray:
+        """[N] how many ``input_ids`` gives for each of N images; 1 where an image has no caption."""
+        captions = self.captions.img2txts.column
+        ends = np.cumsum(np.append(0, self.captions.lengths.column.array[captions.rows] + 1))[captions.ends]
+        rows = self.captions.img2txts.names.match(images)
+        return 1 + np.where(rows < 0, 0, np.diff(ends)[rows])
+
+    def check(self, keys: Sequence[str]) -> None:
+        """Raise BadInput unless every image has a caption."""
+        absent = np.flatnonzero(self.captions.img2txts.names.match(keys) < 0)
+        if len(absent):
+            raise BadInput(
+                f"{self.captions.folder}: has no caption of image {keys[absent[0]]}, which the third view needs ({len(absent)} of "
+                f"{len(keys)} images have none)"
+            )
+
+
+class PairDataset:
+    """The caption–image pairs of one caption DB and one region DB.
+
+    Args:
+        max_txt_len: captions of more tokens than this, [CLS] and [SEP] included, are dropped; -1 keeps all
+        languages: keep only captions in these; None keeps all
+        image_captions: the third view
+
+    Attributes:
+        ids: [N] caption ids; views of the database's columns, as ``images``
+        images: the pictures of those captions, in the order of the annotations
+        image_of: [N] int32, the caption's picture in ``images``; may be mapped from disk, read-only
+        txt_lengths, img_lengths: [N] int32, [CLS] and [SEP] included
+        teacher: what `read_teacher_scores` gave for ``ids`` and ``images``; None without distillation
+
+    Raises:
+        BadInput: a caption's image is not in the region DB, or no caption is left.
+    """
+
+    def __init__(
+        self,
+        captions: CaptionDB,
+        regions: RegionDB,
+        max_txt_len: int = -1,
+        languages: list[str] | None = None,
+        image_captions: ImageCaptions | None = None,
+    ):
+        self.captions, self.regions, self.image_captions = captions, regions, image_captions
+        self.teacher: tuple[np.ndarray, np.ndarray] | None = None
+        self.ids, self.txt_lengths, of = _kept(captions, max_txt_len, languages)
+        keys = captions.img2txts.names  # in the order of the annotations
+        is_used = np.zeros(len(keys), bool)
+        is_used[of] = True
+        used = np.flatnonzero(is_used)
+        self.images: Strings | Picked = keys if len(used) == len(keys) else Picked(keys, used)
+        self.image_of = of
+        if len(used) < len(keys):
+            number = np.zeros(len(keys), np.int32)
+            number[used] = np.arange(len(used))
+            self.image_of = number[of]
+        rows = regions.keys.match(self.images)
+        absent = np.flatnonzero(rows < 0)
+        if len(absent):
+            caption_id = self.ids[int((self.image_of == absent[0]).argmax())]
+            raise BadInput(
+                f"{captions.folder}: caption {caption_id} is about {self.images[absent[0]]}, which is not in "
+                f"{regions.folder} ({len(absent)} of {len(used)} images are not); extract their regions, or build "
+                "the captions with --regions and --skip-missing"
+            )
+        if image_captions is not None:
+            image_captions.check(self.images)
+        self.img_lengths = (regions.num_regions.column.array[rows] + 1)[self.image_of]  # with [CLS]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(
+        self,
+        indices: np.ndarray,
+        task: str = "cmr",
+        rng: np.random.Generator | None = None,
+        word_mask_prob: float = 0.15,
+        region_mask_prob: float = 0.15,
+        num_pairs: int | None = None,
+    ) -> Batch:
+        """The pairs at ``indices`` with what ``task`` predicts masked, as drawn from ``rng``.
+
+        With ``num_pairs``, pairs beyond that many are hard negatives.
+        """
+        meta = self.captions.meta
+        txt_ids, img_keys, words, images = self.examples(indices, soft_labels=task in ("mrckl", "mrc"))
+
+        labels = None
+        if task == "vmlm":
+            pairs = [mask_words(ids, rng, meta["MASK"], tuple(meta["v_range"]), word_mask_prob) for ids in words]
+            words = [ids for ids, _ in pairs]
+            ends = np.array([NOT_MASKED])
+            labels = collate_texts([np.concatenate([ends, label, ends]) for _, label in pairs], NOT_MASKED)[0]
+        cls, sep = np.array([meta["CLS"]]), np.array([meta["SEP"]])
+        input_ids, attention_mask = collate_texts(
+            [np.concatenate([cls, ids, sep]) for ids in words], meta.get("PAD", 0)
+        )
+        features, positions, region_mask = collate_images(images)
+        batch = Batch(
+            input_ids,
+            attention_mask,
+            features,
+            positions,
+            region_mask,
+            torch.from_numpy(self.image_of[indices].astype(np.int64)),
+            txt_ids,
+            img_keys,
+            num_pairs,
+            word_labels=labels,
+        )
+        if self.image_captions is not None and task == "cmr":
+            captions = [self.image_captions.input_ids(key) for key in img_keys]
+            batch.caption_ids, batch.caption_mask = collate_texts(captions, meta.get("PAD", 0))
+            batch.caption_weight = self.image_captions.weight
+        if self.teacher is not None and task == "cmr":
+            batch.teacher_images, batch.teacher_scores = (torch.from_numpy(each[indices]) for each in self.teacher)
+        if task in ("mrfr", "mrckl", "mrc"):
+            _mask_regions(batch, images, rng, region_mask_prob)
+        return batch
+
+    def examples(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
+        """What the databases hold of the pairs: caption ids, image keys, word ids without specials, regions."""
+        txt_ids, img_keys = self.ids.take(indices), self.images.take(self.image_of[indices])
+        words = [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in txt_ids]
+        return txt_ids, img_keys, words, [self.regions.get(key, soft_labels=soft_labels) for key in img_keys]
+
+    @property
+    def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
+        """The datasets of one database each, and for each the rows of its pictures in ``images``."""
+        return [(self, np.arange(len(self.images)))]
+
+
+class JoinedPairs(PairDataset):
+    """The pairs of several databases as one dataset: COCO's train and restval, for instance.
+
+    Raises:
+        BadInput: the databases have other special words, feature widths or soft labels than the first.
+    """
+
+    def __init__(self, parts: Sequence[PairDataset]):
+        first = parts[0]
+        for part in parts[1:]:
+            for name in ("CLS", "SEP", "MASK", "v_range"):
+                _check_same(part.captions.folder, name, part.captions.meta[name], first.captions.meta[name])
+            for name in ("feature_dim", "num_labels"):
+                _check_same(part.regions.folder, name, getattr(part.regions, name), getattr(first.regions, name))
+        self.captions, self.image_captions, self.teacher = first.captions, first.image_captions, None
+        self.regions = _AnyRegions([part.regions for part in parts])
+        self.ids = _Chosen(i for part in parts for i in part.ids)
+        if len(set(self.ids)) < len(self.ids):
+            twice = next(i for n, i in enumerate(self.ids) if i in self.ids[:n])
+            raise BadInput(f"{parts[-1].captions.folder}: caption id {twice} is in another of the joined databases too")
+        self.images = _Chosen(dict.fromkeys(key for part in parts for key in part.images))
+        number = {key: n for n, key in enumerate(self.images)}
+        rows = [np.array([number[key] for key in part.images], np.int32) for part in parts]
+        self.image_of = np.concatenate([of[part.image_of] for part, of in zip(parts, rows, strict=True)])
+        self.txt_lengths = np.concatenate([part.txt_lengths for part in parts])
+        self.img_lengths = np.concatenate([part.img_lengths for part in parts])
+        self._parts = list(zip(parts, rows, strict=True))
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    @property
+    def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
+        return self._parts
+
+    def examples(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
+        indices = np.asarray(indices)
+        of = np.searchsorted(self._starts, indices, side="right") - 1
+        found: list[list] = [[None] * len(indices) for _ in range(4)]
+        for n, (part, _) in enumerate(self._parts):
+            rows = np.flatnonzero(of == n)
+            for column, values in zip(found, part.examples(indices[rows] - self._starts[n], soft_labels), strict=True):
+                for row, value in zip(rows, values, strict=True):
+                    column[row] = value
+        return tuple(found)
+
+
+class _Chosen(list):
+    """A list that is read like the databases' columns."""
+
+    def take(self, rows: np.ndarray) -> list:
+        return [self[row] for row in rows]
+
+
+class _AnyRegions:
+    """Several region databases, asked one after the other."""
+
+    def __init__(self, parts: list[RegionDB]):
+        self._parts = parts
+        self.folder = ", ".join(dict.fromkeys(str(part.folder) for part in parts))
+        self.feature_dim, self.num_labels = parts[0].feature_dim, parts[0].num_labels
+
+    def get(self, key: str, soft_labels: bool = True) -> Regions:
+        return next((part for part in self._parts if key in part), self._parts[0]).get(key, soft_labels)
+
+    def __getitem__(self, key: str) -> Regions:
+        return self.get(key)
+
+
+def _check_same(folder: Path, name: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise BadInput(f"{folder}: {name} is {found}, in the first of the joined databases {expected}; they must agree")
+
+
+def _kept(captions: CaptionDB, max_txt_len: int, languages: list[str] | None):
+    """Ids, lengths with [CLS] and [SEP], and rows of the pictures of the captions that are kept."""
+    lengths, image_of = captions.lengths.column.array + 2, captions.txt2img.column.rows
+    keep = lengths <= max_txt_len if max_txt_len >= 0 else np.ones(len(lengths), bool)
+    if languages is not None:
+        if captions.languages:
+            spoken = captions.languages.column
+            keep &= np.array([name in languages for name in spoken.strings])[spoken.rows]
+        else:  # the database does not say
+            keep[:] = False
+    if keep.all():
+        return captions.ids, lengths, image_of
+    if not keep.any():
+        limits = f"max_txt_len {max_txt_len}, languages {languages or 'any'}"
+        raise BadInput(f"{captions.folder}: no caption of {len(captions.ids)} is left ({limits})")
+    rows = np.flatnonzero(keep).astype(np.int32)
+    return Picked(captions.ids, rows), lengths[rows], image_of[rows]
+
+
+def _mask_regions(batch: Batch, images: list[Regions], rng: np.random.Generator, prob: float) -> None:
+    """Zero the features to be predicted, and keep what they were as targets."""
+    chosen = [choose(len(image.features), rng, prob) for image in images]
+    batch.masked_regions = torch.zeros_like(batch.region_mask)
+    for row, which in enumerate(chosen):
+        batch.masked_regions[row, : len(which)] = torch.from_numpy(which)
+    batch.feature_targets = batch.features[batch.masked_regions]
+    batch.features[batch.masked_regions] = 0
+    if images[0].soft_labels is not None:
+        labels = np.concatenate([image.soft_labels[which] for image, which in zip(images, chosen, strict=True)])
+        batch.label_targets = torch.from_numpy(labels)
+
+
+def open_pairs(
+    captions: str | list[str],
+    regions: str | list[str],
+    options: BoxOptions,
+    max_txt_len: int = -1,
+    languages: list[str] | None = None,
+    root: str = ".",
+    image_captions: str | None = None,
+    caption_weight: float = 0.0,
+) -> PairDataset:
+    """Open the databases; relative folders start at ``root``. Raises BadInput as they and ``PairDataset`` do.
+
+    Args:
+        captions: text DB, or several that are joined
+        regions: their image DB, or one for each text DB
+    """
+    texts, images = ([each] if isinstance(each, str | Path) else list(each) for each in (captions, regions))
+    if len(images) not in (1, len(texts)):
+        raise BadInput(f"{len(texts)} text DBs ({texts}) need one image DB or as many, found {len(images)} ({images})")
+    region_dbs = {name: RegionDB(Path(root, name), **dataclasses.asdict(options)) for name in dict.fromkeys(images)}
+    view = open_image_captions(image_captions, caption_weight, root)
+    parts = [
+        PairDataset(CaptionDB(Path(root, text)), region_dbs[images[n % len(images)]], max_txt_len, languages, view)
+        for n, text in enumerate(texts)
+    ]
+    return parts[0] if len(parts) == 1 else JoinedPairs(parts)
+
+
+def open_image_captions(folder: str | None, weight: float, root: str = ".") -> ImageCaptions | None:
+    """The third view, when it counts. Raises BadInput when only one of the two is given."""
+    if (folder is None) != (weight == 0) or not 0 <= weight <= 1:
+        raise BadInput(
+            f"image_captions {folder}, caption_score_weight {weight}: the third view needs both, a weight above 0 and at "
+            "most 1"
+        )
+    return None if folder is None else ImageCaptions(CaptionDB(Path(root, folder)), weight)

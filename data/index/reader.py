@@ -1,0 +1,273 @@
+"""Feature index: embeddings in one LMDB, searched in place on the memory map. ``data.index_writer`` makes and edits them.
+
+    index = EmbeddingIndex("index/img")                  # reads the header only
+    scores, rows = index.search(queries, k=10)           # true dot products, best first
+    index.ids(rows[0])
+
+Keys of the LMDB (all numbers little-endian):
+
+    header           JSON: format, version, kind, dim, dtype, count, rows_per_block, max_norm, max_error, complete, commits,
+                     model, data, created
+    vec/%08d         block of `rows_per_block` vectors (the last one may be shorter), row-major, `dtype`; not for int8
+    int8/%08d        the same rows in 8 bits: a fp32 scale per row [n], then int8 codes [n,D]; a row is scale · codes
+    ids/%08d         ids of that block: uint32 offsets [n+1], then the ids' UTF-8 bytes
+    crc/%08d         CRC-32 of the block's ids, int8 and vec values, uint32 each; absent in indexes made before it was written
+    row/<id>         uint64 row number of the id
+
+Row r stands in block r // rows_per_block, and rows have no gaps: a deletion moves the last row into the free place. bf16
+is the upper half of a fp32. `max_norm` bounds the length of a stored vector, `max_error` its distance from scale · codes.
+`commits` grows with every change. Version 1 had no int8 blocks and neither of the last four numbers; it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import lmdb
+import numpy as np
+
+from data.errors import BadInput
+from data.index.dtypes import DTYPES, decode, dequantize
+from data.storage.lmdb_env import MAX_KEY_BYTES, reader
+
+VERSION = 2
+KINDS = ("img", "txt")
+
+
+def data_fingerprint(source: str, ids: Iterable[str]) -> str:
+    """Short hex of what an index was built from: the database's fingerprint and the ids that were taken."""
+    digest = hashlib.sha256(source.encode())
+    for name in ids:
+        digest.update(b"\0" + name.encode())
+    return digest.hexdigest()[:16]
+
+
+class EmbeddingIndex:
+    """A feature index, read only. Opening reads the header; vectors and ids are read where a call touches them.
+
+    Args:
+        folder: what ``IndexWriter`` wrote; the object goes on showing it as it was when opened
+        incomplete: read it also when its building was interrupted
+
+    Attributes: ``kind`` "img" | "txt", ``dim`` D, ``dtype``, ``count`` N, ``header`` all of it.
+
+    Raises:
+        BadInput: missing, truncated or damaged LMDB, not a feature index, one of a newer format, or half of one.
+    """
+
+    def __init__(self, folder: str | Path, incomplete: bool = False):
+        self.folder = Path(folder)
+        self._txn = reader(self.folder)
+        self._arrays: dict[tuple[bytes, int], np.ndarray] = {}  # views of the memory map that were asked for: the map is searched once
+        self.header = read_header(self._txn, self.folder)
+        if not (incomplete or self.header["complete"]):
+            raise BadInput(
+                f"{folder}: an index whose building was interrupted ({self.header['count']} vectors): run the same "
+                "scripts/build_index.py command again, it goes on"
+            )
+        self.kind, self.dim, self.dtype = (self.header[name] for name in ("kind", "dim", "dtype"))
+        self.count: int = self.header["count"]
+        self._per_block: int = self.header["rows_per_block"]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __contains__(self, name: str) -> bool:
+        return self._row(name) is not None
+
+    @property
+    def stamp(self) -> dict:
+        """What changes whenever the vectors or their rows do: kept by files that are made from an index."""
+        created = self.header["created"]
+        names = ("kind", "dim", "dtype", "count", "model", "data", "commits")
+        return {name: self.header[name] for name in names} | {"time": created.get("time")}
+
+    def check_model(self, fingerprint: str) -> None:
+        """Raise BadInput unless the model with this fingerprint made the index."""
+        if fingerprint != self.header["model"]:
+            raise BadInput(
+                f"{self.folder}: the index was made by model {self.header['model']}, the query comes from model "
+                f"{fingerprint}: give the checkpoint that made the index, or build it again"
+            )
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """All vectors in row order: (first row, [n,D]); read-only views of the memory map for fp32 and fp16, else fp32."""
+        for start in range(0, self.count, self._per_block):
+            yield start, self.block(start // self._per_block)
+
+    def vectors(self, rows) -> np.ndarray:
+        """Vectors of the given rows (any shape) → rows.shape + [D] float32. IndexError for a row that is not there."""
+        rows = self._checked_rows(rows)
+        if 0 < rows.size <= self.num_blocks:  # few, and hardly two of a block
+            size = self._per_block
+            found = np.concatenate([self.block(row // size, row % size) for row in rows.ravel().tolist()], dtype=np.float32)
+            return found.reshape(*rows.shape, self.dim)
+        wanted, back = np.unique(rows, return_inverse=True)
+        found = np.empty((len(wanted), self.dim), np.float32)
+        for number, part in self._by_block(wanted):
+            found[part] = self.block(number, wanted[part] - number * self._per_block)
+        return found[back.reshape(rows.shape)]
+
+    def ids(self, rows=None) -> list[str]:
+        """Ids of the given rows [n], or of all rows in order. IndexError for a row that is not there."""
+        rows = np.arange(self.count) if rows is None else self._checked_rows(rows)
+        order = np.argsort(rows, kind="stable")
+        names: list[str] = [""] * len(rows)
+        for number, part in self._by_block(rows[order]):
+            value, size = self._value(b"ids/%08d" % number), self.rows_in(number)
+            places = rows[order[part]] - number * self._per_block
+            for position, name in zip(order[part], names_of(value, size, places)):
+                names[position] = name
+        return names
+
+    def row_of(self, name: str) -> int:
+        """Row number of an id; BadInput when the index does not hold it."""
+        row = self._row(name)
+        if row is None:
+            raise BadInput(f"{self.folder}: no id {name!r} among the {self.count} of this index")
+        return row
+
+    def search(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k rows of largest dot product, exactly: ``data.search.ExactSearch`` on the CPU."""
+        return self._exact.search(queries, k)
+
+    @cached_property
+    def _exact(self):
+        from data.search.exact import ExactSearch
+
+        return ExactSearch(self)
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.count // self._per_block)
+
+    def rows_in(self, number: int) -> int:
+        """Rows of a block."""
+        return min(self._per_block, self.count - number * self._per_block)
+
+    def block(self, number: int, rows=slice(None)) -> np.ndarray:
+        """Vectors of a block, or of some of its rows, or of one: as ``blocks`` yields them."""
+        if self.dtype == "int8":
+            scales, codes = self.codes(number)
+            return dequantize(scales[rows], codes[rows])
+        stored = self._array(b"vec", number)[rows]
+        return decode(stored, self.dtype) if self.dtype == "bf16" else stored
+
+    def check(self, number: int) -> None:
+        """Read a whole block; BadInput when its bytes are not those that were written."""
+        check_block(self._txn, number, self.dtype, self.folder)
+
+    def checked_codes(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ``codes``, all of them read; BadInput when they are not what was written."""
+        check_block(self._txn, number, self.dtype, self.folder, kinds=(b"int8",))
+        return self.codes(number)
+
+    def check_vectors(self, rows, vectors) -> None:
+        """BadInput when vectors [n,D] of ascending rows [n] are farther from their 8-bit copies than any was when
+        it was written."""
+        if self.dtype == "int8" or self.header["max_error"] is None:
+            return
+        for number, part in self._by_block(np.asarray(rows)):
+            scales, codes = (each[rows[part] - number * self._per_block] for each in self.codes(number))
+            off = np.linalg.norm(vectors[part] - dequantize(scales, codes).astype(np.float64), axis=1)
+            if not (off <= self.header["max_error"] * (1 + 1e-6)).all():
+                raise BadInput(
+                    f"{self.folder}: damaged index, vec/{number:08d} does not fit int8/{number:08d}: copy it again or build it again"
+                )
+
+    def codes(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The 8-bit copy of a block, views of the memory map: scales [n] float32, codes [n,D] int8."""
+        return split_codes(self._array(b"int8", number), self.rows_in(number))
+
+    def _array(self, kind: bytes, number: int) -> np.ndarray:
+        """A block as an array on the memory map: vectors [n,D], or the bytes of scales and codes."""
+        array = self._arrays.get((kind, number))
+        if array is None:
+            key, rows = b"%s/%08d" % (kind, number), self.rows_in(number)
+            dtype, extra = (DTYPES[self.dtype], 0) if kind == b"vec" else (np.dtype("i1"), 4)
+            value, expected = self._value(key), rows * (self.dim * dtype.itemsize + extra)
+            if len(value) != expected:
+                raise BadInput(
+                    f"{self.folder}: damaged index, {key.decode()} has {len(value)} bytes, expected {expected}: build it again"
+                )
+            array = np.frombuffer(value, dtype)
+            self._arrays[kind, number] = array = array if extra else array.reshape(rows, self.dim)
+        return array
+
+    def _checked_rows(self, rows) -> np.ndarray:
+        rows = np.asarray(rows, np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.count):  # a library's -1 must not mean the last row
+            raise IndexError(f"{self.folder}: rows {rows.min()}..{rows.max()} asked, it has 0..{self.count - 1}")
+        return rows
+
+    def _by_block(self, rows) -> Iterator[tuple[int, slice]]:
+        """Sorted rows → (block number, slice of ``rows`` that stands in it)."""
+        numbers, starts = np.unique(rows // self._per_block, return_index=True)
+        for number, start, stop in zip(numbers, starts, [*starts, len(rows)][1:], strict=True):
+            yield int(number), slice(start, stop)
+
+    def _value(self, key: bytes) -> memoryview:
+        value = read(self._txn, key, self.folder)
+        if value is None:
+            raise BadInput(f"{self.folder}: damaged index, no key {key.decode()}: build it again")
+        return value
+
+    def _row(self, name: str) -> int | None:
+        key = b"row/" + name.encode()
+        value = read(self._txn, key, self.folder) if len(key) <= MAX_KEY_BYTES else None  # LMDB refuses longer keys
+        return None if value is None else int.from_bytes(value, "little")
+
+
+def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, kinds=(b"ids", b"int8", b"vec")) -> None:
+    """BadInput when values of a block are not those that were written; without checksums nothing is known."""
+    sums = read(txn, b"crc/%08d" % number, folder)
+    if sums is None:
+        return
+    for n, kind in enumerate((b"ids", b"int8") if dtype == "int8" else (b"ids", b"int8", b"vec")):
+        key = b"%s/%08d" % (kind, number)
+        if kind in kinds and zlib.crc32(read(txn, key, folder) or b"") != int.from_bytes(sums[4 * n : 4 * n + 4], "little"):
+            raise BadInput(f"{folder}: damaged index, {key.decode()} is not what was written: copy it again or build it again")
+
+
+def names_of(value, size: int, places=None) -> list[str]:
+    """Ids out of a block of ``size`` of them: all, or those at some places."""
+    offsets = np.frombuffer(value, "<u4", size + 1) + 4 * (size + 1)
+    return [str(value[offsets[p] : offsets[p + 1]], "utf-8") for p in (range(size) if places is None else places)]
+
+
+def split_codes(value: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """An int8 block as bytes → scales [rows], codes [rows,D]."""
+    return value[: 4 * rows].view("<f4"), value[4 * rows :].reshape(rows, -1)
+
+
+def read(txn: lmdb.Transaction, key: bytes, folder: Path):
+    """``txn.get``; a damaged page is BadInput."""
+    try:
+        return txn.get(key)
+    except lmdb.Error as error:
+        raise BadInput(f"{folder}: damaged index ({error}): copy it again or build it again") from None
+
+
+def read_header(txn: lmdb.Transaction, folder: Path) -> dict:
+    """The header of the index in ``folder``, a version 1 with the numbers it lacks; BadInput where there is none."""
+    value = read(txn, b"header", folder)
+    try:
+        header = json.loads(bytes(value or b""))
+        known = header["format"] == "feature-index"
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise BadInput(f"{folder}: an LMDB, but not a feature index; scripts/build_index.py makes one")
+    version = header["version"]
+    if version > VERSION:
+        raise BadInput(f"{folder}: index format {version}, this code reads up to {VERSION}: update the code")
+    header = {"max_error": None, "complete": True, "commits": 1} | header
+    needed = {"kind", "dim", "dtype", "count", "rows_per_block", "max_norm", "model", "data", "created"}
+    if not needed <= header.keys() or header["dtype"] not in DTYPES:
+        raise BadInput(f"{folder}: damaged index, its header lacks {sorted(needed - header.keys())}: build it again")
+    return header

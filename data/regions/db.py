@@ -1,0 +1,353 @@
+"""RegionDB: image region features in the UNITER image-DB layout; `data.region_writer` writes them.
+
+A database folder ``img_db`` holds one LMDB per way of choosing boxes::
+
+    feat_th{conf_th}_max{max_bb}_min{min_bb}[_compressed]/   boxes with confidence above conf_th
+    feat_numbb{n}[_compressed]/                              exactly n boxes (conf_th -1)
+    all[_compressed]/                                        every box; read only when the next file is missing
+    nbb_th{conf_th}_max{max_bb}_min{min_bb}.json             key -> number of boxes to use
+
+Key: picture name with ``.npz``, UTF-8. ``__keys__``: JSON list of all keys. Value: ``features`` [n, F], ``norm_bb``
+[n, 6], ``conf`` [n] and ``soft_labels`` [n, C], fp16, as msgpack-numpy maps or as what `numpy.savez_compressed` writes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+import msgpack
+import numpy as np
+from tqdm import tqdm
+
+from data.errors import BadInput
+from data.storage.columns import Numbers, Strings, Table, json_parts, load, string_arrays
+from data.storage.lmdb_env import Records
+
+MEMBERS = ("features", "norm_bb", "conf", "soft_labels")
+_FOLDER = re.compile(
+    r"(?:all|feat_numbb(?P<num_bb>\d+)|feat_th(?P<conf_th>\d[^_]*)_max(?P<max_bb>\d+)_min(?P<min_bb>\d+))"
+    r"(?P<compressed>_compressed)?"
+)
+
+
+@dataclass
+class BoxOptions:
+    """Which boxes of an image DB are used; the values name its folder (UNITER's layout).
+
+    Args:
+        conf_th: boxes above this confidence count; -1 takes the first num_bb
+        max_bb: most boxes of an image
+        min_bb: fewest boxes of an image
+        num_bb: boxes of an image when conf_th is -1
+    """
+
+    conf_th: float = 0.2
+    max_bb: int = 100
+    min_bb: int = 10
+    num_bb: int = 36
+
+
+@dataclass
+class Regions:
+    """The regions of one picture, most confident first. Arrays read from a database are read-only.
+
+    Args:
+        features: fp16 [n, F] detector features
+        norm_bb: fp16 [n, 6] x1 y1 x2 y2 w h, each divided by the picture's width or height
+        conf: fp16 [n] confidence of the detector
+        soft_labels: fp16 [n, C] class probabilities, class 0 is background; None when absent or not asked for
+    """
+
+    features: np.ndarray
+    norm_bb: np.ndarray
+    conf: np.ndarray
+    soft_labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """float32 [n, 7]: x1 y1 x2 y2 w h and the area w*h, the product taken in fp32."""
+        positions = np.empty((len(self.norm_bb), 7), np.float32)
+        positions[:, :6] = self.norm_bb
+        np.multiply(positions[:, 4], positions[:, 5], out=positions[:, 6])
+        return positions
+
+
+def count_boxes(conf: np.ndarray, conf_th: float, max_bb: int, min_bb: int) -> int:
+    """Number of boxes to use: clamp(count(conf > conf_th), min_bb, max_bb), and never more than there are."""
+    return min(max(int((conf > conf_th).sum()), min_bb), max_bb, len(conf))
+
+
+def layout_names(conf_th: float, max_bb: int, min_bb: int, num_bb: int) -> tuple[str, str | None]:
+    """Names of the LMDB folder (without ``_compressed``) and of the box-count file."""
+    if conf_th == -1:
+        return f"feat_numbb{num_bb}", None
+    suffix = f"th{conf_th}_max{max_bb}_min{min_bb}"
+    return f"feat_{suffix}", f"nbb_{suffix}.json"
+
+
+def layout_of(name: str) -> tuple[BoxOptions | None, bool] | None:
+    """(Which boxes, compressed?) of an LMDB folder's name; no boxes for ``all``; None for a name of another kind."""
+    match = _FOLDER.fullmatch(name)
+    if match is None:
+        return None
+    compressed = match["compressed"] is not None
+    if match["num_bb"]:
+        return BoxOptions(conf_th=-1, num_bb=int(match["num_bb"])), compressed
+    if match["conf_th"]:
+        return BoxOptions(float(match["conf_th"]), int(match["max_bb"]), int(match["min_bb"])), compressed
+    return None, compressed
+
+
+def read_keys(folder: Path) -> list[str]:
+    """Keys of the pictures in one LMDB folder: those of ``__keys__``, or without it all that are stored."""
+    txn = Records(folder).txn
+    value = txn.get(b"__keys__")
+    if value is None:
+        return [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
+    try:
+        keys = json.loads(bytes(value))
+        if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+            raise ValueError(f"it starts {bytes(value[:40])!r}")
+        return keys
+    except ValueError as error:
+        raise BadInput(f"{folder}: key __keys__ is no JSON list ({error}); build the database again") from None
+
+
+def stored_keys(img_db: str | Path) -> set[str]:
+    """Keys of all LMDB folders of an image DB, whatever boxes they hold."""
+    folders = [path.parent for path in sorted(Path(img_db).glob("*/data.mdb")) if layout_of(path.parent.name)]
+    if not folders:
+        raise BadInput(f"{img_db}: no image DB, expected a folder such as feat_th0.2_max100_min10 in it")
+    return {key for folder in folders for key in read_keys(folder)}
+
+
+class RegionDB:
+    """Read an image DB. Picklable; usable in forked and spawned DataLoader workers.
+
+    Args:
+        img_db: folder that holds the LMDB folder and the box-count file
+        conf_th: confidence above which a box counts; -1 for databases with `num_bb` boxes per picture
+        max_bb: most boxes of a picture
+        min_bb: fewest boxes of a picture
+        num_bb: boxes per picture when `conf_th` is -1
+        compressed: which of the two layouts; None takes the one that exists (plain first: it reads faster)
+
+    Attributes:
+        keys: of its pictures; like the next one a view of `data.columns`
+        num_regions: key -> number of boxes to use
+
+    Raises:
+        BadInput: the database is missing, truncated or empty, or its parts disagree.
+    """
+
+    def __init__(
+        self,
+        img_db: str | Path,
+        conf_th: float = 0.2,
+        max_bb: int = 100,
+        min_bb: int = 10,
+        num_bb: int = 36,
+        compressed: bool | None = None,
+    ):
+        self.img_db = Path(img_db)
+        self._clamp = (conf_th, max_bb, min_bb)
+        name, nbb_name = layout_names(*self._clamp, num_bb)
+        nbb_path = self.img_db / nbb_name if nbb_name else None
+        candidates = [name]
+        if nbb_path and not nbb_path.is_file():
+            nbb_path = None
+            candidates.append("all")
+        self.folder = self._find(candidates, compressed)
+        self.compressed = self.folder.name.endswith("_compressed")
+        self._records = Records(self.folder)
+
+        sources = [self.folder / "data.mdb", *([nbb_path] if nbb_path else [])]
+        build = functools.partial(self._build, nbb_path, num_bb)
+        rule = "_".join(map(str, (*self._clamp, num_bb)))
+        arrays = load(self.folder, f"columns_{rule}", sources, build, rows="count")
+        self.keys: Sequence[str] = Strings(arrays, "key")
+        self.num_regions: Mapping[str, int] = Table(self.keys, Numbers(arrays["count"]))
+        first = self._decode(self.keys[0], MEMBERS)
+        self.feature_dim: int = first["features"].shape[1]
+        self.num_labels: int = first["soft_labels"].shape[1] if "soft_labels" in first else 0
+
+    def _find(self, names: list[str], compressed: bool | None) -> Path:
+        suffixes = {None: ("", "_compressed"), False: ("",), True: ("_compressed",)}[compressed]
+        folders = [self.img_db / (name + suffix) for name in names for suffix in suffixes]
+        for folder in folders:
+            if folder.is_dir():
+                return folder
+        found = sorted(path.name for path in self.img_db.iterdir()) if self.img_db.is_dir() else "no such folder"
+        raise BadInput(
+            f"{self.img_db}: no image DB, expected {' or '.join(f.name for f in folders)}, found {found}; "
+            "check the path and conf_th, max_bb, min_bb, num_bb"
+        )
+
+    def _build(self, nbb_path: Path | None, num_bb: int) -> dict[str, np.ndarray]:
+        """The keys, and of each the number of boxes to use: as columns."""
+        keys = list(dict.fromkeys(read_keys(self.folder)))
+        if not keys:
+            raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
+        if nbb_path:
+            counts = self._read_nbb(nbb_path, keys)
+        elif self._clamp[0] == -1:
+            counts = [num_bb] * len(keys)
+        else:
+            bar = tqdm(keys, desc=f"counting boxes in {self.folder}", unit="img", delay=2)
+            counts = [count_boxes(self._decode(key, ("conf",))["conf"], *self._clamp) for key in bar]
+        return string_arrays("key", keys) | {"count": np.array(counts, np.int32)}
+
+    def _read_nbb(self, path: Path, keys: list[str]) -> np.ndarray:
+        try:
+            counts = json.loads(path.read_text(encoding="utf-8"))
+            return np.array([counts[key] for key in keys], np.int32)
+        except KeyError as error:
+            raise BadInput(
+                f"{path}: no box count for {error}, which is in {self.folder.name}; "
+                "delete the file to have the counts computed"
+            ) from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadInput(f"{path}: not JSON, or no box counts ({error}); delete it to have the box counts computed") from None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys
+
+    def __getitem__(self, key: str) -> Regions:
+        return self.get(key)
+
+    def get(self, key: str, soft_labels: bool = True) -> Regions:
+        """The regions of one picture, trimmed to its box count; without `soft_labels` those are not decoded.
+
+        Raises:
+            BadInput: the key is absent or its value is damaged or of another width than the database.
+        """
+        count = self.num_regions.get(key)
+        if count is None:
+            raise BadInput(f"{self.folder}: no picture {key!r}; extract its region features or leave it out")
+        arrays = self._decode(key, MEMBERS if soft_labels and self.num_labels else MEMBERS[:3])
+        features, boxes = arrays["features"], arrays["norm_bb"]
+        rows = len(features)
+        labels = arrays.get("soft_labels")
+        widths = (features.shape[1:], boxes.shape, arrays["conf"].shape)
+        if widths != ((self.feature_dim,), (rows, 6), (rows,)) or rows == 0:
+            raise BadInput(
+                f"{self.folder}: key {key!r} has features {features.shape}, norm_bb {boxes.shape} and conf "
+                f"{widths[2]}, expected [n, {self.feature_dim}], [n, 6] and [n], n > 0; extract this picture again"
+            )
+        if labels is not None and labels.shape != (rows, self.num_labels):
+            raise BadInput(
+                f"{self.folder}: key {key!r} has soft_labels {labels.shape}, expected ({rows}, {self.num_labels}); "
+                "extract this picture again"
+            )
+        labels = labels[:count] if labels is not None else None
+        return Regions(features[:count], boxes[:count], arrays["conf"][:count], labels)
+
+    def _decode(self, key: str, members: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The asked members that are stored, all rows, fp16."""
+        return read_regions(self._records.txn, self.folder, key, self.compressed, members)
+
+    def fingerprint(self) -> str:
+        """Short hex of the keys, the box counts and a sample of the stored bytes; the same for a copy of the folder."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in json_parts(self.num_regions):
+            digest.update(part)
+        digest.update(str(self._records.txn.stat()).encode())
+        for key in self.keys[:: max(1, len(self.keys) // 16)]:
+            digest.update(self._records.txn.get(key.encode(), b""))
+        return digest.hexdigest()
+
+
+def read_regions(
+    txn: lmdb.Transaction, folder: Path, key: str, compressed: bool, members: tuple[str, ...] = MEMBERS
+) -> dict[str, np.ndarray]:
+    """The asked members that are stored under `key`, all rows, fp16.
+
+    Raises:
+        BadInput: the key is absent, its value is damaged, or features, norm_bb or conf are missing.
+    """
+    try:
+        value = txn.get(key.encode())
+    except lmdb.Error as error:
+        raise BadInput(f"{folder}: key {key!r} cannot be read ({error}); copy the database again") from None
+    if value is None:
+        raise BadInput(f"{folder}: key {key!r} is listed but not stored; build the database again")
+    try:
+        arrays = (_decode_compressed if compressed else _decode_plain)(value, members)
+    except Exception as error:  # whatever msgpack, zip, zlib or numpy raise on damaged bytes
+        raise BadInput(f"{folder}: key {key!r} is damaged ({error!r}); extract this picture again") from None
+    missing = [name for name in members[:3] if name not in arrays]
+    if missing:
+        raise BadInput(f"{folder}: key {key!r} has no {' and no '.join(missing)}; extract this picture again")
+    return arrays
+
+
+def _decode_plain(value: memoryview, members: tuple[str, ...]) -> dict[str, np.ndarray]:
+    record = msgpack.unpackb(value, raw=True)  # raw: the maps of msgpack-numpy have bytes keys
+    arrays = {}
+    for name in members:
+        stored = record.get(name.encode())
+        if stored is not None:
+            # frombuffer refuses object arrays, which msgpack-numpy would unpickle
+            flat = np.frombuffer(stored[b"data"], np.dtype(stored[b"type"].decode()))
+            arrays[name] = _as_fp16(flat.reshape(stored[b"shape"]))
+    return arrays
+
+
+def _decode_compressed(value: memoryview, members: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read what numpy.load would, about twice as fast; never the stray member ``allow_pickle`` of numpy < 2.1."""
+    with zipfile.ZipFile(io.BytesIO(value)) as archive:
+        names = archive.namelist()
+        return {name: _parse_npy(archive.read(f"{name}.npy")) for name in members if f"{name}.npy" in names}
+
+
+def _parse_npy(data: bytes) -> np.ndarray:
+    start = 10 + int.from_bytes(data[8:10], "little")  # format version 1, which numpy writes for plain arrays
+    shape, fortran_order, dtype = _npy_header(data[:start])
+    # as above, frombuffer refuses object arrays
+    return _as_fp16(np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran_order else "C"))
+
+
+@functools.lru_cache(maxsize=1024)  # few different box counts occur, and parsing a header costs as much as the rest
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f".npy format {version}, expected (1, 0)")
+    return np.lib.format.read_array_header_1_0(stream)
+
+
+def _as_fp16(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f":
+        raise ValueError(f"{array.dtype} array, expected float16")
+    return array.astype("<f2", copy=False)
+
+
+def encode_plain(arrays: dict[str, np.ndarray]) -> bytes:
+    """The plain value: what msgpack-numpy writes, byte for byte."""
+    record = {
+        name: {b"nd": True, b"type": "<f2", b"kind": b"", b"shape": array.shape, b"data": array.tobytes()}
+        for name, array in arrays.items()
+    }
+    return msgpack.packb(record, use_bin_type=True)
+
+
+def encode_compressed(arrays: dict[str, np.ndarray]) -> bytes:
+    """The compressed value: the bytes of `numpy.savez_compressed`."""
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    return out.getvalue()

@@ -1,0 +1,134 @@
+"""RegionWriter: writes the image databases that `data.regions` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.errors import BadInput
+from data.regions.db import MEMBERS, Regions, count_boxes, encode_compressed, encode_plain, layout_names, read_regions
+from data.storage.lmdb_env import LmdbWriter
+
+
+class RegionWriter(LmdbWriter):
+    """Write an image DB; it appears, complete with its box counts, when the ``with`` block ends without an exception.
+
+    Args:
+        img_db, conf_th, max_bb, min_bb, num_bb: as for `RegionDB`
+        compressed: write the compressed layout (about 0.6 of the size, read several times slower)
+        settings: what makes the records, as JSON-able values. When they are given, a block that ends otherwise leaves what it
+            has written, and the next writer with the same settings goes on from there: `done` holds those keys
+
+    Raises:
+        BadInput: what was begun has other settings, arrays of a wrong shape, one key twice, nothing written, a full disk.
+    """
+
+    def __init__(
+        self,
+        img_db: str | Path,
+        conf_th: float = 0.2,
+        max_bb: int = 100,
+        min_bb: int = 10,
+        num_bb: int = 36,
+        compressed: bool = False,
+        settings: dict | None = None,
+    ):
+        name, nbb_name = layout_names(conf_th, max_bb, min_bb, num_bb)
+        folder = Path(img_db, name + "_compressed" * compressed)
+        super().__init__(folder, commit_every=1000 if settings is None else 32, keep=settings is not None)
+        self._settings = settings
+        self._compressed = compressed
+        self._nbb_path = Path(img_db, nbb_name) if nbb_name else None
+        self._clamp = (conf_th, max_bb, min_bb)
+        self._min_rows = num_bb if conf_th == -1 else 1
+        self._encode = encode_compressed if compressed else encode_plain
+        self._num_regions: dict[str, int] = {}
+        self._widths: tuple | None = None  # feature and label width of the first picture: the others must have them too
+
+    @property
+    def done(self) -> Mapping[str, int]:
+        """Keys that are stored already → number of boxes to use."""
+        return self._num_regions
+
+    def __enter__(self) -> RegionWriter:
+        begun = self.partial / "settings.json"
+        if self.keep:
+            now = json.dumps(self._settings, indent=1)
+            if not begun.is_file():
+                shutil.rmtree(self.partial, ignore_errors=True)
+            elif begun.read_text(encoding="utf-8") != now:
+                raise BadInput(
+                    f"{self.partial}: was begun with other settings, see its settings.json; give the same to go on, or delete "
+                    "the folder to begin anew"
+                )
+        super().__enter__()
+        if self.keep:
+            self.write_file(begun.name, now)
+            self._take_up()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        super().__exit__(kind, error, traceback)
+        if not self._num_regions:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _take_up(self) -> None:
+        """Learn what is stored already."""
+        with self._env.begin() as txn:
+            keys = [key.decode() for key in txn.cursor().iternext(values=False) if key != b"__keys__"]
+            for key in tqdm(keys, desc=f"going on from {self.partial}", unit="img", delay=2):
+                arrays = read_regions(txn, self.partial, key, self._compressed)
+                labels = arrays.get("soft_labels")
+                self._widths = arrays["features"].shape[1:], (0,) if labels is None else labels.shape[1:]
+                self._num_regions[key] = count_boxes(arrays["conf"], *self._clamp)
+
+    def order(self, keys: Iterable[str]) -> None:
+        """List the stored pictures in the order of `keys`, whatever the order in which they came."""
+        self._num_regions = {key: self._num_regions[key] for key in keys if key in self._num_regions}
+
+    def add(self, key: str, regions: Regions) -> None:
+        """Store one picture under its `key` (picture name with ``.npz``); arrays are cast to fp16.
+
+        Raises:
+            CannotWrite: a full disk.
+            BadInput: another picture was stored under this key, or these arrays cannot be; the writer goes on without it.
+        """
+        if key in self._num_regions:
+            raise BadInput(f"{self.folder}: key {key!r} is added twice; picture names must differ in their base name")
+        arrays = {name: getattr(regions, name) for name in MEMBERS if getattr(regions, name) is not None}
+        arrays = {name: np.ascontiguousarray(array, "<f2") for name, array in arrays.items()}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        rows = len(arrays["features"])
+        widths = (shapes["features"][1:], shapes.get("soft_labels", (rows, 0))[1:])
+        features, labels = (width[0] if len(width) == 1 else "F" for width in self._widths or widths)
+        expected = {"features": (rows, features), "norm_bb": (rows, 6), "conf": (rows,), "soft_labels": (rows, labels)}
+        if not labels:
+            expected.pop("soft_labels")
+        if shapes != expected or rows < self._min_rows:
+            raise BadInput(
+                f"{self.folder}: key {key!r} has arrays {shapes}, expected {expected} as the first picture has, "
+                f"at least {self._min_rows} rows; extract all pictures with one extractor"
+            )
+        self.put(key.encode(), self._encode(arrays))
+        self._widths = self._widths or widths
+        self._num_regions[key] = count_boxes(arrays["conf"], *self._clamp)
+
+    def _finish(self) -> None:
+        if not self._num_regions:
+            raise BadInput(f"{self.folder}: no picture was added; give at least one")
+        self.put(b"__keys__", json.dumps(list(self._num_regions)).encode())
+        if self._nbb_path is None:
+            super()._finish()
+        else:
+            self.write_file(self._nbb_path.name, json.dumps(self._num_regions))
+            self._commit()
+            self._nbb_path.unlink(missing_ok=True)  # never counts of one database beside another: they can be computed
+            super()._finish()
+            os.replace(self.folder / self._nbb_path.name, self._nbb_path)
+        (self.folder / "settings.json").unlink(missing_ok=True)

@@ -1,0 +1,229 @@
+"""Ask an index in one call: a text finds images, an image finds captions.
+
+    retriever = Retriever.from_pretrained("runs/x/best", "index/img")
+    retriever.search_images("a dog on the beach", k=5)        # [Hit("beach.npz", 13.2), ...], best first
+    retriever.search_images(["a dog", "two cats"], k=5)       # a list for each text
+
+    retriever = Retriever.from_pretrained("runs/x/best", "index/txt", regions="db/regions")
+    retriever.search_captions("beach.npz", k=5)
+    retriever.search_captions(Regions(features, norm_bb, conf), k=5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from data.batches.batch import collate_images, collate_texts
+from data.captions.db import load_tokenizer
+from data.errors import BadInput
+from data.index.reader import EmbeddingIndex
+from data.regions.db import RegionDB, Regions
+from data.search.exact import open_backend
+from model.bi_encoder import LightningDOT
+from model.precision import autocast, for_inference
+from model.retrieval.encoding import check_width, encode_image, encode_queries
+
+PAIRS_AT_ONCE = 128  # that a re-ranker looks at
+PAIRS_ON_CPU = 32  # so that a batch fits the cache
+
+
+class Hit(NamedTuple):
+    """A result: the id in the index, and its score: the dot product, or the re-ranker's where one was asked."""
+
+    id: str
+    score: float
+
+
+class ImageReranker(Protocol):
+    """What looks at a text and an image together."""
+
+    def rerank_images(self, text_ids: list[int], keys: list[str]) -> Sequence[float]:
+        """Scores of images ``keys`` for a text, higher is better. text_ids: [CLS] words [SEP]"""
+
+
+class RegionReranker:
+    """A cross-attention re-ranker (``model.uniter``) with the database of the images' regions."""
+
+    def __init__(self, model, regions: RegionDB, device: torch.device | str = "cpu", precision: str = "fp32"):
+        if regions.feature_dim != model.config.feature_dim:
+            raise BadInput(
+                f"{regions.folder}: features are {regions.feature_dim} wide, the re-ranker expects {model.config.feature_dim}"
+            )
+        self.model, self.regions, self.device, self.precision = model.to(device).eval(), regions, device, precision
+
+    @torch.no_grad()
+    def rerank_images(self, text_ids: list[int], keys: list[str]) -> list[float]:
+        """[CLS] words [SEP] and n image keys → n scores."""
+        text = collate_texts([np.array(text_ids)], 0)
+        images = [self.regions.get(key, soft_labels=False) for key in keys]
+        order = np.argsort([-len(image) for image in images], kind="stable")  # batches of one length
+        scores = np.empty(len(keys), np.float32)
+        at_once = PAIRS_ON_CPU if torch.device(self.device).type == "cpu" else PAIRS_AT_ONCE
+        for start in range(0, len(order), at_once):
+            rows = order[start : start + at_once]
+            pairs = torch.zeros(len(rows), dtype=torch.int64), torch.arange(len(rows))
+            inputs = (*text, *collate_images([images[row] for row in rows]), *pairs)
+            with autocast(self.device, self.precision):
+                scores[rows] = self.model(*(tensor.to(self.device) for tensor in inputs)).float().cpu().numpy()
+        return scores.tolist()
+
+
+class Retriever:
+    """Encodes queries and searches an index that the same model made.
+
+    Args:
+        model: the two towers, with the fingerprint of their checkpoint
+        index: an ``EmbeddingIndex`` or a ``MilvusIndex``
+        tokenizer: of the checkpoint; needed for texts
+        backend: what searches, ``search(queries, k) -> (scores, rows)``; none: the index itself
+        regions: database that image ids are looked up in; needed for ids of images, and by a re-ranker
+        reranker: sorts the first results of a text anew
+        candidates: how many of them it sees (at least k)
+        device, precision: where and how the model computes
+
+    Raises:
+        BadInput: another model made the index.
+    """
+
+    def __init__(
+        self, model: LightningDOT, index, tokenizer=None, backend=None, regions: RegionDB | None = None,
+        reranker: ImageReranker | None = None, candidates: int = 50, device="cpu", precision: str = "fp32",
+    ):  # fmt: skip
+        index.check_model(model.fingerprint)
+        if regions is not None:
+            check_width(regions, model)
+        self.model, self.index, self.tokenizer, self.regions = model.to(device).eval(), index, tokenizer, regions
+        self.backend = backend or index
+        self.reranker, self.candidates = reranker, candidates
+        self.device, self.precision = device, precision
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        index,
+        reranker=None,
+        regions: str | Path | RegionDB | None = None,
+        backend: str = "exact",
+        target_recall: float | None = None,
+        tokenizer: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        **options,
+    ) -> Retriever:
+        """Read everything from disk.
+
+        Args:
+            checkpoint: folder of the towers
+            index: folder of a feature index, or an opened one (also ``MilvusIndex``)
+            reranker: folder of a re-ranker (needs ``regions``), or an object with ``rerank_images``; none: dot products
+            regions: region database
+            backend: "exact", "hnsw" or "ivfpq"; the last two are built beside the index when they are absent or stale
+            target_recall: share of the exact top 10 that hnsw and ivfpq are tuned to
+            tokenizer: folder or vocab.txt; none: the one that the checkpoint carries
+            device: "cpu" or "cuda"
+            precision: of matrix products; with "bf16" a query takes half as long
+            options: as ``Retriever``
+
+        Raises:
+            BadInput: anything missing, damaged or of another model.
+        """
+        if isinstance(index, (str, Path)):
+            index = EmbeddingIndex(index)
+        model = LightningDOT.from_pretrained(checkpoint)
+        index.check_model(model.fingerprint)
+        for_inference(model, device, precision)
+        searching = open_backend(backend, index, device, target_recall) if isinstance(index, EmbeddingIndex) else None
+        if isinstance(regions, (str, Path)):
+            regions = RegionDB(regions)
+        if isinstance(reranker, (str, Path)):
+            from model.uniter import Reranker
+
+            if regions is None:
+                raise BadInput(f"{reranker}: a re-ranker looks at regions: give the region database of the images")
+            scoring = Reranker.from_pretrained(reranker)
+            if scoring.config.encoder.vocab_size != model.config.txt.vocab_size:
+                raise BadInput(
+                    f"{reranker}: knows {scoring.config.encoder.vocab_size} word pieces, {checkpoint} {model.config.txt.vocab_size}: "
+                    "a re-ranker reads the ids of the towers' tokenizer"
+                )
+            for_inference(scoring, device, precision)
+            reranker = RegionReranker(scoring, regions, device, precision)
+        words = load_tokenizer(tokenizer or Path(checkpoint) / "tokenizer") if index.kind == "img" else None
+        return cls(model, index, words, searching, regions, reranker, device=device, precision=precision, **options)
+
+    def search_images(self, text: str | Sequence[str], k: int = 10):
+        """The best images for a text: a list of at most k ``Hit``; for several texts a list of such lists.
+
+        Raises:
+            BadInput: no text, an empty one, k < 1, or an index of captions.
+        """
+        self._needs("img")
+        texts = [text] if isinstance(text, str) else list(text or ())
+        if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
+            raise BadInput("a query is empty: give the words to find images for")
+        wanted = max(k, self.candidates) if self.reranker and k > 0 else k
+        found = self._hits(self.encode_texts(texts), wanted)
+        if self.reranker:
+            found = [self._reranked(each, hits)[:k] for each, hits in zip(texts, found, strict=True)]
+        return found[0] if isinstance(text, str) else found
+
+    def search_captions(self, image, k: int = 10) -> list[Hit]:
+        """The best captions for an image: at most k ``Hit``.
+
+        Args:
+            image: an id of the region database, its ``Regions``, or its embedding [D]
+
+        Raises:
+            BadInput: an unknown id, no region database, features or a vector of another width, k < 1, an index of images.
+        """
+        self._needs("txt")
+        return self._hits(self.encode_image(image), k)[0]
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """→ [Q,D] float32"""
+        if self.tokenizer is None:
+            raise BadInput(f"{self._name}: no tokenizer to read a text with: give one")
+        return encode_queries(self.model, self.tokenizer, texts, self.device, self.precision)
+
+    def encode_image(self, image) -> np.ndarray:
+        """An id, ``Regions`` or an embedding [D] → [1,D] float32"""
+        if isinstance(image, str):
+            if self.regions is None:
+                raise BadInput(f"{self._name}: image {image!r} is looked up in a region database: give --regions IMG_DB")
+            image = self.regions.get(image, soft_labels=False)
+        if isinstance(image, Regions):
+            return encode_image(self.model, image, self.device, self.precision)
+        vector = np.asarray(image, np.float32)
+        if vector.ndim != 1:
+            raise BadInput(
+                f"{self._name}: an array of shape {vector.shape}: give an image id, Regions(features, norm_bb, conf, None) or an "
+                "embedding [D]"
+            )
+        return vector[None]
+
+    def _hits(self, vectors, k) -> list[list[Hit]]:
+        scores, rows = self.backend.search(vectors, k)
+        names = iter(self.index.ids(rows.ravel()))
+        return [[Hit(next(names), score) for score in own] for own in scores.tolist()]
+
+    def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
+        ids = [self.tokenizer.cls_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.sep_token_id]
+        scores = np.asarray(self.reranker.rerank_images(ids, [hit.id for hit in hits]), np.float32)
+        if scores.shape != (len(hits),) or not np.isfinite(scores).all():
+            raise BadInput(f"{self._name}: the re-ranker gave no finite score for each of {len(hits)} images")
+        return [Hit(hits[n].id, float(scores[n])) for n in np.argsort(-scores, kind="stable")]
+
+    def _needs(self, kind: str) -> None:
+        if self.index.kind != kind:
+            found, expected = ("images", "captions") if kind == "txt" else ("captions", "images")
+            raise BadInput(f"{self._name}: is an index of {found}, this query needs one of {expected}")
+
+    @property
+    def _name(self):
+        return getattr(self.index, "folder", None) or self.index.uri

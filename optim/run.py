@@ -1,0 +1,288 @@
+"""The folder of a run: resolved config, metrics, checkpoints, and what training needs to go on.
+
+runs/flickr30k/
+    config.yaml  run.json  metrics.jsonl  tensorboard/
+    checkpoints/step-00001000/ ...   last -> checkpoints/step-...   best -> checkpoints/step-...     (optim/saving.py)
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from configs import cli
+from data.batches.pairs import PairDataset
+from data.errors import BadInput
+from data.storage.atomic import atomic_file
+from model import checkpoints
+from model.distributed import Ranks
+from optim.saving import Saver, load_own, load_training, point
+
+# Settings that may differ when a run goes on: they change its speed or its reports, not its weights.
+_FREE_SETTINGS = set(
+    "output_dir data_root num_workers log_every save_every keep_checkpoints device resume distributed distributed_timeout "
+    "grad_cache activation_checkpointing".split()
+)
+
+
+class Run:
+    """One training run's folder. Opening it writes the config, or checks it against the run that is there.
+
+    Args:
+        folder: where everything goes
+        config: the resolved settings, a dataclass
+        resume: go on from the ``last`` checkpoint when there is one
+        ranks: of these the first one writes
+        facts: what else to keep in ``run.json`` (effective batch, sizes of the data)
+
+    Raises:
+        BadInput: the folder holds a run and ``resume`` is off, or a run with other settings.
+    """
+
+    def __init__(self, folder: str | Path, config: Any, resume: bool, ranks: Ranks, facts: dict | None = None):
+        self.folder, self.ranks = Path(folder), ranks
+        self.settings = cli.to_dict(config)
+        last = self.folder / "last"
+        if last.is_symlink() and not last.is_dir():
+            raise BadInput(
+                f"{last}: points to {os.readlink(last)}, which is not there; put it back, or remove the link to start again"
+            )
+        self.resumed = resume and last.is_dir()
+        if last.is_dir() and not resume:
+            raise BadInput(f"{self.folder}: already holds a run; leave resume true to go on with it, or choose another output_dir")
+        if self.resumed:
+            self._check_same_settings()
+        self._tensorboard = None
+        ranks.barrier()  # all have looked before one writes
+        if not ranks.is_first:
+            return
+        with atomic_file(self.folder / "config.yaml") as path:
+            cli.save(config, path)
+        facts = environment() | {"ranks": ranks.size, "distributed": ranks.backend} | (facts or {})
+        with atomic_file(self.folder / "run.json") as path:
+            path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        print(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), end="")
+        print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
+
+    def _check_same_settings(self) -> None:
+        path = self.folder / "config.yaml"
+        try:
+            before = _flat(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise BadInput(
+                f"{path}: the run's settings cannot be read ({error}); put the file back, or choose another output_dir"
+            ) from error
+        after = _flat(yaml.safe_load(yaml.safe_dump(self.settings)))
+        changed = [k for k in {**before, **after} if k not in _FREE_SETTINGS and before.get(k) != after.get(k)]
+        if changed:
+            differences = "; ".join(f"{k} was {before.get(k)!r}, now {after.get(k)!r}" for k in sorted(changed))
+            raise BadInput(f"{path}: cannot go on with other settings ({differences}); choose another output_dir")
+
+    def load(self) -> tuple[dict, dict | None] | None:
+        """What `Saver.save` was given last: of all ranks, and of this one (None when other ranks saved); or None when the
+        run starts afresh. Metrics of later steps are taken back."""
+        if not self.resumed:
+            if self.ranks.is_first:
+                (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+                shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            return None
+        last = self.folder / "last"
+        training, own = load_training(last), load_own(last, self.ranks)
+        if self.ranks.is_first:
+            if training["is_best"] and last.is_symlink():  # the run may have been stopped between its two links
+                point(self.folder, "best", self.folder / os.readlink(last))
+            log = self.folder / "metrics.jsonl"
+            if log.is_file():  # what was logged after the checkpoint will be logged again
+                lines = log.read_text(encoding="utf-8").splitlines()
+                lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= training["step"]]
+                with atomic_file(log) as path:
+                    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            print(f"resumed at step {training['step']} from {last.resolve()}")
+            if own is None:
+                print(
+                    f"saved by {training['ranks']} ranks, now {self.ranks.size}: the effective batch changes with them, dropout "
+                    "draws anew, and the losses since the last line of metrics are not in the next one"
+                )
+        return training, own
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append one line to ``metrics.jsonl`` and the same values to TensorBoard (the first rank does)."""
+        if not self.ranks.is_first:
+            return
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._tensorboard = SummaryWriter(
+                str(self.folder / "tensorboard"), purge_step=step if self.resumed else None
+            )
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGUSR1, which schedulers send before they kill: the run saves after the update it is in.
+
+    Attributes:
+        received: name of the signal, None before there is one
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """Nested settings under dotted names, as the command line has them."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def load_heads(heads, folder: str | Path) -> bool:
+    """Read ``heads.safetensors`` of a checkpoint folder into ``heads``; False when there is none."""
+    path = Path(folder) / "heads.safetensors"
+    if not path.is_file():
+        return False
+    checkpoints.load_strict(heads, checkpoints.read_tensors(path), str(path))
+    return True
+
+
+class RecentLosses:
+    """Losses since the last line of metrics, kept as tensors so that nothing waits for the GPU in between."""
+
+    def __init__(self, ranks: Ranks):
+        self._ranks = ranks
+        self._losses: list[tuple[str, Tensor, PairDataset | None, np.ndarray | None]] = []
+        self._pairs, self._started = 0, time.perf_counter()
+
+    def add(self, name: str, share: Tensor, dataset: PairDataset, indices: np.ndarray, pairs: int) -> None:
+        """Note a batch of task ``name``: this rank's ``share`` (scalar) of the loss, its pairs ``indices`` of ``dataset``,
+        and the number of ``pairs`` of all ranks."""
+        self._losses.append((name, share.detach(), dataset, indices))
+        self._pairs += pairs
+
+    def flush(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Mean loss of each task, and the speed, since the last flush.
+
+        Raises:
+            BadInput: a loss is NaN or infinite; names the region record that is to blame, or the batch.
+        """
+        shares = torch.stack([share for _, share, _, _ in self._losses]).double().cpu().numpy()
+        values = self._ranks.sum_array(shares)
+        means = defaultdict(list)
+        for (name, _, dataset, indices), value in zip(self._losses, values.tolist()):
+            if not np.isfinite(value):
+                raise BadInput(f"loss of {name} is {value} by step {step}: {blame(dataset, indices)}")
+            means[f"train/{name}/loss"].append(value)
+        speed = self._pairs / (time.perf_counter() - self._started)
+        self.__init__(self._ranks)
+        return {name: float(np.mean(each)) for name, each in means.items()}, {"speed/pairs_per_s": round(speed, 1)}
+
+    def state_dict(self) -> dict:
+        return {"names": [name for name, *_ in self._losses], "shares": [share for _, share, *_ in self._losses]}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._losses = [(name, share, None, None) for name, share in zip(state["names"], state["shares"], strict=True)]
+
+
+def blame(dataset: PairDataset | None, indices: np.ndarray | None) -> str:
+    """Why the loss of the pairs ``indices`` may be NaN: a region record that holds NaN, or diverged training."""
+    if dataset is None:
+        return "training diverged before the run was stopped; checkpoints saved before are whole"
+    for key in dict.fromkeys(dataset.images[dataset.image_of[i]] for i in indices):
+        regions = dataset.regions[key]
+        for name in ("features", "norm_bb", "soft_labels"):
+            values = getattr(regions, name)
+            if values is not None and not np.isfinite(values).all():
+                return f"{dataset.regions.folder}: key {key} holds NaN or infinity in its {name}"
+    return (
+        f"training diverged on the batch of caption {dataset.ids[indices[0]]} ({dataset.captions.folder}); lower "
+        "optim.lr or lengthen the warm-up; checkpoints saved before are whole"
+    )
+
+
+def finish(saver: Saver, run: Run, ranks: Ranks) -> None:
+    """Leave together, when the last checkpoint is whole: a launcher kills the other ranks as soon as one is gone."""
+    saver.wait()
+    run.close()
+    ranks.barrier()
+    ranks.close()
+
+
+def progress_bar(ranks: Ranks, **options: Any) -> tqdm:
+    """A bar with a rate, on the first rank alone."""
+    return tqdm(dynamic_ncols=True, disable=not ranks.is_first, **options)
+
+
+def say(ranks: Ranks, text: str) -> None:
+    """Print on the first rank, above a progress bar."""
+    if ranks.is_first:
+        tqdm.write(text)
+
+
+def seed_dropout(seed: int, ranks: Ranks) -> None:
+    """From here on every rank draws dropout of its own."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, 6, ranks.rank]).generate_state(1)[0]))
+
+
+def random_state() -> dict:
+    """State of torch's generators (dropout); data order and masking are functions of the position."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore_random_state(state: dict) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def environment() -> dict:
+    """Where and with what a result was made: time, machine, versions, git revision, command."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "lmdb")},
+        "host": platform.node(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of this code, with ``-dirty`` when files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

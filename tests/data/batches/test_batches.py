@@ -1,0 +1,395 @@
+"""From databases to batches: against loops that do it one value at a time."""
+
+import json
+import pickle
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.annotations.records import Caption
+from data.batches.batch import collate_images, collate_texts, load
+from data.batches.pairs import ImageCaptions, PairDataset, open_pairs
+from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.errors import BadInput
+from data.regions.db import BoxOptions, RegionDB, Regions
+from data.regions.writer import RegionWriter
+
+WORDS = [a + b for a in "bdfgk" for b in "aeiouxyz"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]  # ids 0 to 4, then the words
+CLS, SEP, MASK = 2, 3, 4
+BOXES = {"conf_th": 0.2, "max_bb": 6, "min_bb": 2}
+LENGTHS = {"p0": (1, 5, 3), "p1": (9,), "p2": (2, 4), "p3": (7,)}  # words of each picture's captions
+COUNTS = {"p0": 6, "p1": 2, "p2": 4, "p3": 3}  # boxes above the threshold
+
+
+def make_regions(count, width=6, labels=5, seed=0):
+    """`count` boxes above the confidence threshold, and two below it."""
+    rng = np.random.default_rng(seed)
+    rows = count + 2
+    conf = np.where(np.arange(rows) < count, 0.9, 0.1)
+    soft = rng.dirichlet(np.ones(labels), rows) if labels else None
+    return Regions(rng.normal(size=(rows, width)), rng.random((rows, 6)), conf, soft)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folders of a caption DB (English, and German for every second caption) and of a region DB."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "vocab.txt").write_text("".join(f"{word}\n" for word in VOCABULARY))
+    rng = np.random.default_rng(1)
+    records = [
+        Caption(f"{stem}.jpg", " ".join(rng.choice(WORDS, n)), f"{stem}#{i}", "train", "en" if i % 2 == 0 else "de")
+        for stem, lengths in LENGTHS.items()
+        for i, n in enumerate(lengths)
+    ]
+    write_caption_db(root / "captions", records, load_tokenizer(root / "vocab.txt"), ["a.jsonl"])
+    with RegionWriter(root / "regions", **BOXES) as writer:
+        for seed, stem in enumerate(reversed(COUNTS)):  # another order than the captions'
+            writer.add(f"{stem}.npz", make_regions(COUNTS[stem], seed=seed))
+    return root
+
+
+@pytest.fixture(scope="module")
+def pairs(world):
+    return PairDataset(CaptionDB(world / "captions"), RegionDB(world / "regions", **BOXES))
+
+
+# ---- collating -------------------------------------------------------------------------------------------------------
+
+
+def test_collate_texts_against_a_loop():
+    texts = [np.array([5, 6, 7]), np.array([8]), np.array([9, 10])]
+    input_ids, mask = collate_texts(texts, pad=1)
+    assert (input_ids.dtype, mask.dtype) == (torch.int64, torch.bool)
+    for row, text in enumerate(texts):
+        for column in range(3):
+            inside = column < len(text)
+            assert mask[row, column] == inside
+            assert input_ids[row, column] == (text[column] if inside else 1)
+    assert torch.equal(collate_texts([[5, 6], [7]])[0], torch.tensor([[5, 6], [7, 0]]))
+
+
+def test_collate_images_against_a_loop():
+    images = [make_regions(n, seed=n) for n in (3, 1, 4)]
+    images = [Regions(r.features.astype(np.float16), r.norm_bb.astype(np.float16), r.conf) for r in images]
+    features, positions, mask = collate_images(images)
+    assert (features.dtype, positions.dtype, mask.dtype) == (torch.float16, torch.float32, torch.bool)
+    assert features.shape == (3, 6, 6) and positions.shape == (3, 6, 7) and mask.shape == (3, 6)
+    for row, image in enumerate(images):
+        for box in range(6):
+            inside = box < len(image)
+            assert mask[row, box] == inside
+            for column in range(6):
+                assert features[row, box, column] == (float(image.features[box, column]) if inside else 0)
+                assert positions[row, box, column] == (float(image.norm_bb[box, column]) if inside else 0)
+            area = np.float32(image.norm_bb[box, 4]) * np.float32(image.norm_bb[box, 5]) if inside else 0
+            assert positions[row, box, 6] == area  # of fp16 values, multiplied in fp32
+
+
+# ---- which pairs -----------------------------------------------------------------------------------------------------
+
+
+def test_pairs_and_lengths(pairs):
+    assert len(pairs) == 7 and pairs.images == ["p0.npz", "p1.npz", "p2.npz", "p3.npz"]
+    assert pairs.image_of.tolist() == [0, 0, 0, 1, 2, 2, 3]
+    assert pairs.txt_lengths.tolist() == [3, 7, 5, 11, 4, 6, 9]  # words + 2
+    assert pairs.img_lengths.tolist() == [7, 7, 7, 3, 5, 5, 4]  # boxes + 1
+
+
+@pytest.mark.parametrize("limit, left", [(-1, 7), (11, 7), (10, 6), (4, 2), (3, 1)])
+def test_max_txt_len_counts_cls_and_sep(world, limit, left):
+    dataset = open_pairs("captions", "regions", BoxOptions(**BOXES), limit, root=str(world))
+    assert len(dataset) == left == len(dataset.image_of) == len(dataset.txt_lengths) == len(dataset.img_lengths)
+    batch = dataset.batch(np.arange(left))
+    assert batch.input_ids.shape[1] == dataset.txt_lengths.max() <= (limit if limit > 0 else 11)
+    assert set(batch.img_keys) == set(dataset.images)  # pictures without captions left are not candidates
+    with pytest.raises(BadInput, match=r"captions: no caption of 7 is left .max_txt_len 2, languages any"):
+        open_pairs("captions", "regions", BoxOptions(**BOXES), 2, root=str(world))
+
+
+def test_languages(world):
+    def chosen(languages):
+        return open_pairs(world / "captions", world / "regions", BoxOptions(**BOXES), languages=languages)
+
+    assert chosen(["de"]).ids == ["p0#1", "p2#1"] and chosen(["de"]).images == ["p0.npz", "p2.npz"]
+    assert chosen(["de"]).image_of.tolist() == [0, 1]
+    assert len(chosen(["en"])) == 5 and len(chosen(["en", "de"])) == len(chosen(None)) == 7
+    with pytest.raises(BadInput, match=r"captions: no caption of 7 is left .*languages .'fr'"):
+        chosen(["fr"])
+
+
+def test_a_caption_whose_image_is_absent(world, tmp_path):
+    with RegionWriter(tmp_path / "regions", **BOXES) as writer:
+        for stem in ("p0", "p2"):
+            writer.add(f"{stem}.npz", make_regions(3))
+    with pytest.raises(BadInput) as error:
+        open_pairs(world / "captions", tmp_path / "regions", BoxOptions(**BOXES))
+    for part in (str(world / "captions"), "caption p1#0", "p1.npz", str(tmp_path / "regions"), "2 of 4 images"):
+        assert part in str(error.value)
+    # its captions may all be left out
+    assert len(open_pairs(world / "captions", tmp_path / "regions", BoxOptions(**BOXES), 7)) == 5
+
+
+def test_a_caption_db_whose_tables_disagree(world, tmp_path):
+    shutil.copytree(world / "captions", tmp_path / "captions")
+    table = tmp_path / "captions" / "img2txts.json"
+    table.write_text(table.read_text().replace("p1.npz", "p9.npz"))
+    with pytest.raises(BadInput, match=r"img2txts.json: no captions for p1.npz"):
+        open_pairs(tmp_path / "captions", world / "regions", BoxOptions(**BOXES))
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_what_the_databases_hold(pairs):
+    indices = np.array([4, 0, 3, 2])
+    batch = pairs.batch(indices)
+    assert len(batch) == 4 and batch.txt_ids == ["p2#0", "p0#0", "p1#0", "p0#2"]
+    assert batch.img_keys == ["p2.npz", "p0.npz", "p1.npz", "p0.npz"]
+    assert batch.input_ids.shape == (4, 11) and batch.features.shape == (4, 6, 6)
+    for row, (txt_id, key) in enumerate(zip(batch.txt_ids, batch.img_keys, strict=True)):
+        expected = [CLS, *pairs.captions[txt_id]["input_ids"], SEP]
+        assert batch.input_ids[row].tolist() == expected + [0] * (11 - len(expected))
+        assert batch.attention_mask[row].sum() == len(expected) == pairs.txt_lengths[indices[row]]
+        regions = pairs.regions[key]
+        count = COUNTS[key.removesuffix(".npz")]
+        assert len(regions) == count and batch.region_mask[row].tolist() == [n < count for n in range(6)]
+        assert np.array_equal(batch.features[row, :count].numpy(), regions.features)
+        assert not batch.features[row, count:].any() and not batch.positions[row, count:].any()
+    assert batch.image_ids.tolist() == [2, 0, 1, 0]  # equal for siblings
+    assert batch.word_labels is batch.masked_regions is batch.feature_targets is batch.label_targets is None
+
+
+def test_masked_words_and_their_labels(pairs):
+    indices = np.arange(7)
+    plain = pairs.batch(indices)
+    changed = 0
+    for seed in range(20):
+        batch = pairs.batch(indices, "vmlm", np.random.default_rng(seed), word_mask_prob=0.5)
+        assert torch.equal(batch.attention_mask, plain.attention_mask)
+        assert batch.word_labels.shape == batch.input_ids.shape and batch.word_labels.dtype == torch.int64
+        assert torch.equal(batch.features, plain.features)
+        for row in range(7):
+            length = pairs.txt_lengths[row]
+            assert (batch.word_labels[row] != -1).any()
+            for column in range(batch.input_ids.shape[1]):
+                label, original = batch.word_labels[row, column], plain.input_ids[row, column]
+                if 0 < column < length - 1 and label != -1:
+                    assert label == original  # the shift by [CLS] is right
+                    assert batch.input_ids[row, column] == MASK or batch.input_ids[row, column] >= 5
+                    changed += batch.input_ids[row, column] == MASK
+                else:
+                    assert label == -1 and batch.input_ids[row, column] == original  # never [CLS], [SEP], padding
+    assert changed > 200
+
+
+@pytest.mark.parametrize("task", ["mrfr", "mrckl", "mrc"])
+def test_masked_regions_and_their_targets(pairs, task):
+    indices = np.array([3, 0, 6, 1, 4])
+    plain = pairs.batch(indices)
+    for seed in range(10):
+        batch = pairs.batch(indices, task, np.random.default_rng(seed), region_mask_prob=0.4)
+        assert torch.equal(batch.input_ids, plain.input_ids) and batch.word_labels is None
+        assert torch.equal(batch.region_mask, plain.region_mask) and torch.equal(batch.positions, plain.positions)
+        features, labels = [], []
+        for row, key in enumerate(batch.img_keys):
+            stored = pairs.regions[key]
+            assert batch.masked_regions[row].any()
+            for box in range(batch.features.shape[1]):
+                if batch.masked_regions[row, box]:
+                    assert batch.region_mask[row, box]  # never padding
+                    assert not batch.features[row, box].any()
+                    features.append(stored.features[box])
+                    labels.append(stored.soft_labels[box])
+                else:
+                    assert torch.equal(batch.features[row, box], plain.features[row, box])
+        assert np.array_equal(batch.feature_targets.numpy(), np.stack(features))
+        if task == "mrfr":
+            assert batch.label_targets is None
+        else:
+            assert batch.label_targets.dtype == torch.float16
+            assert np.array_equal(batch.label_targets.numpy(), np.stack(labels))
+    stored = pairs.regions["p1.npz"]  # what was zeroed was a copy
+    assert np.array_equal(stored.features, plain.features[0, :2].numpy()) and stored.features.all()
+
+
+def test_masking_follows_the_generator(pairs):
+    for task in ("vmlm", "mrckl"):
+        batches = [pairs.batch(np.arange(7), task, np.random.default_rng(seed)) for seed in (5, 5, 6)]
+        first, second, third = (
+            torch.cat([b.word_labels.flatten() if task == "vmlm" else b.masked_regions.flatten()]) for b in batches
+        )
+        assert torch.equal(first, second) and torch.equal(batches[0].input_ids, batches[1].input_ids)
+        assert not torch.equal(first, third)
+
+
+def test_an_image_without_boxes_has_nothing_to_mask(tmp_path, world):
+    with RegionWriter(tmp_path / "regions", conf_th=0.2, max_bb=6, min_bb=0) as writer:
+        for stem in LENGTHS:
+            writer.add(f"{stem}.npz", make_regions(0 if stem == "p1" else 3))
+    dataset = open_pairs(world / "captions", tmp_path / "regions", BoxOptions(0.2, 6, 0))
+    batch = dataset.batch(np.array([3, 0]), "mrckl", np.random.default_rng(0))
+    assert batch.region_mask.sum(1).tolist() == [0, 3]
+    assert not batch.masked_regions[0].any() and batch.masked_regions[1].any()
+    alone = dataset.batch(np.array([3]), "mrckl", np.random.default_rng(0))
+    assert alone.features.shape == (1, 0, 6) and alone.label_targets.shape == (0, 5)
+
+
+def test_moving_a_batch_keeps_everything(pairs):
+    batch = pairs.batch(np.arange(4), "mrc", np.random.default_rng(0))
+    moved = batch.to("meta")
+    assert moved.features.is_meta and moved.label_targets.is_meta and moved.word_labels is None
+    assert moved.txt_ids == batch.txt_ids and moved.features.shape == batch.features.shape
+    assert not batch.features.is_meta
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_in_workers_gives_the_same_batches_in_order(pairs, workers):
+    draws = [np.array([n % 7, (3 * n) % 7]) for n in range(9)]
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    loaded = list(load(pairs.batch, iter(draws), workers, pin=False))
+    assert torch.equal(torch.get_rng_state(), before)  # dropout after a resumed run goes on as it would have
+    assert len(loaded) == 9
+    for (draw, batch), expected in zip(loaded, draws, strict=True):
+        assert np.array_equal(draw, expected)
+        assert batch.txt_ids == [pairs.ids[i] for i in expected]
+        assert torch.equal(batch.features, pairs.batch(expected).features)
+
+
+def test_a_dataset_can_be_sent_to_another_process(pairs):
+    copy = pickle.loads(pickle.dumps(pairs))
+    assert torch.equal(copy.batch(np.arange(7)).features, pairs.batch(np.arange(7)).features)
+
+
+# ---- large databases -------------------------------------------------------------------------------------------------
+
+
+def naive_pairs(captions, regions, max_txt_len, languages):
+    """What a PairDataset is, from dicts: ids, images, image_of, txt_lengths, img_lengths."""
+    tables = [
+        json.loads((captions / f"{name}.json").read_text()) for name in ("id2len", "txt2img", "img2txts", "txt2lang")
+    ]
+    lengths, txt2img, img2txts, txt2lang = tables
+    ids = [i for i in lengths if max_txt_len < 0 or lengths[i] + 2 <= max_txt_len]
+    ids = [i for i in ids if languages is None or txt2lang[i] in languages]
+    images = [key for key in img2txts if key in {txt2img[i] for i in ids}]
+    image_of = [images.index(txt2img[i]) for i in ids]
+    counts = dict(RegionDB(regions, **BOXES).num_regions)
+    return ids, images, image_of, [lengths[i] + 2 for i in ids], [counts[txt2img[i]] + 1 for i in ids]
+
+
+@pytest.mark.parametrize("limit, languages", [(-1, None), (6, None), (-1, ["de"]), (9, ["fr", "en"]), (6, ["de"])])
+def test_stored_columns_give_what_dicts_give(world, tmp_path, monkeypatch, limit, languages):
+    monkeypatch.setattr("data.storage.columns.STORED_FROM", 1)
+    for name in ("captions", "regions"):
+        shutil.copytree(world / name, tmp_path / name)
+    expected = naive_pairs(tmp_path / "captions", tmp_path / "regions", limit, languages)
+    for _ in range(2):  # built, then found
+        data = open_pairs("captions", "regions", BoxOptions(**BOXES), limit, languages, str(tmp_path))
+        assert (data.ids, data.images) == expected[:2]
+        arrays = data.image_of, data.txt_lengths, data.img_lengths
+        assert [array.tolist() for array in arrays] == list(expected[2:])
+        assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
+        again = pickle.loads(pickle.dumps(data))
+        assert again.ids == data.ids and again.batch(np.arange(len(data))).txt_ids == list(data.ids)
+    assert (tmp_path / "captions" / "columns").is_dir()
+    assert [path.name for path in (tmp_path / "regions").glob("*/columns*")] == ["columns_0.2_6_2_36"]
+
+
+def read_in_worker(dataset, draw):
+    """Databases that the process has mapped before it reads any, and the batch."""
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("data.mdb")]
+    folders = (dataset.captions.folder, dataset.regions.folder)
+    before = sum(line.endswith(str(folder.resolve() / "data.mdb")) for folder in folders for line in maps)
+    return before, dataset.batch(draw)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_data_workers_open_the_databases_themselves(world, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("data.storage.columns.STORED_FROM", 1)
+    shutil.copytree(world, tmp_path / "world")
+    pairs = open_pairs("captions", "regions", BoxOptions(**BOXES), root=str(tmp_path / "world"))
+    draws = [np.array([n, n + 1]) for n in range(5)]
+    expected = [pairs.batch(draw) for draw in draws]  # the parent has them open
+    loader = load(partial(read_in_worker, pairs), draws, num_workers=2, pin=False)
+    loader.multiprocessing_context = method
+    made = [found for _, found in loader]
+    assert [before for before, _ in made] == [0, 0, 2, 2, 2]  # two workers, each opened two
+    for (_, batch), wanted in zip(made, expected, strict=True):
+        assert batch.txt_ids == wanted.txt_ids and torch.equal(batch.features, wanted.features)
+    assert read_in_worker(pairs, draws[0])[0] == 2
+
+
+def test_lengths_of_the_third_view(world):
+    view = ImageCaptions(CaptionDB(world / "captions"), 0.5)
+    for keys in (["p3.npz", "p0.npz"], view.captions.img2txts.names, view.captions.txt2img.column):
+        assert view.lengths(keys).tolist() == [len(view.input_ids(key)) for key in keys]
+    assert view.lengths(["p9.npz"]).tolist() == [1]
+
+
+# ---- several databases as one ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def second(world, tmp_path_factory):
+    """Folders of another caption DB, of two new pictures and one known one, and of its region DB."""
+    root = tmp_path_factory.mktemp("second")
+    words = {"q0#0": ("q0", "ba be"), "q1#0": ("q1", "du"), "p1#9": ("p1", "fa fe fi"), "q1#1": ("q1", "ga ka ku")}
+    records = [Caption(f"{image}.jpg", text, i, "train", "en") for i, (image, text) in words.items()]
+    write_caption_db(root / "captions", records, load_tokenizer(world / "vocab.txt"), ["b.jsonl"])
+    with RegionWriter(root / "regions", **BOXES) as writer:
+        for seed, stem in enumerate(("p1", "q0", "q1")):
+            writer.add(f"{stem}.npz", make_regions(3, seed=20 + seed))
+    return root
+
+
+@pytest.mark.parametrize("task", ["cmr", "mrckl"])
+def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
+    options = BoxOptions(**BOXES)
+    folders = [world / "captions", second / "captions"], [world / "regions", second / "regions"]
+    joined, other = open_pairs(*folders, options), open_pairs(folders[0][1], folders[1][1], options)
+    assert joined.ids == [*pairs.ids, *other.ids] and len(joined) == len(pairs) + len(other)
+    assert joined.images == [*pairs.images, "q0.npz", "q1.npz"]  # p1 is in both, and is one picture
+    assert [joined.images[of] for of in joined.image_of] == [d.images[of] for d in (pairs, other) for of in d.image_of]
+    assert list(joined.txt_lengths) == [*pairs.txt_lengths, *other.txt_lengths]
+    assert list(joined.img_lengths) == [*pairs.img_lengths, *other.img_lengths]
+
+    chosen = [9, 0, 8, 3, 7]
+    assert len(pairs) == 7
+    batch = joined.batch(np.array(chosen), task, np.random.default_rng(0))
+    for row, index in enumerate(chosen):
+        dataset, local = (pairs, index) if index < 7 else (other, index - 7)
+        alone = dataset.batch(np.array([local]), "cmr")
+        length, boxes = int(alone.attention_mask.sum()), int(alone.region_mask.sum())
+        assert torch.equal(batch.input_ids[row, :length], alone.input_ids[0])
+        assert int(batch.attention_mask[row].sum()) == length and int(batch.region_mask[row].sum()) == boxes
+        expected = alone.features[0].clone()
+        if task == "mrckl":
+            expected[batch.masked_regions[row, :boxes]] = 0
+        assert torch.equal(batch.features[row, :boxes], expected)
+        assert joined.images[int(batch.image_ids[row])] == alone.img_keys[0] == batch.img_keys[row]
+    assert joined.regions["q1.npz"].features.shape == other.regions["q1.npz"].features.shape
+    pickle.loads(pickle.dumps(joined)).batch(np.array(chosen))  # as a data worker gets it
+
+
+def test_databases_that_do_not_go_together_are_not_joined(world, second, tmp_path):
+    options = BoxOptions(**BOXES)
+    with pytest.raises(BadInput, match=r"caption id p0#0 is in another of the joined databases too"):
+        open_pairs([world / "captions"] * 2, world / "regions", options)
+    with pytest.raises(BadInput, match=r"3 text DBs .* need one image DB or as many, found 2"):
+        open_pairs([world / "captions"] * 3, [world / "regions"] * 2, options)
+    with RegionWriter(tmp_path / "regions", **BOXES) as writer:
+        for stem in ("p1", "q0", "q1"):
+            writer.add(f"{stem}.npz", make_regions(3, width=7))
+    with pytest.raises(
+        BadInput, match=f"{tmp_path}/regions.*: feature_dim is 7, in the first of the joined databases 6"
+    ):
+        open_pairs([world / "captions", second / "captions"], [world / "regions", tmp_path / "regions"], options)

@@ -1,0 +1,53 @@
+"""Re-ranker scores: written, read, aligned with a data set, and put beside a batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches.teacher import read_teacher_scores, write_teacher_scores
+from data.errors import BadInput
+from model.objectives.contrastive import teacher_matrix
+
+CANDIDATES = np.array([[0, 2, -1], [1, 0, 2], [2, 1, 0]])
+SCORES = np.array([[3.0, 1.0, 0.0], [2.0, -1.0, 0.5], [9.0, 8.0, 7.0]])
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_teacher_scores(tmp_path / "scores.npz", ["t0", "t1", "t2"], ["a", "b", "c"], CANDIDATES, SCORES)
+    return tmp_path / "scores.npz"
+
+
+def test_scores_follow_the_data_set(path):
+    images = ["c", "x", "a"]  # another order, one image more, one less
+    candidates, scores = read_teacher_scores(path, ["t2", "t0"], images)
+    found = [
+        {images[c]: s for c, s in zip(*row, strict=True) if c >= 0} for row in zip(candidates, scores, strict=True)
+    ]
+    assert found == [{"c": 9.0, "a": 7.0}, {"a": 3.0, "c": 1.0}]
+
+
+def test_teacher_matrix_against_a_loop(path):
+    candidates, scores = read_teacher_scores(path, ["t0", "t1", "t2"], ["a", "b", "c"])
+    image_ids = torch.tensor([2, 0, 0, 7])  # an image may stand twice in a batch, or be unknown to the re-ranker
+    matrix = teacher_matrix(torch.from_numpy(candidates), torch.from_numpy(scores), image_ids)
+    for row in range(3):
+        for column, image in enumerate(image_ids.tolist()):
+            known = [float(s) for c, s in zip(CANDIDATES[row], SCORES[row], strict=True) if c == image]
+            assert matrix[row, column].tolist() == (known[0] if known else pytest.approx(float("nan"), nan_ok=True))
+
+
+def test_bad_files_are_refused(path, tmp_path):
+    with pytest.raises(BadInput, match=r"scores.npz: has no scores for caption t9"):
+        read_teacher_scores(path, ["t0", "t9"], ["a"])
+    with pytest.raises(BadInput, match=r"absent.npz: cannot be read"):
+        read_teacher_scores(tmp_path / "absent.npz", ["t0"], ["a"])
+    (tmp_path / "text.npz").write_text("scores")
+    with pytest.raises(BadInput, match=r"text.npz: no re-ranker scores"):
+        read_teacher_scores(tmp_path / "text.npz", ["t0"], ["a"])
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(BadInput, match=r"scores.npz: no re-ranker scores"):
+        read_teacher_scores(path, ["t0"], ["a"])
+    write_teacher_scores(path, ["t0"], ["a"], CANDIDATES[:1], SCORES[:1])
+    with pytest.raises(BadInput, match=r"do not fit 1 captions, 1 images"):
+        read_teacher_scores(path, ["t0"], ["a"])

@@ -1,0 +1,409 @@
+"""Image DBs: the bytes of the UNITER layout, box counts, damage, workers."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import lmdb
+import msgpack
+import msgpack_numpy
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from data.errors import BadInput
+from data.regions.db import RegionDB, Regions, encode_compressed, encode_plain, stored_keys
+from data.regions.writer import RegionWriter
+from data.storage.lmdb_env import LmdbWriter
+
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "uniter_db" / "img"
+GOLDEN_KEYS = ["coco_val2014_000000500001.npz", "coco_val2014_000000500007.npz"]
+LAYOUTS = pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
+
+
+def make_regions(seed, rows=12, dim=8, labels=5):
+    rng = np.random.default_rng(seed)
+    conf = np.sort(rng.random(rows))[::-1]
+    arrays = rng.random((rows, dim)), rng.random((rows, 6)), conf, rng.random((rows, labels)) if labels else None
+    return Regions(*(array if array is None else array.astype(np.float16) for array in arrays))
+
+
+def write(img_db, pictures, **options):
+    with RegionWriter(img_db, **options) as writer:
+        for key, regions in pictures.items():
+            writer.add(key, regions)
+    return img_db
+
+
+def store(folder, values, keys=True):
+    """A database of raw values."""
+    with LmdbWriter(folder) as writer:
+        for key, value in values.items():
+            writer.put(key.encode(), value)
+        if keys:
+            writer.put(b"__keys__", json.dumps(list(values)).encode())
+
+
+def arrays_of(regions):
+    return {name: getattr(regions, name) for name in ("features", "norm_bb", "conf", "soft_labels")}
+
+
+def assert_same(found, expected, rows):
+    for name, array in arrays_of(expected).items():
+        stored = getattr(found, name)
+        if array is None:
+            assert stored is None
+        else:
+            assert stored.dtype == np.float16 and np.array_equal(stored, array[:rows]), name
+
+
+PICTURES = {f"{i}.npz": make_regions(i, rows=10 + i) for i in range(6)}
+
+
+# ---- the original's databases ----------------------------------------------------------------------------------------
+
+
+def golden_bytes(key, layout):
+    return (GOLDEN / f"{key[:-4]}_{layout}.bin").read_bytes()
+
+
+@LAYOUTS
+def test_reads_what_the_original_reads(tmp_path, compressed):
+    layout = "compressed" if compressed else "plain"
+    name = "feat_th0.2_max100_min10" + "_compressed" * compressed
+    store(tmp_path / name, {key: golden_bytes(key, layout) for key in GOLDEN_KEYS})
+    shutil.copy(GOLDEN / "nbb_th0.2_max100_min10.json", tmp_path)
+    db = RegionDB(tmp_path)
+    assert db.keys == GOLDEN_KEYS and len(db) == 2 and (db.feature_dim, db.num_labels) == (2048, 1601)
+    assert db.num_regions == {GOLDEN_KEYS[0]: 10, GOLDEN_KEYS[1]: 12}
+    expected = np.load(GOLDEN / "expected.npz")
+    for key in GOLDEN_KEYS:
+        regions = db[key]
+        assert np.array_equal(regions.features, expected[f"{key}/features"])
+        assert regions.positions.dtype == np.float32 and np.array_equal(regions.positions, expected[f"{key}/pos7"])
+        assert regions.soft_labels.shape == (len(regions), 1601)
+
+    (tmp_path / "nbb_th0.2_max100_min10.json").unlink()
+    assert RegionDB(tmp_path).num_regions == db.num_regions  # counted from the stored confidences
+
+
+@pytest.mark.parametrize("key", GOLDEN_KEYS)
+def test_writes_the_bytes_of_the_original(key, tmp_path):
+    with np.load(io.BytesIO(golden_bytes(key, "compressed"))) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    assert encode_plain(arrays) == golden_bytes(key, "plain")
+    ours, theirs = (
+        zipfile.ZipFile(io.BytesIO(data)) for data in (encode_compressed(arrays), golden_bytes(key, "compressed"))
+    )
+    assert ours.namelist() == theirs.namelist()  # zlib versions pack differently: compare what is inside
+    assert [ours.read(name) for name in ours.namelist()] == [theirs.read(name) for name in theirs.namelist()]
+
+
+# ---- writing and reading ---------------------------------------------------------------------------------------------
+
+
+def test_plain_bytes_with_an_independent_reader(tmp_path):
+    write(tmp_path, PICTURES)
+    with lmdb.open(str(tmp_path / "feat_th0.2_max100_min10"), readonly=True, lock=False) as env, env.begin() as txn:
+        assert json.loads(txn.get(b"__keys__")) == list(PICTURES)
+        for key, regions in PICTURES.items():
+            value = txn.get(key.encode())
+            assert value == msgpack.packb(arrays_of(regions), default=msgpack_numpy.encode, use_bin_type=True)
+            outer = msgpack.unpackb(value, raw=False, strict_map_key=False)
+            assert list(outer) == ["features", "norm_bb", "conf", "soft_labels"]
+            assert list(outer["features"]) == [b"nd", b"type", b"kind", b"shape", b"data"]
+            for name, array in arrays_of(regions).items():
+                flat = np.frombuffer(outer[name][b"data"], "<f2")
+                assert np.array_equal(flat.reshape(outer[name][b"shape"]), array)
+
+
+def test_compressed_bytes_with_an_independent_reader(tmp_path):
+    write(tmp_path, PICTURES, compressed=True)
+    folder = tmp_path / "feat_th0.2_max100_min10_compressed"
+    with lmdb.open(str(folder), readonly=True, lock=False) as env, env.begin() as txn:
+        for key, regions in PICTURES.items():
+            with np.load(io.BytesIO(txn.get(key.encode()))) as archive:
+                assert archive.files == ["features", "norm_bb", "conf", "soft_labels"]
+                for name, array in arrays_of(regions).items():
+                    assert archive[name].dtype == np.dtype("<f2") and np.array_equal(archive[name], array)
+
+
+@LAYOUTS
+def test_round_trip(tmp_path, compressed):
+    pictures = {**PICTURES, "größe.npz": make_regions(99)}
+    write(tmp_path, pictures, compressed=compressed)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "feat_th0.2_max100_min10" + "_compressed" * compressed,
+        "nbb_th0.2_max100_min10.json",
+    ]
+    db = RegionDB(tmp_path)
+    assert db.keys == list(pictures) and "größe.npz" in db and "x.npz" not in db and db.compressed == compressed
+    counts = json.loads((tmp_path / "nbb_th0.2_max100_min10.json").read_text())
+    for key, regions in pictures.items():
+        confident = sum(float(c) > float(np.float16(0.2)) for c in regions.conf)
+        rows = min(max(confident, 10), 100)
+        assert counts[key] == db.num_regions[key] == rows and len(db[key]) == rows
+        assert_same(db[key], regions, rows)
+        assert db.get(key, soft_labels=False).soft_labels is None
+        assert np.array_equal(db.get(key, soft_labels=False).features, regions.features[:rows])
+
+
+def test_box_count_is_clamped_and_never_more_than_there_are(tmp_path):
+    conf = np.array([0.9, 0.8, 0.7, 0.3, 0.2, 0.1])
+    pictures = {f"{n}.npz": make_regions(0, rows=n) for n in (2, 4, 6)}
+    for regions in pictures.values():
+        regions.conf = conf[: len(regions)]
+    for (min_bb, max_bb), expected in {(3, 5): [2, 4, 4], (5, 6): [2, 4, 5], (1, 3): [2, 3, 3]}.items():
+        write(tmp_path, pictures, min_bb=min_bb, max_bb=max_bb)
+        (tmp_path / f"nbb_th0.2_max{max_bb}_min{min_bb}.json").unlink()
+        for _ in range(2):  # computed, then as written
+            assert list(RegionDB(tmp_path, min_bb=min_bb, max_bb=max_bb).num_regions.values()) == expected
+            write(tmp_path, pictures, min_bb=min_bb, max_bb=max_bb)
+
+
+def test_fixed_number_of_boxes(tmp_path):
+    write(tmp_path, {"a.npz": make_regions(0, rows=9)}, conf_th=-1, num_bb=7)
+    assert [p.name for p in tmp_path.iterdir()] == ["feat_numbb7"]
+    db = RegionDB(tmp_path, conf_th=-1, num_bb=7)
+    assert db.num_regions == {"a.npz": 7} and len(db["a.npz"]) == 7
+    with pytest.raises(BadInput, match=r"has arrays .* at least 7 rows"):
+        write(tmp_path, {"a.npz": make_regions(0, rows=6)}, conf_th=-1, num_bb=7)
+
+
+@LAYOUTS
+def test_folder_all_is_read_only_without_box_counts(tmp_path, compressed):
+    encode = encode_compressed if compressed else encode_plain
+    values = {key: encode(arrays_of(regions)) for key, regions in PICTURES.items()}
+    store(tmp_path / ("all" + "_compressed" * compressed), values)
+    db = RegionDB(tmp_path, conf_th=0.5, min_bb=2)
+    for key, regions in PICTURES.items():
+        assert_same(db[key], regions, max(2, int((regions.conf > 0.5).sum())))
+    (tmp_path / "nbb_th0.5_max100_min2.json").write_text(json.dumps(dict(db.num_regions)))
+    with pytest.raises(BadInput, match=r"no image DB, expected feat_th0.5_max100_min2 or"):
+        RegionDB(tmp_path, conf_th=0.5, min_bb=2)
+
+
+def test_plain_is_preferred_and_compressed_can_be_asked_for(tmp_path):
+    write(tmp_path, PICTURES, compressed=True)
+    write(tmp_path, PICTURES)
+    assert [RegionDB(tmp_path, compressed=c).compressed for c in (None, False, True)] == [False, False, True]
+    assert stored_keys(tmp_path) == set(PICTURES)
+
+
+def test_no_soft_labels(tmp_path):
+    pictures = {"a.npz": make_regions(0, labels=0)}
+    for compressed in (False, True):
+        db = RegionDB(write(tmp_path, pictures, compressed=compressed), compressed=compressed)
+        assert db.num_labels == 0 and db["a.npz"].soft_labels is None
+
+
+def test_more_boxes_counted_than_stored(tmp_path):
+    # UNITER's tools write min_bb for a picture of fewer boxes
+    write(tmp_path, {"a.npz": make_regions(0, rows=4)})
+    (tmp_path / "nbb_th0.2_max100_min10.json").write_text('{"a.npz": 10}')
+    assert len(RegionDB(tmp_path)["a.npz"]) == 4
+
+
+def test_without_key_list(tmp_path):
+    values = {key: encode_plain(arrays_of(regions)) for key, regions in PICTURES.items()}
+    store(tmp_path / "all", values, keys=False)
+    assert RegionDB(tmp_path).keys == sorted(PICTURES) and stored_keys(tmp_path) == set(PICTURES)
+
+
+def test_stray_member_of_old_numpy_and_fp32(tmp_path):
+    # numpy < 2.1 stores the argument allow_pickle as a member; other tools store fp32
+    out = io.BytesIO()
+    arrays = {name: array.astype(np.float32) for name, array in arrays_of(PICTURES["1.npz"]).items()}
+    np.savez_compressed(out, **arrays, allow_pickle_=np.array(False))
+    renamed = io.BytesIO()
+    with zipfile.ZipFile(out) as old, zipfile.ZipFile(renamed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name.replace("allow_pickle_", "allow_pickle"), old.read(name))
+    store(tmp_path / "all_compressed", {"1.npz": renamed.getvalue()})
+    assert_same(RegionDB(tmp_path)["1.npz"], PICTURES["1.npz"], RegionDB(tmp_path).num_regions["1.npz"])
+
+
+def test_positions_are_products_in_fp32():
+    regions = make_regions(3)
+    area = [np.float32(w) * np.float32(h) for w, h in regions.norm_bb[:, 4:]]
+    assert regions.positions.dtype == np.float32 and regions.positions[:, 6].tolist() == [float(a) for a in area]
+    assert np.array_equal(regions.positions[:, :6], regions.norm_bb.astype(np.float32))
+
+
+# ---- workers, fingerprint --------------------------------------------------------------------------------------------
+
+
+def _checksum(regions):
+    return float(regions.features.sum(dtype=np.float64) + regions.soft_labels.sum(dtype=np.float64))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_data_loader_workers(tmp_path, method):
+    torch.set_num_threads(1)
+    db = RegionDB(write(tmp_path, PICTURES))
+    expected = [_checksum(db[key]) for key in db.keys]
+    loader = DataLoader(db, None, sampler=db.keys, num_workers=2, collate_fn=_checksum, multiprocessing_context=method)
+    for _ in range(2 if method == "fork" else 1):  # new workers each time, the parent reading in between
+        assert list(loader) == expected == [_checksum(db[key]) for key in db.keys]
+
+
+def test_pickles_small_and_open(tmp_path):
+    db = RegionDB(write(tmp_path, PICTURES))
+    again = pickle.loads(pickle.dumps(db))
+    assert_same(again["3.npz"], db["3.npz"], 13)
+
+
+def test_fingerprint(tmp_path):
+    def print_of(name, pictures, **options):
+        return RegionDB(write(tmp_path / name, pictures), **options).fingerprint()
+
+    base = print_of("base", PICTURES)
+    assert base == print_of("again", PICTURES) and base == RegionDB(tmp_path / "base").fingerprint()
+    shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    assert base == RegionDB(tmp_path / "copy").fingerprint()
+
+    nbb = tmp_path / "copy" / "nbb_th0.2_max100_min10.json"
+    nbb.write_text(json.dumps({key: 5 for key in PICTURES}))
+    renamed = {key.replace("0", "x"): regions for key, regions in PICTURES.items()}
+    other = {**PICTURES, "2.npz": make_regions(77, rows=12)}
+    prints = [base, RegionDB(tmp_path / "copy").fingerprint(), print_of("b", renamed), print_of("c", other)]
+    assert len(set(prints)) == 4
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_database_replaced_after_opening(tmp_path):
+    old = RegionDB(write(tmp_path, PICTURES))
+    write(tmp_path, {"new.npz": make_regions(5)})
+    assert RegionDB(tmp_path).keys == ["new.npz"]
+    assert_same(old["3.npz"], PICTURES["3.npz"], old.num_regions["3.npz"])
+
+
+def test_missing_empty_and_truncated(tmp_path):
+    with pytest.raises(BadInput, match=r"absent: no image DB, expected .*, found no such folder"):
+        RegionDB(tmp_path / "absent")
+    write(tmp_path / "db", PICTURES)
+    with pytest.raises(BadInput, match=r"expected feat_th0.3_max100_min10 or .*found \['feat_th0.2_max100_min10'"):
+        RegionDB(tmp_path / "db", conf_th=0.3)
+    with pytest.raises(BadInput, match="absent: no image DB"):
+        stored_keys(tmp_path / "absent")
+    store(tmp_path / "empty" / "all", {})
+    with pytest.raises(BadInput, match="all: the database is empty"):
+        RegionDB(tmp_path / "empty")
+    path = tmp_path / "db" / "feat_th0.2_max100_min10" / "data.mdb"
+    os.truncate(path, path.stat().st_size - 4096)
+    with pytest.raises(BadInput, match=r"data\.mdb: truncated"):
+        RegionDB(tmp_path / "db")
+
+
+def test_parts_that_disagree(tmp_path):
+    db = RegionDB(write(tmp_path, PICTURES))
+    with pytest.raises(BadInput, match=r"feat_th0.2_max100_min10: no picture 'x.npz'"):
+        db["x.npz"]
+    nbb = tmp_path / "nbb_th0.2_max100_min10.json"
+    nbb.write_text('{"0.npz": 10}')
+    with pytest.raises(BadInput, match=r"nbb_th0.2_max100_min10.json: no box count for '1.npz'"):
+        RegionDB(tmp_path)
+    nbb.write_text('{"0.npz": ')
+    with pytest.raises(BadInput, match="not JSON"):
+        RegionDB(tmp_path)
+
+    value = encode_plain(arrays_of(PICTURES["0.npz"]))
+    with LmdbWriter(tmp_path / "b" / "all") as writer:
+        writer.put(b"0.npz", value)
+        writer.put(b"__keys__", b'["0.npz", "1.npz"]')
+    with pytest.raises(BadInput, match=r"key '1.npz' is listed but not stored"):
+        RegionDB(tmp_path / "b")
+    with LmdbWriter(tmp_path / "b" / "all") as writer:
+        writer.put(b"0.npz", value)
+        writer.put(b"__keys__", b"[")
+    with pytest.raises(BadInput, match="key __keys__ is no JSON"):
+        RegionDB(tmp_path / "b")
+
+
+def _objects_plain():
+    value = msgpack.unpackb(encode_plain(arrays_of(PICTURES["0.npz"])), raw=False, strict_map_key=False)
+    objects = msgpack_numpy.encode(np.array([{}], dtype=object))
+    assert objects[b"kind"] == b"O"  # msgpack_numpy would unpickle this
+    value["features"] = objects
+    return msgpack.packb(value, use_bin_type=True)
+
+
+def _objects_compressed():
+    out = io.BytesIO()
+    np.savez_compressed(out, **{**arrays_of(PICTURES["0.npz"]), "features": np.array([{}], dtype=object)})
+    return out.getvalue()
+
+
+def _flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes(byte ^ 255 for byte in data[middle : middle + 64]) + data[middle + 64 :]
+
+
+PLAIN, COMPRESSED = (encode(arrays_of(PICTURES["0.npz"])) for encode in (encode_plain, encode_compressed))
+
+
+@pytest.mark.parametrize(
+    "folder, value, message",
+    [
+        ("all", PLAIN[:-100], "is damaged"),
+        ("all", b"", "is damaged"),
+        ("all", b"\x01", "is damaged"),
+        ("all", COMPRESSED, "is damaged"),
+        ("all", _objects_plain(), "is damaged"),
+        ("all", PLAIN.replace(b"norm_bb", b"norm_xx"), "has no norm_bb"),
+        ("all_compressed", COMPRESSED[:-100], "is damaged"),
+        ("all_compressed", _flipped(COMPRESSED), "is damaged"),
+        ("all_compressed", PLAIN, "is damaged"),
+        ("all_compressed", _objects_compressed(), "is damaged"),
+        ("all", encode_plain(arrays_of(make_regions(1, dim=9))), r"has features \(12, 9\)"),
+        ("all", encode_plain(arrays_of(make_regions(1, labels=9))), r"has soft_labels \(12, 9\)"),
+        ("all", encode_plain(arrays_of(make_regions(1, rows=0))), r"has features \(0, 8\)"),
+    ],
+)
+def test_damaged_value_is_named(tmp_path, folder, value, message):
+    good = COMPRESSED if folder.endswith("compressed") else PLAIN
+    store(tmp_path / folder, {"good.npz": good, "bad.npz": value})
+    (tmp_path / folder).rename(tmp_path / folder.replace("all", "feat_numbb10"))
+    db = RegionDB(tmp_path, conf_th=-1, num_bb=10)
+    assert len(db["good.npz"]) == 10
+    with pytest.raises(BadInput, match=f"{folder.replace('all', 'feat_numbb10')}: key 'bad.npz' {message}") as caught:
+        db["bad.npz"]
+    assert "\n" not in str(caught.value)
+
+
+def test_writer_refuses(tmp_path):
+    good = make_regions(0)
+    bad = [
+        ("added twice", {"a.npz": good}),
+        ("has arrays", {"b.npz": make_regions(0, dim=9)}),
+        ("has arrays", {"b.npz": make_regions(0, labels=0)}),
+        ("has arrays", {"b.npz": make_regions(0, rows=0)}),
+        ("has arrays", {"b.npz": Regions(good.features, good.norm_bb[:, :4], good.conf, good.soft_labels)}),
+        ("has arrays", {"b.npz": Regions(good.features, good.norm_bb, good.conf[:5], good.soft_labels)}),
+    ]
+    for message, pictures in bad:
+        with pytest.raises(BadInput, match=message):
+            with RegionWriter(tmp_path) as writer:
+                writer.add("a.npz", good)
+                for key, regions in pictures.items():
+                    writer.add(key, regions)
+    with pytest.raises(BadInput, match="no picture was added"):
+        write(tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_rewriting_keeps_the_old_database(tmp_path):
+    write(tmp_path, PICTURES)
+    with pytest.raises(RuntimeError):
+        with RegionWriter(tmp_path) as writer:
+            writer.add("new.npz", make_regions(0))
+            raise RuntimeError
+    assert RegionDB(tmp_path).keys == list(PICTURES)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,116 @@
+"""Milvus for real: the embedded engine against the naive search; and what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.errors import BadInput
+from data.index.editor import IndexEditor
+from data.index.reader import EmbeddingIndex
+from data.search.milvus import MilvusIndex, export
+from tests.data.index.test_index import assert_same, galleries, naive_search, write
+
+ROOT = Path(__file__).resolve().parents[3]
+
+@pytest.mark.milvus
+def test_every_gallery_is_the_naive_search(tmp_path):
+    rng = np.random.default_rng(1)
+    uri = str(tmp_path / "deep" / "milvus.db")
+    for number, (name, vectors) in enumerate(galleries(rng).items()):
+        vectors = vectors[:300]
+        queries = np.round(rng.standard_normal((8, 24)) * 8).astype(np.float32)
+        index = write(tmp_path / f"{number}", vectors)
+        export(index, uri, f"gallery_{number}")
+        found = MilvusIndex(uri, f"gallery_{number}")
+        assert (found.kind, found.dim, len(found)) == ("img", 24, 300)
+        for k in (5, 1000):
+            scores, rows = found.search(queries, k)
+            expected = naive_search(queries, vectors, k)
+            if name in ("random", "zeros") or k == 1000:
+                np.testing.assert_array_equal(scores, expected[0])
+            true = (queries.astype(np.float64)[:, None] * vectors[rows].astype(np.float64)).sum(-1).astype(np.float32)
+            np.testing.assert_array_equal(scores, true)  # whichever of equals it found
+        assert_same((scores, rows), expected)
+        assert found.ids([299, 0]) == index.ids([299, 0])
+        found.close()
+
+
+@pytest.mark.milvus
+def test_export_goes_on_and_follows_the_index(tmp_path, monkeypatch):
+    vectors = np.random.default_rng(2).standard_normal((500, 8)).astype(np.float32)
+    index, uri = write(tmp_path / "index", vectors), str(tmp_path / "m.db")
+    monkeypatch.setattr("data.search.milvus.SENT_AT_ONCE", 8 * 4 * 50)
+    real, sent = EmbeddingIndex.vectors, []
+
+    def dies(self, rows):
+        sent.append(len(rows))
+        if len(sent) == 4:
+            raise KeyboardInterrupt
+        return real(self, rows)
+
+    monkeypatch.setattr(EmbeddingIndex, "vectors", dies)
+    with pytest.raises(KeyboardInterrupt):
+        export(index, uri, "img")
+    with pytest.raises(BadInput, match="interrupted"):
+        MilvusIndex(uri, "img")
+    export(index, uri, "img")
+    assert len(sent) == 4 + 8  # of ten messages three had gone, the last of them goes again
+    export(index, uri, "img")
+    assert len(sent) == 4 + 8  # up to date
+    monkeypatch.undo()
+    found = MilvusIndex(uri, "img")
+    assert_same(found.search(vectors[:3], 10), naive_search(vectors[:3], vectors, 10))
+    found.close()
+    with IndexEditor(tmp_path / "index", "m0") as editor:
+        editor.delete(["id_00000.npz"])
+    changed = EmbeddingIndex(tmp_path / "index")
+    export(changed, uri, "img")
+    found = MilvusIndex(uri, "img")
+    assert_same(found.search(vectors[:3], 10), changed.search(vectors[:3], 10))
+    found.close()
+
+
+@pytest.mark.milvus
+def test_refused(tmp_path):
+    index, uri = write(tmp_path / "index", np.eye(4, dtype=np.float32)), str(tmp_path / "m.db")
+    with pytest.raises(BadInput, match="no such file"):
+        MilvusIndex(uri, "img")
+    export(index, uri, "img")
+    with pytest.raises(BadInput, match="no collection 'txt'"):
+        MilvusIndex(uri, "txt")
+    found = MilvusIndex(uri, "img")
+    with pytest.raises(BadInput, match=r"made by model m0.*m1"):
+        found.check_model("m1")
+    for queries, k, words in ((np.ones((1, 5)), 1, "expected"), (np.full((1, 4), np.nan), 1, "NaN"), (np.ones((1, 4)), 0, "k is 0")):
+        with pytest.raises(BadInput, match=words):
+            found.search(queries, k)
+    with pytest.raises(BadInput, match="lacks row 9"):
+        found.ids([9])
+    found.close()
+    with pytest.raises(BadInput, match=r"127\.0\.0\.1:port: Milvus does not answer or refuses"):
+        MilvusIndex("http://127.0.0.1:port", "img")
+    for arguments, words in (((uri, "a-b"), "collection 'a-b'"), (("m.txt", "img"), r"ending in \.db")):
+        with pytest.raises(BadInput, match=words):
+            export(index, *arguments)
+    with pytest.raises(BadInput, match="empty"):
+        export(write(tmp_path / "none", np.zeros((0, 4), np.float32)), uri, "img")
+
+
+@pytest.mark.milvus
+def test_a_server_that_is_not_there_is_one_line(tmp_path):
+    write(tmp_path / "index", np.eye(4, dtype=np.float32))
+    words = ["--index", tmp_path / "index", "--uri", "http://127.0.0.1:9", "--timeout", "1"]
+    done = subprocess.run(
+        [sys.executable, "scripts/export_index.py", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and "127.0.0.1:9: Milvus does not answer" in lines[0], done.stderr
+
+
+def test_without_pymilvus_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(BadInput, match="pip install pymilvus milvus-lite"):
+        MilvusIndex("m.db", "img")

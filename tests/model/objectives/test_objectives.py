@@ -1,0 +1,137 @@
+"""Objectives against numbers recorded from the original implementation, and against naive twins."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches.batch import Batch
+from data.errors import BadInput
+from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.objectives.pretraining import PretrainingHeads, forward_task
+from model.transformer import EncoderConfig
+
+RECORDED = {"vmlm": "mlm", "mrfr": "mrfr", "mrckl": "mrckl", "cmr": "itm"}
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    path = Path(__file__).parents[2] / "fixtures" / "objectives.npz"
+    with np.load(path, allow_pickle=False) as file:
+        return {name: torch.from_numpy(file[name]) if file[name].dtype.kind != "U" else file[name] for name in file}
+
+
+def build(recorded, fusion):
+    sizes = EncoderConfig(
+        vocab_size=1000,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=128,
+    )
+    model = LightningDOT(LightningDOTConfig(txt=sizes, img=sizes, project_dim=64)).eval()
+    heads = PretrainingHeads(model.config, fusion).eval()
+    weights = {n.removeprefix("weights/"): w for n, w in recorded.items() if n.startswith("weights/")}
+    model.load_state_dict({n.removeprefix("bert."): w for n, w in weights.items() if n.startswith("bert.")})
+    heads.load_state_dict({n: w for n, w in weights.items() if not n.startswith("bert.")})
+    return model, heads
+
+
+def batch_for(recorded, task):
+    name = RECORDED.get(task, "mrckl")
+    masked = recorded.get(f"{name}/masked_regions")
+    features = recorded["features"].clone()
+    targets = None
+    if masked is not None:
+        targets = features[masked]
+        features[masked] = 0
+    input_ids = recorded[f"{name}/input_ids"]
+    return Batch(
+        input_ids,
+        recorded[f"{name}/attention_mask"],
+        features,
+        recorded["positions"],
+        recorded["region_mask"],
+        torch.arange(len(input_ids)),
+        [],
+        [],
+        word_labels=recorded.get(f"{name}/word_labels"),
+        masked_regions=masked,
+        feature_targets=targets,
+        label_targets=recorded.get(f"{name}/label_targets"),
+    )
+
+
+def thin(values):
+    """The fixture keeps every 16th column of large outputs."""
+    return values[:, ::16] if values.ndim == 2 else values
+
+
+@pytest.mark.parametrize("fusion", ["none", "add"])
+@pytest.mark.parametrize("task", RECORDED)
+def test_loss_logits_and_gradients_match_the_original(recorded, task, fusion):
+    model, heads = build(recorded, fusion)
+    outcome = forward_task(task, model, heads, batch_for(recorded, task))
+    name = f"{RECORDED[task]}/{fusion}"
+    torch.testing.assert_close(thin(outcome.loss), recorded[f"{name}/loss"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outcome.mean, recorded[f"{name}/loss_mean"], atol=1e-5, rtol=1e-5)
+    if f"{name}/logits" in recorded:
+        logits = outcome.logits.log_softmax(-1) if task == "mrckl" else outcome.logits  # as the original returned them
+        torch.testing.assert_close(thin(logits), recorded[f"{name}/logits"], atol=1e-5, rtol=1e-5)
+
+    outcome.mean.backward()
+    grads = {f"bert.{n}": p.grad for n, p in model.named_parameters()} | {
+        n: p.grad for n, p in heads.named_parameters()
+    }
+    for parameter, norm in zip(recorded[f"{name}/grad_names"], recorded[f"{name}/grad_norms"]):
+        if "grad" in parameter or "decoder" in parameter or parameter == "feat_regress.weight":
+            continue  # tied weights are listed once, under their owner
+        assert grads[parameter].norm().item() == pytest.approx(float(norm), rel=2e-4, abs=1e-7), parameter
+
+
+def test_fusion_multiply_is_the_product_with_position_0(recorded):
+    model, heads = build(recorded, "multiply")
+    batch = batch_for(recorded, "vmlm")
+    logits = forward_task("vmlm", model, heads, batch).logits
+    hidden = model.txt_model.bert(batch.input_ids, batch.attention_mask)
+    z = model.img_model.bert(batch.features, batch.positions, batch.region_mask)
+    row = 0
+    for b in range(len(hidden)):
+        for position in range(hidden.shape[1]):
+            if batch.word_labels[b, position] != -1:
+                words = model.img_model.bert.embeddings.word_embeddings.weight
+                expected = heads.cls["predictions"](hidden[b, position] * z[b, 0], words)
+                torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=1e-4)
+                row += 1
+    assert row == len(logits) > 0
+
+
+def test_mrc_is_cross_entropy_to_the_likeliest_foreground_class(recorded):
+    model, heads = build(recorded, "add")
+    batch = batch_for(recorded, "mrc")
+    batch.label_targets = batch.label_targets.clone()
+    batch.label_targets[0, 0] = 1.0  # background must not win
+    outcome = forward_task("mrc", model, heads, batch)
+    for row, soft in enumerate(batch.label_targets.float()):
+        best = max(range(1, len(soft)), key=lambda c: float(soft[c]))
+        probabilities = outcome.logits[row].double().exp()
+        expected = -torch.log(probabilities[best] / probabilities.sum())
+        assert outcome.loss[row].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_batch_without_predictions_gives_zero_loss_and_no_nan(recorded):
+    model, heads = build(recorded, "add")
+    batch = batch_for(recorded, "vmlm")
+    batch.word_labels = torch.full_like(batch.word_labels, -1)
+    mean = forward_task("vmlm", model, heads, batch).mean
+    mean.backward()
+    assert mean.item() == 0
+
+
+def test_towers_that_cannot_be_tied_are_refused():
+    small = EncoderConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    other = EncoderConfig(vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    with pytest.raises(BadInput, match="image 12"):
+        PretrainingHeads(LightningDOTConfig(txt=small, img=other))

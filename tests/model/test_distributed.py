@@ -1,0 +1,149 @@
+"""Several ranks compute what one process computes: real processes under torchrun (Gloo) and horovodrun."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks_worker import CASES, build, compute
+
+from data.errors import BadInput
+from model.distributed import SINGLE, _buckets, start
+
+WORKER = Path(__file__).parents[1] / "ranks_worker.py"
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "torch": lambda n: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)],
+    "horovod": lambda n: [str(BIN / "horovodrun"), "--gloo", "-np", str(n), sys.executable],
+}
+
+
+def launch(backend, n, cases, out, timeout=60, status=0):
+    """Run the worker on ``n`` ranks → what rank 0 wrote down."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RANKS_TIMEOUT": str(timeout)}
+    command = [*LAUNCHERS[backend](n), str(WORKER), ",".join(cases), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert (done.returncode == 0) == (status == 0), done.stdout + done.stderr
+    return torch.load(out, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def single():
+    model, heads = build()
+    return {case: compute(case, SINGLE, model, heads) for case in CASES}
+
+
+@pytest.fixture(
+    scope="module", params=[("torch", 2), ("torch", 3), pytest.param(("horovod", 2), marks=pytest.mark.horovod)]
+)
+def together(request, tmp_path_factory):
+    backend, n = request.param
+    out = tmp_path_factory.mktemp("ranks") / "out.pt"
+    return n, launch(backend, n, [*CASES, "weights", "types", "out_of_step"], out)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_are_those_of_one_process(together, single, case):
+    found, expected = together[1][case], single[case]
+    torch.testing.assert_close(found["loss"], expected["loss"], atol=1e-5, rtol=1e-5, check_dtype=False)
+    assert found["gradients"].keys() == expected["gradients"].keys()
+    for name, gradient in expected["gradients"].items():
+        torch.testing.assert_close(found["gradients"][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected["gradients"].values())
+
+
+def test_siblings_on_other_ranks_are_masked(together):
+    """The case is worth something: with the siblings kept the loss is another."""
+    assert together[1]["cmr"]["loss"] < together[1]["cmr_keep"]["loss"] - 1e-3
+
+
+def test_ranks_start_and_stay_with_the_same_weights(together):
+    assert together[1]["weights"]["spread"] == 0
+
+
+def test_rows_of_every_type_are_gathered(together):
+    n, results = together
+    rows = [float(rank) for rank in range(n) for _ in range(rank + 1)]
+    assert results["types"]["dtypes"] == ["torch.int64", "torch.bfloat16", "torch.bool", "torch.float16"]
+    for index, found in enumerate(results["types"]["rows"]):
+        assert found.tolist() == [min(row, 1.0) if index == 2 else row for row in rows]
+
+
+def test_a_rank_out_of_step_is_named(together):
+    n, results = together
+    assert f"ranks are out of step, at {[[3, rank] for rank in range(n)]}" in results["out_of_step"]["message"]
+
+
+def test_a_dead_rank_is_not_waited_for(tmp_path):
+    """Not through the launcher, which would end the others too."""
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29517",
+        "WORLD_SIZE": "2",
+        "RANKS_TIMEOUT": "20",
+    }
+    command = [sys.executable, str(WORKER), "dead", str(tmp_path / "out.pt")]
+    ranks = [subprocess.Popen(command, env=environment | {"RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(2)]
+    assert ranks[1].wait(timeout=120) == 7
+    ranks[0].wait(timeout=120)
+    found = torch.load(tmp_path / "out.pt", weights_only=True)["dead"]
+    assert "rank 0 of 2: another rank died, hangs, or is out of step" in found["message"]
+    assert found["seconds"] < 40
+
+
+def test_one_process_on_its_own():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert SINGLE.gather(x, [3]) is x and SINGLE.exchange([1, 2]).tolist() == [[1, 2]]
+    met = SINGLE.meet([4], 3, 2, "SIGTERM")
+    assert (met.sizes, met.predictions, met.stop) == ([3], 2, True)
+
+
+def test_backends_need_their_launcher(monkeypatch):
+    for name in ("WORLD_SIZE", "HOROVOD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert start("auto", False, 10) is SINGLE and start("none", False, 10) is SINGLE
+    with pytest.raises(BadInput, match="distributed torch: started without torchrun"):
+        start("torch", False, 10)
+    if importlib.util.find_spec("horovod") is None:
+        with pytest.raises(BadInput, match="Horovod is not installed"):
+            start("horovod", False, 10)
+
+
+@pytest.mark.horovod
+def test_horovod_without_horovodrun_is_refused():
+    """It would silently make worlds of one."""
+    code = "from optim.distributed import start; start('horovod', False, 10)"
+    environment = {k: v for k, v in os.environ.items() if k != "HOROVOD_SIZE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=WORKER.parents[1]
+    )
+    assert "started without horovodrun, Horovod sees 1 ranks (HOROVOD_SIZE is not set)" in done.stderr
+
+
+def test_gradients_are_sent_in_buckets_of_one_type(monkeypatch):
+    monkeypatch.setattr("model.distributed.BUCKET_BYTES", 40)
+    tensors = [torch.zeros(n, dtype=t) for n, t in ((4, torch.float32), (6, torch.float32), (2, torch.float32),
+                                                    (3, torch.float64), (9, torch.float64), (1, torch.float64))]  # fmt: skip
+    assert [[len(t) for t in bucket] for bucket in _buckets(tensors)] == [[4, 6], [2], [3, 9], [1]]
+
+
+@pytest.mark.horovod
+def test_both_engines_train_alike(small_world, tmp_path):
+    """Two ranks under each launcher: the same data and tasks, and losses that differ by rounding alone."""
+    metrics = {}
+    for backend, launcher in LAUNCHERS.items():
+        words = ["--config", small_world / "pretrain.yaml", "--output-dir", tmp_path / backend]
+        command = [*launcher(2), WORKER.parents[1] / "pretrain.py", *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert json.loads((tmp_path / backend / "run.json").read_text())["distributed"] == backend
+        lines = [json.loads(line) for line in (tmp_path / backend / "metrics.jsonl").read_text().splitlines()]
+        metrics[backend] = [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+    assert len(metrics["torch"]) == len(metrics["horovod"]) > 32
+    for found, expected in zip(metrics["horovod"], metrics["torch"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)

@@ -1,0 +1,71 @@
+"""On a GPU: the same numbers as on the CPU, and training that fits it. `make test` leaves these out where there is none."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from ranks_worker import build, make_batch
+
+from model.distributed import SINGLE
+from model.objectives.gradient_cache import backward_in_chunks
+from model.objectives.pretraining import TASKS, CmrOptions, contrast, embed, forward_task
+from model.precision import autocast, loss_scaler
+from optim.optimizer import OptimOptions, apply_update, build_optimizer
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_losses_and_gradients_are_those_of_the_cpu(task):
+    losses, gradients = [], []
+    for device in (torch.device("cpu"), GPU):
+        model, heads = (module.to(device) for module in build())
+        loss = forward_task(task, model, heads, make_batch(task, list(range(7))).to(device)).mean
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_lowers_the_loss_in_every_precision(precision):
+    model, heads = (module.to(GPU) for module in build())
+    optimizer, scaler = build_optimizer([model, heads], OptimOptions(lr=3e-3)), loss_scaler(GPU, precision)
+    batch = make_batch("cmr", list(range(7))).to(GPU)
+    losses = []
+    for _ in range(30):
+        with autocast(GPU, precision):
+            loss = forward_task("cmr", model, heads, batch).mean
+        scaler.scale(loss).backward()
+        apply_update(optimizer, scaler, SINGLE, 3e-3, 5.0)
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_gradient_cache_sees_the_dropout_of_the_gpu_twice():
+    model = build(dropout=0.3)[0].to(GPU)
+    batch = make_batch("cmr", list(range(7))).to(GPU)
+    context = functools.partial(autocast, GPU, "bf16")
+
+    def loss_of(embedded):
+        return contrast(embedded, batch, CmrOptions()).share(7)
+
+    found = []
+    for cached in (False, True):
+        twin = copy.deepcopy(model)
+        torch.manual_seed(1)
+        if cached:
+            backward_in_chunks(twin, batch, 3, context, loss_of)
+        else:
+            parts = []
+            for part in batch.split(3):
+                with context():
+                    parts.append(embed(twin, part))
+            loss_of([None if views[0] is None else torch.cat(views) for views in zip(*parts, strict=True)]).backward()
+        found.append({n: p.grad for n, p in twin.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-2, msg=name)

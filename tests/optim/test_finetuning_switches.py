@@ -1,0 +1,219 @@
+"""Fine-tuning's switches: the original's recipe step by step, third view, hard negatives, distillation, frozen towers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import eval_itm
+import train_itm
+from configs import cli
+from data.annotations.records import Caption
+from data.batches.pairs import open_image_captions, open_pairs
+from data.batches.teacher import write_teacher_scores
+from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.errors import BadInput
+from data.index.reader import EmbeddingIndex
+from data.regions.db import BoxOptions
+from model.bi_encoder import LightningDOT
+from model.evaluation.outcomes import embed_pairs, evaluate
+from model.retrieval.encoding import build_image_index
+
+ORIGINAL = """--siblings keep --optim.algorithm adamw_original --optim.no_decay original --optim.schedule hf_linear
+--optim.warmup-ratio 0.1 --optim.betas [0.9,0.999] --optim.eps 1e-8 --optim.weight-decay 0.01 --optim.grad-clip 0
+--model.dropout 0 --optim.lr 1e-3""".split()
+
+
+@pytest.fixture(scope="module")
+def image_captions(small_world):
+    """Text DBs with one caption of each training and validation image."""
+    tokenizer = load_tokenizer(small_world / "tokenizer")
+    for split in ("train", "val"):
+        captions = CaptionDB(small_world / "db_de" / split)
+        records = [
+            Caption(f"{key[:-4]}.png", captions[ids[0]]["raw"], f"{key}#0", split, "de")
+            for key, ids in captions.img2txts.items()
+        ]
+        write_caption_db(small_world / "image_captions" / split, records, tokenizer, ["test"])
+    return small_world / "image_captions"
+
+
+@pytest.fixture
+def train(small_world, pretrained, tmp_path):
+    """Fine-tune in this process → (run folder, lines of metrics)."""
+
+    def run(*words, name="run"):
+        fixed = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", "--languages", "en"]
+        words = [*fixed, "--output-dir", tmp_path / name, *words]
+        train_itm.main(cli.parse(train_itm.FinetuneConfig, [str(word) for word in words]))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return tmp_path / name, [json.loads(line) for line in lines]
+
+    return run
+
+
+def losses(lines):
+    return [line["train/cmr/loss"] for line in lines if "train/cmr/loss" in line]
+
+
+def test_the_originals_recipe_step_by_step(train, small_world, pretrained, image_captions):
+    """Third view and all, against a plain loop: one parameter at a time, schedule and decay as recorded."""
+    view = ["--image-captions", "image_captions/train", "--val-image-captions", "image_captions/val"]
+    folder, lines = train(*ORIGINAL, *view, "--caption-score-weight", 0.1, "--epochs", 1)
+
+    model = LightningDOT.from_pretrained(pretrained / "last", dropout=0.0)
+    third = open_image_captions(str(image_captions / "train"), 0.1)
+    data = open_pairs(str(small_world / "db/train"), str(small_world / "regions"), BoxOptions(), 62, ["en"])
+    order = np.random.default_rng([42, 0]).permutation(len(data))
+    total = -(-len(data) // 16)
+    warmup = round(0.1 * total)
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
+    expected = []
+    for step in range(total):
+        batch = data.batch(order[16 * step : 16 * (step + 1)])
+        texts = model.encode_text(batch.input_ids, batch.attention_mask)
+        images = model.encode_image(batch.features, batch.positions, batch.region_mask)
+        words = [torch.from_numpy(third.input_ids(key))[None] for key in batch.img_keys]
+        captions = torch.cat([model.encode_text(ids, torch.ones_like(ids)) for ids in words])
+        own = torch.arange(len(texts))
+        t2i = F.cross_entropy(texts @ (0.9 * images + 0.1 * captions).T, own)
+        i2t = F.cross_entropy(images @ (0.9 * texts + 0.1 * captions).T, own)
+        loss = (t2i + i2t) / 2
+        expected.append(float(loss.detach()))
+        model.zero_grad()
+        loss.backward()
+        rate = 1e-3 * (step / warmup if step < warmup else (total - step) / (total - warmup))
+        for name, p in model.named_parameters():
+            if p.grad is None:
+                continue
+            m, v = moments[name]
+            m.mul_(0.9).add_(0.1 * p.grad), v.mul_(0.999).add_(0.001 * p.grad**2)
+            corrected = (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
+            p.data -= rate * corrected * m / (v.sqrt() + 1e-8)
+            if "bias" not in name and "LayerNorm.weight" not in name:
+                p.data -= rate * 0.01 * p.data
+    assert warmup and losses(lines) == pytest.approx(expected, abs=1e-5)
+    for name, tensor in load_file(folder / "last" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-5, rtol=1e-4)
+
+
+def test_hard_negatives_enter_from_their_first_epoch_and_survive_a_stop(train):
+    words = ["--hard-negatives.count", 2, "--hard-negatives.window", "1-5", "--epochs", 3]
+    folder, lines = train(*words, name="whole")
+    plain = train("--epochs", 3, name="plain")[1]
+    per_epoch = len(losses(plain)) // 3
+    assert losses(lines)[:per_epoch] == losses(plain)[:per_epoch]
+    more = np.array(losses(lines)[per_epoch:]) > np.array(losses(plain)[per_epoch:])
+    assert more.mean() > 0.8  # more negatives, and hard ones
+    training = torch.load(folder / "last" / "training.pt", weights_only=True)
+    assert training["ranking"].shape[1] == 5
+
+
+def test_distillation_pulls_the_ranking_towards_the_teacher(train, small_world, tmp_path):
+    data = open_pairs(str(small_world / "db/train"), str(small_world / "regions"), BoxOptions(), 62, ["en"])
+    rng = np.random.default_rng(0)
+    candidates = np.tile(np.arange(len(data.images)), (len(data), 1))
+    scores = np.tile(2 * rng.normal(size=len(data.images)), (len(data), 1)).astype(np.float32)  # some images please it
+    write_teacher_scores(tmp_path / "scores.npz", data.ids, data.images, candidates, scores)
+    words = ["--distill.scores", tmp_path / "scores.npz", "--distill.weight", 50, "--distill.temperature", 2]
+
+    def divergence(folder):
+        txt, img, _ = embed_pairs(LightningDOT.from_pretrained(folder / "last"), data, "cpu", "fp32")
+        target = torch.from_numpy(scores / 2).softmax(1)
+        return float(F.kl_div((txt @ img.T / 2).log_softmax(1), target, reduction="batchmean"))
+
+    long = ["--epochs", 8, "--optim.lr", 5e-3]
+    taught, plain = (train(*each, *long, name=name)[0] for each, name in ((words, "taught"), ((), "plain")))
+    assert divergence(taught) < 0.5 * divergence(plain), (divergence(taught), divergence(plain))
+
+
+@pytest.mark.parametrize("side", ["txt", "img"])
+def test_a_frozen_tower_stays_bit_for_bit(train, pretrained, side):
+    folder, _ = train(f"--model.freeze-{side}", "--epochs", 1)
+    before, after = load_file(pretrained / "last/model.safetensors"), load_file(folder / "last/model.safetensors")
+    changed = {name.split("_")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"txt", "img"} - {side}
+
+
+def test_a_frozen_tower_has_no_dropout_while_the_other_trains(pretrained):
+    model = LightningDOT.from_pretrained(pretrained / "last", dropout=0.5)
+    model.freeze(txt=True)
+    model.train()
+    ids, mask = torch.tensor([[2, 7, 8, 9, 3]]), torch.ones(1, 5)
+    assert torch.equal(model.encode_text(ids, mask), model.encode_text(ids, mask))
+    images = torch.randn(1, 3, 32), torch.rand(1, 3, 7), torch.ones(1, 3)
+    assert not torch.equal(model.encode_image(*images), model.encode_image(*images))
+
+
+def test_accumulated_batches_are_one_update(train, small_world):
+    """The last update of an epoch averages over the batches that are left."""
+    lines = train("--grad-accumulation", 3, "--epochs", 1)[1]
+    batches = -(
+        -len(open_pairs(str(small_world / "db/train"), str(small_world / "regions"), BoxOptions(), 62, ["en"])) // 16
+    )
+    assert batches % 3 and len(losses(lines)) == -(-batches // 3)
+
+
+def test_several_databases_are_trained_on_and_mined_as_one(train, small_world):
+    words = ["--train-captions", "db/train", "db/test", "--val-regions", "regions", "--epochs", 2]
+    folder, _ = train(*words, "--train-regions", "regions", "regions", "--hard-negatives.count", 2,
+                      "--hard-negatives.window", "0-30")  # fmt: skip
+    count = sum(len(open_pairs(str(small_world / f"db/{name}"), str(small_world / "regions"), BoxOptions(), 62, ["en"]))
+                for name in ("train", "test"))  # fmt: skip
+    assert json.loads((folder / "run.json").read_text())["train"] == {"captions": count, "images": 32}
+    ranking = torch.load(folder / "last" / "training.pt", weights_only=True)["ranking"]
+    assert len(ranking) == count and set(ranking.unique().tolist()) & set(range(24, 32))
+
+
+def test_third_view_is_part_of_an_image_embedding(small_world, pretrained, image_captions, tmp_path):
+    third = str(image_captions / "val")
+    boxes = BoxOptions()
+    paths = str(small_world / "db/val"), str(small_world / "regions")
+    data = open_pairs(*paths, boxes, image_captions=third, caption_weight=0.3)
+    model = LightningDOT.from_pretrained(pretrained / "last")
+    _, mixed, _ = embed_pairs(model, data, "cpu", "fp32")
+    _, plain, _ = embed_pairs(model, open_pairs(*paths, boxes), "cpu", "fp32")
+    ids = [torch.from_numpy(data.image_captions.input_ids(key))[None] for key in data.images]
+    with torch.no_grad():
+        captions = torch.cat([model.encode_text(each, torch.ones_like(each)) for each in ids])
+    torch.testing.assert_close(mixed, 0.7 * plain + 0.3 * captions, atol=1e-5, rtol=1e-5)
+
+    stamps = []
+    for view in (data.image_captions, None, open_image_captions(third, 0.2)):
+        build_image_index(model, data.regions, data.images, tmp_path / "index", image_captions=view, progress=False)
+        stamps.append(EmbeddingIndex(tmp_path / "index").header["data"])
+    assert len(set(stamps)) == 3  # an index of another view is never used again
+
+    words = [
+        "--checkpoint",
+        pretrained / "last",
+        "--captions",
+        paths[0],
+        "--regions",
+        paths[1],
+        "--image-captions",
+        third,
+    ]
+    words += ["--caption-score-weight", 0.3, "--output-dir", tmp_path / "eval"]
+    eval_itm.main(cli.parse(eval_itm.EvalConfig, [str(word) for word in words]))
+    found = json.loads((tmp_path / "eval" / "results.json").read_text())["recall"]
+    assert found["all"] == pytest.approx(evaluate(model, data, "cpu")["all"])
+    index = EmbeddingIndex(tmp_path / "eval" / "img")
+    order = [data.images.index(name) for name in index.ids()]
+    np.testing.assert_allclose(index.vectors(np.arange(len(index))), mixed[order], atol=1e-5)
+
+
+def test_bad_switches_are_one_clear_line(small_world, pretrained, image_captions, train):
+    with pytest.raises(BadInput, match="the third view needs both, a weight above 0"):
+        train("--caption-score-weight", 0.1)
+    with pytest.raises(BadInput, match="image_captions/val: has no caption of image"):
+        train("--caption-score-weight", 0.1, "--image-captions", "image_captions/val")
+    with pytest.raises(BadInput, match="distill: scores and weight go together"):
+        train("--distill.weight", 1)
+    with pytest.raises(BadInput, match="leave nothing to train"):
+        train("--model.freeze-txt", "--model.freeze-img")
+    with pytest.raises(BadInput, match="24 images in all"):
+        train("--hard-negatives.count", 2, "--hard-negatives.window", "20-40")

@@ -1,0 +1,291 @@
+"""scripts/build_captions.py on public formats: splits, what is excluded, counts, missing pictures, the report."""
+
+import json
+
+import pytest
+
+from configs import cli
+from data.annotations import splits as splitting
+from data.annotations.published import COUNTS, dataset_of, differences
+from data.annotations.records import Caption
+from data.captions.db import CaptionDB
+from data.errors import BadInput
+from scripts import build_captions
+
+
+@pytest.fixture
+def build(tmp_path):
+    """``build(annotations, words...)`` → the report."""
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join([*"[PAD] [UNK] [CLS] [SEP] [MASK] a dog".split(), *map(str, range(10))]) + "\n")
+
+    def run(annotations, *words):
+        words = [
+            "--annotations",
+            annotations,
+            "--tokenizer",
+            vocabulary,
+            "--out",
+            tmp_path / "db",
+            *words,
+        ]
+        build_captions.main(cli.parse(build_captions.Options, [str(word) for word in words]))
+        return json.loads((tmp_path / "db/report.json").read_text())
+
+    return run
+
+
+def karpathy(path, splits, name="{}.jpg"):
+    images = [
+        {"filename": name.format(n), "split": split, "sentences": [{"raw": f"a dog {n}", "sentid": n}]}
+        for n, split in splits.items()
+    ]
+    path.write_text(json.dumps({"images": images, "dataset": "x"}))
+    return path
+
+
+def test_bad_records_are_reported_and_the_rest_goes_on(build, tmp_path, capsys):
+    line = {"image": "a.jpg", "captions": {"en": ["a dog"]}, "split": "train"}
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([json.dumps(line), "{", json.dumps({**line, "image": "b.jpg"})]))
+    report = build(path)
+    assert report["bad_records"]["count"] == 1 and "a.jsonl: line 2 is not JSON" in report["bad_records"]["first"][0]
+    assert report["splits"]["train"]["captions"] == 2 and CaptionDB(tmp_path / "db/train").ids[:] == ["a#en0", "b#en0"]
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {path}: left out 1 bad records, the first:") and warning.count("\n") == 1
+    with pytest.raises(BadInput, match="line 2 is not JSON"):
+        build(path, "--strict")
+    path.write_text("{\n{")
+    with pytest.raises(BadInput, match="line 1 is not JSON"):
+        build(path)
+
+
+# ---- splits ----------------------------------------------------------------------------------------------------------
+
+
+def test_split_lists(build, tmp_path, capsys):
+    path = tmp_path / "results.token"
+    path.write_text("".join(f"{n}.jpg#{i}\ta dog\n" for n in range(4) for i in range(2)))
+    (tmp_path / "val.txt").write_text("1.jpg\n")
+    (tmp_path / "list").write_text("0\n3.jpg\n")
+    words = ["--format", "token", "--split-lists", f"train={tmp_path / 'list'}", tmp_path / "val.txt"]
+    report = build(path, *words)
+    assert report["in_no_split_list"] == 2 and "left out: 2 captions" in capsys.readouterr().out
+    assert report["counts"]["dataset"] == "flickr30k"
+    for split, pictures in {"train": ["0.npz", "3.npz"], "val": ["1.npz"]}.items():
+        assert list(CaptionDB(tmp_path / "db" / split).img2txts) == pictures
+    (tmp_path / "val.txt").write_text("3.jpg\n")
+    with pytest.raises(BadInput, match=r"val.txt: line 1: 3 is in split train too"):
+        build(path, *words)
+    (tmp_path / "list").write_text("")
+    (tmp_path / "val.txt").write_text("77.jpg\n")
+    with pytest.raises(BadInput, match="no picture of it is in"):
+        build(path, *words)
+
+
+def test_a_split_stays_below_out(build, tmp_path, capsys):
+    path = karpathy(tmp_path / "x.json", {1: "train", 2: "../evil", 3: None})
+    report = build(path, "--format", "karpathy")
+    assert report["bad_records"]["count"] == 2 and list(report["splits"]) == ["train"]
+    assert "(2.jpg): split is '../evil', expected a name" in report["bad_records"]["first"][0]
+    (tmp_path / "list").write_text("1.jpg\n")
+    for words in (["--split", "../evil"], ["--shares", "../evil=1"], ["--split-lists", f"../evil={tmp_path / 'list'}"]):
+        with pytest.raises(BadInput, match=r"split is '\.\./evil', expected a name"):
+            build(path, "--format", "karpathy", *words)
+    assert not (tmp_path / "evil").exists()
+
+
+def captions_of(names, split="train"):
+    return [Caption(name, "x", f"{name}#{i}", split, "en") for name in names for i in range(2)]
+
+
+def test_shares_are_of_pictures_and_repeat_with_their_seed():
+    captions = captions_of([f"{n}.jpg" for n in range(20)])
+    shares = {"train": 0.8, "val": 0.1, "test": 0.1}
+    drawn = splitting.by_shares(captions, shares, seed=0)
+    split_of = {c.image: c.split for c in drawn}
+    assert all(split_of[c.image] == c.split for c in drawn)
+    assert [list(split_of.values()).count(name) for name in shares] == [16, 2, 2]
+    again = splitting.by_shares(captions[::-1], shares, seed=0)
+    assert {c.image: c.split for c in again} == split_of
+    assert {c.image: c.split for c in splitting.by_shares(captions, shares, seed=1)} != split_of
+    for wrong, message in (
+        ({"train": 0.5}, "add up to 1"),
+        ({"a": 1.5, "b": -0.5}, "above 0"),
+        ({"a": 0.99, "b": 0.01}, "empty"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            splitting.by_shares(captions, wrong, 0)
+
+
+def test_lines_without_a_split(build, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"image": f"p{n}.jpg", "captions": {"en": ["a dog"]}}) + "\n" for n in range(4)))
+    with pytest.raises(BadInput, match=r"line 1 has \['captions', 'image'\], expected an object with .* split"):
+        build(path)
+    report = build(path, "--shares", "train=0.5", "val=0.5")
+    assert {name: s["captions"] for name, s in report["splits"].items()} == {"train": 2, "val": 2}
+
+
+def test_shares_on_the_command_line(build, tmp_path):
+    path = tmp_path / "region_descriptions.json"
+    path.write_text(json.dumps([{"id": n, "regions": [{"region_id": n, "phrase": "a dog"}]} for n in range(10)]))
+    words = ["--format", "visual-genome", "--image-key", "vg_{stem}.npz", "--shares"]
+    report = build(path, *words, "train=0.9", "val=0.1")
+    assert {name: s["captions"] for name, s in report["splits"].items()} == {"train": 9, "val": 1}
+    assert all(key.startswith("vg_") for key in CaptionDB(tmp_path / "db/train").img2txts)
+    with pytest.raises(BadInput, match="--shares train: expected words such as"):
+        build(path, *words, "train")
+    with pytest.raises(BadInput, match="both say the split"):
+        build(path, *words, "train=1", "--split-lists", "x.txt")
+
+
+# ---- the same photograph under several names -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, form, photo",
+    [
+        ("COCO_val2014_000000000042.jpg", "karpathy", "coco:42"),
+        ("x/000000397133.jpg", "coco", "coco:397133"),
+        ("1000092795.jpg", "karpathy", "flickr:1000092795"),
+        ("1003163366_44323f5815.jpg", "jsonl", "flickr:1003163366"),
+        ("36979.jpg", "token", "flickr:36979"),
+        ("2316842.jpg", "visual-genome", "vg:2316842"),
+        ("dog_2.jpg", "jsonl", "name:dog_2"),
+        ("42.jpg", "jsonl", "name:42"),
+    ],
+)
+def test_photographs_by_name(name, form, photo):
+    assert splitting.photo_id(name, form) == photo
+
+
+def test_pretraining_leaves_out_what_is_tested_on(build, tmp_path, capsys):
+    """COCO without its own val and test, and without the photographs that Flickr30k has under Flickr's number."""
+    splits = {1: "train", 2: "restval", 3: "val", 4: "test", 5: "train", 6: "restval"}
+    coco = karpathy(tmp_path / "dataset_mine.json", splits, "COCO_val2014_{:012d}.jpg")
+    flickr = karpathy(tmp_path / "dataset_flickr.json", {100001: "train", 100002: "test"})
+    urls = {1: 100001, 2: 100009, 6: 100002}
+    images = [
+        {"id": n, "flickr_url": f"http://farm7.staticflickr.com/1/{photo}_da26cf2c9e_z.jpg"}
+        for n, photo in urls.items()
+    ]
+    addresses = tmp_path / "captions_val2014.json"
+    addresses.write_text(json.dumps({"images": images, "annotations": []}))
+    words = ["--format", "karpathy", "--exclude", flickr, "--addresses", addresses]
+    report = build(coco, *words)
+    assert report["excluded_pictures"] == {"train": 1, "restval": 1}
+    found = {split: CaptionDB(tmp_path / "db" / split).ids[:] for split in ("train", "restval", "val", "test")}
+    assert found == {"train": ["5"], "restval": ["2"], "val": ["3"], "test": ["4"]}
+    assert "excluded: 1 pictures of train, 1 pictures of restval" in capsys.readouterr().out
+
+    words[3] = f"{flickr}:test"
+    assert build(coco, *words, "--restval-as-train")["excluded_pictures"] == {"restval": 1}
+    assert CaptionDB(tmp_path / "db/train").ids[:] == ["1", "2", "5"]
+    with pytest.raises(BadInput, match=r"has no split dev, found \['test', 'train'\]"):
+        build(coco, *words[:3], f"{flickr}:dev")
+
+    # Visual Genome's pictures are partly COCO's: image_data.json says which
+    regions = tmp_path / "region_descriptions.json"
+    regions.write_text(json.dumps([{"id": n, "regions": [{"region_id": n, "phrase": "a dog"}]} for n in (11, 12, 13)]))
+    (tmp_path / "image_data.json").write_text(
+        json.dumps(
+            [{"image_id": 11, "coco_id": 4, "flickr_id": None}, {"image_id": 12, "coco_id": None, "flickr_id": 7}]
+        )
+    )
+    words = ["--format", "visual-genome", "--exclude", f"{coco}:val,test", "--addresses", tmp_path / "image_data.json"]
+    assert build(regions, *words)["excluded_pictures"] == {"train": 1}
+    assert list(CaptionDB(tmp_path / "db/train").txt2img) == ["12#12", "13#13"]
+    (tmp_path / "list.txt").write_text("COCO_val2014_000000000001.jpg#5\n")
+    assert build(coco, "--format", "karpathy", "--exclude", tmp_path / "list.txt")["excluded_pictures"] == {"train": 1}
+    with pytest.raises(BadInput, match="image 0: what it has is"):
+        (tmp_path / "image_data.json").write_text('[{"x": 1}]')
+        build(regions, *words)
+
+
+def test_photographs_in_several_splits_are_reported(build, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    lines = [
+        ("1003163366_44323f5815.jpg", "train"),
+        ("1003163366.jpg", "val"),
+        ("COCO_train2014_000000000001.jpg", "train"),
+    ]
+    path.write_text("\n".join(json.dumps({"image": n, "captions": {"en": ["a"]}, "split": s}) for n, s in lines))
+    report = build(path)
+    expected = "flickr:1003163366: 1003163366_44323f5815.jpg in train, 1003163366.jpg in val"
+    assert report["in_several_splits"] == {"count": 1, "first": [expected]}
+    assert f"warning: 1 photographs are in several splits, the first: {expected}" in capsys.readouterr().err
+    captions = captions_of(["1.jpg"]) + captions_of(["000000000003.jpg"], "val")
+    assert splitting.in_several_splits(captions, "visual-genome", {"vg:1": {"coco:3"}}) == []
+    same = {"vg:1": {"coco:3", "flickr:9"}, "coco:3": {"flickr:9"}}
+    captions = captions_of(["1.jpg"]) + captions_of(["2.jpg"], "val")
+    assert splitting.in_several_splits(captions, "visual-genome", same) == []
+    assert len(splitting.in_several_splits(captions, "visual-genome", same | {"vg:2": {"coco:3"}})) == 1
+
+
+# ---- missing pictures, counts ----------------------------------------------------------------------------------------
+
+
+def test_missing_pictures_are_counted(build, tmp_path, capsys):
+    path = tmp_path / "cc.tsv"
+    path.write_text("".join(f"a dog\thttp://x.org/{n}\n" for n in range(4)))
+    (tmp_path / "files.tsv").write_text("".join(f"http://x.org/{n}\t{n}.jpg\n" for n in range(3)))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.jpg").touch()
+    words = ["--format", "pairs", "--downloaded", tmp_path / "files.tsv"]
+    assert build(path, *words)["missing_pictures"] == {"count": 1, "first": ["http://x.org/3"]}
+    report = build(path, *words, "--photos", tmp_path / "photos")
+    assert report["missing_pictures"] == {"count": 3, "first": ["http://x.org/3", "0.jpg", "2.jpg"]}
+    assert CaptionDB(tmp_path / "db/train").ids[:] == ["1"]
+    assert "warning: left out 3 captions whose picture is missing, the first: http://x.org/3" in capsys.readouterr().err
+    (tmp_path / "photos/1.jpg").unlink()
+    with pytest.raises(BadInput, match="no picture of it is there"):
+        build(path, *words, "--photos", tmp_path / "photos")
+    with pytest.raises(BadInput, match="no such folder"):
+        build(path, *words, "--photos", tmp_path / "absent")
+
+
+def test_counts_that_differ_from_the_published_ones_are_a_warning(build, tmp_path, capsys):
+    path = karpathy(tmp_path / "dataset_coco.json", {1: "train", 2: "restval", 3: "val", 4: "test"})
+    report = build(path, "--format", "karpathy")
+    lines = [f"coco, split {s}, en: found {n} pictures and {n} captions, published are {p} and {c}" for s, n, p, c in (
+        ("train", 2, "113,287", "566,747"), ("val", 1, "5,000", "25,010"), ("test", 1, "5,000", "25,010"))]  # fmt: skip
+    assert report["counts"] == {"dataset": "coco", "differences": lines}
+    assert capsys.readouterr().err == "".join(f"warning: {path}: {line}\n" for line in lines)
+    assert "counts" not in build(path, "--format", "karpathy", "--expect", "none")
+    assert build(path, "--format", "karpathy", "--expect", "flickr8k")["counts"]["dataset"] == "flickr8k"
+    with pytest.raises(BadInput, match="--expect: found imagenet"):
+        build(path, "--expect", "imagenet")
+
+
+@pytest.mark.parametrize("dataset", sorted(COUNTS))
+def test_the_published_counts_are_no_difference(dataset):
+    captions = [
+        Caption(
+            f"{n % pictures}.jpg",
+            "",
+            "",
+            "restval" if dataset == "coco" and split == "train" and n % 2 else split,
+            language,
+        )
+        for split, languages in COUNTS[dataset].items()
+        if split in ("val", "test", "test_coco")  # the small ones; the rest is found to be absent
+        for language, (pictures, number) in languages.items()
+        for n in range(number)
+    ]
+    absent = {split for split in COUNTS[dataset] if split == "train"}
+    lines = differences(dataset, captions)
+    assert {line.split("split ")[1].split(",")[0] for line in lines} == absent
+    if captions:
+        assert len(differences(dataset, captions[1:])) == len(lines) + 1
+
+
+def test_data_sets_are_known_by_their_files():
+    found = {
+        dataset_of(name, "karpathy")
+        for name in ("dataset_flickr30k.json", "dataset_coco.json", "dataset_flickr8k.json")
+    }
+    assert found == {"flickr30k", "coco", "flickr8k"} and dataset_of("mine.json", "karpathy") is None
+    assert dataset_of("captions_train2014.json", "coco") == "coco2014-train" and dataset_of("x.json", "coco") is None
+    assert dataset_of("results_20130124.token", "token") == "flickr30k" and dataset_of("a.jsonl", "jsonl") is None
+    assert {dataset_of("x", form) for form in ("multi30k", "multi30k-task1", "multi30k-task2")} < set(COUNTS)

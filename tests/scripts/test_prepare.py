@@ -1,0 +1,152 @@
+"""scripts/prepare.py: own pictures in every state."""
+
+import json
+import os
+
+import pytest
+
+from configs import cli
+from data.captions.db import CaptionDB
+from data.errors import BadInput
+from scripts import prepare
+
+
+@pytest.fixture
+def own(small_world, tmp_path, monkeypatch):
+    """Work in a folder with twelve pictures of the small world and captions without splits → the words of the command."""
+    monkeypatch.chdir(tmp_path)
+    photos = sorted((small_world / "photos").iterdir())[:12]
+    os.mkdir("photos")
+    lines = []
+    for n, photo in enumerate(photos):
+        (tmp_path / "photos" / f"p{n}.jpg").write_bytes(photo.read_bytes())
+        lines.append(
+            {"image": f"p{n}.jpg", "captions": {"en": ["a red circle", f"shape {n}"], "de": ["ein roter Kreis"]}}
+        )
+    write(lines)
+    return ["--photos", "photos", "--captions", "a.jsonl", "--out", "data", "--vocab-size", "300"]
+
+
+SMALL = ["--extract", "feature-dim=16", "num-labels=5", "size=64", "workers=0"]
+
+
+def write(lines):
+    with open("a.jsonl", "w") as file:
+        file.writelines((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+
+
+def lines():
+    return [json.loads(line) for line in open("a.jsonl")]
+
+
+def run(*words):
+    prepare.main(cli.parse(prepare.Options, list(words)))
+    return json.load(open("data/report.json"))
+
+
+def test_bad_input_is_left_out_and_the_rest_goes_on(own, capfd):
+    more = [{"image": "absent.jpg", "captions": {"en": ["x"]}}, {"image": "broken.png", "captions": {"en": ["y"]}}, "{"]
+    open("photos/broken.png", "wb").write(b"no picture")
+    write([*lines(), *more])
+    report = run(*own, *SMALL)
+    shown = capfd.readouterr()
+    assert report["bad_records"]["count"] == 1 and "a.jsonl: line 15 is not JSON" in shown.err
+    assert report["pictures_without_regions"] == {"count": 2, "first": ["absent.jpg", "broken.png"]}
+    assert "warning: left out 2 pictures that are absent or cannot be read, the first: absent.jpg" in shown.err
+    assert list(json.load(open("data/regions/report.json"))["bad_photos"]) == ["photos/broken.png"]
+    sizes = {name: len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")}
+    assert sizes == {"train": 10, "val": 1, "test": 1}
+    assert (
+        "train:    python train_itm.py --config configs/finetune/own_small.yaml --data-root data --output-dir data/run\n"
+        in shown.out
+    )
+    assert {found["records"] for found in report["checks"].values()} == {12, 30, 3}
+
+    again = run(*own, *SMALL, "--languages", "en", "--shares", "train=0.5", "val=0.5")
+    assert "is there already and used as it is" in capfd.readouterr().out
+    assert set(CaptionDB("data/db/val").languages.values()) == {"en"} and len(CaptionDB("data/db/val").img2txts) == 6
+    assert again["pictures_without_regions"]["count"] == 2
+
+
+def test_captions_of_a_photo_whose_key_another_has(own, capfd):
+    os.mkdir("photos/x")
+    os.rename("photos/p9.jpg", "photos/x/p0.jpg")
+    with open("a.tsv", "w") as file:
+        file.writelines(f"a red circle\t{n}.jpg\n" for n in ["x/p0", *(f"p{n}" for n in range(12) if n != 9)])
+    own[3] = "a.tsv"
+    report = run(*own, *SMALL, "--format", "pairs")
+    assert report["pictures_without_regions"] == {"count": 1, "first": ["x/p0.jpg"]}
+    assert sum(len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")) == 11
+
+
+def test_splits_of_the_file_are_kept_and_boxes_are_told(own, capfd):
+    write([line | {"split": "val" if n < 4 else "train"} for n, line in enumerate(lines())])
+    report = run(*own, *SMALL, "conf-th=0.6", "min-bb=4", "max-bb=20")
+    shown = capfd.readouterr().out
+    boxes = "--boxes.conf-th 0.6 --boxes.max-bb 20 --boxes.min-bb 4"
+    assert f"--data-root data {boxes} --output-dir data/run" in shown
+    assert f"--captions data/db/val --regions data/regions {boxes}" in shown
+    assert len(CaptionDB("data/db/val").img2txts) == 4 and "in_several_splits" not in report
+
+
+def test_a_picture_in_several_splits_is_in_one(own, capfd):
+    """Of Karpathy's form, in two splits; of JSON lines, with a caption a line."""
+    splits = ["test", "val", "val", *["train"] * 9, "train", "train", "test"]
+    names = [*range(12), 0, 1, 2]
+    images = [
+        {"filename": f"p{n}.jpg", "split": split, "sentences": [{"raw": f"shape {i}", "sentid": i}]}
+        for i, (n, split) in enumerate(zip(names, splits, strict=True))
+    ]
+    with open("k.json", "w") as file:
+        json.dump({"images": images}, file)
+    own[3] = "k.json"
+    report = run(*own, *SMALL, "--format", "karpathy")
+    assert report["in_several_splits"]["first"][0] == "name:p0: p0.jpg in test, p0.jpg in train; it stays in test"
+    assert "3 photographs are in several splits" in capfd.readouterr().err
+    found = {name: dict(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")}
+    assert {name: sorted(map(len, texts.values())) for name, texts in found.items()} == {
+        "train": [1] * 9, "val": [2], "test": [2, 2],
+    }  # fmt: skip
+    write([{"image": f"p{n}.jpg", "captions": {"en": [f"line {i}"]}} for n in range(12) for i in range(2)])
+    own[3] = "a.jsonl"
+    assert "in_several_splits" not in run(*own, *SMALL) and len(CaptionDB("data/db/train")) == 20
+
+
+def test_a_table_and_a_given_tokenizer(own, small_world):
+    with open("a.tsv", "w") as file:
+        file.writelines(f"a red circle\tp{n}.jpg\n" for n in range(12))
+    own[3] = "a.tsv"
+    run(*own, *SMALL, "--format", "pairs", "--tokenizer", str(small_world / "tokenizer"))
+    assert not os.path.exists("data/tokenizer") and len(CaptionDB("data/db/train")) == 10
+
+
+def test_refusals(own):
+    with pytest.raises(BadInput, match=r"no caption of language fr, found {'en': 24, 'de': 12}"):
+        run(*own, *SMALL, "--languages", "fr")
+    with pytest.raises(
+        BadInput, match=r"stopped at: python scripts/extract_regions.py --photos photos .* --extractor no-such"
+    ):
+        run(*own, "--extractor", "no-such")
+    write([line | {"split": "val" if n < 4 else "test"} for n, line in enumerate(lines())])
+    with pytest.raises(BadInput, match=r"no split train, found {'val': 12, 'test': 24}; training needs train and val"):
+        run(*own, *SMALL)
+    write([line | {"image": "x" + line["image"]} for line in lines()])
+    with pytest.raises(BadInput, match="none of its pictures is in photos; names must be those of the files"):
+        run(*own, *SMALL)
+    with pytest.raises(BadInput, match="--extract size: expected NAME=VALUE"):
+        run(*own, "--out", "other", "--extract", "size")
+    write(["{"])
+    with pytest.raises(BadInput, match="line 1 is not JSON"):
+        run(*own, *SMALL)
+
+
+def test_a_damaged_database_is_named(own):
+    run(*own, *SMALL)
+    folder = next(p for p in os.listdir("data/regions") if p.startswith("nbb"))
+    counts = json.load(open(f"data/regions/{folder}"))
+    counts.pop("p3.npz")
+    json.dump(counts, open(f"data/regions/{folder}", "w"))
+    with pytest.raises(
+        BadInput, match=r"keys that the nbb file lacks; see python scripts/inspect_db.py data/regions --verify"
+    ):
+        run(*own, *SMALL)
