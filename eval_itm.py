@@ -27,7 +27,7 @@ from data.storage.atomic import atomic_file
 from model.bi_encoder import LightningDOT
 from model.evaluation.outcomes import captions_by_language, ranker, summary, wordings, write_ranks
 from model.evaluation.recall import chance_table, folds, format_table, mean_table, num_repeated, recall_table
-from model.evaluation.statistics import Ranks, Units, format_interval, intervals, resampled_recall
+from model.evaluation.statistics import QueryRanks, Units, format_interval, intervals, resampled_recall
 from model.initial import check_fits, check_longest, check_tokenizer
 from model.precision import Precision, choose_device, for_inference
 from model.retrieval.encoding import build_caption_index, build_image_index
@@ -151,9 +151,9 @@ def main(config: EvalConfig) -> None:
     ranks, duplicate_aware, found = {}, {}, {}
     for language, rows in languages.items():
         rank, found[language] = ranker(txt[rows], img, hnsw)
-        ranks[language] = Ranks(*rank(image_of[rows]), pairs.image_of[rows])
+        ranks[language] = QueryRanks(*rank(image_of[rows]), pairs.image_of[rows])
         if repeated:
-            duplicate_aware[language] = Ranks(*rank(image_of[rows], text_of[rows]), pairs.image_of[rows])
+            duplicate_aware[language] = QueryRanks(*rank(image_of[rows], text_of[rows]), pairs.image_of[rows])
 
     results = dict(zip(("recall", "intervals"), summary(ranks, config.bootstrap, config.resample)))
     if config.coco_1k:
@@ -183,7 +183,7 @@ def _folds(config: EvalConfig, txt: Tensor, img: Tensor, image_of: Tensor, hnsw:
     tables, samples = [], []
     for number, (images, rows) in enumerate(folds(image_of, len(img))):
         owner = image_of[rows] - images.start
-        fold = Ranks(*ranker(txt[rows], img[images], hnsw)[0](owner), owner.numpy())
+        fold = QueryRanks(*ranker(txt[rows], img[images], hnsw)[0](owner), owner.numpy())
         tables.append(recall_table(fold.t2i, fold.i2t))
         if config.bootstrap:  # folds share no query, so each is drawn from by itself
             samples.append(resampled_recall([[fold]], config.bootstrap, config.resample, [0, number])[:, 0, 0])
@@ -210,7 +210,7 @@ def _rerank(
         done = sum(len(each.known) for each in scores.values())
         results[str(k)] = {"pairs": done, "seconds": spent}
         for mix in (0.0, config.rerank_mix) if config.rerank_mix else (0.0,):
-            ranks = {n: Ranks(*each.after(scores[n], k, mix), pairs.image_of[each.rows]) for n, each in first.items()}
+            ranks = {n: QueryRanks(*each.after(scores[n], k, mix), pairs.image_of[each.rows]) for n, each in first.items()}
             tables = dict(zip(("recall", "intervals"), summary(ranks, config.bootstrap, config.resample)))
             results[str(k)] |= {"mixed": tables | {"mix": mix}} if mix else tables
     return results

@@ -18,7 +18,7 @@ from data.storage.atomic import atomic_file
 from model.evaluation.outcomes import read_ranks
 from model.evaluation.recall import METRICS, format_table, mean_table, recall_table
 from model.evaluation.statistics import (
-    Ranks,
+    QueryRanks,
     Units,
     difference_tests,
     format_interval,
@@ -124,7 +124,7 @@ def _check_same_queries(a: _Evaluation, b: _Evaluation) -> None:
             )
 
 
-def _compare(a: list[Ranks], b: list[Ranks], options: Options) -> dict[str, dict]:
+def _compare(a: list[QueryRanks], b: list[QueryRanks], options: Options) -> dict[str, dict]:
     """Metric → a, b, difference, low, high, test, p: of one task, or of the mean of several."""
     before, after = (mean_table([recall_table(task.t2i, task.i2t) for task in tasks]) for tasks in (a, b))
     samples = resampled_recall([a, b], options.bootstrap, options.resample).mean(axis=2)  # [B,2,7]

@@ -19,7 +19,7 @@ from data.storage.atomic import atomic_file
 from model import distributed
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import KS, listed_ranks, mean_table, recall, recall_table, retrieval_ranks
-from model.evaluation.statistics import Ranks, Units, intervals, resampled_recall
+from model.evaluation.statistics import QueryRanks, Units, intervals, resampled_recall
 from model.retrieval.encoding import encode_captions, encode_images
 
 
@@ -99,7 +99,7 @@ def ranker(txt: Tensor, img: Tensor, hnsw: HnswOptions | None = None) -> tuple[C
     return partial(listed_ranks, rows["t2i"], rows["i2t"]), found
 
 
-def summary(ranks: dict[str, Ranks], resamples: int, units: Units) -> tuple[dict, dict]:
+def summary(ranks: dict[str, QueryRanks], resamples: int, units: Units) -> tuple[dict, dict]:
     """Tables of several tasks and of their mean, ``all``: → recall {task: {metric: percent}}, and their 95% intervals
     {task: {metric: {"low", "high"}}}, empty with 0 resamples."""
     tables = {name: recall_table(task.t2i, task.i2t) for name, task in ranks.items()}
@@ -115,7 +115,7 @@ def summary(ranks: dict[str, Ranks], resamples: int, units: Units) -> tuple[dict
 # ---- outcomes of single queries, so that two evaluations can be compared ---------------------------------------------
 
 
-def write_ranks(path: str | Path, img_ids: Sequence[str], txt_ids: dict[str, Sequence[str]], ranks: dict[str, Ranks]):
+def write_ranks(path: str | Path, img_ids: Sequence[str], txt_ids: dict[str, Sequence[str]], ranks: dict[str, QueryRanks]):
     """Write the ids and 0-based ranks of every query: .npz with ``img_ids`` and, for each task, ``TASK/txt_ids, /t2i,
     /i2t, /image_of``; a rank of at least 10 and the number of candidates says: not found."""
     arrays = {"img_ids": np.array(img_ids)}
@@ -126,7 +126,7 @@ def write_ranks(path: str | Path, img_ids: Sequence[str], txt_ids: dict[str, Seq
         np.savez_compressed(file, **arrays)
 
 
-def read_ranks(path: str | Path) -> tuple[list[str], dict[str, list[str]], dict[str, Ranks]]:
+def read_ranks(path: str | Path) -> tuple[list[str], dict[str, list[str]], dict[str, QueryRanks]]:
     """What ``write_ranks`` got. Raises BadInput when the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -134,7 +134,7 @@ def read_ranks(path: str | Path) -> tuple[list[str], dict[str, list[str]], dict[
         img_ids = arrays["img_ids"].tolist()
         names = [key.removesuffix("/t2i") for key in arrays if key.endswith("/t2i")]
         txt_ids = {name: arrays[f"{name}/txt_ids"].tolist() for name in names}
-        ranks = {name: Ranks(*(arrays[f"{name}/{key}"] for key in ("t2i", "i2t", "image_of"))) for name in names}
+        ranks = {name: QueryRanks(*(arrays[f"{name}/{key}"] for key in ("t2i", "i2t", "image_of"))) for name in names}
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); evaluate again with eval_itm.py") from None
     except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:

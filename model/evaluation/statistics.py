@@ -24,7 +24,7 @@ DRAWS_AT_ONCE = 1 << 22  # numbers drawn at a time: 32 MiB
 
 
 @dataclass
-class Ranks:
+class QueryRanks:
     """The outcome of one retrieval task: 0-based ranks of every query, and which image a caption is of.
 
     ``t2i`` [T] among the images, ``i2t`` [I] among the captions, ``image_of`` [T] row of a caption's image.
@@ -36,7 +36,7 @@ class Ranks:
 
 
 def resampled_recall(
-    systems: Sequence[Sequence[Ranks]], resamples: int, units: Units = "queries", seed: int | list[int] = 0
+    systems: Sequence[Sequence[QueryRanks]], resamples: int, units: Units = "queries", seed: int | list[int] = 0
 ) -> np.ndarray:
     """Recall on queries drawn with replacement, as many as there are; the same draw for every system.
 
@@ -79,11 +79,11 @@ def format_interval(bounds: dict[str, float]) -> str:
 
 
 def _hits(ranks: np.ndarray) -> np.ndarray:
-    """Ranks [Q] → [Q,3] float64: among the first 1, 5, 10."""
+    """QueryRanks [Q] → [Q,3] float64: among the first 1, 5, 10."""
     return (ranks[:, None] < np.array(KS)).astype(np.float64)
 
 
-def _per_image(values: np.ndarray, task: Ranks) -> np.ndarray:
+def _per_image(values: np.ndarray, task: QueryRanks) -> np.ndarray:
     """Sums over each image's captions: [T,C] → [I,C]."""
     sums = np.zeros((len(task.i2t), values.shape[1]))
     np.add.at(sums, task.image_of, values)
@@ -112,7 +112,7 @@ def _parts(resamples: int, width: int) -> Iterator[slice]:
 # ---- paired tests ----------------------------------------------------------------------------------------------------
 
 
-def query_differences(a: Sequence[Ranks], b: Sequence[Ranks], units: Units = "queries") -> np.ndarray:
+def query_differences(a: Sequence[QueryRanks], b: Sequence[QueryRanks], units: Units = "queries") -> np.ndarray:
     """What each unit adds to the difference B - A of each metric, averaged over L tasks: [U,7] percentage points.
 
     The columns sum to the differences. Units are the I image queries, followed by the text queries where ``units`` is
@@ -162,7 +162,7 @@ def sign_flip(differences: np.ndarray, resamples: int, seed: int = 0) -> float:
 
 
 def difference_tests(
-    a: Sequence[Ranks], b: Sequence[Ranks], resamples: int, units: Units = "queries", seed: int = 0
+    a: Sequence[QueryRanks], b: Sequence[QueryRanks], resamples: int, units: Units = "queries", seed: int = 0
 ) -> dict[str, tuple[str, float]]:
     """Metric → (test, two-sided p-value): ``mcnemar`` where a metric is a share of independent queries that are answered
     or not, otherwise (AR, means over languages, captions that go with their images) ``sign-flip``."""

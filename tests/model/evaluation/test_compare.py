@@ -8,7 +8,7 @@ import pytest
 from data.errors import BadInput
 from model.evaluation.outcomes import write_ranks
 from model.evaluation.recall import METRICS, mean_table, recall_table
-from model.evaluation.statistics import Ranks, holm, mcnemar
+from model.evaluation.statistics import QueryRanks, holm, mcnemar
 from scripts import compare
 
 IMAGES = [f"{i:03d}.npz" for i in range(100)]
@@ -28,7 +28,7 @@ def outcomes(seed, names=("all",), hit=0.5):
     """3 captions an image; each query is answered at once with probability ``hit``, or not at all."""
     rng = np.random.default_rng(seed)
     ranks = {name: np.where(rng.random(400) < hit, 0, 300) for name in names}
-    return {name: Ranks(each[:300], each[300:], np.arange(300) // 3) for name, each in ranks.items()}
+    return {name: QueryRanks(each[:300], each[300:], np.arange(300) // 3) for name, each in ranks.items()}
 
 
 def run(capsys, *paths, **options):
@@ -67,7 +67,7 @@ def test_intervals_of_paired_differences_are_narrower_than_of_independent_ones(t
     a = outcomes(0)["all"]
     t2i = a.t2i.copy()
     t2i[np.flatnonzero(a.t2i > 0)[:10]] = 0
-    folders = write(tmp_path / "a", {"all": a}), write(tmp_path / "b", {"all": Ranks(t2i, a.i2t, a.image_of)})
+    folders = write(tmp_path / "a", {"all": a}), write(tmp_path / "b", {"all": QueryRanks(t2i, a.i2t, a.image_of)})
     run(capsys, *folders, json=str(tmp_path / "c.json"), bootstrap=2000)
     row = json.loads((tmp_path / "c.json").read_text())["comparison"]["all"]
     assert row["IR@1"]["p"] == 2 / 2**10 and row["TR@1"]["p"] == 1
@@ -103,7 +103,7 @@ def test_only_the_same_queries_are_compared(pair, tmp_path, capsys):
     moved = outcomes(0)["all"]
     moved.image_of = moved.image_of[::-1].copy()
     fewer = outcomes(0)["all"]
-    fewer = Ranks(fewer.t2i[:299], fewer.i2t, fewer.image_of[:299])
+    fewer = QueryRanks(fewer.t2i[:299], fewer.i2t, fewer.image_of[:299])
     for other, words in (
         (write(tmp_path / "c", outcomes(0), swapped), "image 5 is 005.npz in the first and 006.npz in the second"),
         (write(tmp_path / "d", outcomes(0), suffix="x"), "all caption 0 is all0 in the first and all0x in the second"),

@@ -18,7 +18,7 @@ from data.search.faiss import HnswIndex, HnswOptions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.evaluation.outcomes import captions_by_language, evaluate, ranker, read_ranks, summary, wordings, write_ranks
 from model.evaluation.recall import METRICS, mean_table, recall_table
-from model.evaluation.statistics import Ranks
+from model.evaluation.statistics import QueryRanks
 from model.transformer import EncoderConfig
 
 
@@ -84,7 +84,7 @@ def evaluated(world, small_world, tmp_path, capsys):
 
 
 def naive_ranks(out, queries, gallery, right):
-    """Ranks through loops over the stored vectors; ``right(query id, candidate id)`` says what answers."""
+    """QueryRanks through loops over the stored vectors; ``right(query id, candidate id)`` says what answers."""
     questions, candidates = EmbeddingIndex(out / queries[0]), EmbeddingIndex(out / gallery[0])
     ranks = []
     for query in queries[1]:
@@ -232,7 +232,7 @@ def test_evaluate_is_the_same_table_from_memory(evaluated, world, small_world):
 
 def test_summary_averages_tasks_and_their_resamples():
     rng = np.random.default_rng(0)
-    tasks = {name: Ranks(rng.integers(0, 20, 60), rng.integers(0, 20, 20), np.arange(60) // 3) for name in ("en", "de")}
+    tasks = {name: QueryRanks(rng.integers(0, 20, 60), rng.integers(0, 20, 20), np.arange(60) // 3) for name in ("en", "de")}
     tables, bounds = summary(tasks, 2000, "queries")
     assert tables["all"]["AR"] == pytest.approx((tables["en"]["AR"] + tables["de"]["AR"]) / 2)
     width = {name: row["IR@5"]["high"] - row["IR@5"]["low"] for name, row in bounds.items()}
@@ -242,7 +242,7 @@ def test_summary_averages_tasks_and_their_resamples():
 
 def test_damaged_ranks_are_bad_input(tmp_path):
     path = tmp_path / "ranks.npz"
-    task = Ranks(np.array([0, 3]), np.array([1, 0]), np.array([0, 1]))
+    task = QueryRanks(np.array([0, 3]), np.array([1, 0]), np.array([0, 1]))
     write_ranks(path, ["a", "ü"], {"all": ["1", "2"]}, {"all": task})
     img_ids, txt_ids, ranks = read_ranks(path)
     assert img_ids == ["a", "ü"] and txt_ids == {"all": ["1", "2"]} and ranks["all"].t2i.tolist() == [0, 3]

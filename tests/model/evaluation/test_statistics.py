@@ -8,7 +8,7 @@ import pytest
 
 from model.evaluation.recall import METRICS, recall_table
 from model.evaluation.statistics import (
-    Ranks,
+    QueryRanks,
     difference_tests,
     holm,
     intervals,
@@ -19,13 +19,13 @@ from model.evaluation.statistics import (
 )
 
 
-def task(rng, images=30, captions=4, skill=3.0) -> Ranks:
+def task(rng, images=30, captions=4, skill=3.0) -> QueryRanks:
     """Random outcomes; images share their luck with their captions, and the last has no caption."""
     luck = rng.exponential(skill, images)
     image_of = np.repeat(np.arange(images - 1), captions)
     t2i = np.minimum(rng.exponential(luck[image_of]).astype(int), images - 1)
     i2t = np.minimum(rng.exponential(luck).astype(int), len(image_of) - 1)
-    return Ranks(t2i, i2t, rng.permutation(image_of))
+    return QueryRanks(t2i, i2t, rng.permutation(image_of))
 
 
 def table(t2i, i2t) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_resampled_recall_is_spread_like_a_loop_that_draws_queries(units):
     """Two systems in two tasks: means, spreads, and what goes up and down together."""
     rng = np.random.default_rng(0)
     owners = [task(rng).image_of, task(rng, captions=2).image_of]
-    systems = [[Ranks(task(rng, captions=c).t2i, task(rng).i2t, o) for c, o in zip((4, 2), owners)] for _ in range(2)]
+    systems = [[QueryRanks(task(rng, captions=c).t2i, task(rng).i2t, o) for c, o in zip((4, 2), owners)] for _ in range(2)]
     captions_of = [[np.flatnonzero(owner == image) for image in range(30)] for owner in owners]
     loop = []
     for _ in range(2500):
@@ -88,7 +88,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     for trial in range(trials):
         ranks = np.where(rng.random(200) < 0.4, 0, 20)
         bounds = intervals(
-            resampled_recall([[Ranks(ranks, ranks[:50], np.arange(200) // 4)]], 400, seed=trial)[:, 0, 0]
+            resampled_recall([[QueryRanks(ranks, ranks[:50], np.arange(200) // 4)]], 400, seed=trial)[:, 0, 0]
         )
         held += bounds["IR@1"]["low"] <= 40 <= bounds["IR@1"]["high"]
     assert 0.91 < held / trials < 0.985
@@ -97,7 +97,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_captions_that_go_with_their_images_widen_the_interval_of_ir():
     """Five captions of an image always share their fate: as much information as one."""
     ranks = np.where(np.random.default_rng(0).random(200) < 0.5, 0, 20)
-    outcome = Ranks(ranks.repeat(5), ranks, np.arange(200).repeat(5))
+    outcome = QueryRanks(ranks.repeat(5), ranks, np.arange(200).repeat(5))
     width = {}
     for units in ("queries", "images"):
         bounds = intervals(resampled_recall([[outcome]], 2000, units)[:, 0, 0])
@@ -107,7 +107,7 @@ def test_captions_that_go_with_their_images_widen_the_interval_of_ir():
 
 
 def test_draws_of_images_without_a_caption_are_left_out():
-    outcome = Ranks(np.array([0]), np.array([0, 9, 9]), np.array([0]))
+    outcome = QueryRanks(np.array([0]), np.array([0, 9, 9]), np.array([0]))
     samples = resampled_recall([[outcome]], 200, "images")[:, 0, 0]
     assert np.isnan(samples[:, 3]).any() and intervals(samples)["IR@1"] == {"low": 100.0, "high": 100.0}
 
@@ -145,7 +145,7 @@ def test_sign_flip_agrees_with_mcnemar_where_both_apply():
 def test_differences_of_queries_sum_to_differences_of_tables(units):
     rng = np.random.default_rng(0)
     a = [task(rng), task(rng, captions=2)]
-    b = [Ranks(rng.permutation(x.t2i), rng.permutation(x.i2t), x.image_of) for x in a]
+    b = [QueryRanks(rng.permutation(x.t2i), rng.permutation(x.i2t), x.image_of) for x in a]
     differences = query_differences(a, b, units)
     expected = [table(after.t2i, after.i2t) - table(before.t2i, before.i2t) for before, after in zip(a, b)]
     np.testing.assert_allclose(differences.sum(axis=0), np.mean(expected, axis=0), atol=1e-9)
@@ -154,8 +154,8 @@ def test_differences_of_queries_sum_to_differences_of_tables(units):
 
 def test_which_test_is_used_and_which_way_round():
     image_of = np.arange(40)
-    a = Ranks(np.full(40, 20), np.full(40, 20), image_of)
-    b = Ranks(np.where(image_of < 6, 0, 20), np.where(image_of < 3, 7, 20), image_of)
+    a = QueryRanks(np.full(40, 20), np.full(40, 20), image_of)
+    b = QueryRanks(np.where(image_of < 6, 0, 20), np.where(image_of < 3, 7, 20), image_of)
     tests = difference_tests([a], [b], 2000)
     assert tests["IR@1"] == ("mcnemar", 2 / 64) and tests["IR@10"] == ("mcnemar", 2 / 64)
     assert tests["TR@1"] == ("mcnemar", 1) and tests["TR@10"] == ("mcnemar", 2 / 8)
@@ -173,7 +173,7 @@ def test_equal_systems_are_rarely_called_different(units):
     rng = np.random.default_rng(0)
     false_alarms, trials = 0, 200
     for trial in range(trials):
-        a, b = (Ranks(rng.integers(0, 3, 120), rng.integers(0, 3, 40), np.arange(120) // 3) for _ in range(2))
+        a, b = (QueryRanks(rng.integers(0, 3, 120), rng.integers(0, 3, 40), np.arange(120) // 3) for _ in range(2))
         false_alarms += difference_tests([a], [b], 200, units, seed=trial)["AR"][1] < 0.05
     assert false_alarms / trials < 0.09
 
