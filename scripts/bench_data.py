@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,8 @@ from data.batches.samplers import epoch_draws, token_buckets
 from data.captions.db import CaptionDB, pack_record, read_table
 from data.captions.tables import JSON_TABLES
 from data.errors import BadInput
-from data.regions.db import BoxOptions, RegionDB, encode_plain
+from data.regions.codec import encode_plain
+from data.regions.db import BoxOptions, RegionDB
 from data.storage.atomic import atomic_file
 from data.storage.lmdb_env import LmdbWriter
 
@@ -157,7 +158,7 @@ def build(root: Path, results: multiprocessing.Queue) -> None:
     """Open both databases once, which stores their columns."""
     started = time.perf_counter()
     CaptionDB(root / "txt")
-    RegionDB(root / "img", **asdict(BOXES))
+    RegionDB(root / "img", BOXES)
     results.put({"seconds": time.perf_counter() - started, "peak": memory()["peak"]})
 
 

@@ -121,7 +121,7 @@ def main(options: Options) -> None:
     if options.delete:
         index = delete_ids(model, options.delete, options.out)
     elif options.regions:
-        regions = RegionDB(options.regions, **vars(options.boxes))
+        regions = RegionDB(options.regions, options.boxes)
         check_width(regions, model, options.checkpoint)
         keys = images_of(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
         view = open_image_captions(options.image_captions, options.caption_score_weight)

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from configs import cli
 from data.errors import BadInput, CannotWrite
-from data.regions.db import Regions, read_keys, read_regions
+from data.regions.db import BoxOptions, Regions, read_keys, stored_arrays
 from data.regions.photos import Photo, find_photos, read_photo
 from data.regions.precomputed import read_precomputed
 from data.regions.writer import RegionWriter
@@ -313,7 +313,7 @@ def merge(writer: RegionWriter, parts: Mapping[Path, dict], compressed: bool, ba
         txn = Records(folder).txn
         for key in tqdm(read_keys(folder), f"merging {part.name}", unit=" photos"):
             if key not in writer.done:
-                store(writer, key, key, Regions(**read_regions(txn, folder, key, compressed)), bad)
+                store(writer, key, key, Regions(**stored_arrays(txn, folder, key, compressed)), bad)
 
 
 def record_settings(options: Options) -> dict:
@@ -329,9 +329,8 @@ def main(options: Options) -> None:
     if finished and not differing(finished, options):
         print(f"{out}: done already, {finished['written']} photos")
         return
-    writer = RegionWriter(
-        out, options.conf_th, options.max_bb, options.min_bb, compressed=options.compressed, settings=settings
-    )
+    boxes = BoxOptions(options.conf_th, options.max_bb, options.min_bb)
+    writer = RegionWriter(out, boxes, options.compressed, settings)
     check(options, writer)
     total, images = open_images(options)
     extractor, parts = None, {}

@@ -34,7 +34,7 @@ from data.checks.records import (
 )
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.regions.db import BoxOptions, layout_of, read_keys, read_regions, stored_keys
+from data.regions.db import BoxOptions, layout_of, read_keys, stored_arrays, stored_keys
 from data.storage.atomic import atomic_file
 from data.storage.lmdb_env import open_env, reader
 
@@ -140,7 +140,7 @@ def inspect_images(folder: Path, options: Options) -> Report:
     widths = None
     for key in keys:
         try:
-            arrays = read_regions(_transaction(folder), folder, key, compressed)
+            arrays = stored_arrays(_transaction(folder), folder, key, compressed)
             widths = arrays["features"].shape[1], arrays["soft_labels"].shape[1] if "soft_labels" in arrays else 0
             break
         except (BadInput, IndexError):
@@ -154,7 +154,7 @@ def inspect_images(folder: Path, options: Options) -> Report:
     for key in keys[: options.first]:
         try:
             report.first.append(
-                _picture_line(key, counts.get(key), read_regions(_transaction(folder), folder, key, compressed))
+                _picture_line(key, counts.get(key), stored_arrays(_transaction(folder), folder, key, compressed))
             )
         except (BadInput, ValueError, IndexError):
             report.first.append(f"{key}: damaged")

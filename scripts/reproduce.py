@@ -7,7 +7,6 @@ python scripts/reproduce.py all --data-root DATA                   # every publi
 python scripts/reproduce.py demo                                   # the same steps on the demo world, after `make demo`
 """
 
-import dataclasses
 import json
 import os
 import shlex
@@ -210,7 +209,7 @@ def _databases(plan: Plan, root: Path, boxes: BoxOptions, pairs: list[tuple[Name
         for name in [captions] if isinstance(captions, str) else captions:
             _need(plan, root / name, name, lambda path=root / name: CaptionDB(path))
         for name in [regions] if isinstance(regions, str) else regions:
-            _need(plan, root / name, name, lambda path=root / name: RegionDB(path, **dataclasses.asdict(boxes)))
+            _need(plan, root / name, name, lambda path=root / name: RegionDB(path, boxes))
 
 
 def _need(plan: Plan, path: Path, key: str, check: Callable[[], Any]) -> Need:

@@ -159,7 +159,7 @@ def _open(options: Options):
         options.checkpoint,
         index,
         options.reranker,
-        RegionDB(options.regions, **vars(options.boxes)) if options.regions else None,
+        RegionDB(options.regions, options.boxes) if options.regions else None,
         options.backend,
         options.target_recall,
         options.tokenizer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,7 +295,7 @@ def open_pairs(
     texts, images = ([each] if isinstance(each, str | Path) else list(each) for each in (captions, regions))
     if len(images) not in (1, len(texts)):
         raise BadInput(f"{len(texts)} text DBs ({texts}) need one image DB or as many, found {len(images)} ({images})")
-    region_dbs = {name: RegionDB(Path(root, name), **dataclasses.asdict(options)) for name in dict.fromkeys(images)}
+    region_dbs = {name: RegionDB(Path(root, name), options) for name in dict.fromkeys(images)}
     view = open_image_captions(image_captions, caption_weight, root)
     parts = [
         PairDataset(CaptionDB(Path(root, text)), region_dbs[images[n % len(images)]], max_txt_len, languages, view)

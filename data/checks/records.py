@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +20,8 @@ from tqdm import tqdm
 from data.captions.db import read_caption
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.regions.db import MEMBERS, BoxOptions, count_boxes, read_regions
+from data.regions.codec import MEMBERS
+from data.regions.db import BoxOptions, count_boxes, stored_arrays
 from data.storage.lmdb_env import open_env
 
 EXAMPLES = 3  # named of each kind of problem
@@ -136,7 +137,7 @@ def check_images(
     txn = open_env(folder).begin(buffers=True)
     for key, count in chunk:
         try:
-            arrays = read_regions(txn, folder, key, compressed)
+            arrays = stored_arrays(txn, folder, key, compressed)
         except BadInput as error:
             done.problems.add("records that cannot be read", str(error))
             txn.abort()  # a damaged page ends the transaction that met it
@@ -210,9 +211,9 @@ def _first(bad: np.ndarray) -> str:
 
 
 def _count(conf: np.ndarray, boxes: BoxOptions, shift: float = 0.0) -> int:
-    if boxes.conf_th == -1:
-        return min(boxes.num_bb, len(conf))
-    return count_boxes(conf.astype(np.float32), boxes.conf_th + shift, boxes.max_bb, boxes.min_bb)
+    if shift and boxes.conf_th != -1:
+        boxes = replace(boxes, conf_th=boxes.conf_th + shift)
+    return count_boxes(conf.astype(np.float32), boxes)
 
 
 def count_problems(conf: np.ndarray, count: int | None, boxes: BoxOptions) -> Iterator[tuple[str, str]]:

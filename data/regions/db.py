@@ -1,4 +1,4 @@
-"""RegionDB: image region features in the UNITER image-DB layout; `data.region_writer` writes them.
+"""RegionDB: image region features in the UNITER image-DB layout; `data.regions.writer` writes them.
 
 A database folder ``img_db`` holds one LMDB per way of choosing boxes::
 
@@ -13,26 +13,24 @@ Key: picture name with ``.npz``, UTF-8. ``__keys__``: JSON list of all keys. Val
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-import io
 import json
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
-import msgpack
 import numpy as np
 from tqdm import tqdm
 
 from data.errors import BadInput
+from data.regions.codec import MEMBERS, decode_compressed, decode_plain
 from data.storage.columns import Numbers, Strings, Table, json_parts, load, string_arrays
 from data.storage.lmdb_env import Records
 
-MEMBERS = ("features", "norm_bb", "conf", "soft_labels")
 _FOLDER = re.compile(
     r"(?:all|feat_numbb(?P<num_bb>\d+)|feat_th(?P<conf_th>\d[^_]*)_max(?P<max_bb>\d+)_min(?P<min_bb>\d+))"
     r"(?P<compressed>_compressed)?"
@@ -84,16 +82,18 @@ class Regions:
         return positions
 
 
-def count_boxes(conf: np.ndarray, conf_th: float, max_bb: int, min_bb: int) -> int:
-    """Number of boxes to use: clamp(count(conf > conf_th), min_bb, max_bb), and never more than there are."""
-    return min(max(int((conf > conf_th).sum()), min_bb), max_bb, len(conf))
+def count_boxes(conf: np.ndarray, boxes: BoxOptions) -> int:
+    """Number of boxes to use: clamp(count(conf > conf_th), min_bb, max_bb), or num_bb; never more than there are."""
+    if boxes.conf_th == -1:
+        return min(boxes.num_bb, len(conf))
+    return min(max(int((conf > boxes.conf_th).sum()), boxes.min_bb), boxes.max_bb, len(conf))
 
 
-def layout_names(conf_th: float, max_bb: int, min_bb: int, num_bb: int) -> tuple[str, str | None]:
+def layout_names(boxes: BoxOptions) -> tuple[str, str | None]:
     """Names of the LMDB folder (without ``_compressed``) and of the box-count file."""
-    if conf_th == -1:
-        return f"feat_numbb{num_bb}", None
-    suffix = f"th{conf_th}_max{max_bb}_min{min_bb}"
+    if boxes.conf_th == -1:
+        return f"feat_numbb{boxes.num_bb}", None
+    suffix = f"th{boxes.conf_th}_max{boxes.max_bb}_min{boxes.min_bb}"
     return f"feat_{suffix}", f"nbb_{suffix}.json"
 
 
@@ -138,10 +138,7 @@ class RegionDB:
 
     Args:
         img_db: folder that holds the LMDB folder and the box-count file
-        conf_th: confidence above which a box counts; -1 for databases with `num_bb` boxes per picture
-        max_bb: most boxes of a picture
-        min_bb: fewest boxes of a picture
-        num_bb: boxes per picture when `conf_th` is -1
+        boxes: which boxes of a picture are used; None for UNITER's own choice
         compressed: which of the two layouts; None takes the one that exists (plain first: it reads faster)
 
     Attributes:
@@ -152,18 +149,10 @@ class RegionDB:
         BadInput: the database is missing, truncated or empty, or its parts disagree.
     """
 
-    def __init__(
-        self,
-        img_db: str | Path,
-        conf_th: float = 0.2,
-        max_bb: int = 100,
-        min_bb: int = 10,
-        num_bb: int = 36,
-        compressed: bool | None = None,
-    ):
+    def __init__(self, img_db: str | Path, boxes: BoxOptions | None = None, compressed: bool | None = None):
         self.img_db = Path(img_db)
-        self._clamp = (conf_th, max_bb, min_bb)
-        name, nbb_name = layout_names(*self._clamp, num_bb)
+        self.boxes = boxes or BoxOptions()
+        name, nbb_name = layout_names(self.boxes)
         nbb_path = self.img_db / nbb_name if nbb_name else None
         candidates = [name]
         if nbb_path and not nbb_path.is_file():
@@ -174,8 +163,8 @@ class RegionDB:
         self._records = Records(self.folder)
 
         sources = [self.folder / "data.mdb", *([nbb_path] if nbb_path else [])]
-        build = functools.partial(self._build, nbb_path, num_bb)
-        rule = "_".join(map(str, (*self._clamp, num_bb)))
+        build = functools.partial(self._build, nbb_path)
+        rule = "_".join(map(str, dataclasses.astuple(self.boxes)))
         arrays = load(self.folder, f"columns_{rule}", sources, build, rows="count")
         self.keys: Sequence[str] = Strings(arrays, "key")
         self.num_regions: Mapping[str, int] = Table(self.keys, Numbers(arrays["count"]))
@@ -195,18 +184,18 @@ class RegionDB:
             "check the path and conf_th, max_bb, min_bb, num_bb"
         )
 
-    def _build(self, nbb_path: Path | None, num_bb: int) -> dict[str, np.ndarray]:
+    def _build(self, nbb_path: Path | None) -> dict[str, np.ndarray]:
         """The keys, and of each the number of boxes to use: as columns."""
         keys = list(dict.fromkeys(read_keys(self.folder)))
         if not keys:
             raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
         if nbb_path:
             counts = self._read_nbb(nbb_path, keys)
-        elif self._clamp[0] == -1:
-            counts = [num_bb] * len(keys)
+        elif self.boxes.conf_th == -1:
+            counts = [self.boxes.num_bb] * len(keys)
         else:
             bar = tqdm(keys, desc=f"counting boxes in {self.folder}", unit="img", delay=2)
-            counts = [count_boxes(self._decode(key, ("conf",))["conf"], *self._clamp) for key in bar]
+            counts = [count_boxes(self._decode(key, ("conf",))["conf"], self.boxes) for key in bar]
         return string_arrays("key", keys) | {"count": np.array(counts, np.int32)}
 
     def _read_nbb(self, path: Path, keys: list[str]) -> np.ndarray:
@@ -259,7 +248,7 @@ class RegionDB:
 
     def _decode(self, key: str, members: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The asked members that are stored, all rows, fp16."""
-        return read_regions(self._records.txn, self.folder, key, self.compressed, members)
+        return stored_arrays(self._records.txn, self.folder, key, self.compressed, members)
 
     def fingerprint(self) -> str:
         """Short hex of the keys, the box counts and a sample of the stored bytes; the same for a copy of the folder."""
@@ -272,7 +261,7 @@ class RegionDB:
         return digest.hexdigest()
 
 
-def read_regions(
+def stored_arrays(
     txn: lmdb.Transaction, folder: Path, key: str, compressed: bool, members: tuple[str, ...] = MEMBERS
 ) -> dict[str, np.ndarray]:
     """The asked members that are stored under `key`, all rows, fp16.
@@ -287,67 +276,10 @@ def read_regions(
     if value is None:
         raise BadInput(f"{folder}: key {key!r} is listed but not stored; build the database again")
     try:
-        arrays = (_decode_compressed if compressed else _decode_plain)(value, members)
+        arrays = (decode_compressed if compressed else decode_plain)(value, members)
     except Exception as error:  # whatever msgpack, zip, zlib or numpy raise on damaged bytes
         raise BadInput(f"{folder}: key {key!r} is damaged ({error!r}); extract this picture again") from None
     missing = [name for name in members[:3] if name not in arrays]
     if missing:
         raise BadInput(f"{folder}: key {key!r} has no {' and no '.join(missing)}; extract this picture again")
     return arrays
-
-
-def _decode_plain(value: memoryview, members: tuple[str, ...]) -> dict[str, np.ndarray]:
-    record = msgpack.unpackb(value, raw=True)  # raw: the maps of msgpack-numpy have bytes keys
-    arrays = {}
-    for name in members:
-        stored = record.get(name.encode())
-        if stored is not None:
-            # frombuffer refuses object arrays, which msgpack-numpy would unpickle
-            flat = np.frombuffer(stored[b"data"], np.dtype(stored[b"type"].decode()))
-            arrays[name] = _as_fp16(flat.reshape(stored[b"shape"]))
-    return arrays
-
-
-def _decode_compressed(value: memoryview, members: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read what numpy.load would, about twice as fast; never the stray member ``allow_pickle`` of numpy < 2.1."""
-    with zipfile.ZipFile(io.BytesIO(value)) as archive:
-        names = archive.namelist()
-        return {name: _parse_npy(archive.read(f"{name}.npy")) for name in members if f"{name}.npy" in names}
-
-
-def _parse_npy(data: bytes) -> np.ndarray:
-    start = 10 + int.from_bytes(data[8:10], "little")  # format version 1, which numpy writes for plain arrays
-    shape, fortran_order, dtype = _npy_header(data[:start])
-    # as above, frombuffer refuses object arrays
-    return _as_fp16(np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran_order else "C"))
-
-
-@functools.lru_cache(maxsize=1024)  # few different box counts occur, and parsing a header costs as much as the rest
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f".npy format {version}, expected (1, 0)")
-    return np.lib.format.read_array_header_1_0(stream)
-
-
-def _as_fp16(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind != "f":
-        raise ValueError(f"{array.dtype} array, expected float16")
-    return array.astype("<f2", copy=False)
-
-
-def encode_plain(arrays: dict[str, np.ndarray]) -> bytes:
-    """The plain value: what msgpack-numpy writes, byte for byte."""
-    record = {
-        name: {b"nd": True, b"type": "<f2", b"kind": b"", b"shape": array.shape, b"data": array.tobytes()}
-        for name, array in arrays.items()
-    }
-    return msgpack.packb(record, use_bin_type=True)
-
-
-def encode_compressed(arrays: dict[str, np.ndarray]) -> bytes:
-    """The compressed value: the bytes of `numpy.savez_compressed`."""
-    out = io.BytesIO()
-    np.savez_compressed(out, **arrays)
-    return out.getvalue()

@@ -1,4 +1,4 @@
-"""RegionWriter: writes the image databases that `data.regions` reads."""
+"""RegionWriter: writes the image databases that `data.regions.db` reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import BadInput
-from data.regions.db import MEMBERS, Regions, count_boxes, encode_compressed, encode_plain, layout_names, read_regions
+from data.regions.codec import MEMBERS, encode_compressed, encode_plain
+from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, stored_arrays
 from data.storage.lmdb_env import LmdbWriter
 
 
@@ -20,7 +21,7 @@ class RegionWriter(LmdbWriter):
     """Write an image DB; it appears, complete with its box counts, when the ``with`` block ends without an exception.
 
     Args:
-        img_db, conf_th, max_bb, min_bb, num_bb: as for `RegionDB`
+        img_db, boxes: as for `RegionDB`
         compressed: write the compressed layout (about 0.6 of the size, read several times slower)
         settings: what makes the records, as JSON-able values. When they are given, a block that ends otherwise leaves what it
             has written, and the next writer with the same settings goes on from there: `done` holds those keys
@@ -32,21 +33,18 @@ class RegionWriter(LmdbWriter):
     def __init__(
         self,
         img_db: str | Path,
-        conf_th: float = 0.2,
-        max_bb: int = 100,
-        min_bb: int = 10,
-        num_bb: int = 36,
+        boxes: BoxOptions | None = None,
         compressed: bool = False,
         settings: dict | None = None,
     ):
-        name, nbb_name = layout_names(conf_th, max_bb, min_bb, num_bb)
+        self._boxes = boxes or BoxOptions()
+        name, nbb_name = layout_names(self._boxes)
         folder = Path(img_db, name + "_compressed" * compressed)
         super().__init__(folder, commit_every=1000 if settings is None else 32, keep=settings is not None)
         self._settings = settings
         self._compressed = compressed
         self._nbb_path = Path(img_db, nbb_name) if nbb_name else None
-        self._clamp = (conf_th, max_bb, min_bb)
-        self._min_rows = num_bb if conf_th == -1 else 1
+        self._min_rows = self._boxes.num_bb if self._boxes.conf_th == -1 else 1
         self._encode = encode_compressed if compressed else encode_plain
         self._num_regions: dict[str, int] = {}
         self._widths: tuple | None = None  # feature and label width of the first picture: the others must have them too
@@ -83,10 +81,10 @@ class RegionWriter(LmdbWriter):
         with self._env.begin() as txn:
             keys = [key.decode() for key in txn.cursor().iternext(values=False) if key != b"__keys__"]
             for key in tqdm(keys, desc=f"going on from {self.partial}", unit="img", delay=2):
-                arrays = read_regions(txn, self.partial, key, self._compressed)
+                arrays = stored_arrays(txn, self.partial, key, self._compressed)
                 labels = arrays.get("soft_labels")
                 self._widths = arrays["features"].shape[1:], (0,) if labels is None else labels.shape[1:]
-                self._num_regions[key] = count_boxes(arrays["conf"], *self._clamp)
+                self._num_regions[key] = count_boxes(arrays["conf"], self._boxes)
 
     def order(self, keys: Iterable[str]) -> None:
         """List the stored pictures in the order of `keys`, whatever the order in which they came."""
@@ -117,7 +115,7 @@ class RegionWriter(LmdbWriter):
             )
         self.put(key.encode(), self._encode(arrays))
         self._widths = self._widths or widths
-        self._num_regions[key] = count_boxes(arrays["conf"], *self._clamp)
+        self._num_regions[key] = count_boxes(arrays["conf"], self._boxes)
 
     def _finish(self) -> None:
         if not self._num_regions:

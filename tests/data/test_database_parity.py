@@ -17,7 +17,7 @@ import pytest
 from data.annotations.records import Caption
 from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
-from data.regions.db import RegionDB, Regions
+from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "uniter_db"
@@ -94,7 +94,7 @@ def test_all_pictures_read_as_the_original_reads_them(tmp_path, golden, layout, 
             RegionDB(tmp_path)
         return
     fixed = name.startswith("feat_numbb")
-    db = RegionDB(tmp_path, conf_th=-1, num_bb=9) if fixed else RegionDB(tmp_path)
+    db = RegionDB(tmp_path, BoxOptions(-1, num_bb=9)) if fixed else RegionDB(tmp_path)
     counts = dict.fromkeys(COUNTS, 9) if fixed else COUNTS
     assert db.keys == list(golden) and db.num_regions == counts and len(db) == 24
     full = 0
@@ -187,11 +187,11 @@ def test_what_we_write_an_independent_reader_reads(tmp_path, golden, read, is_co
 def test_fixed_count_of_36_both_ways(tmp_path):
     rng = np.random.default_rng(0)
     regions = Regions(*(rng.random(shape).astype(np.float16) for shape in ((40, 8), (40, 6), (40,), (40, 5))))
-    with RegionWriter(tmp_path, conf_th=-1) as writer:
+    with RegionWriter(tmp_path, BoxOptions(-1)) as writer:
         writer.add("a.npz", regions)
     record = msgpack.unpackb(records_of(tmp_path / "feat_numbb36")[b"a.npz"], raw=False, strict_map_key=False)
     assert record["features"][b"shape"] == [40, 8] and sorted(p.name for p in tmp_path.iterdir()) == ["feat_numbb36"]
-    read = RegionDB(tmp_path, conf_th=-1)["a.npz"]
+    read = RegionDB(tmp_path, BoxOptions(-1))["a.npz"]
     assert len(read) == 36 and np.array_equal(read.features, regions.features[:36])
 
 

@@ -17,7 +17,8 @@ from data.captions.db import load_tokenizer, write_caption_db
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
-from data.regions.db import Regions, encode_compressed, encode_plain
+from data.regions.codec import encode_compressed, encode_plain
+from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import LmdbWriter
 from scripts import inspect_db
@@ -28,8 +29,8 @@ FOLDER = "feat_th0.2_max100_min10"
 NBB = "nbb_th0.2_max100_min10.json"
 
 
-def write_images(img_db, pictures=20, **options):
-    with RegionWriter(img_db, **options) as writer:
+def write_images(img_db, pictures=20, boxes=None, compressed=False):
+    with RegionWriter(img_db, boxes, compressed) as writer:
         for i in range(pictures):
             writer.add(f"{i}.npz", Regions(**make_arrays(i, rows=10 + i % 4)))
     return img_db
@@ -110,7 +111,7 @@ def test_image_db(tmp_path, capsys, compressed):
 def test_several_layouts_and_a_folder_of_another_name(tmp_path, capsys):
     write_images(tmp_path)
     write_images(tmp_path, compressed=True)
-    write_images(tmp_path, conf_th=-1, num_bb=10)
+    write_images(tmp_path, boxes=BoxOptions(-1, num_bb=10))
     shutil.copytree(tmp_path / FOLDER, tmp_path / f"{FOLDER}.partial")
     reports = inspect(tmp_path)
     assert list(reports) == ["feat_numbb10", FOLDER, f"{FOLDER}_compressed"]

@@ -21,7 +21,7 @@ from data.regions.writer import RegionWriter
 WORDS = [a + b for a in "bdfgk" for b in "aeiouxyz"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]  # ids 0 to 4, then the words
 CLS, SEP, MASK = 2, 3, 4
-BOXES = {"conf_th": 0.2, "max_bb": 6, "min_bb": 2}
+BOXES = BoxOptions(conf_th=0.2, max_bb=6, min_bb=2)
 LENGTHS = {"p0": (1, 5, 3), "p1": (9,), "p2": (2, 4), "p3": (7,)}  # words of each picture's captions
 COUNTS = {"p0": 6, "p1": 2, "p2": 4, "p3": 3}  # boxes above the threshold
 
@@ -47,7 +47,7 @@ def world(tmp_path_factory):
         for i, n in enumerate(lengths)
     ]
     write_caption_db(root / "captions", records, load_tokenizer(root / "vocab.txt"), ["a.jsonl"])
-    with RegionWriter(root / "regions", **BOXES) as writer:
+    with RegionWriter(root / "regions", BOXES) as writer:
         for seed, stem in enumerate(reversed(COUNTS)):  # another order than the captions'
             writer.add(f"{stem}.npz", make_regions(COUNTS[stem], seed=seed))
     return root
@@ -55,7 +55,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(world):
-    return PairDataset(CaptionDB(world / "captions"), RegionDB(world / "regions", **BOXES))
+    return PairDataset(CaptionDB(world / "captions"), RegionDB(world / "regions", BOXES))
 
 
 # ---- collating -------------------------------------------------------------------------------------------------------
@@ -102,18 +102,18 @@ def test_pairs_and_lengths(pairs):
 
 @pytest.mark.parametrize("limit, left", [(-1, 7), (11, 7), (10, 6), (4, 2), (3, 1)])
 def test_max_txt_len_counts_cls_and_sep(world, limit, left):
-    dataset = open_pairs("captions", "regions", BoxOptions(**BOXES), limit, root=str(world))
+    dataset = open_pairs("captions", "regions", BOXES, limit, root=str(world))
     assert len(dataset) == left == len(dataset.image_of) == len(dataset.txt_lengths) == len(dataset.img_lengths)
     batch = dataset.batch(np.arange(left))
     assert batch.input_ids.shape[1] == dataset.txt_lengths.max() <= (limit if limit > 0 else 11)
     assert set(batch.img_keys) == set(dataset.images)  # pictures without captions left are not candidates
     with pytest.raises(BadInput, match=r"captions: no caption of 7 is left .max_txt_len 2, languages any"):
-        open_pairs("captions", "regions", BoxOptions(**BOXES), 2, root=str(world))
+        open_pairs("captions", "regions", BOXES, 2, root=str(world))
 
 
 def test_languages(world):
     def chosen(languages):
-        return open_pairs(world / "captions", world / "regions", BoxOptions(**BOXES), languages=languages)
+        return open_pairs(world / "captions", world / "regions", BOXES, languages=languages)
 
     assert chosen(["de"]).ids == ["p0#1", "p2#1"] and chosen(["de"]).images == ["p0.npz", "p2.npz"]
     assert chosen(["de"]).image_of.tolist() == [0, 1]
@@ -123,15 +123,15 @@ def test_languages(world):
 
 
 def test_a_caption_whose_image_is_absent(world, tmp_path):
-    with RegionWriter(tmp_path / "regions", **BOXES) as writer:
+    with RegionWriter(tmp_path / "regions", BOXES) as writer:
         for stem in ("p0", "p2"):
             writer.add(f"{stem}.npz", make_regions(3))
     with pytest.raises(BadInput) as error:
-        open_pairs(world / "captions", tmp_path / "regions", BoxOptions(**BOXES))
+        open_pairs(world / "captions", tmp_path / "regions", BOXES)
     for part in (str(world / "captions"), "caption p1#0", "p1.npz", str(tmp_path / "regions"), "2 of 4 images"):
         assert part in str(error.value)
     # its captions may all be left out
-    assert len(open_pairs(world / "captions", tmp_path / "regions", BoxOptions(**BOXES), 7)) == 5
+    assert len(open_pairs(world / "captions", tmp_path / "regions", BOXES, 7)) == 5
 
 
 def test_a_caption_db_whose_tables_disagree(world, tmp_path):
@@ -139,7 +139,7 @@ def test_a_caption_db_whose_tables_disagree(world, tmp_path):
     table = tmp_path / "captions" / "img2txts.json"
     table.write_text(table.read_text().replace("p1.npz", "p9.npz"))
     with pytest.raises(BadInput, match=r"img2txts.json: no captions for p1.npz"):
-        open_pairs(tmp_path / "captions", world / "regions", BoxOptions(**BOXES))
+        open_pairs(tmp_path / "captions", world / "regions", BOXES)
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_masking_follows_the_generator(pairs):
 
 
 def test_an_image_without_boxes_has_nothing_to_mask(tmp_path, world):
-    with RegionWriter(tmp_path / "regions", conf_th=0.2, max_bb=6, min_bb=0) as writer:
+    with RegionWriter(tmp_path / "regions", BoxOptions(0.2, 6, 0)) as writer:
         for stem in LENGTHS:
             writer.add(f"{stem}.npz", make_regions(0 if stem == "p1" else 3))
     dataset = open_pairs(world / "captions", tmp_path / "regions", BoxOptions(0.2, 6, 0))
@@ -282,7 +282,7 @@ def naive_pairs(captions, regions, max_txt_len, languages):
     ids = [i for i in ids if languages is None or txt2lang[i] in languages]
     images = [key for key in img2txts if key in {txt2img[i] for i in ids}]
     image_of = [images.index(txt2img[i]) for i in ids]
-    counts = dict(RegionDB(regions, **BOXES).num_regions)
+    counts = dict(RegionDB(regions, BOXES).num_regions)
     return ids, images, image_of, [lengths[i] + 2 for i in ids], [counts[txt2img[i]] + 1 for i in ids]
 
 
@@ -293,7 +293,7 @@ def test_stored_columns_give_what_dicts_give(world, tmp_path, monkeypatch, limit
         shutil.copytree(world / name, tmp_path / name)
     expected = naive_pairs(tmp_path / "captions", tmp_path / "regions", limit, languages)
     for _ in range(2):  # built, then found
-        data = open_pairs("captions", "regions", BoxOptions(**BOXES), limit, languages, str(tmp_path))
+        data = open_pairs("captions", "regions", BOXES, limit, languages, str(tmp_path))
         assert (data.ids, data.images) == expected[:2]
         arrays = data.image_of, data.txt_lengths, data.img_lengths
         assert [array.tolist() for array in arrays] == list(expected[2:])
@@ -316,7 +316,7 @@ def read_in_worker(dataset, draw):
 def test_data_workers_open_the_databases_themselves(world, tmp_path, monkeypatch, method):
     monkeypatch.setattr("data.storage.columns.STORED_FROM", 1)
     shutil.copytree(world, tmp_path / "world")
-    pairs = open_pairs("captions", "regions", BoxOptions(**BOXES), root=str(tmp_path / "world"))
+    pairs = open_pairs("captions", "regions", BOXES, root=str(tmp_path / "world"))
     draws = [np.array([n, n + 1]) for n in range(5)]
     expected = [pairs.batch(draw) for draw in draws]  # the parent has them open
     loader = load(partial(read_in_worker, pairs), draws, num_workers=2, pin=False)
@@ -345,7 +345,7 @@ def second(world, tmp_path_factory):
     words = {"q0#0": ("q0", "ba be"), "q1#0": ("q1", "du"), "p1#9": ("p1", "fa fe fi"), "q1#1": ("q1", "ga ka ku")}
     records = [Caption(f"{image}.jpg", text, i, "train", "en") for i, (image, text) in words.items()]
     write_caption_db(root / "captions", records, load_tokenizer(world / "vocab.txt"), ["b.jsonl"])
-    with RegionWriter(root / "regions", **BOXES) as writer:
+    with RegionWriter(root / "regions", BOXES) as writer:
         for seed, stem in enumerate(("p1", "q0", "q1")):
             writer.add(f"{stem}.npz", make_regions(3, seed=20 + seed))
     return root
@@ -353,7 +353,7 @@ def second(world, tmp_path_factory):
 
 @pytest.mark.parametrize("task", ["cmr", "mrckl"])
 def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
-    options = BoxOptions(**BOXES)
+    options = BOXES
     folders = [world / "captions", second / "captions"], [world / "regions", second / "regions"]
     joined, other = open_pairs(*folders, options), open_pairs(folders[0][1], folders[1][1], options)
     assert joined.ids == [*pairs.ids, *other.ids] and len(joined) == len(pairs) + len(other)
@@ -381,12 +381,12 @@ def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
 
 
 def test_databases_that_do_not_go_together_are_not_joined(world, second, tmp_path):
-    options = BoxOptions(**BOXES)
+    options = BOXES
     with pytest.raises(BadInput, match=r"caption id p0#0 is in another of the joined databases too"):
         open_pairs([world / "captions"] * 2, world / "regions", options)
     with pytest.raises(BadInput, match=r"3 text DBs .* need one image DB or as many, found 2"):
         open_pairs([world / "captions"] * 3, [world / "regions"] * 2, options)
-    with RegionWriter(tmp_path / "regions", **BOXES) as writer:
+    with RegionWriter(tmp_path / "regions", BOXES) as writer:
         for stem in ("p1", "q0", "q1"):
             writer.add(f"{stem}.npz", make_regions(3, width=7))
     with pytest.raises(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.regions.db import RegionDB
+from data.regions.db import BoxOptions, RegionDB
 from data.regions.precomputed import parse_tsv, read_precomputed
 from scripts.extract_regions import Options, main
 
@@ -50,7 +50,7 @@ def naive_norm_bb(boxes):
 def extract(source, out, **settings) -> tuple[RegionDB, dict]:
     options = {"conf_th": 0.0, "min_bb": 10, "workers": 0, "num_labels": 21} | settings
     main(Options(str(source), str(out), extractor="precomputed", **options))
-    db = RegionDB(out, conf_th=options["conf_th"], min_bb=options["min_bb"])
+    db = RegionDB(out, BoxOptions(options["conf_th"], min_bb=options["min_bb"]))
     return db, json.loads((Path(out) / "report.json").read_text())
 
 
@@ -185,7 +185,7 @@ def test_a_larger_grid_is_pooled(tmp_path, rows, columns, max_bb, k):
     (tmp_path / "in").mkdir()
     np.save(tmp_path / "in" / "g.npy", grid)
     main(Options(str(tmp_path / "in"), str(tmp_path / "db"), extractor="precomputed", max_bb=max_bb, min_bb=1))
-    regions = RegionDB(tmp_path / "db", max_bb=max_bb, min_bb=1)["g.npz"]
+    regions = RegionDB(tmp_path / "db", BoxOptions(max_bb=max_bb, min_bb=1))["g.npz"]
     features, boxes = [], []
     for y in range(0, rows, k):
         for x in range(0, columns, k):

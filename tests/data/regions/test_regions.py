@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.errors import BadInput
-from data.regions.db import RegionDB, Regions, encode_compressed, encode_plain, stored_keys
+from data.regions.codec import encode_compressed, encode_plain
+from data.regions.db import BoxOptions, RegionDB, Regions, stored_keys
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import LmdbWriter
 
@@ -33,8 +34,8 @@ def make_regions(seed, rows=12, dim=8, labels=5):
     return Regions(*(array if array is None else array.astype(np.float16) for array in arrays))
 
 
-def write(img_db, pictures, **options):
-    with RegionWriter(img_db, **options) as writer:
+def write(img_db, pictures, boxes=None, compressed=False):
+    with RegionWriter(img_db, boxes, compressed) as writer:
         for key, regions in pictures.items():
             writer.add(key, regions)
     return img_db
@@ -159,20 +160,20 @@ def test_box_count_is_clamped_and_never_more_than_there_are(tmp_path):
     for regions in pictures.values():
         regions.conf = conf[: len(regions)]
     for (min_bb, max_bb), expected in {(3, 5): [2, 4, 4], (5, 6): [2, 4, 5], (1, 3): [2, 3, 3]}.items():
-        write(tmp_path, pictures, min_bb=min_bb, max_bb=max_bb)
+        write(tmp_path, pictures, BoxOptions(min_bb=min_bb, max_bb=max_bb))
         (tmp_path / f"nbb_th0.2_max{max_bb}_min{min_bb}.json").unlink()
         for _ in range(2):  # computed, then as written
-            assert list(RegionDB(tmp_path, min_bb=min_bb, max_bb=max_bb).num_regions.values()) == expected
-            write(tmp_path, pictures, min_bb=min_bb, max_bb=max_bb)
+            assert list(RegionDB(tmp_path, BoxOptions(min_bb=min_bb, max_bb=max_bb)).num_regions.values()) == expected
+            write(tmp_path, pictures, BoxOptions(min_bb=min_bb, max_bb=max_bb))
 
 
 def test_fixed_number_of_boxes(tmp_path):
-    write(tmp_path, {"a.npz": make_regions(0, rows=9)}, conf_th=-1, num_bb=7)
+    write(tmp_path, {"a.npz": make_regions(0, rows=9)}, BoxOptions(-1, num_bb=7))
     assert [p.name for p in tmp_path.iterdir()] == ["feat_numbb7"]
-    db = RegionDB(tmp_path, conf_th=-1, num_bb=7)
+    db = RegionDB(tmp_path, BoxOptions(-1, num_bb=7))
     assert db.num_regions == {"a.npz": 7} and len(db["a.npz"]) == 7
     with pytest.raises(BadInput, match=r"has arrays .* at least 7 rows"):
-        write(tmp_path, {"a.npz": make_regions(0, rows=6)}, conf_th=-1, num_bb=7)
+        write(tmp_path, {"a.npz": make_regions(0, rows=6)}, BoxOptions(-1, num_bb=7))
 
 
 @LAYOUTS
@@ -180,12 +181,12 @@ def test_folder_all_is_read_only_without_box_counts(tmp_path, compressed):
     encode = encode_compressed if compressed else encode_plain
     values = {key: encode(arrays_of(regions)) for key, regions in PICTURES.items()}
     store(tmp_path / ("all" + "_compressed" * compressed), values)
-    db = RegionDB(tmp_path, conf_th=0.5, min_bb=2)
+    db = RegionDB(tmp_path, BoxOptions(0.5, min_bb=2))
     for key, regions in PICTURES.items():
         assert_same(db[key], regions, max(2, int((regions.conf > 0.5).sum())))
     (tmp_path / "nbb_th0.5_max100_min2.json").write_text(json.dumps(dict(db.num_regions)))
     with pytest.raises(BadInput, match=r"no image DB, expected feat_th0.5_max100_min2 or"):
-        RegionDB(tmp_path, conf_th=0.5, min_bb=2)
+        RegionDB(tmp_path, BoxOptions(0.5, min_bb=2))
 
 
 def test_plain_is_preferred_and_compressed_can_be_asked_for(tmp_path):
@@ -259,8 +260,8 @@ def test_pickles_small_and_open(tmp_path):
 
 
 def test_fingerprint(tmp_path):
-    def print_of(name, pictures, **options):
-        return RegionDB(write(tmp_path / name, pictures), **options).fingerprint()
+    def print_of(name, pictures):
+        return RegionDB(write(tmp_path / name, pictures)).fingerprint()
 
     base = print_of("base", PICTURES)
     assert base == print_of("again", PICTURES) and base == RegionDB(tmp_path / "base").fingerprint()
@@ -290,7 +291,7 @@ def test_missing_empty_and_truncated(tmp_path):
         RegionDB(tmp_path / "absent")
     write(tmp_path / "db", PICTURES)
     with pytest.raises(BadInput, match=r"expected feat_th0.3_max100_min10 or .*found \['feat_th0.2_max100_min10'"):
-        RegionDB(tmp_path / "db", conf_th=0.3)
+        RegionDB(tmp_path / "db", BoxOptions(0.3))
     with pytest.raises(BadInput, match="absent: no image DB"):
         stored_keys(tmp_path / "absent")
     store(tmp_path / "empty" / "all", {})
@@ -371,7 +372,7 @@ def test_damaged_value_is_named(tmp_path, folder, value, message):
     good = COMPRESSED if folder.endswith("compressed") else PLAIN
     store(tmp_path / folder, {"good.npz": good, "bad.npz": value})
     (tmp_path / folder).rename(tmp_path / folder.replace("all", "feat_numbb10"))
-    db = RegionDB(tmp_path, conf_th=-1, num_bb=10)
+    db = RegionDB(tmp_path, BoxOptions(-1, num_bb=10))
     assert len(db["good.npz"]) == 10
     with pytest.raises(BadInput, match=f"{folder.replace('all', 'feat_numbb10')}: key 'bad.npz' {message}") as caught:
         db["bad.npz"]

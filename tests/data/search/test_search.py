@@ -15,7 +15,7 @@ from data.annotations.records import Caption
 from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.regions.db import RegionDB, Regions
+from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.retrieval.encoding import (
@@ -49,7 +49,7 @@ def world(tmp_path_factory):
     (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
     tokenizer = load_tokenizer(root / "vocab.txt")
     captions = []
-    with RegionWriter(root / "regions", min_bb=2) as writer:
+    with RegionWriter(root / "regions", BoxOptions(min_bb=2)) as writer:
         for number, key in enumerate(KEYS):
             n = int(rng.integers(2, 9))
             boxes = rng.random((n, 6))
@@ -76,7 +76,7 @@ def model(world):
 
 @pytest.fixture(scope="module")
 def regions(world):
-    return RegionDB(world / "regions", min_bb=2)
+    return RegionDB(world / "regions", BoxOptions(min_bb=2))
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +161,11 @@ def test_index_is_reused_while_nothing_changes(tmp_path, world, model, regions, 
     assert built(model, regions, KEYS[:5], dtype="fp16")
     assert built(model, regions, KEYS[:5], dtype="fp16", precision="bf16")
     assert built(model, regions, KEYS[:5])
-    with RegionWriter(tmp_path / "changed", min_bb=2) as writer:
+    with RegionWriter(tmp_path / "changed", BoxOptions(min_bb=2)) as writer:
         for key in KEYS:
             image = regions[key]
             writer.add(key, Regions(image.features * 2, image.norm_bb, image.conf, None))
-    assert built(model, RegionDB(tmp_path / "changed", min_bb=2), KEYS[:5])
+    assert built(model, RegionDB(tmp_path / "changed", BoxOptions(min_bb=2)), KEYS[:5])
     assert built(model, regions, KEYS[:5])
     assert built(LightningDOT.from_pretrained(world / "other"), regions, KEYS[:5])
     assert built(model, captions, captions.ids, kind=build_caption_index) and EmbeddingIndex(out).kind == "txt"
@@ -237,7 +237,7 @@ def test_images_of_a_split(world, tmp_path):
     words = ["--checkpoint", world / "model", "--regions", world / "regions", "--boxes.min-bb", 2]
     command(build_index, *words, "--images-of", world / "first", "--out", tmp_path / "index")
     assert sorted(EmbeddingIndex(tmp_path / "index").ids()) == KEYS[:4]
-    with RegionWriter(tmp_path / "two", min_bb=2) as writer:
+    with RegionWriter(tmp_path / "two", BoxOptions(min_bb=2)) as writer:
         writer.add(KEYS[0], Regions(np.ones((2, 16)), np.ones((2, 6)), np.ones(2), None))
     words = ["--checkpoint", world / "model", "--regions", tmp_path / "two", "--boxes.min-bb", 2]
     with pytest.raises(BadInput, match=r"first: 3 of its 4 images are not in .*two.*'scene_01.npz'"):

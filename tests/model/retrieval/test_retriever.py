@@ -14,7 +14,7 @@ from torch import nn
 from data.batches.batch import collate_images
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.regions.db import RegionDB, Regions
+from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
 from data.search.exact import BACKENDS
 from model.bi_encoder import LightningDOT
@@ -113,7 +113,7 @@ def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_pat
     torch.manual_seed(0)
     sizes = EncoderConfig(64, 32, 2, 2, 64, max_position_embeddings=40, initializer_range=0.3)
     Reranker(UniterConfig(sizes, 16, 7)).save_pretrained(tmp_path / "uniter")
-    db = RegionDB(world / "regions", min_bb=2)
+    db = RegionDB(world / "regions", BoxOptions(min_bb=2))
     retriever = Retriever.from_pretrained(world / "model", indexes[0], tmp_path / "uniter", db, candidates=len(KEYS))
     hits = retriever.search_images(TEXTS[0], len(KEYS))
     ids = torch.tensor([retriever.tokenizer(TEXTS[0])["input_ids"]])
@@ -177,12 +177,12 @@ def test_updating_an_index(tmp_path, world, model, regions, matrices):  # noqa: 
     (tmp_path / "ids.txt").write_text(f"{KEYS[2]}\n{KEYS[11]}\n")
     command(build_index, *common, "--delete", tmp_path / "ids.txt")
     left = [key for key in KEYS if key not in (KEYS[2], KEYS[11])]
-    with RegionWriter(tmp_path / "changed", min_bb=2) as writer:
+    with RegionWriter(tmp_path / "changed", BoxOptions(min_bb=2)) as writer:
         for key in KEYS[:4]:
             image = regions[key]
             writer.add(key, Regions(-image.features, image.norm_bb, image.conf, None))
     command(build_index, *common, "--regions", tmp_path / "changed", "--boxes.min-bb", 2, "--update", "replace")
-    changed = RegionDB(tmp_path / "changed", min_bb=2)
+    changed = RegionDB(tmp_path / "changed", BoxOptions(min_bb=2))
     expected = dict(zip(KEYS, matrices[0])) | {key: encode_image(model, changed[key])[0] for key in KEYS[:4]}
     index = EmbeddingIndex(out)
     assert sorted(index.ids()) == sorted([*left, KEYS[2]])  # which comes back at its end
