@@ -49,7 +49,7 @@ from model.retrieval.retriever import RegionReranker, Retriever
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
 from optim.run import environment, progress_bar
-from scripts.bench_train import cpu_name, peak_bytes, reset_peak, spread
+from scripts.measuring import device_name, peak_bytes, process_bytes, reset_peak, spread, synchronize
 from scripts.retrieval_table import BATCH, FLAT, plot, print_table
 
 LEAST = 5  # calls of a measurement
@@ -260,18 +260,13 @@ class Gallery:
 
 def opening(folder: str, query: np.ndarray, k: int) -> dict:
     """Seconds and bytes of opening an index, of reading a hundred of its vectors, and of one exact search."""
-
-    def rss() -> int:
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
-        return int(line.split()[1]) * 1024
-
-    before, started = rss(), time.perf_counter()
+    before, started = process_bytes(), time.perf_counter()
     index = EmbeddingIndex(folder)
-    facts = {"seconds": time.perf_counter() - started, "bytes": rss() - before}
+    facts = {"seconds": time.perf_counter() - started, "bytes": process_bytes() - before}
     index.vectors(np.linspace(0, len(index) - 1, 100).astype(int))
-    facts["bytes_after_100_vectors"] = rss() - before
+    facts["bytes_after_100_vectors"] = process_bytes() - before
     index.search(query, k)
-    return facts | {"bytes_after_exact_search": rss() - before}
+    return facts | {"bytes_after_exact_search": process_bytes() - before}
 
 
 def _flat(index: EmbeddingIndex):
@@ -292,12 +287,10 @@ def durations(call: Callable[[int], object], device: torch.device, seconds: floa
     call(0)
     found: list[float] = []
     while not found or sum(found) < seconds or (len(found) < LEAST and sum(found) < LEAST * seconds):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         started = time.perf_counter()
         call(len(found))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         found.append(time.perf_counter() - started)
     return found
 
@@ -395,7 +388,7 @@ def report(options: Options, models: Models, galleries: list[Gallery], times: di
         results["galleries"].append(row)
     return results | {
         "peak_memory_gib": peak_bytes(device) / 2**30,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": device_name(device),
         "options": {name: value for name, value in cli.to_dict(options).items() if name not in ("work", "out")},
         "environment": environment(),
     }

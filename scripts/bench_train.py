@@ -12,12 +12,10 @@ length; data loading is not in it. The peak is a large matrix product in the sam
 """
 
 import functools
-import gc
 import itertools
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +38,7 @@ from model.precision import Precision, autocast, choose_device, loss_scaler
 from model.transformer import EncoderConfig
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 from optim.run import environment, progress_bar
+from scripts.measuring import device_name, matmul_flops, peak_bytes, reset_peak, seconds_each, spread
 
 
 @dataclass
@@ -182,52 +181,6 @@ class Bench:
         return step
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds_each(step: Callable[[], None], device: torch.device, least: float) -> float:
-    """Seconds of one step, from as many as take ``least`` seconds, after one that is not counted."""
-    step()
-    synchronize(device)
-    started, steps = time.perf_counter(), 0
-    while steps == 0 or time.perf_counter() - started < least:
-        step()
-        steps += 1
-        synchronize(device)
-    return (time.perf_counter() - started) / steps
-
-
-def matmul_flops(device: torch.device, precision: Precision, least: float) -> float:
-    """Operations per second of a large square matrix product."""
-    n = 8192 if device.type == "cuda" else 2048
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * n**3 / seconds_each(lambda: torch.mm(a, b, out=out), device, least)
-
-
-def reset_peak(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set starts anew (Linux)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory since ``reset_peak``: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def main(options: Options) -> None:
     device = choose_device(options.device)
     ranks = start(options.distributed, device.type == "cuda", timeout=1800)
@@ -294,7 +247,7 @@ def report(options: Options, rows: list[dict], peaks: dict, device: torch.device
         "peak_tflops": {precision: spread([flops / 1e12 for flops in found]) for precision, found in peaks.items()},
         "ranks": ranks.size,
         "backend": ranks.backend,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": device_name(device),
         "options": cli.to_dict(options),
         "environment": environment(),
     }
@@ -313,11 +266,6 @@ def report(options: Options, rows: list[dict], peaks: dict, device: torch.device
             f"{row['tokens_per_s']:10.0f}{row['share_of_peak']:6.0%}{row['peak_memory_gib']:6.1f}"
         )
     print(f"{ranks.size} rank(s) on {results['device']}; results: {options.out}")
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 if __name__ == "__main__":
