@@ -22,10 +22,12 @@ from configs import cli
 from data.annotations import splits as splitting
 from data.annotations.records import Caption, Format, Reading, read_captions
 from data.captions.db import key_of_image
+from data.checks.inspection import inspect_database
+from data.checks.records import InspectionOptions
 from data.errors import BadInput
 from data.regions.db import layout_of, stored_keys
 from data.storage.atomic import atomic_file
-from scripts import build_captions, inspect_db, train_tokenizer
+from scripts import build_captions, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,7 +102,7 @@ def main(options: Options) -> None:
     words = [*annotations, "--tokenizer", tokenizer, "--regions", str(regions), "--out", str(out / "db")]
     inside("scripts/build_captions.py", build_captions, words)
     splits = list(dict.fromkeys(c.split for c in captions))
-    check([(regions, []), *((out / "db" / name, ["--regions", str(regions)]) for name in splits)], report)
+    check([(regions, None), *((out / "db" / name, str(regions)) for name in splits)], report)
     with atomic_file(out / "report.json") as path:
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"report: {out / 'report.json'}\n")
@@ -187,16 +189,16 @@ def inside(script: str, module, words: list[str]) -> None:
     module.main(cli.parse(module.Options, words))
 
 
-def check(databases: list[tuple[Path, list[str]]], report: dict) -> None:
-    """What scripts/inspect_db.py --verify says of each database.
+def check(databases: list[tuple[Path, str | None]], report: dict) -> None:
+    """What scripts/inspect_db.py --verify says of each database, and of a text DB against its image DB.
 
     Raises:
         BadInput: something is wrong with one; names the command that shows all of it.
     """
     report["checks"] = {}
-    for folder, words in databases:
-        words = [str(folder), "--verify", "--workers", "0", *words]
-        for found in inspect_db.inspect(folder, cli.parse(inspect_db.Options, words, ("path",))):
+    for folder, regions in databases:
+        words = [str(folder), "--verify", "--workers", "0", *(["--regions", regions] if regions else [])]
+        for found in inspect_database(folder, InspectionOptions(verify=True, workers=0, regions=regions)):
             report["checks"][found.path] = {"records": found.facts["records"], "problems": dict(found.problems.counts)}
             if found.problems.counts:
                 raise BadInput(

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import lz4.frame
@@ -14,13 +13,15 @@ import pytest
 from configs import cli
 from data.annotations.records import Caption
 from data.captions.db import load_tokenizer, write_caption_db
+from data.checks.inspection import inspect_database
+from data.checks.records import InspectionOptions
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
 from data.regions.codec import encode_compressed, encode_plain
 from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_env import LmdbWriter, open_env
 from scripts import inspect_db
 from tests.data.checks.test_db_checks import changed, make_arrays
 
@@ -53,7 +54,7 @@ def write_captions(folder):
 
 def replace(folder, values):
     """Write the LMDB anew with some of its values changed (None: removed); the other files stay."""
-    with inspect_db.open_env(folder).begin() as txn:
+    with open_env(folder).begin() as txn:
         records = dict(txn.cursor())
     beside = {path.name: path.read_bytes() for path in folder.glob("*.json")}
     records |= {key.encode(): value for key, value in values.items()}
@@ -67,8 +68,8 @@ def replace(folder, values):
 
 def inspect(path, *words):
     """The reports, by name of the database's folder."""
-    options = cli.parse(inspect_db.Options, [str(path), *map(str, words)], ("path",))
-    return {Path(report.path).name: report for report in inspect_db.inspect(Path(path), options)}
+    options = cli.parse(InspectionOptions, list(map(str, words)))
+    return {Path(report.path).name: report for report in inspect_database(Path(path), options)}
 
 
 def problems(path, *words):
@@ -371,11 +372,3 @@ def test_sample_or_everything_in_many_processes(tmp_path, command):
             first = report
     assert report == first
     assert inspect(tmp_path)[FOLDER].facts["records read"] == "200 of 600; --verify reads all"
-
-
-def test_bars():
-    lines = inspect_db.bars(Counter({3: 10, 5: 1}), width=10)
-    assert [line.split() for line in lines] == [["3", "#" * 10, "10"], ["4", "0"], ["5", "#", "1"]]
-    counts = Counter({n: 1 for n in range(1, 101)})
-    lines = [line.split() for line in inspect_db.bars(counts, most=20)]
-    assert lines[0][0] == "1-5" and lines[-1][0] == "96-100" and sum(int(line[-1]) for line in lines) == 100

@@ -5,7 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from data.checks.records import caption_problems, count_problems, read_all, region_problems
+from data.checks.captions import caption_problems
+from data.checks.images import count_problems, region_problems
+from data.checks.records import check_all
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 
@@ -105,4 +107,4 @@ def die(chunk):
 
 def test_worker_that_dies():
     with pytest.raises(BadInput, match="db/x: a process died reading it"):
-        read_all(die, list(range(300)), "db/x", "img", workers=2)
+        check_all(die, list(range(300)), "db/x", "img", workers=2)

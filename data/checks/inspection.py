@@ -1,0 +1,47 @@
+"""Which kind of database a folder holds, and the report on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.checks.captions import TABLES, inspect_captions
+from data.checks.images import inspect_images
+from data.checks.indexes import inspect_index
+from data.checks.records import InspectionOptions, walked_keys
+from data.checks.report import Findings, Report
+from data.errors import BadInput
+from data.regions.db import layout_of
+from data.storage.lmdb_env import reader
+
+
+def inspect_database(path: Path, options: InspectionOptions) -> list[Report]:
+    """The reports of one database; of an image DB one for each of its LMDB folders.
+
+    Raises:
+        BadInput: no database of ours or of UNITER's, a truncated LMDB, a missing or bad JSON table.
+    """
+    folders = sorted(p.parent for p in path.glob("*/data.mdb")) if path.is_dir() else []
+    if (path / "data.mdb").exists():
+        named = path if layout_of(path.name) else path.resolve()  # "." has no name
+        if layout_of(named.name):
+            return [inspect_images(named, options)]
+        if any((path / f"{name}.json").exists() for name in TABLES):
+            return [inspect_captions(path, options)]
+        if reader(path).get(b"header") is not None:
+            return [inspect_index(path, options)]
+        keys = ", ".join(walked_keys(path, [], Findings())[:3])
+        raise BadInput(
+            f"{path}: an LMDB, but no image DB (by its name), text DB (id2len.json and others) or feature index "
+            f"(key header); its first keys are {keys or 'none'}"
+        )
+    images = [folder for folder in folders if layout_of(folder.name)]
+    if images:
+        reports = [inspect_images(folder, options) for folder in images]
+        for folder in sorted(set(folders) - set(images)):
+            reports[0].notes.add("folders of another name, not read", str(folder))
+        return reports
+    if folders:
+        raise BadInput(f"{path}: holds databases, give one of them: {', '.join(str(folder) for folder in folders)}")
+    found = "a file" if path.is_file() else "no such folder" if not path.exists() else None
+    found = found or f"a folder with {', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'nothing'}"
+    raise BadInput(f"{path}: found {found}; expected the folder of an image DB, a text DB or a feature index")
