@@ -2,42 +2,63 @@
 
 ``run(main, Config)`` is the last line of every command. Values come from the dataclass defaults, then ``--config
 file.yaml``, then the command line (``--optim.lr 1e-4``). Unknown keys are errors that suggest the nearest valid one.
+A command whose settings depend on what it makes gives a ``Choice`` of configs instead of one.
 Exit status: 0; 2 with one line on stderr for anything the user must fix; 75 when a signal stopped a run that is to be
 started again.
 """
 
 import dataclasses
 import difflib
-import itertools
+import functools
 import json
 import os
 import sys
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from data.errors import BadInput
+from data.errors import BadInput, Stopped
 
 Config = typing.TypeVar("Config")
-
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
-class Stopped(Exception):
-    """A run was asked to stop, and has saved what it needs to go on."""
+@dataclass(frozen=True)
+class Choice:
+    """Several config classes of one command; a setting chooses which of them is read.
+
+        CONFIGS = cli.Choice("model.kind", {"lightningdot": RetrievalConfig, "uniter": RerankingConfig})
+        cli.run(main, CONFIGS)                       # main is called with a config of one of the classes
+        cli.parse(CONFIGS, ["--model", "uniter"])    # a RerankingConfig
+
+    The setting stands on the command line (``--model.kind uniter``, or ``--model uniter`` for short) or in the YAML file
+    (``model: {kind: uniter}``); where several say it, the last one counts, and where none does, the first class is meant.
+    A setting that the chosen class does not have is an unknown key, and the error says when another class reads it.
+
+    Every class has the setting itself, as a ``Literal`` of all values whose default is the class's own, so that a saved
+    config chooses its class again. No class has a field ``config``: that is the YAML file.
+
+    Attributes:
+        setting: dotted name ``group.kind`` of the setting that chooses
+        classes: its value → config class
+    """
+
+    setting: str
+    classes: dict[str, type]
 
 
-def run(main: Callable[[Config], None], config_class: type[Config], positional: tuple[str, ...] = ()) -> None:
-    """Parse ``sys.argv`` into ``config_class``, call ``main`` with it; ``BadInput`` becomes one line and status 2,
+def run(main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = ()) -> None:
+    """Parse ``sys.argv`` into a config, call ``main`` with it; ``BadInput`` becomes one line and status 2,
     ``Stopped`` one line and status 75."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
     message, status = None, 2
     try:
-        main(parse(config_class, sys.argv[1:], positional))
+        main(parse(config, sys.argv[1:], positional))
     except BadInput as error:
         message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front
     except Stopped as stopped:
@@ -49,32 +70,40 @@ def run(main: Callable[[Config], None], config_class: type[Config], positional: 
         sys.exit(status)
 
 
-def parse(config_class: type[Config], argv: list[str], positional: tuple[str, ...] = ()) -> Config:
-    """Build a ``config_class`` from command-line words.
+def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str, ...] = ()) -> Config:
+    """Build a config from command-line words.
 
     Args:
-        config_class: a dataclass; fields may be dataclasses, or lists of them. Its ``__post_init__`` may raise BadInput
+        config: a dataclass, or a ``Choice`` of some; fields may be dataclasses, or lists of them. Its ``__post_init__``
+            may raise BadInput
         argv: the words after the program's name
         positional: names of the fields that are given without ``--``, in order
 
     Raises:
         BadInput: an unknown key (with the nearest valid one), a value of the wrong type, an unreadable YAML file.
     """
-    parser = _Parser(prog=Path(sys.argv[0]).name, description=(config_class.__doc__ or "").split("Args:")[0])
-    parser.valid_keys = [name for name, _ in _keys(config_class)]
-    reads_files = "config" not in parser.valid_keys  # else it is a setting like others
-    if reads_files:
+    options = _options_of(argv)
+    if isinstance(config, Choice):
+        config_class, settings = _choose(config, options)
+    else:
+        config_class, settings = config, _Settings(dict(_keys(config)))
+    parser = _Parser(prog=Path(sys.argv[0]).name, description=_description(config, config_class))
+    parser.settings = settings
+    if "config" not in settings.types:  # else it is a setting like others
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+        for path in _config_files(options):
+            _check_keys(_read_yaml(path), config_class, path, settings)
     for name in positional:
         field = next(f for f in dataclasses.fields(config_class) if f.name == name)
         optional = field.default is not dataclasses.MISSING
         parser.add_argument(name, type=field.type, **({"nargs": "?", "default": field.default} if optional else {}))
     parser.add_class_arguments(config_class, skip=set(positional))
-    argv = _spell_out(argv, config_class)
-    for path in _config_files(argv) if reads_files else ():
-        _check_keys(_read_yaml(path), config_class, path)
-    namespace = parser.instantiate(parser.parse_args(argv))
-    return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})
+    words = [word for option in options for word in _spell_out(option, settings.types)]
+    namespace = parser.instantiate(parser.parse_args(words))
+    found = config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})
+    if isinstance(config, Choice) and not isinstance(found, config.classes[_get(found, config.setting)]):
+        raise BadInput(f"{config.setting}: give it by itself, as --{config.setting} {_get(found, config.setting)}")
+    return found
 
 
 def to_dict(config: typing.Any) -> dict:
@@ -87,16 +116,66 @@ def save(config: typing.Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What a config class reads.
+
+    Attributes:
+        types: dotted name of every setting, groups included → its type
+        elsewhere: name of a setting that only other classes of a ``Choice`` read → what to say of it
+    """
+
+    types: dict[str, typing.Any]
+    elsewhere: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def hint(self, key: str) -> str:
+        """What to add to the message that ``key`` is unknown."""
+        return self.elsewhere.get(key) or _nearest(key, list(self.types))
+
+
 class _Parser(ArgumentParser):
-    valid_keys: typing.ClassVar[list[str]] = []
+    settings: _Settings
 
     def error(self, message, ex=None):
         text = " ".join(str(message).split())
         if text.startswith("unrecognized arguments:"):
             words = [w.lstrip("-").split("=")[0] for w in text.split(":", 1)[1].split() if w.startswith("--")]
             for word in words:
-                text = f"unknown option --{word}{_nearest(word, self.valid_keys)}"
+                text = f"unknown option --{word}{self.settings.hint(word)}"
         raise BadInput(f"{text} (see --help)") from ex
+
+
+def _choose(choice: Choice, options: list["_Option"]) -> tuple[type, _Settings]:
+    """The class that the command line and its YAML files choose, and what it reads."""
+    group, _, leaf = choice.setting.rpartition(".")
+    chosen = next(iter(choice.classes))
+    for option in options:
+        if option.name == choice.setting or (option.name == group and option.value in choice.classes):
+            chosen = option.value or chosen  # one without a value is refused further on
+        for path in _config_files([option]):
+            values = _read_yaml(path)
+            inner = values.get(group) if isinstance(values, dict) else None
+            chosen = inner.get(leaf, chosen) if isinstance(inner, dict) else chosen
+    if chosen not in list(choice.classes):  # a list: YAML's value may be unhashable
+        raise BadInput(f"{choice.setting}: expected {' or '.join(choice.classes)}, found {chosen} (see --help)")
+    types, elsewhere = dict(_keys(choice.classes[chosen])), {}
+    for kind, config_class in choice.classes.items():
+        only_there = [name for name, _ in _keys(config_class) if name not in types]
+        elsewhere |= dict.fromkeys(only_there, f"; it is read with {choice.setting} {kind}, not with {chosen}")
+    return choice.classes[chosen], _Settings(types, elsewhere)
+
+
+def _get(config: typing.Any, name: str) -> typing.Any:
+    return functools.reduce(getattr, name.split("."), config)
+
+
+def _description(config: type | Choice, config_class: type) -> str:
+    text = (config_class.__doc__ or "").split("Args:")[0]
+    if isinstance(config, Choice):
+        group = config.setting.rpartition(".")[0]
+        others = [f"--{group} {kind} --help" for kind, other in config.classes.items() if other is not config_class]
+        text = f"{text.rstrip()} Other settings: {', '.join(others)}."
+    return text
 
 
 def _nearest(key: str, valid: list[str]) -> str:
@@ -117,35 +196,33 @@ def _inner_dataclass(kind: typing.Any) -> type | None:
 
 def _keys(config_class: type, prefix: str = "") -> typing.Iterator[tuple[str, typing.Any]]:
     """Every setting's dotted name and type."""
-    kinds = typing.get_type_hints(config_class)
+    types = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        yield prefix + field.name, kinds[field.name]
-        inner = _inner_dataclass(kinds[field.name])
+        yield prefix + field.name, types[field.name]
+        inner = _inner_dataclass(types[field.name])
         if inner is not None:
             yield from _keys(inner, f"{prefix}{field.name}.")
 
 
-def _check_keys(values: typing.Any, config_class: type, path: str, prefix: str = "") -> None:
+def _check_keys(values: typing.Any, config_class: type, path: str, settings: _Settings, prefix: str = "") -> None:
+    """Refuse keys of a YAML file that ``config_class``, which stands under ``prefix`` in ``settings``, does not have."""
     if not isinstance(values, dict):
         raise BadInput(f"{path}: {prefix.rstrip('.') or 'the file'} must be a mapping of settings, found {values!r}")
-    kinds = typing.get_type_hints(config_class)
+    types = typing.get_type_hints(config_class)
     for key, value in values.items():
-        if key not in kinds:
-            near = _nearest(str(key), list(kinds)) or _nearest(str(key), [name for name, _ in _keys(config_class)])
-            raise BadInput(f"{path}: unknown key {prefix}{key}{near}")
-        inner = _inner_dataclass(kinds[key])
+        name = f"{prefix}{key}"
+        if key not in types:
+            near = _nearest(str(key), list(types)) or _nearest(str(key), list(settings.types))
+            hint = settings.elsewhere.get(name) or near
+            raise BadInput(f"{path}: unknown key {name}{hint}")
+        inner = _inner_dataclass(types[key])
         if inner is None or value is None:
             continue
         for item in value if isinstance(value, list) else [value]:
-            _check_keys(item, inner, path, f"{prefix}{key}.")
+            _check_keys(item, inner, path, settings, f"{name}.")
 
 
-def _config_files(argv: list[str]) -> list[str]:
-    following = [b for a, b in itertools.pairwise(argv) if a == "--config"]
-    return following + [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
-
-
-def _read_yaml(path: str) -> dict:
+def _read_yaml(path: str) -> typing.Any:
     try:
         with open(path, encoding="utf-8") as file:
             return yaml.safe_load(file) or {}
@@ -155,31 +232,62 @@ def _read_yaml(path: str) -> dict:
         raise BadInput(f"{path}: not valid YAML: {error}") from error
 
 
-def _spell_out(argv: list[str], config_class: type) -> list[str]:
-    """The customary short forms: ``--batch-size``, ``--resume`` for ``true``, ``--languages en de`` for a list, and
-    ``--model uniter`` for ``--model.kind uniter``, where a group has a kind."""
-    kinds = dict(_keys(config_class))
-    words, rest = [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            words.append(word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        name = name.replace("-", "_")
-        if (value if equals else "".join(rest[:1])) in typing.get_args(kinds.get(f"{name}.kind")):
-            name += ".kind"
-        words.append(f"--{name}{equals}{value}")
-        if equals or name not in kinds:
-            continue
-        following = list(itertools.takewhile(lambda w: not w.startswith("--"), rest))
-        is_switch = bool in (kinds[name], *typing.get_args(kinds[name]))
-        if is_switch and (not following or following[0].lower() not in ("true", "false", "yes", "no", "null")):
-            words.append("true")
-        elif following and _is_list_of_scalars(kinds[name]) and not following[0].startswith("["):
-            words.append(json.dumps([yaml.safe_load(w) for w in following]))
-            del rest[: len(following)]
-    return words
+@dataclass(frozen=True)
+class _Option:
+    """An option of the command line with the words up to the next one, as typed.
+
+    Attributes:
+        name: as the config class spells it; empty for the words before the first option
+        assigned: the value of ``--name=value``
+        following: the words after it
+    """
+
+    name: str
+    assigned: str | None
+    following: list[str]
+
+    @property
+    def value(self) -> str | None:
+        """What a setting of one word is set to."""
+        return self.assigned if self.assigned is not None else next(iter(self.following), None)
+
+
+def _options_of(argv: list[str]) -> list[_Option]:
+    options = [_Option("", None, [])]
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, assigned = word[2:].partition("=")
+            options.append(_Option(name.replace("-", "_"), assigned if equals else None, []))
+        else:
+            options[-1].following.append(word)
+    return options
+
+
+def _config_files(options: list[_Option]) -> list[str]:
+    return [option.value for option in options if option.name == "config" and option.value is not None]
+
+
+def _spell_out(option: _Option, types: dict[str, typing.Any]) -> list[str]:
+    """The words for jsonargparse, which does not know the customary short forms: ``--batch-size``, ``--resume`` for
+    ``true``, ``--languages en de`` for a list, ``--model uniter`` for ``--model.kind uniter`` where a group has a kind."""
+    name, following = option.name, option.following
+    if not name:
+        return following
+    if option.value in typing.get_args(types.get(f"{name}.kind")):
+        name = f"{name}.kind"
+    if option.assigned is not None:
+        return [f"--{name}={option.assigned}", *following]
+    if _is_switch(types.get(name)):
+        if not following or following[0].lower() not in ("true", "false", "yes", "no", "null"):
+            following = ["true", *following]
+    elif _is_list_of_scalars(types.get(name)):
+        if following and not following[0].startswith("["):
+            following = [json.dumps([yaml.safe_load(word) for word in following])]
+    return [f"--{name}", *following]
+
+
+def _is_switch(kind: typing.Any) -> bool:
+    return bool in (kind, *typing.get_args(kind))
 
 
 def _is_list_of_scalars(kind: typing.Any) -> bool:

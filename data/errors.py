@@ -1,4 +1,4 @@
-"""The exceptions for what the user must fix."""
+"""The exceptions that every command turns into one line and an exit status (``configs.cli.run``)."""
 
 
 class BadInput(ValueError):
@@ -11,3 +11,7 @@ class BadInput(ValueError):
 
 class CannotWrite(BadInput):
     """The disk is full or not writable: no record is at fault, and going on with the next one helps nobody."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has saved what it needs to go on: exit status 75, the same command goes on."""

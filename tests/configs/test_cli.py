@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -112,6 +113,154 @@ def test_saved_config_reads_back_the_same(tmp_path):
     text = (tmp_path / "saved.yaml").read_text().replace("query: q\n", "")
     (tmp_path / "saved.yaml").write_text(text)
     assert parse("q", "--config", str(tmp_path / "saved.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--resume", "a dog"], {"query": "a dog", "resume": True}),
+        (["--resume", "false", "a dog"], {"query": "a dog", "resume": False}),
+        (["a dog", "--resume=false", "--batch-size=7"], {"query": "a dog", "resume": False, "batch_size": 7}),
+        (["a dog", "--languages", "en", "de", "--resume"], {"languages": ["en", "de"], "resume": True}),
+        (["a dog", "--languages", "[en, de]"], {"languages": ["en", "de"]}),
+        (["--batch-size", "7", "a dog"], {"query": "a dog", "batch_size": 7}),
+    ],
+)
+def test_the_customary_short_forms(words, expected):
+    config = parse("--out", "x", *words)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+# ---- a setting that chooses the config class ---------------------------------------------------------------------
+
+
+@dataclass
+class Towers:
+    """Towers.
+
+    Args:
+        kind: which
+        init: folder
+        project_dim: width
+    """
+
+    kind: Literal["towers", "uniter"] = "towers"
+    init: str | None = None
+    project_dim: int = 768
+
+
+@dataclass
+class OneEncoder:
+    """One encoder.
+
+    Args:
+        kind: which
+        init: folder
+    """
+
+    kind: Literal["towers", "uniter"] = "uniter"
+    init: str | None = None
+
+
+@dataclass
+class Retrieval:
+    """Train towers.
+
+    Args:
+        model: weights
+        siblings: mask or keep
+        optim: optimizer
+    """
+
+    model: Towers = field(default_factory=Towers)
+    siblings: str = "mask"
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class Reranking:
+    """Train a re-ranker.
+
+    Args:
+        model: weights
+        margin: of the loss
+        optim: optimizer
+    """
+
+    model: OneEncoder = field(default_factory=OneEncoder)
+    margin: float = 0.2
+    optim: Optim = field(default_factory=Optim)
+
+
+TASKS = cli.Choice("model.kind", {"towers": Retrieval, "uniter": Reranking})
+
+
+@pytest.mark.parametrize("words", [["--model", "uniter"], ["--model=uniter"], ["--model.kind", "uniter"],
+                                   ["--model.kind=uniter"], ["--config", "{uniter}"], ["--config={uniter}"],
+                                   ["--config", "{towers}", "--model", "uniter"],
+                                   ["--config", "{plain}", "--model", "uniter"],
+                                   ["--model", "uniter", "--config", "{plain}"]])  # fmt: skip
+def test_a_setting_chooses_the_config_class(tmp_path, words):
+    for name, text in (("uniter", "model: {kind: uniter}"), ("towers", "model: {kind: towers}"), ("plain", "optim: {lr: 2}")):
+        (tmp_path / name).write_text(text)
+    files = {name: str(tmp_path / name) for name in ("uniter", "towers", "plain")}
+    config = cli.parse(TASKS, [word.format(**files) for word in words] + ["--margin", "0.5", "--model.init", "here"])
+    assert config == Reranking(OneEncoder("uniter", "here"), 0.5, config.optim)
+    assert cli.parse(TASKS, ["--model.project-dim", "7"]) == Retrieval(Towers(project_dim=7))  # the first, if none is named
+    assert cli.parse(TASKS, ["--model", "towers", "--siblings", "keep"]).siblings == "keep"
+    cli.save(config, tmp_path / "saved.yaml")
+    assert cli.parse(TASKS, ["--config", str(tmp_path / "saved.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "uniter", "--siblings", "keep"],
+         "unknown option --siblings; it is read with model.kind towers, not with uniter"),
+        (["--model", "uniter", "--model.project-dim", "7"],
+         "unknown option --model.project_dim; it is read with model.kind towers, not with uniter"),
+        (["--margin", "1"], "unknown option --margin; it is read with model.kind uniter, not with towers"),
+        (["--model", "uniter", "--margn", "1"], "unknown option --margn; did you mean margin?"),
+        (["--model.kind", "bert"], "model.kind: expected towers or uniter, found bert"),
+        (["--model.kind"], "expected one argument"),
+        (["--model", "{kind: uniter}"], "model.kind: give it by itself, as --model.kind uniter"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_class_is_unknown_on_the_command_line(words, message):
+    with pytest.raises(BadInput) as error:
+        cli.parse(TASKS, words)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {kind: uniter}\nsiblings: keep", "unknown key siblings; it is read with model.kind towers, not with uniter"),
+        ("model: {kind: uniter, project_dim: 7}",
+         "unknown key model.project_dim; it is read with model.kind towers, not with uniter"),
+        ("margin: 1", "unknown key margin; it is read with model.kind uniter, not with towers"),
+        ("model: {kind: uniter}\nmargn: 1", "unknown key margn; did you mean margin?"),
+        ("model: {kind: [bert]}", "model.kind: expected towers or uniter, found ['bert']"),
+        ("model: uniter", "model must be a mapping of settings, found 'uniter'"),
+        ("- model", "must be a mapping of settings"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_class_is_unknown_in_the_file(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput) as error:
+        cli.parse(TASKS, ["--config", str(path)])
+    assert message in str(error.value)
+    assert str(path) in str(error.value) or "model.kind: expected" in message
+
+
+def test_help_is_of_the_chosen_class_and_names_the_others(capsys):
+    for words, shown, hidden in (([], "--siblings", "--margin"), (["--model", "uniter"], "--margin", "--siblings")):
+        with pytest.raises(SystemExit):
+            cli.parse(TASKS, [*words, "--help"])
+        text = capsys.readouterr().out
+        assert shown in text and hidden not in text
+        assert f"--model {'towers' if words else 'uniter'} --help" in text
 
 
 @pytest.mark.parametrize(
