@@ -12,11 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
-import numpy as np
-
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from optim.curves import read_curves, smooth_curve
 
 
 @dataclass
@@ -42,41 +41,14 @@ class Options:
             raise BadInput(f"smooth must be at least 1, found {self.smooth}")
 
 
-def read_curves(run: str) -> dict[str, list[tuple[int, float]]]:
-    """Metric → (step, value) in the order they were logged."""
-    path = Path(run, "metrics.jsonl")
-    curves: dict[str, list[tuple[int, float]]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-            step = values.pop("step")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise BadInput(f"{path}: line {number} is no line of metrics ({error!r})") from None
-        for name, value in values.items():
-            curves.setdefault(name, []).append((step, value))
-    return curves
-
-
-def smoothed(curve: list[tuple[int, float]], points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of ``points`` neighbours: steps and values."""
-    points = min(points, len(curve))
-    steps, values = np.array(curve, dtype=float).T
-    window = np.ones(points) / points
-    return np.convolve(steps, window, "valid"), np.convolve(values, window, "valid")
-
-
 def main(options: Options) -> None:
-    import matplotlib
+    import matplotlib  # slow to import
 
-    matplotlib.use("agg")
+    matplotlib.use("agg")  # before pyplot: there may be no screen
     from matplotlib import pyplot as plt
 
     curves = {Path(run).name: read_curves(run) for run in options.runs}
-    known = list(dict.fromkeys(name for each in curves.values() for name in each))
+    known = list(dict.fromkeys(name for curves_of_run in curves.values() for name in curves_of_run))
     metrics = options.metrics or [name for name in known if name.startswith("train/")]
     missing = [name for name in metrics if name not in known]
     if missing or not metrics:
@@ -88,9 +60,9 @@ def main(options: Options) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.5 * rows), squeeze=False, layout="constrained")
     numbers: dict[str, dict] = {}
     for axis, name in zip(axes.flat, metrics):
-        for run, each in curves.items():
-            if name in each:
-                steps, values = smoothed(each[name], options.smooth)
+        for run, curves_of_run in curves.items():
+            if name in curves_of_run:
+                steps, values = smooth_curve(curves_of_run[name], options.smooth)
                 axis.plot(steps, values, label=run, linewidth=1)
                 numbers.setdefault(name, {})[run] = {"steps": steps.tolist(), "values": values.tolist()}
         axis.set(title=name, xlabel="update")
@@ -102,8 +74,8 @@ def main(options: Options) -> None:
     plt.close(figure)
     with atomic_file(Path(options.out).with_suffix(".json")) as path:
         path.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
-    for name, each in numbers.items():
-        print(name, *(f"{run} {curve['values'][-1]:.4g}" for run, curve in each.items()), sep="  ")
+    for name, runs in numbers.items():
+        print(name, *(f"{run} {curve['values'][-1]:.4g}" for run, curve in runs.items()), sep="  ")
     print(f"wrote {options.out}")
 
 

@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_not_trained_over(recipes, finetuned, capsys):
 
 def test_a_step_that_fails_stops_with_its_command(tmp_path):
     with pytest.raises(BadInput, match=r"stopped at: python scripts/make_scenes\.py --out \S+ --size 1$"):
-        reproduce._run(["scripts/make_scenes.py", "--out", str(tmp_path / "world"), "--size", "1"])
+        reproduce.run_step(["scripts/make_scenes.py", "--out", str(tmp_path / "world"), "--size", "1"])
 
 
 def test_missing_and_damaged_databases_are_named_with_what_makes_them(recipes, small_world, tmp_path, capsys):
@@ -173,9 +173,9 @@ def test_published_and_measured_figures_stand_side_by_side(tmp_path, capsys):
         "recall": {"all": measured}, "intervals": {"all": bounds}, "config": {"checkpoint": "c"},
         "images": 5000, "captions": 25010, "environment": {"torch": "2"},
     }  # fmt: skip
-    plan = reproduce.Plan(results=tmp_path / "results.json")
-    plan.results.write_text(json.dumps(results))
-    reproduce.report("coco5k", PUBLISHED["coco5k"], plan, {"eval_itm.py": 1.0}, str(tmp_path))
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    reproduce.report("coco5k", PUBLISHED["coco5k"], path, {"eval_itm.py": 1.0}, str(tmp_path))
     lines = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
     assert ["paper", "original repository", "measured", "95% interval"] in lines
     assert ["TR@1", "60.1", "60.0", "61.00", "[60.0, 62.0]"] in lines
@@ -184,7 +184,7 @@ def test_published_and_measured_figures_stand_side_by_side(tmp_path, capsys):
     summary = json.loads((tmp_path / "coco5k.json").read_text())
     assert summary["original"]["AR"] == pytest.approx(73.5) and summary["seconds"] == {"eval_itm.py": 1.0}
     with pytest.raises(BadInput, match=r"no row 'mean of 5 x 1K', found all"):
-        reproduce.report("coco1k", PUBLISHED["coco1k"], plan, {}, str(tmp_path))
+        reproduce.report("coco1k", PUBLISHED["coco1k"], path, {}, str(tmp_path))
 
 
 def test_all_tables_have_their_own_recipes():

@@ -1,0 +1,42 @@
+"""Unpack an archive that was fetched."""
+
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.errors import BadInput
+from data.storage.atomic import atomic_folder
+
+
+def unpack_archive(path: Path, folder: Path) -> int:
+    """Unpack a zip or tar archive → number of its members, 0 where it was unpacked before; a mark of that stays in ``folder``.
+
+    Raises:
+        BadInput: a damaged archive, or one that would write outside of ``folder``.
+    """
+    done = folder / f".{path.name}.unpacked"
+    if done.exists() and done.stat().st_mtime >= path.stat().st_mtime:
+        return 0
+    content = folder / f".{path.name}.content"
+    shutil.rmtree(content, ignore_errors=True)  # of a run that was killed
+    try:
+        with atomic_folder(content) as partial:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:  # extract() itself keeps to the folder
+                    names = archive.namelist()
+                    for name in tqdm(names, f"unpacking {path.name}", unit="file"):
+                        archive.extract(name, partial)
+            else:
+                with tarfile.open(path) as archive:
+                    names = archive.getnames()
+                    for member in tqdm(archive, f"unpacking {path.name}", len(names), unit="file"):
+                        archive.extract(member, partial, filter="data")
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, OSError) as error:
+        raise BadInput(f"{path}: cannot be unpacked ({error}); delete it and fetch it again") from None
+    shutil.copytree(content, folder, dirs_exist_ok=True, copy_function=lambda old, new: Path(old).replace(new))
+    shutil.rmtree(content)
+    done.touch()
+    return len(names)

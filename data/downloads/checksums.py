@@ -1,0 +1,69 @@
+"""The checksum of a file: the published one, or the one that was recorded when it was fetched first."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.errors import BadInput
+from data.storage.atomic import atomic_file
+
+CHUNK = 1 << 20  # bytes
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """The hex digest of a file by an algorithm of ``hashlib``, with a bar for large files."""
+    found = hashlib.new(algorithm)
+    with (
+        open(path, "rb") as file,
+        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=algorithm, delay=2) as bar,
+    ):
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+            bar.update(len(chunk))
+    return found.hexdigest()
+
+
+def verify_checksum(path: Path, expected: str | None, record: Path) -> str:
+    """Compare a file with its published checksum, or with the one of its first download, which is recorded.
+
+    Args:
+        expected: the published checksum as ``algorithm:hexdigest``; None: there is none
+        record: JSON file of the checksums of first downloads, which is written when this is the first
+
+    Returns: what was done, to be printed
+
+    Raises:
+        BadInput: it differs; the file is put aside as ``NAME.bad``.
+    """
+    known = read_recorded(record)
+    source = "published"
+    if expected is None:
+        expected, source = known.get(path.name), f"recorded in {record}"
+    algorithm, _, wanted = (expected or "sha256:").partition(":")
+    found = file_digest(path, algorithm)
+    if wanted and found != wanted:
+        aside = path.with_name(path.name + ".bad")
+        path.replace(aside)
+        raise BadInput(
+            f"{path}: {algorithm} is {found}, but {wanted} is {source}; the file is put aside as {aside}, fetch it again"
+        )
+    if wanted:
+        return f"{algorithm} as {source}"
+    with atomic_file(record) as partial:
+        partial.write_text(json.dumps(known | {path.name: f"sha256:{found}"}, indent=1) + "\n", encoding="utf-8")
+    return f"no published checksum; sha256 {found[:16]}... is recorded in {record}"
+
+
+def read_recorded(record: Path) -> dict[str, str]:
+    """The checksums of first downloads: file name → ``sha256:hexdigest``."""
+    if not record.exists():
+        return {}
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
+            raise ValueError(str(known)[:60])
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{record}: expected name -> checksum in JSON ({error}); delete it to record them anew") from None
+    return known
