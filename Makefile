@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on an embedded world: no download beyond the packages
 # make test   the test suite; Horovod is built first where it is not (minutes, once), HOROVOD=0 leaves it and its tests out
-# make lint   style checks
+# make lint   style checks, and that imports run one way
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -22,6 +22,7 @@ endif
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 
 .venv/installed: requirements.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

@@ -45,7 +45,7 @@ def main(options: Options) -> None:
     import matplotlib  # slow to import
 
     matplotlib.use("agg")  # before pyplot: there may be no screen
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot as plt  # slow to import
 
     curves = {Path(run).name: read_curves(run) for run in options.runs}
     known = list(dict.fromkeys(name for curves_of_run in curves.values() for name in curves_of_run))
