@@ -30,8 +30,10 @@ from model.evaluation.recall import chance_table, folds, format_table, mean_tabl
 from model.evaluation.statistics import QueryRanks, Units, format_interval, intervals, resampled_recall
 from model.initial import check_fits, check_longest, check_tokenizer
 from model.precision import Precision, choose_device, for_inference
-from model.retrieval.encoding import build_caption_index, build_image_index
+from model.retrieval.encoding import Encoding
+from model.retrieval.indexing import build_index
 from model.retrieval.reranking import FirstRanking, Scores, check_count
+from model.retrieval.sources import caption_source, image_source
 from model.uniter import Reranker, check_reranker
 from optim.run import environment
 
@@ -131,17 +133,12 @@ def main(config: EvalConfig) -> None:
         check_count(max(config.rerank_top), len(pairs.images), len(pairs), config.captions)
 
     out = Path(config.output_dir or Path(config.checkpoint) / "eval" / Path(config.captions).name)
-    options = {
-        "batch_size": config.batch_size,
-        "precision": config.precision,
-        "workers": config.num_workers,
-        "checkpoint": config.checkpoint,
-        "device": device,
-    }
+    encoding = Encoding(device, config.precision, config.batch_size, config.num_workers)
     started = time.perf_counter()
-    view = {"image_captions": pairs.image_captions}
-    img = _in_order(build_image_index(model, pairs.regions, pairs.images, out / "img", **view, **options), pairs.images)
-    txt = _in_order(build_caption_index(model, pairs.captions, pairs.ids, out / "txt", **options), pairs.ids)
+    images = image_source(model, pairs.regions, pairs.images, pairs.image_captions)
+    img = _in_order(build_index(images, out / "img", encoding, checkpoint=config.checkpoint), pairs.images)
+    captions = caption_source(model, pairs.captions, pairs.ids)
+    txt = _in_order(build_index(captions, out / "txt", encoding, checkpoint=config.checkpoint), pairs.ids)
     seconds = {"encoding": time.perf_counter() - started}
 
     image_of, text_of = torch.from_numpy(pairs.image_of.astype(np.int64)), torch.from_numpy(wordings(pairs))

@@ -27,13 +27,14 @@ from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.distributed import Backend, Meeting, Ranks, start
-from model.evaluation.outcomes import captions_by_language, embed_pairs, evaluate
+from model.evaluation.outcomes import captions_by_language, evaluate
 from model.evaluation.recall import format_table
 from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
 from model.objectives.contrastive import Siblings
 from model.objectives.gradient_cache import cached_backward
 from model.objectives.pretraining import CmrOptions, contrast, embed
 from model.precision import Precision, autocast, choose_device, loss_scaler
+from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
 from model.retrieval.reranking import evaluate_reranker, first_rankings, recall_before
 from model.transformer import Encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -20,6 +21,18 @@ def autocast(device: torch.device | str, precision: Precision) -> contextlib.Abs
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, _DTYPES[precision])
+
+
+@contextlib.contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards, whatever happens inside, each of its modules is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class InferenceLinear(nn.Module):

@@ -44,8 +44,10 @@ from data.storage.atomic import atomic_file
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import SINGLE
 from model.precision import Precision, choose_device, for_inference
-from model.retrieval.encoding import build_image_index
+from model.retrieval.encoding import Encoding
+from model.retrieval.indexing import build_index
 from model.retrieval.retriever import RegionReranker, Retriever
+from model.retrieval.sources import image_source
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
 from optim.run import environment, progress_bar
@@ -194,9 +196,9 @@ def make_models(options: Options, work: Path, device: torch.device) -> Models:
     for precision in options.precision:
         model = LightningDOT.from_pretrained(folder).to(device)
         for_inference(model, device, precision)
-        build_image_index(model, regions, keys[:16], work / f"first_{precision}", device=device, precision=precision)
+        build_index(image_source(model, regions, keys[:16]), work / f"first_{precision}", Encoding(device, precision))
         started = time.perf_counter()
-        build_image_index(model, regions, keys, work / f"all_{precision}", device=device, precision=precision)
+        build_index(image_source(model, regions, keys), work / f"all_{precision}", Encoding(device, precision))
         encoding[precision] = len(keys) / (time.perf_counter() - started)
         reranker = Reranker(UniterConfig(sizes, options.feature_dim))
         for_inference(reranker, device, precision)

@@ -88,6 +88,24 @@ def images_of(captions, regions) -> list[str]:
     return keys
 
 
+def source_of(options: Options, model):
+    """The images or captions that are to be encoded."""
+    from data.batches.pairs import open_image_captions
+    from data.captions.db import CaptionDB
+    from model.initial import check_tokenizer
+    from model.retrieval.sources import caption_source, check_width, image_source
+
+    if options.captions:
+        captions = CaptionDB(options.captions)
+        check_tokenizer(options.checkpoint, captions)
+        return caption_source(model, captions, captions.ids)
+    regions = RegionDB(options.regions, options.boxes)
+    check_width(regions, model, options.checkpoint)
+    keys = images_of(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
+    view = open_image_captions(options.image_captions, options.caption_score_weight)
+    return image_source(model, regions, keys, view)
+
+
 def delete_ids(model, path: str, out: str):
     """Take the ids of a file out of an index."""
     from data.index.editor import IndexEditor
@@ -103,35 +121,27 @@ def delete_ids(model, path: str, out: str):
 
 
 def main(options: Options) -> None:
-    from data.batches.pairs import open_image_captions
-    from data.captions.db import CaptionDB
     from model.bi_encoder import LightningDOT
     from model.distributed import start
-    from model.initial import check_tokenizer
     from model.precision import choose_device, for_inference
-    from model.retrieval.encoding import build_caption_index, build_image_index, check_width
+    from model.retrieval.encoding import Encoding
+    from model.retrieval.indexing import build_index, update_index
 
     device = choose_device(options.device)
     ranks = start(options.distributed, device.type == "cuda", options.distributed_timeout)
     model = LightningDOT.from_pretrained(options.checkpoint).to(device)
     for_inference(model, device, options.precision)
-    common = {name: getattr(options, name) for name in ("batch_size", "dtype", "precision", "workers", "checkpoint")}
-    common |= {"device": device, "ranks": ranks, "update": options.update.replace("no", "")}
-    started = time.perf_counter()
+    encoding, started = Encoding(device, options.precision, options.batch_size, options.workers), time.perf_counter()
     if options.delete:
         index = delete_ids(model, options.delete, options.out)
-    elif options.regions:
-        regions = RegionDB(options.regions, options.boxes)
-        check_width(regions, model, options.checkpoint)
-        keys = images_of(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
-        view = open_image_captions(options.image_captions, options.caption_score_weight)
-        index = build_image_index(model, regions, keys, options.out, image_captions=view, **common)
+    elif options.update == "no":
+        index = build_index(source_of(options, model), options.out, encoding, ranks, options.dtype, options.checkpoint)
+    elif ranks.size > 1:
+        raise BadInput(f"{options.out}: an index is updated by one process, not by {ranks.size}")
     else:
-        captions = CaptionDB(options.captions)
-        check_tokenizer(options.checkpoint, captions)
-        index = build_caption_index(model, captions, captions.ids, options.out, **common)
-    what = {"img": "images", "txt": "captions"}[index.kind]
+        index = update_index(source_of(options, model), options.out, encoding, replace=options.update == "replace")
     if ranks.is_first:
+        what = "images" if index.kind == "img" else "captions"
         print(f"{options.out}: {index.count} {what}, {index.dim} x {index.dtype}, {time.perf_counter() - started:.1f} s")
     ranks.close()
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from data.batches.pairs import PairDataset
@@ -20,33 +19,7 @@ from model import distributed
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import KS, listed_ranks, mean_table, recall, recall_table, retrieval_ranks
 from model.evaluation.statistics import QueryRanks, Units, intervals, resampled_recall
-from model.retrieval.encoding import encode_captions, encode_images
-
-
-def embed_pairs(
-    model: LightningDOT, dataset: PairDataset, device, precision: str, ranks: distributed.Ranks = distributed.SINGLE
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode every caption and every image once, each rank its share of them.
-
-    Returns: txt [T,D], img [I,D], image_of [T] (row of a caption's image), on the host and the same on all ranks
-    """
-    options = {"device": device, "precision": precision, "progress": False}
-    txt, img = [], torch.zeros(len(dataset.images), model.config.embedding_dim)
-    for part, rows in dataset.parts:
-        captions = partial(encode_captions, model, part.captions, **options)
-        images = partial(encode_images, model, part.regions, image_captions=part.image_captions, **options)
-        txt.append(_shared(captions, part.ids, model, ranks))
-        img[rows] = _shared(images, part.images, model, ranks)
-    return torch.cat(txt), img, torch.from_numpy(dataset.image_of.astype(np.int64))
-
-
-def _shared(encode: Callable, names: Sequence[str], model: LightningDOT, ranks: distributed.Ranks) -> Tensor:
-    """Embeddings of ``names`` [N,D], of which each rank has encoded a share."""
-    vectors = torch.zeros(len(names), model.config.embedding_dim)
-    mine = range(ranks.rank, len(names), ranks.size)
-    for positions, found in encode([names[row] for row in mine]):
-        vectors[[mine[position] for position in positions]] = found.cpu()
-    return torch.from_numpy(ranks.sum_array(vectors.numpy()))
+from model.retrieval.encoding import embed_pairs
 
 
 def evaluate(

@@ -20,9 +20,10 @@ from data.batches.pairs import PairDataset
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE, Ranks
-from model.evaluation.outcomes import captions_by_language, embed_pairs
+from model.evaluation.outcomes import captions_by_language
 from model.evaluation.recall import listed_ranks, mean_table, recall_table, retrieval_ranks
 from model.precision import autocast
+from model.retrieval.encoding import embed_pairs
 from model.uniter import Reranker
 
 IMAGES_AT_A_TIME = 2048  # whose features are in memory: 0.5 GB of 60 boxes each

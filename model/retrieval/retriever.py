@@ -26,7 +26,8 @@ from data.regions.db import RegionDB, Regions
 from data.search.exact import open_backend
 from model.bi_encoder import LightningDOT
 from model.precision import autocast, for_inference
-from model.retrieval.encoding import check_width, encode_image, encode_queries
+from model.retrieval.encoding import encode_image, encode_queries
+from model.retrieval.sources import check_width
 
 PAIRS_AT_ONCE = 128  # that a re-ranker looks at
 PAIRS_ON_CPU = 32  # so that a batch fits the cache

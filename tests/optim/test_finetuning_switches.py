@@ -19,8 +19,10 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.evaluation.outcomes import embed_pairs, evaluate
-from model.retrieval.encoding import build_image_index
+from model.evaluation.outcomes import evaluate
+from model.retrieval.encoding import Encoding, embed_pairs
+from model.retrieval.indexing import build_index
+from model.retrieval.sources import image_source
 
 ORIGINAL = """--siblings keep --optim.algorithm adamw_original --optim.no_decay original --optim.schedule hf_linear
 --optim.warmup-ratio 0.1 --optim.betas [0.9,0.999] --optim.eps 1e-8 --optim.weight-decay 0.01 --optim.grad-clip 0
@@ -183,7 +185,8 @@ def test_third_view_is_part_of_an_image_embedding(small_world, pretrained, image
 
     stamps = []
     for view in (data.image_captions, None, open_image_captions(third, 0.2)):
-        build_image_index(model, data.regions, data.images, tmp_path / "index", image_captions=view, progress=False)
+        source = image_source(model, data.regions, data.images, view)
+        build_index(source, tmp_path / "index", Encoding(progress=False))
         stamps.append(EmbeddingIndex(tmp_path / "index").header["data"])
     assert len(set(stamps)) == 3  # an index of another view is never used again
 

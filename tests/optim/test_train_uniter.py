@@ -15,9 +15,9 @@ from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.evaluation.outcomes import embed_pairs
 from model.initial import ModelOptions
 from model.precision import loss_scaler
+from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
 from model.retrieval.reranking import evaluate_reranker, first_rankings
 from model.uniter import Reranker, build_reranker, forward_ranking

@@ -13,10 +13,10 @@ from data.batches.pairs import open_pairs
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.evaluation.outcomes import embed_pairs
 from model.evaluation.recall import recall_table, retrieval_ranks
 from model.initial import ModelOptions
 from model.retrieval import reranking
+from model.retrieval.encoding import embed_pairs
 from model.retrieval.reranking import Candidates, FirstRanking, Scores, candidates, reranked, score_pairs
 from model.uniter import build_reranker
 

@@ -18,12 +18,15 @@ from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
 from data.search.exact import BACKENDS
 from model.bi_encoder import LightningDOT
-from model.retrieval.encoding import build_caption_index, build_image_index, encode_image
+from model.retrieval.encoding import Encoding, encode_image
+from model.retrieval.indexing import build_index, update_index
 from model.retrieval.retriever import Retriever
+from model.retrieval.sources import caption_source, image_source
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
-from scripts import build_index, export_index, search
-from tests.data.search.test_search import KEYS, captions, command, indexes, matrices, model, regions, small_model, world  # noqa: F401
+from scripts import build_index as build_index_command
+from scripts import export_index, search
+from tests.gallery import KEYS, command
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -31,7 +34,7 @@ TEXTS = ["two big dog", "a red cat on the beach"]
 
 
 @pytest.fixture
-def retriever(world, indexes):  # noqa: F811
+def retriever(world, indexes):
     return Retriever.from_pretrained(world / "model", indexes[0])
 
 
@@ -41,7 +44,7 @@ def best(retriever, text, images, k):
     return [KEYS[n] for n in order], scores[order]
 
 
-def test_texts_find_images(retriever, matrices):  # noqa: F811
+def test_texts_find_images(retriever, matrices):
     for hits, text in zip([retriever.search_images(TEXTS[0], 4), *retriever.search_images(TEXTS, 4)], [TEXTS[0], *TEXTS]):
         names, scores = best(retriever, text, matrices[0], 4)
         assert [hit.id for hit in hits] == names
@@ -49,7 +52,7 @@ def test_texts_find_images(retriever, matrices):  # noqa: F811
     assert len(retriever.search_images("dog", 1000)) == len(KEYS)
 
 
-def test_weights_that_are_rounded_once_give_what_autocast_gives(world, indexes, regions):  # noqa: F811
+def test_weights_that_are_rounded_once_give_what_autocast_gives(world, indexes, regions):
     once = Retriever.from_pretrained(world / "model", indexes[0], regions=regions, precision="bf16")
     always = Retriever(LightningDOT.from_pretrained(world / "model"), once.index, once.tokenizer, precision="bf16")
     in_fp32 = [sum(type(x) is nn.Linear and x.weight.dtype == torch.float32 for x in r.model.modules()) for r in (once, always)]
@@ -59,7 +62,7 @@ def test_weights_that_are_rounded_once_give_what_autocast_gives(world, indexes, 
     assert once.search_images(TEXTS, 4) == always.search_images(TEXTS, 4)
 
 
-def test_images_find_captions(world, indexes, regions, captions, matrices):  # noqa: F811
+def test_images_find_captions(world, indexes, regions, captions, matrices):
     retriever = Retriever.from_pretrained(world / "model", indexes[1], regions=regions)
     expected = [captions.ids[n] for n in np.argsort(-(matrices[0][3] @ matrices[1].T))[:5]]
     for image in (KEYS[3], regions[KEYS[3]], matrices[0][3]):
@@ -72,7 +75,7 @@ def test_images_find_captions(world, indexes, regions, captions, matrices):  # n
         Retriever.from_pretrained(world / "model", indexes[1]).search_captions(KEYS[0])
 
 
-def test_what_does_not_fit_is_refused(world, indexes, retriever):  # noqa: F811
+def test_what_does_not_fit_is_refused(world, indexes, retriever):
     with pytest.raises(BadInput, match="made by model"):
         Retriever.from_pretrained(world / "other", indexes[0])
     with pytest.raises(BadInput, match=r"index of images.*one of captions"):
@@ -92,7 +95,7 @@ class Backwards:
         return list(range(len(keys)))
 
 
-def test_a_reranker_sorts_the_candidates(world, indexes, matrices):  # noqa: F811
+def test_a_reranker_sorts_the_candidates(world, indexes, matrices):
     backwards = Backwards()
     retriever = Retriever.from_pretrained(world / "model", indexes[0], backwards, candidates=6)
     names, _ = best(retriever, TEXTS[0], matrices[0], 6)
@@ -108,7 +111,7 @@ def test_a_reranker_sorts_the_candidates(world, indexes, matrices):  # noqa: F81
 
 
 @torch.no_grad()
-def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_path, monkeypatch):  # noqa: F811
+def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_path, monkeypatch):
     monkeypatch.setattr("model.retrieval.retriever.PAIRS_ON_CPU", 3)
     torch.manual_seed(0)
     sizes = EncoderConfig(64, 32, 2, 2, 64, max_position_embeddings=40, initializer_range=0.3)
@@ -130,7 +133,7 @@ def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_pat
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("milvus", marks=pytest.mark.milvus)])
-def test_command_with_a_file_of_queries(tmp_path, world, indexes, retriever, matrices, backend, capsys):  # noqa: F811
+def test_command_with_a_file_of_queries(tmp_path, world, indexes, retriever, matrices, backend, capsys):
     (tmp_path / "queries.txt").write_text("\n".join([TEXTS[0], "", TEXTS[1]]), encoding="utf-8")
     words = ["--checkpoint", world / "model", "--backend", backend, "--k", 3, "--json", tmp_path / "out.json"]
     if backend == "milvus":
@@ -168,20 +171,20 @@ def test_command_refuses(tmp_path):
 # ---- building: updates, several processes, going on -----------------------------------------------------------------------
 
 
-def test_updating_an_index(tmp_path, world, model, regions, matrices):  # noqa: F811
+def test_updating_an_index(tmp_path, world, model, regions, matrices):
     out = tmp_path / "index"
-    build_image_index(model, regions, KEYS[:5], out, progress=False)
+    build_index(image_source(model, regions, KEYS[:5]), out, Encoding(progress=False))
     common = ["--checkpoint", world / "model", "--out", out]
     source = ["--regions", world / "regions", "--boxes.min-bb", 2]
-    command(build_index, *common, *source, "--update", "add")
+    command(build_index_command, *common, *source, "--update", "add")
     (tmp_path / "ids.txt").write_text(f"{KEYS[2]}\n{KEYS[11]}\n")
-    command(build_index, *common, "--delete", tmp_path / "ids.txt")
+    command(build_index_command, *common, "--delete", tmp_path / "ids.txt")
     left = [key for key in KEYS if key not in (KEYS[2], KEYS[11])]
     with RegionWriter(tmp_path / "changed", BoxOptions(min_bb=2)) as writer:
         for key in KEYS[:4]:
             image = regions[key]
             writer.add(key, Regions(-image.features, image.norm_bb, image.conf, None))
-    command(build_index, *common, "--regions", tmp_path / "changed", "--boxes.min-bb", 2, "--update", "replace")
+    command(build_index_command, *common, "--regions", tmp_path / "changed", "--boxes.min-bb", 2, "--update", "replace")
     changed = RegionDB(tmp_path / "changed", BoxOptions(min_bb=2))
     expected = dict(zip(KEYS, matrices[0])) | {key: encode_image(model, changed[key])[0] for key in KEYS[:4]}
     index = EmbeddingIndex(out)
@@ -191,18 +194,12 @@ def test_updating_an_index(tmp_path, world, model, regions, matrices):  # noqa: 
     assert not np.allclose(expected[KEYS[0]], matrices[0][0], atol=1e-3)
     for options, words in (({"delete": "a", "regions": "b"}, "stands alone"), ({}, "give either")):
         with pytest.raises(BadInput, match=words):
-            build_index.Options("checkpoint", "out", **options)
+            build_index_command.Options("checkpoint", "out", **options)
     with pytest.raises(BadInput, match="made by model"):
-        build_image_index(small_model_on_disk(world), regions, KEYS, out, update="add", progress=False)
+        update_index(image_source(LightningDOT.from_pretrained(world / "other"), regions, KEYS), out, Encoding(progress=False))
 
 
-def small_model_on_disk(world):  # noqa: F811
-    from model.bi_encoder import LightningDOT
-
-    return LightningDOT.from_pretrained(world / "other")
-
-
-def test_building_goes_on_after_a_fault(tmp_path, model, regions, matrices, monkeypatch, capsys):  # noqa: F811
+def test_building_goes_on_after_a_fault(tmp_path, model, regions, matrices, monkeypatch, capsys):
     monkeypatch.setattr("data.index.writer.COMMIT_SECONDS", 0)
     out, encoded, real = tmp_path / "index", [], type(model).encode_image
 
@@ -214,23 +211,24 @@ def test_building_goes_on_after_a_fault(tmp_path, model, regions, matrices, monk
 
     monkeypatch.setattr(type(model), "encode_image", counted)
     with pytest.raises(KeyboardInterrupt):
-        build_image_index(model, regions, KEYS, out, batch_size=2)
+        build_index(image_source(model, regions, KEYS), out, Encoding(batch_size=2))
     encoded[:] = []
     monkeypatch.setattr(type(model), "encode_image", lambda *a: encoded.append(len(a[1])) or real(*a))
-    index = build_image_index(model, regions, KEYS, out, batch_size=2)
+    index = build_index(image_source(model, regions, KEYS), out, Encoding(batch_size=2))
     assert sum(encoded) == 6 and "going on after 6 of 12" in capsys.readouterr().err
     order = [KEYS.index(name) for name in index.ids()]
     np.testing.assert_allclose(index.vectors(np.arange(12)), matrices[0][order], atol=1e-5)
 
 
-def test_ranks_build_the_index_of_one_process(tmp_path, world, model, captions):  # noqa: F811
+def test_ranks_build_the_index_of_one_process(tmp_path, world, model, captions):
     words = ["--checkpoint", world / "model", "--captions", world / "captions", "--batch-size", 5, "--device", "cpu"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line = [*launcher, ROOT / "scripts/build_index.py", *words, "--out", tmp_path / "two"]
     done = subprocess.run([str(w) for w in line], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("24 captions") == 1
-    build_caption_index(model, captions, captions.ids, tmp_path / "one", batch_size=5, progress=False)
+    source = caption_source(model, captions, captions.ids)
+    build_index(source, tmp_path / "one", Encoding(batch_size=5, progress=False))
     one, two = (EmbeddingIndex(tmp_path / name) for name in ("one", "two"))
     assert one.ids() == two.ids() and one.header["data"] == two.header["data"]
     np.testing.assert_allclose(one.vectors(np.arange(24)), two.vectors(np.arange(24)), atol=1e-6)

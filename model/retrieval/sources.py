@@ -1,0 +1,141 @@
+"""What the towers encode: the images or the captions of a database, as one kind of thing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.batches.batch import collate_images, collate_texts
+from data.batches.pairs import ImageCaptions
+from data.captions.db import CaptionDB
+from data.errors import BadInput
+from data.regions.db import RegionDB
+from model.bi_encoder import LightningDOT
+
+
+@dataclass
+class Source:
+    """Images or captions of a database, and the tower that embeds them.
+
+    Attributes:
+        kind: "img" or "txt"
+        names: [N] keys of the images, or ids of the captions
+        lengths: [N] regions or words of each; those of most are encoded first
+        load: names of a batch → what ``tower`` takes; called in the processes that read the database
+        tower: ``(tensors of a batch) -> [b,D]``
+        model: whose tower it is
+        folder: the database, for the record and for messages
+        fingerprint: ``() -> str``, changes with what the database holds
+    """
+
+    kind: str
+    names: Sequence[str]
+    lengths: Sequence[int]
+    load: Callable[[list[str]], tuple[Tensor, ...]]
+    tower: Callable[..., Tensor]
+    model: LightningDOT
+    folder: Path
+    fingerprint: Callable[[], str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, positions: Sequence[int]) -> Source:
+        """Some of the images or captions."""
+        names, lengths = ([column[position] for position in positions] for column in (self.names, self.lengths))
+        return dataclasses.replace(self, names=names, lengths=lengths)
+
+
+def image_source(
+    model: LightningDOT, regions: RegionDB, keys: Sequence[str], image_captions: ImageCaptions | None = None
+) -> Source:
+    """The images ``keys`` of a region database.
+
+    Args:
+        image_captions: the third view: an embedding is then (1-w) · image + w · its captions
+
+    Raises:
+        BadInput: a key that the database lacks, or features of another width than the model's.
+    """
+    check_width(regions, model)
+    for key in keys:
+        if key not in regions:
+            regions.get(key)  # says which key, and of what database
+    load, tower, fingerprint = partial(_load_images, regions), model.encode_image, regions.fingerprint
+    if image_captions is not None:
+        image_captions.check(keys)
+        load = partial(_load_images_and_captions, regions, image_captions)
+        tower = partial(_encode_image_and_captions, model, image_captions.weight)
+        fingerprint = partial(_fingerprint_of_both, regions, image_captions)
+    lengths = [regions.num_regions[key] for key in keys]
+    return Source("img", keys, lengths, load, tower, model, regions.folder, fingerprint)
+
+
+def caption_source(model: LightningDOT, captions: CaptionDB, ids: Sequence[str]) -> Source:
+    """The captions ``ids`` of a caption database.
+
+    Raises:
+        BadInput: an id that the database lacks; when they are encoded, words that the model's vocabulary lacks.
+    """
+    missing = next((i for i in ids if i not in captions.lengths), None)
+    if missing is not None:
+        raise BadInput(f"{captions.folder}: no caption {missing!r} among its {len(captions)}")
+    lengths = [captions.lengths[i] for i in ids]
+    load = partial(_load_captions, captions, model.config.txt.vocab_size)
+    return Source("txt", ids, lengths, load, model.encode_text, model, captions.folder, captions.fingerprint)
+
+
+def check_width(regions: RegionDB, model: LightningDOT, checkpoint: str | Path = "the model") -> None:
+    """Raise BadInput unless the database's features have the width that the model was made for."""
+    if regions.feature_dim != model.config.feature_dim:
+        raise BadInput(
+            f"{regions.folder}: features are {regions.feature_dim} wide, {checkpoint} expects "
+            f"{model.config.feature_dim}: extract the regions with the extractor that the model was trained on"
+        )
+
+
+def check_vocabulary(largest: int, vocab_size: int, source: object) -> None:
+    """Raise BadInput for a word id that the model has no embedding of."""
+    if largest >= vocab_size:
+        raise BadInput(
+            f"{source}: holds word id {largest}, the model's vocabulary has {vocab_size} words: "
+            "tokenise the captions with the checkpoint's tokenizer"
+        )
+
+
+# ---- what the processes run that read a database -----------------------------------------------------------------------
+
+
+def _load_images(regions: RegionDB, keys: list[str]) -> tuple[Tensor, ...]:
+    return collate_images([regions.get(key, soft_labels=False) for key in keys])
+
+
+def _load_images_and_captions(regions: RegionDB, image_captions: ImageCaptions, keys: list[str]) -> tuple[Tensor, ...]:
+    words = [image_captions.input_ids(key) for key in keys]
+    return *_load_images(regions, keys), *collate_texts(words, image_captions.captions.meta.get("PAD", 0))
+
+
+def _load_captions(captions: CaptionDB, vocab_size: int, ids: list[str]) -> tuple[Tensor, ...]:
+    cls, sep, pad = captions.meta["CLS"], captions.meta["SEP"], captions.meta.get("PAD", 0)
+    input_ids, mask = collate_texts([np.array([cls, *captions.input_ids(i), sep]) for i in ids], pad)
+    check_vocabulary(int(input_ids.max()), vocab_size, captions.folder)
+    return input_ids, mask
+
+
+# ---- the third view ----------------------------------------------------------------------------------------------------
+
+
+def _encode_image_and_captions(model, weight, features, positions, region_mask, caption_ids, caption_mask) -> Tensor:
+    image = model.encode_image(features, positions, region_mask).float()
+    return torch.lerp(image, model.encode_text(caption_ids, caption_mask).float(), weight)
+
+
+def _fingerprint_of_both(regions: RegionDB, image_captions: ImageCaptions) -> str:
+    return f"{regions.fingerprint()}+{image_captions.weight}*{image_captions.captions.fingerprint()}"

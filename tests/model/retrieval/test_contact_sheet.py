@@ -1,0 +1,69 @@
+"""The contact sheet: its drawing, and scripts/contact_sheet.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.errors import BadInput
+from scripts import contact_sheet
+from tests.gallery import KEYS, command
+
+
+def test_contact_sheet_frames_the_hits(tmp_path, world):
+    photos = contact_sheet.picture_files(world / "photos")
+    assert set(photos) == {Path(key).stem for key in KEYS}
+    first, second = photos["scene_00"], photos["scene_01"]
+    rows = [
+        ("ein Hund läuft über die Straße, " * 8, [(first, 1.5, False), (second, 1.25, True)]),
+        ("kůň", [(None, 0.5, False), (first, 0.25, False)]),
+    ]
+    sheet = contact_sheet.contact_sheet(rows, tmp_path / "deep" / "sheet.png", thumb=100)
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape[1] == 2 * 16 + 2 * 100 + 10
+    framed = (pixels == contact_sheet.HIT).all(-1)
+    rows_framed, columns_framed = np.flatnonzero(framed.sum(1) >= 100), np.flatnonzero(framed.sum(0) >= 100)
+    assert len(rows_framed) == 2 * contact_sheet.BORDER and np.ptp(rows_framed) == 99  # top and bottom of one frame
+    assert columns_framed.min() == 16 + 110 and columns_framed.max() == 16 + 209  # of the second picture
+    colour = Image.open(second).getpixel((0, 0))
+    assert (pixels == colour).all(-1).sum() > 90 * 60  # the whole picture, scaled to the frame
+    assert sorted(p.name for p in sheet.parent.iterdir()) == ["sheet.png"]
+
+
+def test_contact_sheet_text_fits_and_accents_are_drawn():
+    font = contact_sheet._font(18)
+    for text in ("ein Hund läuft über die Straße " * 9, "x" * 300, "kurz"):
+        lines = contact_sheet._wrap(text, font, 200)
+        assert all(font.getlength(line) <= 200 for line in lines)
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    absent = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(letter)) != absent for letter in "äöüßéèçœůěščřžýáíťďňĄЖΩ")
+
+
+def test_contact_sheet_refuses(tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    for rows, message in (
+        ([], "no queries"),
+        ([("q", [(None, 1.0, False)])], "none of the images"),
+        ([("q", [(tmp_path / "bad.jpg", 1.0, False)])], "bad.jpg: cannot read"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            contact_sheet.contact_sheet(rows, tmp_path / "sheet.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="no picture"):
+        contact_sheet.picture_files(tmp_path / "empty")
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_contact_sheet_command(tmp_path, world, indexes, capsys):
+    words = ["--index", indexes[0], "--checkpoint", world / "model", "--photos", world / "photos"]
+    command(contact_sheet, *words, "--captions", world / "captions", "--out", tmp_path / "a.png")
+    assert "6 queries" in capsys.readouterr().out
+    (tmp_path / "queries.txt").write_text("a dog\n\nzwei hund\n", encoding="utf-8")
+    command(contact_sheet, *words, "--queries", tmp_path / "queries.txt", "--out", tmp_path / "b.png")
+    assert "2 queries" in capsys.readouterr().out
+    for queries, captions in ((None, None), ("x", "y")):
+        with pytest.raises(BadInput, match="either"):
+            contact_sheet.Options("i", "c", "p", "o", queries=queries, captions=captions)
