@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from model import checkpoints
-from model.transformer import Bert, EncoderConfig, init_weights
+from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
 
 
 @dataclass
@@ -197,7 +197,7 @@ class LightningDOT(nn.Module):
         if dropout is not None:
             config.txt.set_dropout(dropout)
             config.img.set_dropout(dropout)
-        with torch.device("meta"):  # no time is spent on random weights
+        with empty_weights():
             model = cls(config)
         tensors = checkpoints.read_tensors(Path(folder) / "model.safetensors")
         checkpoints.load_strict(model, tensors, str(folder), assign=True)

@@ -22,7 +22,7 @@ from data.storage.atomic import atomic_file
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
 from model.initial import ModelOptions, check_fits, check_longest, check_tokenizer, random_encoder
-from model.transformer import Bert, EncoderConfig, init_weights
+from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
 
 HEADS = "original_extra.safetensors"  # beside the encoder, where convert_checkpoint.py puts a UNITER's heads
 
@@ -181,7 +181,13 @@ class Reranker(nn.Module):
         if (Path(folder) / HEADS).is_file():
             heads = checkpoints.read_tensors(Path(folder) / HEADS)
             tensors |= {n: t for n, t in heads.items() if n.startswith(("rank_output.", "itm_output."))}
-        model = cls(UniterConfig(encoder, values.get("feature_dim", 2048), values.get("num_labels", 1601)))
+        config = UniterConfig(encoder, values.get("feature_dim", 2048), values.get("num_labels", 1601))
+        with empty_weights():
+            model = cls(config)
+        if all(name in tensors for name in model.state_dict()):
+            model.to_empty(device="cpu")
+        else:  # heads that are absent start from random weights
+            model = cls(config)
         checkpoints.load_strict(model, tensors, str(folder), optional=r"^(rank|itm)_output\.")
         model.fingerprint = values.get("fingerprint") or checkpoints.fingerprint(tensors)
         return model, tensors

@@ -21,7 +21,7 @@ from data.storage.atomic import atomic_file, atomic_folder
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig
 from model.original import weights as original
-from model.transformer import Bert, EncoderConfig
+from model.transformer import Bert, EncoderConfig, empty_weights
 
 EXTRA = "original_extra.safetensors"
 
@@ -249,5 +249,5 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _bert_keys(config: EncoderConfig) -> dict[str, Tensor]:
-    with torch.device("meta"):
+    with empty_weights():
         return Bert(config).state_dict()

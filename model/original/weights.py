@@ -21,7 +21,7 @@ from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import ImageBert, LightningDOT, LightningDOTConfig
 from model.objectives.pretraining import PretrainingHeads
-from model.transformer import EncoderConfig
+from model.transformer import EncoderConfig, empty_weights
 
 BESIDE_MODEL = ("optimizer_dict", "scheduler_dict", "offset", "epoch", "encoder_params")
 BUFFER = re.compile(r"\.position_ids$")  # constants that some versions of transformers stored
@@ -166,7 +166,7 @@ def check_file(kind: str, prefix: str, tensors: dict[str, Tensor], config: Light
     """Every name and shape of a file of this kind and size, and that tied tensors are equal."""
     tied = tied_names(kind, prefix, tensors)
     try:
-        with torch.device("meta"):
+        with empty_weights():
             model = ImageBert(config) if kind == "uniter" else LightningDOT(config)
             expected = {prefix + name: tensor for name, tensor in model.state_dict().items()}
             if kind == "pretrained" or tied:

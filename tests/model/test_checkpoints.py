@@ -3,6 +3,8 @@
 import json
 import pickle
 import random
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.initial import ModelOptions, build_model, check_fits
 from model.transformer import Bert, EncoderConfig
+from model.uniter import Reranker, UniterConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SIZES = {
     "vocab_size": 60,
@@ -238,6 +243,28 @@ def test_fingerprint_sees_name_shape_type_and_value():
     assert len(set(prints)) == 5
     assert checkpoints.fingerprint(dict(reversed(tensors.items()))) == prints[0]
     assert checkpoints.fingerprint({"a": torch.zeros(3, 2).T, "b": torch.ones(8)[::2]}) == prints[0]
+
+
+READING = """
+import sys, torch
+from model.bi_encoder import LightningDOT
+from model.uniter import Reranker
+torch.manual_seed(5)
+before = torch.get_rng_state()
+for kind, folder in ((LightningDOT, sys.argv[1]), (Reranker, sys.argv[2])):
+    assert not any(p.is_meta for p in kind.from_pretrained(folder).parameters())
+assert torch.equal(before, torch.get_rng_state()), "random numbers were drawn"
+assert "torch._dynamo" not in sys.modules, "torch._dynamo, which is slow to import"
+"""
+
+
+def test_reading_draws_no_random_numbers_and_imports_no_compiler(tmp_path):
+    sizes = EncoderConfig(**SIZES)
+    LightningDOT(LightningDOTConfig(sizes, sizes, 10, 8, 5)).save_pretrained(tmp_path / "towers")
+    Reranker(UniterConfig(sizes, 8, 5)).save_pretrained(tmp_path / "uniter")
+    words = [sys.executable, "-c", READING, str(tmp_path / "towers"), str(tmp_path / "uniter")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- where a model starts (model/initial.py) -------------------------------------------------------------------------
