@@ -7,7 +7,6 @@ python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regio
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --reranker runs/uniter/best
 """
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions
 from data.search.faiss import HnswOptions
-from data.storage.atomic import atomic_file
+from data.storage.text_files import write_json
 from model.bi_encoder import LightningDOT
 from model.evaluation.outcomes import captions_by_language, ranker, summary, wordings, write_ranks
 from model.evaluation.recall import chance_table, folds, format_table, mean_table, num_repeated, recall_table
@@ -259,8 +258,7 @@ def _write_results(out: Path, config: EvalConfig, model: LightningDOT, pairs: Pa
         "config": cli.to_dict(config),
         "environment": environment(),
     }
-    with atomic_file(out / "results.json") as path:
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "results.json", results)
     return out / "results.json"
 
 

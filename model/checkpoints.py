@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
 import zipfile
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json, write_json
 from model.transformer import EncoderConfig
 
 # Heads and buffers of Hugging Face models that an encoder does not have.
@@ -35,27 +35,26 @@ def check_config(config) -> None:
 def read_config(folder: str | Path) -> dict:
     """``config.json`` of one of our checkpoints."""
     path = Path(folder) / "config.json"
-    values = read_json(path)
+    values = read_settings(path)
     if "txt" not in values or "img" not in values:
         raise BadInput(f"{path}: not a LightningDOT checkpoint (no keys txt and img)")
     return values
 
 
-def read_json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such file; a checkpoint folder was expected at {path.parent}") from error
-    except NotADirectoryError as error:
+def read_settings(path: Path) -> dict:
+    """A JSON file of settings in a checkpoint's folder.
+
+    Raises:
+        BadInput: there is no such folder or file, or the file holds something else.
+    """
+    if path.parent.is_file():
         raise BadInput(
             f"{path.parent}: a file, a checkpoint folder was expected; scripts/convert_checkpoint.py makes a folder of "
             "a checkpoint of the original"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise BadInput(f"{path}: holds a {type(values).__name__}, a mapping of settings was expected")
-    return values
+        )
+    if not path.exists():
+        raise BadInput(f"{path}: no such file; a checkpoint folder was expected at {path.parent}")
+    return read_json(path, "a mapping of settings was expected")
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -148,8 +147,7 @@ def write(folder: str | Path, tensors: dict[str, Tensor], config: dict) -> None:
     folder = Path(folder)
     with atomic_file(folder / "model.safetensors") as path:
         save_tensors(tensors, path)
-    with atomic_file(folder / "config.json") as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config)
 
 
 def bert_config(values: dict, source: str) -> EncoderConfig:
@@ -183,7 +181,7 @@ def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
     Raises:
         BadInput: not such a folder, or a kind of model whose block is not BERT's.
     """
-    values = read_json(Path(folder) / "config.json")
+    values = read_settings(Path(folder) / "config.json")
     config = bert_config(values, f"{folder}/config.json")
     tensors = {}
     for name, tensor in read_bert_tensors(folder).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from data.batches.pairs import PairDataset
 from data.captions.db import CaptionDB
 from data.errors import BadInput
+from data.storage.text_files import read_json
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.transformer import EncoderConfig
@@ -113,7 +113,7 @@ def check_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
     for folder in (Path(checkpoint) / "tokenizer", captions.tokenizer_folder):
         if folder is None or not (folder / "tokenizer.json").is_file():
             return
-        vocabularies.append(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+        vocabularies.append(read_json(folder / "tokenizer.json")["model"]["vocab"])
     if vocabularies[0] != vocabularies[1]:
         raise BadInput(
             f"{captions.folder}/tokenizer is not the tokenizer of {checkpoint}: their vocabularies differ; build the "

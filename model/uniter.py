@@ -168,7 +168,7 @@ class Reranker(nn.Module):
     def _read(cls, folder: str | Path, dropout: float | None) -> tuple[Reranker, dict[str, Tensor]]:
         """The model with what is in the folder, random weights for heads that are not, and the tensors that are."""
         path = Path(folder) / "config.json"
-        values = checkpoints.read_json(path)
+        values = checkpoints.read_settings(path)
         if values.get("model_type") != "uniter":
             raise BadInput(
                 f"{path}: not a UNITER (model_type {values.get('model_type')!r}); a re-ranker is trained with train_itm.py "
@@ -275,7 +275,7 @@ def build_reranker(options: ModelOptions, pairs: PairDataset) -> tuple[Reranker,
     if not options.init:
         encoder, tensors, origin = random_encoder(options, pairs.captions.meta), {}, "random weights"
     else:
-        values = checkpoints.read_json(Path(options.init) / "config.json")
+        values = checkpoints.read_settings(Path(options.init) / "config.json")
         if values.get("model_type") == "uniter":
             model, origin = Reranker.start_from(options.init, options.dropout)
             check_reranker(model.config, options.init, pairs)

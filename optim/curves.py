@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import BadInput
+from data.storage.text_files import read_lines
 
 Curve = list[tuple[int, float]]  # (step, value) in the order they were logged
 
@@ -20,11 +21,7 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     """
     path = Path(run, "metrics.jsonl")
     curves: dict[str, Curve] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path, "give the folder of a run"), 1):
         try:
             values = json.loads(line)
             step = values.pop("step")

@@ -30,6 +30,7 @@ from configs import cli
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.text_files import read_lines, write_json
 from model import checkpoints
 from model.distributed import Ranks
 from optim.saving import Saver, load_own, load_training, point
@@ -75,8 +76,7 @@ class Run:
         with atomic_file(self.folder / "config.yaml") as path:
             cli.save(config, path)
         facts = environment() | {"ranks": ranks.size, "distributed": ranks.backend} | (facts or {})
-        with atomic_file(self.folder / "run.json") as path:
-            path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / "run.json", facts)
         print(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), end="")
         print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
 
@@ -109,7 +109,7 @@ class Run:
                 point(self.folder, "best", self.folder / os.readlink(last))
             log = self.folder / "metrics.jsonl"
             if log.is_file():  # what was logged after the checkpoint will be logged again
-                lines = log.read_text(encoding="utf-8").splitlines()
+                lines = read_lines(log)
                 lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= training["step"]]
                 with atomic_file(log) as path:
                     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -14,7 +14,6 @@ several machines write to one shared file system.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import threading
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from data.errors import BadInput
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush
+from data.storage.text_files import write_json
 from model import checkpoints
 from model.bi_encoder import LightningDOT
 from model.distributed import Ranks
@@ -130,8 +130,7 @@ class Saver:
             with atomic_file(folder / "heads.safetensors") as path:
                 checkpoints.save_tensors(files["heads"], path)
         if files["val"] is not None:
-            with atomic_file(folder / "val.json") as path:
-                path.write_text(json.dumps(files["val"], indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "val.json", files["val"])
         if self.tokenizer is not None:
             (folder / "tokenizer").mkdir(exist_ok=True)
             for file in self.tokenizer.iterdir():  # without its mode: a read-only copy could not be pruned

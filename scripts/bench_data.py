@@ -38,8 +38,8 @@ from data.captions.tables import JSON_TABLES
 from data.errors import BadInput
 from data.regions.codec import encode_plain
 from data.regions.db import BoxOptions, RegionDB
-from data.storage.atomic import atomic_file
 from data.storage.lmdb_env import LmdbWriter
+from data.storage.text_files import read_json, write_json
 
 BOXES = BoxOptions()
 FEATURES = "feat_th0.2_max100_min10"
@@ -88,9 +88,9 @@ def make_database(options: Options) -> None:
     """Captions and pictures in the original's layout, each picture with one run of captions."""
     root = Path(options.out)
     try:
-        if json.loads((root / "made.json").read_text()) == [options.captions, options.images]:
+        if read_json(root / "made.json", expected=list) == [options.captions, options.images]:
             return
-    except (OSError, ValueError):
+    except BadInput:
         pass
     for name in ("txt", "img"):
         shutil.rmtree(root / name, ignore_errors=True)
@@ -118,8 +118,7 @@ def make_database(options: Options) -> None:
         writer.put(image_key(0).encode(), record)
         writer.put(b"__keys__", json.dumps([image_key(k) for k in range(images)]).encode())
     _write_json(root / "img" / COUNTS, images, lambda k: f'"{image_key(k)}": {boxes[k]}')
-    with atomic_file(root / "made.json") as partial_file:
-        partial_file.write_text(json.dumps([options.captions, options.images]))
+    write_json(root / "made.json", [options.captions, options.images])
 
 
 def _entry(k: int, captions: range) -> str:
@@ -229,8 +228,7 @@ def main(options: Options) -> None:
         seconds, peak = report["build"]["seconds"], report["build"]["peak"]
         print(f"first opening, which stores columns where there are none: {seconds:.1f} s, peak {peak:.2f} GiB")
     report["processes"] = run(train, options.processes, options)
-    with atomic_file(root / ("bench_dicts.json" if options.dicts else "bench_data.json")) as partial_file:
-        partial_file.write_text(json.dumps(report, indent=1))
+    write_json(root / ("bench_dicts.json" if options.dicts else "bench_data.json"), report)
     show(report)
 
 

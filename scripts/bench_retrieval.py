@@ -16,7 +16,6 @@ all of them. Cross-attention is measured on the re-ranker's pairs, and multiplie
 
 import functools
 import itertools
-import json
 import multiprocessing
 import shutil
 import statistics
@@ -40,7 +39,7 @@ from data.regions.db import RegionDB, Regions
 from data.regions.writer import RegionWriter
 from data.search.exact import BACKENDS, ExactSearch
 from data.search.faiss import AnnSearch
-from data.storage.atomic import atomic_file
+from data.storage.text_files import write_json
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import SINGLE
 from model.precision import Precision, choose_device, for_inference
@@ -307,8 +306,7 @@ def main(options: Options) -> None:
         results = measure(options, work, device)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    with atomic_file(options.out) as path:
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, results)
     print_table(results)
     plot(results, Path(options.out).with_suffix(".png"))
     print(f"results: {options.out} and {Path(options.out).with_suffix('.png')}")

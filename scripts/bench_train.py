@@ -13,7 +13,6 @@ length; data loading is not in it. The peak is a large matrix product in the sam
 
 import functools
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -28,7 +27,7 @@ import torch
 from configs import cli
 from data.batches.batch import Batch
 from data.errors import BadInput
-from data.storage.atomic import atomic_file
+from data.storage.text_files import write_json
 from model import costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import Backend, Ranks, start
@@ -251,8 +250,7 @@ def report(options: Options, rows: list[dict], peaks: dict, device: torch.device
         "options": cli.to_dict(options),
         "environment": environment(),
     }
-    with atomic_file(options.out) as path:
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, results)
     for precision, found in results["peak_tflops"].items():
         print(f"peak {precision}: {found['median']:.3g} TFLOP/s ({found['min']:.3g} to {found['max']:.3g}), one rank")
     print(

@@ -13,7 +13,6 @@ python scripts/build_captions.py --annotations dataset_coco.json --format karpat
     --addresses captions_train2014.json captions_val2014.json --tokenizer bert-base-cased --out db/pretrain_coco
 """
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -25,11 +24,11 @@ from configs import cli
 from data.annotations import splits as splitting
 from data.annotations.formats import read_downloaded
 from data.annotations.published import COUNTS, dataset_of, differences
-from data.annotations.records import Caption, Format, Reading, check_split, lines_of, read_captions
+from data.annotations.records import Caption, Format, Reading, check_split, read_captions
 from data.captions.db import key_of_image, load_tokenizer, write_caption_db
 from data.errors import BadInput
 from data.regions.db import stored_keys
-from data.storage.atomic import atomic_file
+from data.storage.text_files import read_lines, write_json
 
 SHOWN = 100  # bad records, missing pictures and duplicates that the report lists
 
@@ -215,7 +214,7 @@ def excluded_photos(word: str) -> set[str]:
     if name.endswith(".txt"):
         if splits:
             raise BadInput(f"--exclude {word}: a list of pictures has no splits; give {path}")
-        return {splitting.photo_id(line.strip().partition("#")[0], "list") for line in lines_of(path) if line.strip()}
+        return {splitting.photo_id(line.strip().partition("#")[0], "list") for line in read_lines(path) if line.strip()}
     form = "coco" if name.startswith("captions_") else "karpathy" if name.endswith(".json") else "jsonl"
     form = "multi30k-task1" if Path(path).is_dir() else "token" if name.endswith(".token") else form
     found = list(read_captions(path, form))
@@ -276,8 +275,7 @@ def main(options: Options) -> None:
         )
         report.setdefault("splits", {})[split] = counts | {"languages": dict(languages)}
     report = {"annotations": options.annotations, "settings": cli.to_dict(options), **report}
-    with atomic_file(Path(options.out) / "report.json") as path:
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(Path(options.out) / "report.json", report)
 
 
 if __name__ == "__main__":

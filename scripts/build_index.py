@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
+from data.storage.text_files import read_lines
 
 
 @dataclass
@@ -111,10 +112,7 @@ def delete_ids(model, path: str, out: str):
     from data.index.editor import IndexEditor
     from data.index.reader import EmbeddingIndex
 
-    try:
-        ids = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read as UTF-8 text, one id a line: {error}") from None
+    ids = list(read_lines(path, "give UTF-8 text, one id a line"))
     with IndexEditor(out, model.fingerprint) as editor:
         editor.delete([name for name in map(str.strip, ids) if name])
     return EmbeddingIndex(out)

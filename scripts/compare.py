@@ -5,7 +5,6 @@ python scripts/compare.py runs/a/best/eval/test runs/b/best/eval/test
 python scripts/compare.py a/results.json b/results.json --resample images --json comparison.json
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
-from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json, write_json
 from model.evaluation.outcomes import read_ranks
 from model.evaluation.recall import METRICS, format_table, mean_table, recall_table
 from model.evaluation.statistics import (
@@ -74,8 +73,7 @@ def main(options: Options) -> None:
     if options.json:
         facts = {"a": str(a.path), "b": str(b.path), "images": images, "captions": captions}
         how = {"resamples": options.bootstrap, "resample": options.resample}
-        with atomic_file(options.json) as path:
-            path.write_text(json.dumps(facts | how | {"comparison": rows}, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, facts | how | {"comparison": rows})
         print(f"wrote {options.json}")
 
 
@@ -85,12 +83,8 @@ class _Evaluation:
     def __init__(self, path: str):
         self.path = Path(path, "results.json") if Path(path).is_dir() else Path(path)
         try:
-            results = json.loads(self.path.read_text(encoding="utf-8"))
+            results = read_json(self.path, "give a results.json of eval_itm.py")
             recall, name = results["recall"], results["ranks"]
-        except OSError as error:
-            raise BadInput(f"{self.path}: cannot be read ({error.strerror}); eval_itm.py writes it") from None
-        except (ValueError, TypeError) as error:
-            raise BadInput(f"{self.path}: not a results.json of eval_itm.py ({error})") from None
         except KeyError as error:
             raise BadInput(f"{self.path}: no {error} in it: evaluate again with this version of eval_itm.py") from None
         ranks_path = self.path.with_name(name)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.text_files import read_lines
 
 HIT, FRAME, TEXT, FAINT = (30, 150, 60), (210, 210, 210), (20, 20, 20), (110, 110, 110)
 MARGIN, GAP, BORDER = 16, 10, 5  # pixels
@@ -190,11 +191,8 @@ def main(options: Options) -> None:
     model = LightningDOT.from_pretrained(options.checkpoint)
     tokenizer = load_tokenizer(options.tokenizer or Path(options.checkpoint) / "tokenizer")
     if options.queries:
-        try:
-            text = Path(options.queries).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{options.queries}: cannot read the queries: {error}") from error
-        queries = [(line.strip(), set()) for line in text.splitlines() if line.strip()]
+        lines = read_lines(options.queries, "give UTF-8 text, one query a line")
+        queries = [(line.strip(), set()) for line in lines if line.strip()]
     else:
         captions = CaptionDB(options.captions)
         known = sorted(key for key in captions.img2txts if key in index)

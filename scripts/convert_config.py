@@ -21,6 +21,7 @@ import yaml
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json
 from model.original.settings import ALWAYS, KEYS, Ignored, Kind, Refused
 
 COMMANDS = {"pretrain": "pretrain.py", "finetune": "train_itm.py", "eval": "eval_itm.py"}
@@ -141,15 +142,7 @@ def config_class(kind: Kind) -> type:
 
 
 def main(options: Options) -> None:
-    try:
-        old = json.loads(Path(options.old).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{options.old}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise BadInput(f"{options.old}: not JSON: {error}") from error
-    if not isinstance(old, dict):
-        raise BadInput(f"{options.old}: holds a {type(old).__name__}, a mapping of settings was expected")
-
+    old = read_json(options.old, "a mapping of settings was expected")
     conversion = convert(old, options.kind or guess_kind(old))
     if conversion.problems and not options.keep_going:
         raise BadInput(f"{options.old}: {'; '.join(conversion.problems)}. --keep-going leaves them out")

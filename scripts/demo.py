@@ -4,7 +4,6 @@
 python scripts/demo.py                   # what `make demo` runs: under six minutes on two CPU cores
 """
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 
 from configs import cli
 from data.errors import BadInput
-from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json, write_json
 from model.evaluation.recall import format_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +56,7 @@ def main(options: Options) -> None:
             seconds[line] = _run(line)
 
     recall = {
-        name: json.loads((ROOT / OUT / "eval" / name / "results.json").read_text())["recall"]
+        name: read_json(ROOT / OUT / "eval" / name / "results.json")["recall"]
         for name in ("finetune_only", "finetune")
     }
     rows = {
@@ -66,8 +65,7 @@ def main(options: Options) -> None:
         "pre-training + fine-tuning": recall["finetune"]["all"],
     }
     total = time.perf_counter() - started
-    with atomic_file(ROOT / OUT / "results.json") as path:
-        path.write_text(json.dumps({"recall": rows, "seconds": seconds, "total_seconds": total}, indent=2) + "\n")
+    write_json(ROOT / OUT / "results.json", {"recall": rows, "seconds": seconds, "total_seconds": total})
     print(
         "\nRecall on 500 test pictures, 2,500 English captions, in percent (TR: picture to caption, IR: caption to picture)\n"
     )

@@ -14,7 +14,6 @@ A run that was stopped goes on when the same command is given again.
 
 import dataclasses
 import itertools
-import json
 import multiprocessing
 import os
 import re
@@ -39,8 +38,8 @@ from data.regions.db import BoxOptions, Regions, read_keys, stored_arrays
 from data.regions.photos import Photo, find_photos, read_photo
 from data.regions.precomputed import read_precomputed
 from data.regions.writer import RegionWriter
-from data.storage.atomic import atomic_file
 from data.storage.lmdb_env import Records
+from data.storage.text_files import read_json, write_json
 from model.extractors import detector
 from model.extractors.box_ops import norm_boxes
 from model.precision import choose_device
@@ -262,7 +261,7 @@ def read_shard(options: Options) -> tuple[int, int]:
 def read_report(part: Path) -> dict | None:
     """The report of a finished shard."""
     path = part / "report.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def differing(report: dict, options: Options) -> list[str]:
@@ -387,8 +386,7 @@ def main(options: Options) -> None:
         "bad_photos": bad,
         "settings": dataclasses.asdict(options),
     }
-    with atomic_file(out / "report.json") as file:
-        file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_json(out / "report.json", report)
     print(f"{written} photos, {report['regions_per_photo']:.1f} regions each, in {writer.folder}")
     if before:
         print(f"{before} of them were there from an earlier run")

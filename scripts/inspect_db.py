@@ -6,7 +6,6 @@ python scripts/inspect_db.py db/captions/train --regions db/regions --verify
 python scripts/inspect_db.py index/img --verify --json report.json
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from data.checks.inspection import inspect_database
 from data.checks.records import InspectionOptions
 from data.errors import BadInput
 from data.regions.db import BoxOptions
-from data.storage.atomic import atomic_file
+from data.storage.text_files import write_json
 
 
 @dataclass
@@ -52,13 +51,8 @@ def main(options: Options) -> None:
     for report in reports:
         print(*report.lines(), sep="\n")
     if options.json:
-        with atomic_file(options.json) as partial:
-            content = {
-                "path": options.path,
-                "verify": options.verify,
-                "databases": [report.as_json() for report in reports],
-            }
-            partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        databases = [report.as_json() for report in reports]
+        write_json(options.json, {"path": options.path, "verify": options.verify, "databases": databases})
     kinds = [kind for report in reports for kind in report.problems.counts]
     total = sum(report.problems.counts.total() for report in reports)
     if kinds:

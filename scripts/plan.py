@@ -7,7 +7,6 @@ python scripts/plan.py --config configs/pretrain/photos_small.yaml --gpu h200 --
 """
 
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import yaml
 
 from configs import cli
 from data.errors import BadInput
-from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json, write_json
 from model import checkpoints, costs
 from model.bi_encoder import LightningDOTConfig
 from model.initial import ModelOptions
@@ -121,8 +120,7 @@ def main(options: Options) -> None:
     plan = make_plan(options)
     print(_format(plan))
     if options.json:
-        with atomic_file(Path(options.json)) as path:
-            path.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, plan)
 
 
 def make_plan(options: Options) -> dict:
@@ -216,7 +214,7 @@ def model_config(model: ModelOptions, options: Options, notes: list[str]) -> Lig
             shape = {f.name: getattr(model, f.name) for f in dataclasses.fields(base) if hasattr(model, f.name)}
             sizes[side] = dataclasses.replace(base, **shape)
         elif (Path(folder) / "config.json").is_file():
-            sizes[side] = EncoderConfig.from_dict(checkpoints.read_json(Path(folder) / "config.json"))
+            sizes[side] = EncoderConfig.from_dict(checkpoints.read_settings(Path(folder) / "config.json"))
         else:
             sizes[side] = base
             notes.append(f"model.{side}: {folder} is not here; taken as BERT-base with {options.vocab_size:,} words")
@@ -255,7 +253,7 @@ def workload(recipe: PretrainConfig | FinetuneConfig, options: Options) -> tuple
                 raise BadInput(
                     f"{path}: not here, so the length of an epoch is unknown; give --captions (Flickr30k: 145000)"
                 )
-            captions += len(checkpoints.read_json(path))
+            captions += len(read_json(path))
     update = recipe.batch_size * recipe.grad_accumulation * options.count
     return load, {"cmr": 1.0}, recipe.epochs * -(-captions // update)
 

@@ -5,7 +5,6 @@ python scripts/plot_runs.py --runs runs/fp32 runs/bf16 runs/fp16 --out benchmark
 python scripts/plot_runs.py --runs runs/a runs/b --metrics val/all/AR train/cmr/loss --smooth 5
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.text_files import write_json
 from optim.curves import read_curves, smooth_curve
 
 
@@ -72,8 +72,7 @@ def main(options: Options) -> None:
     with atomic_file(options.out) as path:
         figure.savefig(path, format="png", dpi=120)
     plt.close(figure)
-    with atomic_file(Path(options.out).with_suffix(".json")) as path:
-        path.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+    write_json(Path(options.out).with_suffix(".json"), numbers, indent=None)
     for name, runs in numbers.items():
         print(name, *(f"{run} {curve['values'][-1]:.4g}" for run, curve in runs.items()), sep="  ")
     print(f"wrote {options.out}")

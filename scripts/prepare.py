@@ -27,6 +27,7 @@ from data.checks.records import InspectionOptions
 from data.errors import BadInput
 from data.regions.db import layout_of, stored_keys
 from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json, write_json
 from scripts import build_captions, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,8 +104,7 @@ def main(options: Options) -> None:
     inside("scripts/build_captions.py", build_captions, words)
     splits = list(dict.fromkeys(c.split for c in captions))
     check([(regions, None), *((out / "db" / name, str(regions)) for name in splits)], report)
-    with atomic_file(out / "report.json") as path:
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / "report.json", report)
     print(f"report: {out / 'report.json'}\n")
     show_commands(options, regions, splits)
 
@@ -132,7 +132,7 @@ def read(options: Options, report: dict) -> list[Caption]:
 def without_regions(pictures: Iterable[str], regions: Path, photos: Path) -> set[str]:
     """Those that are not in the database: absent, bad, or another photo has their key."""
     known, report = stored_keys(regions), regions / "report.json"
-    bad = json.loads(report.read_text(encoding="utf-8"))["bad_photos"] if report.is_file() else {}
+    bad = read_json(report)["bad_photos"] if report.is_file() else {}
     return {p for p in pictures if key_of_image(p, "{stem}.npz") not in known or str(photos / p) in bad}
 
 

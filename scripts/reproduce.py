@@ -7,7 +7,6 @@ python scripts/reproduce.py all --data-root DATA                   # every publi
 python scripts/reproduce.py demo                                   # the same steps on the demo world, after `make demo`
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -24,6 +23,7 @@ import yaml
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json, write_json
 from eval_itm import EvalConfig
 from model.evaluation.published import compare_with_published
 from model.evaluation.recall import format_table
@@ -121,7 +121,7 @@ def run_step(step: list[str]) -> float:
 
 def report(name: str, table: dict, results_path: Path, seconds: dict[str, float], out: str) -> None:
     """Print and write paper, original repository and measured side by side."""
-    results = json.loads(results_path.read_text(encoding="utf-8"))
+    results = read_json(results_path)
     comparison = compare_with_published(table, results, str(results_path))
     header = (
         f"{table['title']}: {results['config']['checkpoint']} on {results['images']:,} images, "
@@ -139,9 +139,9 @@ def report(name: str, table: dict, results_path: Path, seconds: dict[str, float]
         "results": str(results_path),
         "environment": results["environment"],
     }
-    for suffix, content in ((".txt", text), (".json", json.dumps(summary, indent=2) + "\n")):
-        with atomic_file(Path(out) / f"{name}{suffix}") as path:
-            path.write_text(content, encoding="utf-8")
+    with atomic_file(Path(out) / f"{name}.txt") as path:
+        path.write_text(text, encoding="utf-8")
+    write_json(Path(out) / f"{name}.json", summary)
     print(f"results: {Path(out) / name}.json")
 
 

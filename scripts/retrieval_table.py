@@ -5,7 +5,6 @@ python scripts/retrieval_table.py --results benchmarks/retrieval_cpu.json
 python scripts/retrieval_table.py --results benchmarks/retrieval_cpu.json --plot retrieval.png
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json
 
 FLAT = "faiss.IndexFlatIP"  # the exact search that ours is compared with
 PUBLISHED = {1000: 639, 5000: 2349, 123287: 23869}  # x faster than UNITER-base: Sun et al., NAACL 2021, on a GPU
@@ -101,11 +101,9 @@ class Options:
 
 
 def main(options: Options) -> None:
+    results = read_json(options.results, "give the results of scripts/bench_retrieval.py")
     try:
-        results = json.loads(Path(options.results).read_text(encoding="utf-8"))
         print_table(results)
-    except OSError as error:
-        raise BadInput(f"{options.results}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{options.results}: no results of scripts/bench_retrieval.py") from None
     if options.plot:

@@ -8,7 +8,6 @@ python scripts/search.py --queries queries.txt --json out.json --backend hnsw --
 python scripts/search.py "a dog on the beach" --backend milvus --uri milvus.db --index img --checkpoint runs/x/best
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
-from data.storage.atomic import atomic_file
+from data.storage.text_files import read_lines, write_json
 
 
 @dataclass
@@ -131,8 +130,7 @@ def main(options: Options) -> None:
             for query, hits in zip(queries, found, strict=True)
         ]
         answer = {"queries": answers} if options.queries else answers[0]
-        with atomic_file(options.json) as path:
-            path.write_text(json.dumps(answer | {"milliseconds": times}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(options.json, answer | {"milliseconds": times})
     if options.sheet:
         from scripts.contact_sheet import contact_sheet, picture_files
 
@@ -172,10 +170,7 @@ def _open(options: Options):
 def _queries(options: Options) -> list[str]:
     if options.queries is None:
         return [options.image or options.query]
-    try:
-        lines = Path(options.queries).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{options.queries}: cannot be read as UTF-8 text, one query a line: {error}") from None
+    lines = read_lines(options.queries, "give UTF-8 text, one query a line")
     queries = [line.strip() for line in lines if line.strip()]
     if not queries:
         raise BadInput(f"{options.queries}: holds no query, expected one a line")

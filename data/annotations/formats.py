@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.annotations.records import STRICT, Caption, Reading, check, checked, each, json_of, lines_of
+from data.annotations.records import ADVICE, STRICT, Caption, Reading, check, checked, each
 from data.errors import BadInput
+from data.storage.text_files import parse_json, read_json, read_lines
 
 PICTURE_KEYS = ("image", "file", "url", "image_url")  # of JSON records of pairs, the first that is there
 
@@ -22,7 +23,7 @@ def read_coco(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
         BadInput: a file that is not of this form; and, reported, an annotation without its picture, an empty caption or
             an id used twice.
     """
-    content = json_of("".join(lines_of(path)), f"{path}:")
+    content = read_json(path, ADVICE, expected=None)
     for name in ("images", "annotations"):
         value = content.get(name) if isinstance(content, dict) else None
         check(isinstance(value, list), str(path), name, value, "a list, as in COCO's captions_*.json")
@@ -61,7 +62,7 @@ def read_token(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
     seen: set[str] = set()
 
     def parse(where: str, line: str) -> Iterator[Caption]:
-        caption_id, tab, text = line.rstrip("\r\n").partition("\t")
+        caption_id, tab, text = line.partition("\t")
         name, mark, number = caption_id.rpartition("#")
         check(tab and name and mark and number.isdecimal(), where, "the line", line, "name.jpg#0, a tab, a caption")
         yield from checked(where, Caption(name, text, caption_id, how.split, "en"), seen, how)
@@ -77,7 +78,7 @@ def read_visual_genome(path: str | Path, how: Reading = STRICT) -> Iterator[Capt
     Raises:
         BadInput: a file that is not of this form; and, reported, an empty phrase or a region that occurs twice.
     """
-    content = json_of("".join(lines_of(path)), f"{path}:")
+    content = read_json(path, ADVICE, expected=None)
     check(isinstance(content, list), str(path), "the file", content, "a list, as in region_descriptions.json")
     seen: set[str] = set()
 
@@ -142,15 +143,15 @@ def _told_files(records: Iterator, path: str | Path, how: Reading) -> Iterator[t
 def read_downloaded(path: str | Path) -> dict[str, str]:
     """Address of a picture -> its file: lines ``address<TAB>file``, or JSON lines of ``url`` and ``file``."""
     found: dict[str, str] = {}
-    for n, line in enumerate(lines_of(path), 1):
+    for n, line in enumerate(read_lines(path, ADVICE), 1):
         where = f"{path}: line {n}"
         if not line.strip():
             continue
         if line.lstrip().startswith("{"):
-            record = json_of(line, where)
+            record = parse_json(line, where)
             address, file = record.get("url"), record.get("file")
         else:
-            address, _, file = line.rstrip("\r\n").partition("\t")
+            address, _, file = line.partition("\t")
         right = isinstance(address, str) and isinstance(file, str) and address and file
         check(right, where, "the line", line.strip(), "an address, a tab and a file, or JSON of url and file")
         found[address] = file
@@ -158,12 +159,12 @@ def read_downloaded(path: str | Path) -> dict[str, str]:
 
 
 def _numbered(path: str | Path) -> Iterator[tuple[str, str]]:
-    return ((f"{path}: line {n}", line) for n, line in enumerate(lines_of(path), 1) if line.strip())
+    return ((f"{path}: line {n}", line) for n, line in enumerate(read_lines(path, ADVICE), 1) if line.strip())
 
 
 def _tsv_pairs(path: str | Path, how: Reading) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
     for n, (where, line) in enumerate(_numbered(path)):
-        text, tab, rest = line.rstrip("\r\n").partition("\t")
+        text, tab, rest = line.partition("\t")
         if tab:
             yield where, (n, text, rest.split("\t")[0])
         else:
@@ -173,13 +174,13 @@ def _tsv_pairs(path: str | Path, how: Reading) -> Iterator[tuple[str, tuple[int,
 def _jsonl_pairs(path: str | Path, how: Reading) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
     for n, (where, line) in enumerate(_numbered(path)):
         try:
-            yield where, _object_pair(n, json_of(line, where), where)
+            yield where, _object_pair(n, parse_json(line, where), where)
         except BadInput as error:
             how.report(str(error))
 
 
 def _json_pairs(path: str | Path, how: Reading) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
-    content = json_of("".join(lines_of(path)), f"{path}:")
+    content = read_json(path, ADVICE, expected=None)
     if isinstance(content, dict):
         columns = [content.get(name) for name in ("captions", "image_urls")]
         right = all(isinstance(c, list) for c in columns) and len(columns[0]) == len(columns[1])
@@ -207,7 +208,7 @@ def _sbu_pairs(path: str | Path, how: Reading) -> Iterator[tuple[str, tuple[int,
     if urls == captions:  # not SBU's: one file of lines
         yield from _tsv_pairs(path, how)
         return
-    pictures, texts = ([line.rstrip("\r\n") for line in lines_of(p)] for p in (urls, captions))
+    pictures, texts = ([line for line in read_lines(p, ADVICE)] for p in (urls, captions))
     if len(pictures) != len(texts):
         raise BadInput(f"{urls}: {len(pictures):,} lines, but {captions} has {len(texts):,}; they go together by line")
     for n, pair in enumerate(zip(texts, pictures, strict=True)):

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from data.annotations.records import STRICT, Caption, Reading, checked, lines_of
+from data.annotations.records import ADVICE, STRICT, Caption, Reading, checked
 from data.errors import BadInput
+from data.storage.text_files import read_lines
 
 LANGUAGES = {1: ("en", "de", "fr", "cs"), 2: ("en", "de")}
 # Task 2 calls test_2017 what task 1 calls test_2018_flickr: the pictures are the same 1,071.
@@ -62,7 +63,7 @@ def _read(path: str | Path, how: Reading, wanted: dict[int, tuple[str, ...]]) ->
         for listing in sorted(root.glob(f"task{task}/image_splits/*.txt")):
             stem = listing.stem.removesuffix("_images")
             split = SPLITS.get((task, stem), stem)
-            pictures = [line.strip().partition("#")[0] for line in lines_of(listing)]  # COCO's have a number behind #
+            pictures = [line.strip().partition("#")[0] for line in read_lines(listing, ADVICE)]  # COCO's have a number behind #
             for language in languages:
                 for number in ("",) if task == 1 else tuple("12345"):
                     name = f"{stem}.{number}.{language}" if number else f"{stem}.{language}"
@@ -90,7 +91,7 @@ def _captions(
     how: Reading,
 ) -> Iterator[Caption]:
     try:
-        texts = [line.strip() for line in lines_of(file)]
+        texts = [line.strip() for line in read_lines(file, ADVICE)]
         if len(texts) != len(pictures):
             raise BadInput(f"{file}: {len(texts):,} captions, but {listing} lists {len(pictures):,} pictures")
     except BadInput as error:

@@ -3,9 +3,6 @@ are in `data.annotation_formats` and `data.multi30k`."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,10 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from data.errors import BadInput
+from data.storage.text_files import parse_json, read_json, read_lines
 
 Format = Literal[
     "jsonl", "karpathy", "coco", "token", "multi30k", "multi30k-task1", "multi30k-task2", "pairs", "visual-genome"
 ]
+
+ADVICE = "check the path of the annotations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def read_jsonl(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
     count: Counter[tuple[str, str]] = Counter()
 
     def parse(where: str, line: str) -> Iterator[Caption]:
-        record = json_of(line, where, "every line is one object")
+        record = parse_json(line, where, "every line is one object")
         wanted = {"image", *how.fields, *["split"] * how.needs_split}
         if not isinstance(record, dict) or not wanted <= record.keys():
             found = sorted(record) if isinstance(record, dict) else type(record).__name__
@@ -131,7 +131,7 @@ def read_jsonl(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
                 count[image, language] += 1
                 yield from checked(where, Caption(image, text, caption_id, split, language), seen, how)
 
-    numbered = ((f"{path}: line {n}", line) for n, line in enumerate(lines_of(path), 1) if line.strip())
+    numbered = ((f"{path}: line {n}", line) for n, line in enumerate(read_lines(path, ADVICE), 1) if line.strip())
     return each(numbered, parse, how)
 
 
@@ -143,7 +143,7 @@ def read_karpathy(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
     Raises:
         BadInput: a file that is not of this form, an empty caption or an id used twice; names file and picture.
     """
-    content = json_of("".join(lines_of(path)), f"{path}:")
+    content = read_json(path, ADVICE, expected=None)
     images = content.get("images") if isinstance(content, dict) else None
     check(isinstance(images, list), str(path), "images", images, "a list, as in Karpathy's dataset_*.json")
     seen: set[str] = set()
@@ -204,25 +204,3 @@ def check_split(where: str, split: object) -> None:
     """A split's database is the folder of its name."""
     right = isinstance(split, str) and split not in ("", ".", "..") and not {"/", "\0"} & set(split)
     check(right, where, "split", split, "a name such as train, without /")
-
-
-def json_of(text: str, where: str, expected: str = "") -> Any:
-    """What JSON says; ``where`` ends in a colon or reads on with "is"."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        verb = "not JSON" if where.endswith(":") else "is not JSON"
-        raise BadInput(f"{where} {verb} ({error})" + (f"; {expected}" if expected else "")) from None
-
-
-def lines_of(path: str | Path) -> Iterator[str]:
-    """The lines of a UTF-8 text file, gzip'ed where its name says so. Only ``\\n`` ends a line."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text ({error}); save the annotations as UTF-8") from None
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"{path}: cannot be read ({reason}); check the path of the annotations") from None

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.annotations.records import Caption, check, check_split, json_of, lines_of
+from data.annotations.records import ADVICE, Caption, check, check_split
 from data.errors import BadInput
+from data.storage.text_files import read_json, read_lines
 
 
 def read_split_lists(words: Sequence[str]) -> dict[str, str]:
@@ -29,7 +30,7 @@ def read_split_lists(words: Sequence[str]) -> dict[str, str]:
         if not equals:
             split, path = Path(word).stem, word
         check_split("--split-lists", split)
-        for n, line in enumerate(lines_of(path), 1):
+        for n, line in enumerate(read_lines(path, ADVICE), 1):
             stem = PurePosixPath(line.strip().partition("#")[0]).stem
             if stem and found.setdefault(stem, split) != split:
                 raise BadInput(f"{path}: line {n}: {stem} is in split {found[stem]} too; a picture is in one split")
@@ -97,7 +98,7 @@ def read_addresses(paths: Iterable[str]) -> dict[str, set[str]]:
     """
     same: dict[str, set[str]] = defaultdict(set)
     for path in paths:
-        content = json_of("".join(lines_of(path)), f"{path}:")
+        content = read_json(path, ADVICE, expected=None)
         images = content.get("images") if isinstance(content, dict) else content
         check(isinstance(images, list), str(path), "images", images, "a list, as in COCO's files or image_data.json")
         for n, image in enumerate(images):

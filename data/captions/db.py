@@ -36,6 +36,7 @@ from data.errors import BadInput
 from data.storage.atomic import cannot_write_is_bad_input
 from data.storage.columns import STORED_FROM, json_parts, load
 from data.storage.lmdb_env import LmdbWriter, Records
+from data.storage.text_files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -112,16 +113,7 @@ class CaptionDB:
 
 def read_table(folder: Path, name: str) -> dict:
     """A JSON object beside the LMDB, such as ``id2len.json``; BadInput when it is missing or something else."""
-    path = folder / name
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); copy or build the text DB again") from None
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON ({error}); copy or build the text DB again") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: holds a {type(content).__name__}, expected an object; build the text DB again")
-    return content
+    return read_json(folder / name, "copy or build the text DB again")
 
 
 def read_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> dict:

@@ -1,13 +1,12 @@
 """The checksum of a file: the published one, or the one that was recorded when it was fetched first."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data.errors import BadInput
-from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json, write_json
 
 CHUNK = 1 << 20  # bytes
 
@@ -51,8 +50,7 @@ def verify_checksum(path: Path, expected: str | None, record: Path) -> str:
         )
     if wanted:
         return f"{algorithm} as {source}"
-    with atomic_file(record) as partial:
-        partial.write_text(json.dumps(known | {path.name: f"sha256:{found}"}, indent=1) + "\n", encoding="utf-8")
+    write_json(record, known | {path.name: f"sha256:{found}"})
     return f"no published checksum; sha256 {found[:16]}... is recorded in {record}"
 
 
@@ -60,10 +58,7 @@ def read_recorded(record: Path) -> dict[str, str]:
     """The checksums of first downloads: file name → ``sha256:hexdigest``."""
     if not record.exists():
         return {}
-    try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-        if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
-            raise ValueError(str(known)[:60])
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{record}: expected name -> checksum in JSON ({error}); delete it to record them anew") from None
+    known = read_json(record, "expected name -> checksum; delete it to record them anew")
+    if not all(isinstance(value, str) for value in known.values()):
+        raise BadInput(f"{record}: expected name -> checksum, found {str(known)[:60]}; delete it to record them anew")
     return known

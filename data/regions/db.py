@@ -30,6 +30,7 @@ from data.errors import BadInput
 from data.regions.codec import MEMBERS, decode_compressed, decode_plain
 from data.storage.columns import Numbers, Strings, Table, json_parts, load, string_arrays
 from data.storage.lmdb_env import Records
+from data.storage.text_files import read_json
 
 _FOLDER = re.compile(
     r"(?:all|feat_numbb(?P<num_bb>\d+)|feat_th(?P<conf_th>\d[^_]*)_max(?P<max_bb>\d+)_min(?P<min_bb>\d+))"
@@ -200,15 +201,17 @@ class RegionDB:
 
     def _read_nbb(self, path: Path, keys: list[str]) -> np.ndarray:
         try:
-            counts = json.loads(path.read_text(encoding="utf-8"))
+            counts = read_json(path, "delete it to have the box counts computed")
             return np.array([counts[key] for key in keys], np.int32)
         except KeyError as error:
             raise BadInput(
                 f"{path}: no box count for {error}, which is in {self.folder.name}; "
                 "delete the file to have the counts computed"
             ) from None
+        except BadInput:
+            raise
         except (TypeError, ValueError, OverflowError) as error:
-            raise BadInput(f"{path}: not JSON, or no box counts ({error}); delete it to have the box counts computed") from None
+            raise BadInput(f"{path}: no box counts ({error}); delete it to have the box counts computed") from None
 
     def __len__(self) -> int:
         return len(self.keys)

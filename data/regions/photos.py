@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from data.captions.db import key_of_image
 from data.errors import BadInput
+from data.storage.text_files import read_lines
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_SIDE = 4096  # a longer photo is shrunk while it is read: no network here looks at more
@@ -79,10 +80,7 @@ def find_photos(source: str, listing: str | None = None, template: str = "{stem}
 
 
 def _read_list(path: str) -> list[str]:
-    try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--list {path}: cannot be read as text ({error}); give a file with a name per line") from None
+    names = (line.strip() for line in read_lines(path, "give --list a file with a name per line"))
     return [name for name in dict.fromkeys(names) if name]
 
 

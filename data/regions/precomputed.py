@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +29,7 @@ from data.captions.db import key_of_image
 from data.errors import BadInput
 from data.regions.db import Regions
 from data.regions.photos import SUFFIXES as PICTURES
+from data.storage.text_files import read_json
 
 TSV = {
     6: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
@@ -109,8 +109,8 @@ def stem_of(image: str) -> str:
 
 def read_sizes(path: str) -> dict[str, tuple[float, float]]:
     """Name without folders and extension (and COCO's id) → width, height."""
+    content = read_json(path, "give --sizes {name: [width, height]} or COCO's images in JSON")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if "images" in content:
             found = {}
             for image in content["images"]:
@@ -118,9 +118,9 @@ def read_sizes(path: str) -> dict[str, tuple[float, float]]:
                 found |= {stem_of(image["file_name"]): size, str(image["id"]): size}
             return found
         return {stem_of(name): (float(width), float(height)) for name, (width, height) in content.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInput(
-            f"--sizes {path}: cannot be read ({error!r}), expected JSON, {{name: [width, height]}} or COCO's images"
+            f"--sizes {path}: holds other values ({error!r}), expected {{name: [width, height]}} or COCO's images"
         ) from None
 
 

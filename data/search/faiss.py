@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from data.errors import BadInput
 from data.search.exact import checked_queries
 from data.storage.atomic import atomic_file
+from data.storage.text_files import read_json, write_json
 
 VERSION = 3  # of the files beside an index
 ABSENT = -1  # row of a result that was not found; its score is -inf
@@ -171,8 +171,10 @@ class AnnSearch:
 
     def _read(self) -> dict:
         """What stands in the files, or nothing where they do not fit."""
+        if not self._stamp_file.exists():
+            return {}
         try:
-            about = json.loads(self._stamp_file.read_text(encoding="utf-8"))
+            about = read_json(self._stamp_file)
             fits = about["version"] == VERSION and about["index"] == self.index.stamp
             fits = fits and about["bytes"] == self._file.stat().st_size
             self._found = self._faiss.read_index(str(self._file)) if fits else None
@@ -181,7 +183,7 @@ class AnnSearch:
             why = "stale"
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # faiss raises RuntimeError
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # of BadInput, too; faiss raises RuntimeError
             why = "damaged"
         print(f"{self._file}: {why}, built again", file=sys.stderr)
         return {}
@@ -258,8 +260,7 @@ class AnnSearch:
             )
         self.about |= {"target_recall": target, "recall": found, "effort": high, "tuned_with": len(queries)}
         self.about["exact"] = found < target
-        with atomic_file(self._stamp_file) as path:
-            path.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+        write_json(self._stamp_file, self.about)
 
 
 def main_axes(sample: np.ndarray) -> np.ndarray:

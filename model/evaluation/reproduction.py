@@ -10,7 +10,7 @@ from typing import Any
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import RegionDB
-from model.checkpoints import read_config, read_json
+from model.checkpoints import read_config, read_settings
 
 Names = str | list[str]  # a database, or several that are joined
 
@@ -187,7 +187,7 @@ def describe_needs(needs: Iterable[Need], sources: dict[str, str], places: Place
 
 
 def _read_bert_config(folder: Path) -> dict:
-    return read_json(folder / "config.json")
+    return read_settings(folder / "config.json")
 
 
 def _check_weights(folder: Path, read: Callable[[Path], Any]) -> None:

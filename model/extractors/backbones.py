@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from data.errors import BadInput
+from data.storage.text_files import read_json
 from model.extractors.box_ops import roi_align
 from model.extractors.detector import Detections
 
@@ -109,9 +109,8 @@ def _preprocessor(name: str) -> dict:
 
     try:
         path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, TypeError, ValueError):
+        return read_json(path) if path else {}
+    except (OSError, ValueError):  # of BadInput, too
         return {}
 
 

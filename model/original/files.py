@@ -145,7 +145,7 @@ def _from_uniter(file: original.File, source: Path, image: Path | None) -> Folde
 
 
 def _from_huggingface(source: Path) -> Folder:
-    values = checkpoints.read_json(source / "config.json")
+    values = checkpoints.read_settings(source / "config.json")
     if "txt" in values or "original" in values:
         raise BadInput(f"{source}: is a folder of ours already; --to original converts it back")
     config = checkpoints.bert_config(values, f"{source}/config.json")
@@ -167,7 +167,7 @@ def to_original(source: str | Path, destination: str | Path) -> list[str]:
     """
     source, destination = Path(source), Path(destination)
     _must_be_new(destination)
-    values = checkpoints.read_json(source / "config.json")
+    values = checkpoints.read_settings(source / "config.json")
     own = checkpoints.read_tensors(source / "model.safetensors")
     extra = checkpoints.read_tensors(source / EXTRA) if (source / EXTRA).is_file() else {}
     record = values.get("original", {})

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data.errors import BadInput
+from data.storage.text_files import read_json
+
 Kind = Literal["pretrain", "finetune", "eval"]
 TASKS = {"itm": "cmr", "mlm": "vmlm", "mrfr": "mrfr", "mrckl": "mrckl", "mrc-kl": "mrckl", "mrc": "mrc"}
 
@@ -236,8 +239,8 @@ def _lists(entry: dict) -> tuple[list, list, list, list]:
 
 def _number_of_captions(db: str) -> int:
     try:
-        return len(json.loads(Path(db, "id2len.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return len(read_json(Path(db, "id2len.json")))
+    except BadInput:
         return 0
 
 

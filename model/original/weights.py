@@ -136,7 +136,7 @@ def encoder_config(
     layers = [int(m[1]) for name in tensors if (m := re.match(r"encoder\.layer\.(\d+)\.", name))]
     if layers:
         found["num_hidden_layers"] = max(layers) + 1
-    values = checkpoints.read_json(path) if path else {}
+    values = checkpoints.read_settings(path) if path else {}
     wrong = [f"{n} is {values[n]}, in {source} {size}" for n, size in found.items() if values.get(n, size) != size]
     if wrong:
         raise BadInput(f"{path}: contradicts the shapes of the {side} encoder: {'; '.join(wrong)}")

@@ -136,7 +136,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(BadInput, match=f"{folder}: neither model.safetensors nor pytorch_model.bin"):
         checkpoints.read_bert(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(BadInput, match=r"x/config.json: cannot be read as JSON"):
+    with pytest.raises(BadInput, match=r"x/config.json: the file is not JSON"):
         checkpoints.read_bert(folder)
 
 

@@ -84,7 +84,7 @@ def test_bad_jsonl_names_file_and_line(tmp_path, line, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "not JSON"),
+        ("{", "the file is not JSON"),
         ("[]", "images is 'None', expected a list"),
         ({"images": [{**IMAGE, "filename": 3}]}, r"images\[0\] \(3\): filename is '3', expected a file name"),
         ({"images": [IMAGE, IMAGE]}, r"images\[1\] \(1000.jpg\): caption id 7 was used before"),
@@ -92,7 +92,7 @@ def test_bad_jsonl_names_file_and_line(tmp_path, line, message):
         ({"images": [{**IMAGE, "split": ["x"]}]}, r"images\[0\] \(1000.jpg\): split is .*, expected a name"),
         ({"images": [{**IMAGE, "split": ".."}]}, r"images\[0\] \(1000.jpg\): split is '..', expected a name"),
         ({"images": [{**IMAGE, "cocoid": [1]}]}, r"images\[0\] \(1000.jpg\): cocoid is '\[1\]', expected a number"),
-        ("[" * 100000, "not JSON"),
+        ("[" * 100000, "the file is not JSON"),
         ({"images": [{"split": "train"}]}, r"images\[0\] lacks something \(KeyError\('filename'\)\)"),
         ({"images": [{**IMAGE, "sentences": [{"raw": "x"}]}]}, r"images\[0\] \(1000.jpg\) lacks something .*sentid"),
         ({"images": [{**IMAGE, "sentences": [{**SENTENCE, "raw": ""}]}]}, r"images\[0\] .*: caption 7 is ''"),

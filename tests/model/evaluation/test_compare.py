@@ -119,8 +119,8 @@ def test_bad_files(pair, tmp_path, capsys, command):
     a, b = pair
     results = json.loads((b / "results.json").read_text())
     for content, words in (
-        ("{", r"b/results\.json: not a results\.json of eval_itm\.py"),
-        ("[1]", "not a results"),
+        ("{", r"b/results\.json: the file is not JSON .* a results\.json of eval_itm\.py"),
+        ("[1]", "holds a list"),
         (json.dumps({"recall": results["recall"]}), "no 'ranks' in it: evaluate again"),
         (json.dumps(results | {"recall": {}}), r"b/ranks\.npz: not of the same evaluation"),
         (json.dumps(results | {"ranks": "other.npz"}), r"other\.npz: cannot be read"),

@@ -1,0 +1,78 @@
+"""The one reader of lines and the one reader and writer of JSON."""
+
+import gzip
+import json
+import os
+
+import pytest
+
+from data.errors import BadInput
+from data.storage.text_files import parse_json, read_json, read_lines, write_json
+
+
+def test_only_newlines_end_a_line(tmp_path):
+    text = "a\u2028b\x0bc\r\n\n  d \ne\x85"
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
+        file.write(text.encode())
+    for name in ("a.txt", "a.txt.gz"):
+        assert list(read_lines(tmp_path / name)) == ["a\u2028b\x0bc", "", "  d ", "e\x85"]
+
+
+def test_lines_that_cannot_be_read(tmp_path):
+    with pytest.raises(BadInput, match=r"absent: cannot be read \(No such file or directory\); give a list$"):
+        list(read_lines(tmp_path / "absent", "give a list"))
+    with pytest.raises(BadInput, match="cannot be read"):
+        list(read_lines(tmp_path))
+    (tmp_path / "a").write_bytes(b"caf\xe9\n")
+    with pytest.raises(BadInput, match="a: not UTF-8 text"):
+        list(read_lines(tmp_path / "a"))
+    with gzip.open(tmp_path / "b.gz", "wb") as file:
+        file.write(os.urandom(1000).hex().encode())
+    (tmp_path / "b.gz").write_bytes((tmp_path / "b.gz").read_bytes()[:500])
+    with pytest.raises(BadInput, match=r"b\.gz: cannot be read"):
+        list(read_lines(tmp_path / "b.gz"))
+
+
+@pytest.mark.parametrize("value", [{}, {"a": [1, None, "ü\u2028"]}, [], ["\udcff.jpg", "日本"], "x", 3, None])
+def test_json_comes_back(tmp_path, value):
+    path = tmp_path / "folder" / "a.json"
+    for indent in (2, None):
+        write_json(path, value, indent)
+        assert read_json(path, expected=None) == value == json.loads(path.read_text(encoding="utf-8"))
+        assert os.listdir(path.parent) == ["a.json"] and path.read_bytes().endswith(b"\n")
+
+
+def test_a_line_end_within_a_text_survives(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a":\r\n "b\xe2\x80\xa8c"}')
+    assert read_json(tmp_path / "a.json") == {"a": "b\u2028c"}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "message"),
+    [
+        ("{", dict, r"a\.json: the file is not JSON \(.*\); build it again$"),
+        ("[" * 100000, dict, "is not JSON"),
+        ("[]", dict, r"a\.json: holds a list, expected an object; build it again$"),
+        ("{}", list, "holds a dict, expected a list"),
+        ("null", list, "holds a NoneType, expected a list"),
+    ],
+)
+def test_other_content(tmp_path, content, expected, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(BadInput, match=message):
+        read_json(tmp_path / "a.json", "build it again", expected)
+
+
+def test_text_that_is_not_json():
+    with pytest.raises(BadInput, match=r"^a: line 2 is not JSON \(.*\)$"):
+        parse_json("{", "a: line 2")
+
+
+def test_what_was_there_stays_when_writing_fails(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"a": object()})
+    with pytest.raises(BadInput, match="cannot be written"):
+        write_json(tmp_path / "a.json" / "b.json", {})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
