@@ -1,6 +1,7 @@
 """The house rules that no linter knows: sizes, reasons for imports inside functions, paths named in the documents."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -95,3 +96,24 @@ def test_an_import_inside_a_function_says_why():
     for name in product_files():
         found = unexplained_imports((ROOT / name).read_text(encoding="utf-8"))
         assert not found or name in UNEXPLAINED_IMPORTS, f"{name}: imports inside functions without a comment, lines {found}"
+
+
+def named_paths(text: str) -> set[str]:
+    """Paths of the repository that a text names, ``*`` included: ``data/search/faiss.py``, ``configs/*/demo.yaml``."""
+    folders = "configs|data|model|optim|scripts|tests|docs"
+    found = re.findall(rf"(?<![\w/.*{{}}-])((?:{folders})/[\w./*-]*\.(?:py|yaml|md|sh)\b)", text)
+    return {*found, *re.findall(r"(?<![\w/.-])(?:pretrain|train_itm|eval_itm)\.py\b", text)}
+
+
+def test_named_paths_are_found():
+    text = "see data/search/faiss.py, `configs/*/demo.yaml`; not tutorial/data/a.py, DATA/b.py; python pretrain.py"
+    assert named_paths(text) == {"data/search/faiss.py", "configs/*/demo.yaml", "pretrain.py"}
+
+
+def test_every_file_that_a_document_a_recipe_or_a_docstring_names_is_there():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = [name for name in listed.split("\0") if name.endswith((".py", ".yaml", ".md", ".sh", "Makefile"))]
+    for name in names:
+        if not name.startswith("tests/") and name != "configs/downloads.yaml" and (ROOT / name).exists():  # names others'
+            for path in named_paths((ROOT / name).read_text(encoding="utf-8")):
+                assert any(ROOT.glob(path)), f"{name} names {path}, which is not there"
