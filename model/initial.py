@@ -16,32 +16,21 @@ from model.transformer import EncoderConfig
 
 
 @dataclass
-class ModelOptions:
-    """Where the towers start, and the sizes of those that start from random weights.
+class EncoderOptions:
+    """Where an encoder starts, and its sizes when it starts from random weights.
 
     Args:
-        kind: lightningdot, or uniter: train_itm.py trains a re-ranker (``--model uniter`` on the command line)
-        init: checkpoint folder of ours to start from; then nothing else here but dropout counts. A re-ranker starts from a
-            converted UNITER, a BERT folder, or a LightningDOT checkpoint
-        txt_init: Hugging Face BERT-family folder, or a converted UNITER, for the text tower; none: random weights
-        img_init: Hugging Face BERT-family folder, or a converted UNITER, for the image tower; none: random weights
-        project_dim: width of the shared embedding; 0 takes the hidden state as it is
-        hidden_size: of towers from random weights
-        num_hidden_layers: of towers from random weights
-        num_attention_heads: of towers from random weights
-        intermediate_size: of towers from random weights
-        max_position_embeddings: of towers from random weights
-        initializer_range: standard deviation of random weights; small towers learn sooner with more than BERT's 0.02
-        dropout: overrides both dropout rates of both towers
-        freeze_txt: the text tower stays as it is
-        freeze_img: the image tower stays as it is
+        init: checkpoint folder of ours to start from; then nothing else here but dropout counts
+        hidden_size: of encoders from random weights
+        num_hidden_layers: of encoders from random weights
+        num_attention_heads: of encoders from random weights
+        intermediate_size: of encoders from random weights
+        max_position_embeddings: of encoders from random weights
+        initializer_range: standard deviation of random weights; small encoders learn sooner with more than BERT's 0.02
+        dropout: overrides both dropout rates of every encoder
     """
 
-    kind: Literal["lightningdot", "uniter"] = "lightningdot"
     init: str | None = None
-    txt_init: str | None = None
-    img_init: str | None = None
-    project_dim: int = 768
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -49,6 +38,25 @@ class ModelOptions:
     max_position_embeddings: int = 512
     initializer_range: float = 0.02
     dropout: float | None = None
+
+
+@dataclass
+class ModelOptions(EncoderOptions):
+    """Where the two towers start.
+
+    Args:
+        kind: lightningdot; uniter is the re-ranker, which has settings of its own (``--model uniter`` on the command line)
+        txt_init: Hugging Face BERT-family folder, or a converted UNITER, for the text tower; none: random weights
+        img_init: Hugging Face BERT-family folder, or a converted UNITER, for the image tower; none: random weights
+        project_dim: width of the shared embedding; 0 takes the hidden state as it is
+        freeze_txt: the text tower stays as it is
+        freeze_img: the image tower stays as it is
+    """
+
+    kind: Literal["lightningdot"] = "lightningdot"
+    txt_init: str | None = None
+    img_init: str | None = None
+    project_dim: int = 768
     freeze_txt: bool = False
     freeze_img: bool = False
 
@@ -57,8 +65,6 @@ class ModelOptions:
             raise BadInput("model.freeze_txt and model.freeze_img leave nothing to train")
         if self.init and (self.txt_init or self.img_init):
             raise BadInput("model.init gives both towers; it excludes model.txt_init and model.img_init")
-        if self.kind == "uniter" and (self.txt_init or self.img_init or self.freeze_txt or self.freeze_img):
-            raise BadInput("model.kind uniter has one encoder and no towers: it starts from model.init, and trains whole")
 
 
 def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels: int, regions: str) -> LightningDOT:
@@ -152,7 +158,7 @@ def vocabulary_size(meta: dict) -> int:
     return max(meta["v_range"][1], *(meta[name] + 1 for name in ("CLS", "SEP", "MASK", "UNK", "PAD") if name in meta))
 
 
-def random_encoder(options: ModelOptions, meta: dict) -> EncoderConfig:
+def random_encoder(options: EncoderOptions, meta: dict) -> EncoderConfig:
     """Sizes of an encoder from random weights."""
     return EncoderConfig(
         vocab_size=vocabulary_size(meta),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,34 +22,22 @@ from data.errors import BadInput
 from data.storage.atomic import atomic_file
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
-from model.initial import ModelOptions, check_fits, check_longest, check_tokenizer, random_encoder
+from model.initial import EncoderOptions, check_fits, check_longest, check_tokenizer, random_encoder
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
 
 HEADS = "original_extra.safetensors"  # beside the encoder, where convert_checkpoint.py puts a UNITER's heads
 
 
 @dataclass
-class RerankerOptions:
-    """How a re-ranker is trained, with ``model.kind uniter``.
+class RerankerModelOptions(EncoderOptions):
+    """Where the re-ranker's one encoder starts: ``init`` is a converted UNITER, a re-ranker, a BERT folder, or a LightningDOT
+    checkpoint, whose text tower and region embeddings it takes.
 
     Args:
-        miner: LightningDOT checkpoint: its ranking is what hard negatives are drawn from (hard_negatives.count and window),
-            and what is ranked again in validation
-        margin: by which the sigmoid of a pair's score has to be above those of its mismatches
-        top: candidates of each validation query that are ranked again
-        mix: in validation, weight of the bi-encoder's score, which is added to the re-ranker's
+        kind: uniter
     """
 
-    miner: str | None = None
-    margin: float = 0.2
-    top: int = 20
-    mix: float = 0.0
-
-    def __post_init__(self):
-        if self.top < 1 or self.margin <= 0 or self.mix < 0:
-            raise BadInput(
-                f"reranker: top {self.top} must be at least 1, margin {self.margin} above 0, and mix {self.mix} at least 0"
-            )
+    kind: Literal["uniter"] = "uniter"
 
 
 @dataclass
@@ -258,7 +247,7 @@ def forward_ranking(reranker: Reranker, batch: Batch, margin: float) -> Tensor:
     return (margin + wrong.view(2, len(own), -1) - right[:, None]).clamp(min=0).mean(dim=(0, 2))[:n]
 
 
-def build_reranker(options: ModelOptions, pairs: PairDataset) -> tuple[Reranker, str]:
+def build_reranker(options: EncoderOptions, pairs: PairDataset) -> tuple[Reranker, str]:
     """The re-ranker that training starts from, in train mode, for the captions and regions of ``pairs``.
 
     ``options.init`` is a UNITER or re-ranker folder, a Hugging Face BERT folder (its region embeddings start at random), or

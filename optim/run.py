@@ -7,6 +7,7 @@ runs/flickr30k/
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -16,39 +17,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
-from configs import cli
-from data.batches.pairs import PairDataset
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
 from data.storage.text_files import read_lines, write_json
 from model import checkpoints
 from model.distributed import Ranks
 from optim.saving import Saver, load_own, load_training, point
-
-# Settings that may differ when a run goes on: they change its speed or its reports, not its weights.
-_FREE_SETTINGS = set(
-    "output_dir data_root num_workers log_every save_every keep_checkpoints device resume distributed distributed_timeout "
-    "grad_cache activation_checkpointing".split()
-)
+from optim.settings import FREE_SETTINGS, TrainingSettings
 
 
 class Run:
     """One training run's folder. Opening it writes the config, or checks it against the run that is there.
 
     Args:
-        folder: where everything goes
-        config: the resolved settings, a dataclass
-        resume: go on from the ``last`` checkpoint when there is one
+        settings: ``output_dir`` is the folder; with ``resume`` the run goes on from its ``last`` checkpoint when there is one
         ranks: of these the first one writes
         facts: what else to keep in ``run.json`` (effective batch, sizes of the data)
 
@@ -56,10 +47,11 @@ class Run:
         BadInput: the folder holds a run and ``resume`` is off, or a run with other settings.
     """
 
-    def __init__(self, folder: str | Path, config: Any, resume: bool, ranks: Ranks, facts: dict | None = None):
-        self.folder, self.ranks = Path(folder), ranks
-        self.settings = cli.to_dict(config)
-        last = self.folder / "last"
+    def __init__(self, settings: TrainingSettings, ranks: Ranks, facts: dict[str, Any]):
+        self.folder, self.ranks = Path(settings.output_dir), ranks
+        self.settings = dataclasses.asdict(settings)
+        self._defaults = _default_values(type(settings))
+        resume, last = settings.resume, self.folder / "last"
         if last.is_symlink() and not last.is_dir():
             raise BadInput(
                 f"{last}: points to {os.readlink(last)}, which is not there; put it back, or remove the link to start again"
@@ -74,8 +66,8 @@ class Run:
         if not ranks.is_first:
             return
         with atomic_file(self.folder / "config.yaml") as path:
-            cli.save(config, path)
-        facts = environment() | {"ranks": ranks.size, "distributed": ranks.backend} | (facts or {})
+            path.write_text(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        facts = environment() | {"ranks": ranks.size, "distributed": ranks.backend} | facts
         write_json(self.folder / "run.json", facts)
         print(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), end="")
         print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
@@ -89,9 +81,10 @@ class Run:
                 f"{path}: the run's settings cannot be read ({error}); put the file back, or choose another output_dir"
             ) from error
         after = _flat(yaml.safe_load(yaml.safe_dump(self.settings)))
-        changed = [k for k in {**before, **after} if k not in _FREE_SETTINGS and before.get(k) != after.get(k)]
+        before = _flat(yaml.safe_load(yaml.safe_dump(self._defaults))) | before  # a setting that is newer than the run had its default
+        changed = [name for name, value in after.items() if name not in FREE_SETTINGS and before.get(name) != value]
         if changed:
-            differences = "; ".join(f"{k} was {before.get(k)!r}, now {after.get(k)!r}" for k in sorted(changed))
+            differences = "; ".join(f"{name} was {before.get(name)!r}, now {after[name]!r}" for name in sorted(changed))
             raise BadInput(f"{path}: cannot go on with other settings ({differences}); choose another output_dir")
 
     def load(self) -> tuple[dict, dict | None] | None:
@@ -166,67 +159,25 @@ def _flat(settings: dict, prefix: str = "") -> dict:
     return flat
 
 
-def load_heads(heads, folder: str | Path) -> bool:
+def _default_values(kind: type) -> dict:
+    """The defaults of a dataclass of settings, nested ones included; those without a default are left out."""
+    values = {}
+    for setting in dataclasses.fields(kind):
+        if setting.default is not dataclasses.MISSING:
+            values[setting.name] = setting.default
+        elif setting.default_factory is not dataclasses.MISSING:
+            value = setting.default_factory()
+            values[setting.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return values
+
+
+def load_heads(heads: nn.Module, folder: str | Path) -> bool:
     """Read ``heads.safetensors`` of a checkpoint folder into ``heads``; False when there is none."""
     path = Path(folder) / "heads.safetensors"
     if not path.is_file():
         return False
     checkpoints.load_strict(heads, checkpoints.read_tensors(path), str(path))
     return True
-
-
-class RecentLosses:
-    """Losses since the last line of metrics, kept as tensors so that nothing waits for the GPU in between."""
-
-    def __init__(self, ranks: Ranks):
-        self._ranks = ranks
-        self._losses: list[tuple[str, Tensor, PairDataset | None, np.ndarray | None]] = []
-        self._pairs, self._started = 0, time.perf_counter()
-
-    def add(self, name: str, share: Tensor, dataset: PairDataset, indices: np.ndarray, pairs: int) -> None:
-        """Note a batch of task ``name``: this rank's ``share`` (scalar) of the loss, its pairs ``indices`` of ``dataset``,
-        and the number of ``pairs`` of all ranks."""
-        self._losses.append((name, share.detach(), dataset, indices))
-        self._pairs += pairs
-
-    def flush(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Mean loss of each task, and the speed, since the last flush.
-
-        Raises:
-            BadInput: a loss is NaN or infinite; names the region record that is to blame, or the batch.
-        """
-        shares = torch.stack([share for _, share, _, _ in self._losses]).double().cpu().numpy()
-        values = self._ranks.sum_array(shares)
-        means = defaultdict(list)
-        for (name, _, dataset, indices), value in zip(self._losses, values.tolist()):
-            if not np.isfinite(value):
-                raise BadInput(f"loss of {name} is {value} by step {step}: {blame(dataset, indices)}")
-            means[f"train/{name}/loss"].append(value)
-        speed = self._pairs / (time.perf_counter() - self._started)
-        self.__init__(self._ranks)
-        return {name: float(np.mean(each)) for name, each in means.items()}, {"speed/pairs_per_s": round(speed, 1)}
-
-    def state_dict(self) -> dict:
-        return {"names": [name for name, *_ in self._losses], "shares": [share for _, share, *_ in self._losses]}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._losses = [(name, share, None, None) for name, share in zip(state["names"], state["shares"], strict=True)]
-
-
-def blame(dataset: PairDataset | None, indices: np.ndarray | None) -> str:
-    """Why the loss of the pairs ``indices`` may be NaN: a region record that holds NaN, or diverged training."""
-    if dataset is None:
-        return "training diverged before the run was stopped; checkpoints saved before are whole"
-    for key in dict.fromkeys(dataset.images[dataset.image_of[i]] for i in indices):
-        regions = dataset.regions[key]
-        for name in ("features", "norm_bb", "soft_labels"):
-            values = getattr(regions, name)
-            if values is not None and not np.isfinite(values).all():
-                return f"{dataset.regions.folder}: key {key} holds NaN or infinity in its {name}"
-    return (
-        f"training diverged on the batch of caption {dataset.ids[indices[0]]} ({dataset.captions.folder}); lower "
-        "optim.lr or lengthen the warm-up; checkpoints saved before are whole"
-    )
 
 
 def finish(saver: Saver, run: Run, ranks: Ranks) -> None:
@@ -237,13 +188,13 @@ def finish(saver: Saver, run: Run, ranks: Ranks) -> None:
     ranks.close()
 
 
-def progress_bar(ranks: Ranks, **options: Any) -> tqdm:
+def progress_bar(ranks: Ranks, total: int, unit: str, initial: int = 0) -> tqdm:
     """A bar with a rate, on the first rank alone."""
-    return tqdm(dynamic_ncols=True, disable=not ranks.is_first, **options)
+    return tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=not ranks.is_first)
 
 
-def say(ranks: Ranks, text: str) -> None:
-    """Print on the first rank, above a progress bar."""
+def print_first(ranks: Ranks, text: str) -> None:
+    """Print on the first rank alone, above its progress bar."""
     if ranks.is_first:
         tqdm.write(text)
 

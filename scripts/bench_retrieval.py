@@ -50,7 +50,7 @@ from model.retrieval.sources import image_source
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
 from optim.run import environment, progress_bar
-from scripts.measuring import device_name, peak_bytes, process_bytes, reset_peak, spread, synchronize
+from scripts.benchmarking.measuring import device_name, peak_bytes, process_bytes, reset_peak, spread, synchronize
 from scripts.retrieval_table import BATCH, FLAT, plot, print_table
 
 LEAST = 5  # calls of a measurement

@@ -129,13 +129,13 @@ def _setting(name: str, value: Any) -> str:
 def config_class(kind: Kind) -> type:
     """The settings of the kind's command."""
     if kind == "pretrain":
-        from pretrain import PretrainConfig
+        from optim.tasks.pretraining import PretrainConfig
 
         return PretrainConfig
     if kind == "finetune":
-        from train_itm import FinetuneConfig
+        from optim.tasks.retrieval import RetrievalConfig
 
-        return FinetuneConfig
+        return RetrievalConfig
     from eval_itm import EvalConfig
 
     return EvalConfig

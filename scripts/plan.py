@@ -24,8 +24,8 @@ from model.bi_encoder import LightningDOTConfig
 from model.initial import ModelOptions
 from model.objectives.pretraining import check_towers_fit
 from model.transformer import EncoderConfig
-from pretrain import PretrainConfig
-from train_itm import FinetuneConfig
+from optim.tasks.pretraining import PretrainConfig
+from optim.tasks.retrieval import RetrievalConfig
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def make_plan(options: Options) -> dict:
     }  # fmt: skip
 
 
-def read_recipe(options: Options) -> PretrainConfig | FinetuneConfig:
+def read_recipe(options: Options) -> PretrainConfig | RetrievalConfig:
     kind = options.kind
     if kind is None:
         try:
@@ -200,7 +200,7 @@ def read_recipe(options: Options) -> PretrainConfig | FinetuneConfig:
     if bare:
         raise BadInput(f"set: expected name=value, such as precision=bf16, found {bare[0]!r}")
     words = ["--config", options.config, *(f"--{word}" for word in options.set)]
-    return cli.parse(PretrainConfig if kind == "pretrain" else FinetuneConfig, words)
+    return cli.parse(PretrainConfig if kind == "pretrain" else RetrievalConfig, words)
 
 
 def model_config(model: ModelOptions, options: Options, notes: list[str]) -> LightningDOTConfig:
@@ -223,7 +223,7 @@ def model_config(model: ModelOptions, options: Options, notes: list[str]) -> Lig
     )
 
 
-def workload(recipe: PretrainConfig | FinetuneConfig, options: Options) -> tuple[costs.Load, dict[str, float], int]:
+def workload(recipe: PretrainConfig | RetrievalConfig, options: Options) -> tuple[costs.Load, dict[str, float], int]:
     """A rank's batch, the share of the steps that each task takes, and how many steps there are."""
     shape = costs.Load(1, options.mean_words, options.mean_regions, ranks=options.count)
     if isinstance(recipe, PretrainConfig):

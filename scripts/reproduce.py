@@ -28,11 +28,11 @@ from eval_itm import EvalConfig
 from model.evaluation.published import compare_with_published
 from model.evaluation.recall import format_table
 from model.evaluation.reproduction import Places, Recipe, TablePlan, describe_needs
-from pretrain import PretrainConfig
-from train_itm import FinetuneConfig
+from optim.tasks.pretraining import PretrainConfig
+from optim.tasks.retrieval import RetrievalConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "eval": EvalConfig}
+CONFIGS = {"pretrain": PretrainConfig, "finetune": RetrievalConfig, "eval": EvalConfig}
 TableName = Literal["flickr30k", "flickr30k-zeroshot", "coco5k", "coco1k", "demo", "all"]
 
 

@@ -23,7 +23,7 @@ from configs import cli
 
 COMMANDS = {
     "pretrain.py": (pretrain.main, pretrain.PretrainConfig),
-    "train_itm.py": (train_itm.main, train_itm.FinetuneConfig),
+    "train_itm.py": (train_itm.main, train_itm.CONFIGS),
 }
 
 

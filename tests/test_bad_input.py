@@ -24,7 +24,7 @@ from scripts import build_captions, build_index, search
 
 CONFIGS = {
     pretrain: pretrain.PretrainConfig,
-    train_itm: train_itm.FinetuneConfig,
+    train_itm: train_itm.CONFIGS,
     eval_itm: eval_itm.EvalConfig,
     build_index: build_index.Options,
     build_captions: build_captions.Options,

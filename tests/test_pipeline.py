@@ -211,7 +211,7 @@ def test_stopped_finetuning_goes_on_as_if_never_stopped(tmp_path, small_world, p
     assert without_speed(metrics(tmp_path / "run")) == without_speed(metrics(finetuned))
     assert os.readlink(tmp_path / "run" / "best") == os.readlink(finetuned / "best")
     before = (tmp_path / "run" / "last" / "model.safetensors").stat().st_mtime_ns
-    run_here(train_itm, train_itm.FinetuneConfig, *words, "--resume")  # nothing is left to do
+    run_here(train_itm, train_itm.CONFIGS, *words, "--resume")  # nothing is left to do
     assert (tmp_path / "run" / "last" / "model.safetensors").stat().st_mtime_ns == before
     assert len(metrics(tmp_path / "run")) == len(metrics(finetuned))
 

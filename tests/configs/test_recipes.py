@@ -10,7 +10,7 @@ import train_itm
 from configs import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-CLASSES = {"pretrain": pretrain.PretrainConfig, "finetune": train_itm.FinetuneConfig, "eval": eval_itm.EvalConfig}
+CLASSES = {"pretrain": pretrain.PretrainConfig, "finetune": train_itm.CONFIGS, "eval": eval_itm.EvalConfig}
 RECIPES = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").glob("*/*.yaml"))
 
 

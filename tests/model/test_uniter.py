@@ -13,10 +13,17 @@ from data.batches.pairs import open_pairs
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.initial import ModelOptions
 from model.original import files as conversion
 from model.transformer import EncoderConfig
-from model.uniter import Reranker, UniterConfig, build_reranker, check_reranker, forward_ranking, without_gaps
+from model.uniter import (
+    Reranker,
+    RerankerModelOptions,
+    UniterConfig,
+    build_reranker,
+    check_reranker,
+    forward_ranking,
+    without_gaps,
+)
 from tests.scripts.test_convert_checkpoint import PRETRAINED, RETRIEVAL, random_tensors, small_shapes, tie
 
 
@@ -177,7 +184,7 @@ def pairs(small_world):
 
 
 def test_starts_from_the_towers(pretrained, pairs):
-    reranker, origin = build_reranker(ModelOptions(kind="uniter", init=str(pretrained / "last"), dropout=0.25), pairs)
+    reranker, origin = build_reranker(RerankerModelOptions(init=str(pretrained / "last"), dropout=0.25), pairs)
     towers = LightningDOT.from_pretrained(pretrained / "last").state_dict()
     for name, tensor in reranker.bert.state_dict().items():
         tower = "img" if name.startswith("img_embeddings.") else "txt"
@@ -187,13 +194,13 @@ def test_starts_from_the_towers(pretrained, pairs):
 
 def test_starts_from_a_bert_folder_and_from_nothing(tmp_path, pairs):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    first, _ = build_reranker(ModelOptions(kind="uniter", max_position_embeddings=64, **sizes), pairs)
+    first, _ = build_reranker(RerankerModelOptions(max_position_embeddings=64, **sizes), pairs)
     bert = {n: t for n, t in first.bert.state_dict().items() if not n.startswith(("img_embeddings.", "pooler."))}
     (tmp_path / "bert").mkdir()
     torch.save({f"bert.{name}": tensor for name, tensor in bert.items()}, tmp_path / "bert/pytorch_model.bin")
     values = sizes | {"model_type": "bert", "max_position_embeddings": 64, "vocab_size": first.config.encoder.vocab_size}
     (tmp_path / "bert/config.json").write_text(json.dumps(values))
-    second, origin = build_reranker(ModelOptions(kind="uniter", init=str(tmp_path / "bert")), pairs)
+    second, origin = build_reranker(RerankerModelOptions(init=str(tmp_path / "bert")), pairs)
     assert all(torch.equal(second.bert.state_dict()[name], tensor) for name, tensor in bert.items())
     assert second.config.feature_dim == pairs.regions.feature_dim and "region embeddings and heads: random" in origin
 
@@ -219,27 +226,31 @@ def test_another_vocabulary_width_or_length_is_refused(tmp_path, pairs, small_wo
 def test_model_uniter_on_the_command_line():
     import pretrain
     import train_itm
+    from optim.tasks.reranking import RerankingConfig
+    from optim.tasks.retrieval import RetrievalConfig
 
     fixed = ["--output-dir", "x", "--train-captions", "x", "--train-regions", "x", "--val-captions", "x"]
     mining = ["--reranker.miner", "x", "--hard-negatives.count", "2", "--hard-negatives.from-epoch", "1"]
 
     def parse(*words):
-        return cli.parse(train_itm.FinetuneConfig, [*fixed, *words])
+        return cli.parse(train_itm.CONFIGS, [*fixed, *words])
 
     for words in (["--model", "uniter"], ["--model=uniter"], ["--model.kind", "uniter"]):
-        assert parse(*words, *mining).model.kind == "uniter"
-    assert parse("--model", "lightningdot").model.kind == "lightningdot"
+        config = parse(*words, *mining)
+        assert isinstance(config, RerankingConfig) and config.model.kind == "uniter"
+    assert isinstance(parse("--model", "lightningdot"), RetrievalConfig) and isinstance(parse(), RetrievalConfig)
     for words, message in (
-        (["--model", "uniter"], "model.kind uniter and reranker.miner go together"),
-        (mining, "model.kind uniter and reranker.miner go together"),
+        (["--model", "uniter"], "reranker.miner: give the LightningDOT checkpoint"),
+        (mining, "unknown option --reranker.miner"),
+        (["--reranker.margin", "0.3"], "unknown option --reranker.margin"),
         (["--model", "uniter", *mining[:2]], "model.kind uniter learns from hard negatives: give hard_negatives.count"),
-        (["--model", "uniter", *mining, "--grad-cache", "4"], "no place for image_captions, distill and grad_cache"),
-        (["--model", "uniter", *mining, "--model.freeze-txt"], "has one encoder and no towers"),
+        (["--model", "uniter", *mining, "--grad-cache", "4"], "unknown option --grad_cache"),
+        (["--model", "uniter", *mining, "--siblings", "keep"], "unknown option --siblings"),
+        (["--model", "uniter", *mining, "--model.project-dim", "7"], "unknown option --model.project_dim"),
+        (["--model", "uniter", *mining, "--model.freeze-txt"], "unknown option --model.freeze_txt"),
         (["--model", "uniter", *mining, "--reranker.top", "0"], "reranker: top 0 must be at least 1"),
     ):
         with pytest.raises(BadInput, match=re.escape(message)):
             parse(*words)
-    with pytest.raises(BadInput, match=r"model.kind uniter: pretrain.py trains LightningDOT"):
-        pretrain.PretrainConfig(
-            output_dir="x", data=[pretrain.PretrainingData("x", "x", "x", {"cmr": 1})], model=ModelOptions(kind="uniter")
-        )
+    with pytest.raises(BadInput, match=r"model\.kind"):
+        cli.parse(pretrain.PretrainConfig, ["--output-dir", "x", "--model.kind", "uniter"])

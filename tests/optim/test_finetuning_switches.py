@@ -50,7 +50,7 @@ def train(small_world, pretrained, tmp_path):
     def run(*words, name="run"):
         fixed = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", "--languages", "en"]
         words = [*fixed, "--output-dir", tmp_path / name, *words]
-        train_itm.main(cli.parse(train_itm.FinetuneConfig, [str(word) for word in words]))
+        train_itm.main(cli.parse(train_itm.CONFIGS, [str(word) for word in words]))
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return tmp_path / name, [json.loads(line) for line in lines]
 

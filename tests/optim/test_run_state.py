@@ -26,8 +26,9 @@ from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import SINGLE
 from model.objectives.pretraining import PretrainingHeads
 from model.transformer import EncoderConfig
+from optim.losses import RecentLosses, reason_of_nan
 from optim.optimizer import OptimOptions, build_optimizer
-from optim.run import RecentLosses, Run, blame, load_heads, random_state, restore_random_state
+from optim.run import Run, load_heads, random_state, restore_random_state
 from optim.saving import Saver, load_optimizer, point
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,8 @@ def small_model(seed=0, feature_dim=4):
 
 
 def open_run(folder, config=None, resume=False, **facts):
-    return Run(folder, config or Config(), resume, SINGLE, facts)
+    settings = dataclasses.replace(config or Config(), output_dir=str(folder), resume=resume)
+    return Run(settings, SINGLE, facts)
 
 
 def save(
@@ -412,11 +414,22 @@ def test_recent_losses_are_averaged_by_task(pairs):
     parameter = torch.ones(2, requires_grad=True)
     for name, value in (("cmr", 1.0), ("vmlm", 5.0), ("cmr", 2.0)):
         recent.add(name, (parameter * value).mean(), pairs, np.array([0, 1, 5]), 3)
-    losses, speed = recent.flush(3)
-    assert losses == {"train/cmr/loss": 1.5, "train/vmlm/loss": 5.0}
-    assert speed["speed/pairs_per_s"] > 0
+    metrics = recent.flush(3)
+    assert metrics.pop("speed/pairs_per_s") > 0
+    assert metrics == {"train/cmr/loss": 1.5, "train/vmlm/loss": 5.0}
     recent.add("cmr", parameter.mean() * 7, pairs, np.array([0]), 1)
-    assert recent.flush(4)[0] == {"train/cmr/loss": 7.0}  # and only what came since
+    assert recent.flush(4)["train/cmr/loss"] == 7.0  # and only what came since
+
+
+def test_what_is_no_training_does_not_slow_the_speed(pairs, monkeypatch):
+    clock = iter([0.0, 2.0, 12.0, 13.0, 20.0, 25.0])  # started; a validation from 2 to 12; a mining from 13 to 20; flushed
+    monkeypatch.setattr("optim.losses.time.perf_counter", lambda: next(clock, 99.0))
+    recent = RecentLosses(SINGLE)
+    recent.add("cmr", torch.tensor(1.0), pairs, np.array([0]), 16)
+    for _ in range(2):
+        with recent.paused():
+            pass
+    assert recent.flush(1)["speed/pairs_per_s"] == 2.0  # 16 pairs in 25 - 10 - 7 seconds
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -433,7 +446,7 @@ def test_a_loss_that_is_no_number_names_the_record(pairs, value, indices, culpri
 
 
 def test_without_a_bad_record_training_diverged(pairs):
-    message = blame(pairs, np.array([5, 0]))
+    message = reason_of_nan(pairs, np.array([5, 0]))
     assert (
         message.startswith("training diverged on the batch of caption c5 (") and str(pairs.captions.folder) in message
     )

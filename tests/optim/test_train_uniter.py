@@ -15,12 +15,13 @@ from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.initial import ModelOptions
+from model.distributed import SINGLE
 from model.precision import loss_scaler
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
 from model.retrieval.reranking import evaluate_reranker, first_rankings
-from model.uniter import Reranker, build_reranker, forward_ranking
+from model.uniter import Reranker, RerankerModelOptions, build_reranker, forward_ranking
+from optim import loop
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 
 
@@ -46,7 +47,7 @@ def train(recipe, tmp_path):
 
     def run(*words, name="run"):
         words = ["--model", "uniter", "--config", recipe, "--output-dir", tmp_path / name, *words]
-        train_itm.main(cli.parse(train_itm.FinetuneConfig, [str(word) for word in words]))
+        train_itm.main(cli.parse(train_itm.CONFIGS, [str(word) for word in words]))
         return tmp_path / name, [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
     return run
@@ -64,7 +65,7 @@ def test_an_epoch_against_a_plain_loop(train, small_world, pretrained):
     hard_negatives = HardNegatives(data, options)
     hard_negatives.mine(*embed_pairs(miner, data, "cpu", "fp32")[:2])
     torch.manual_seed(3)
-    model, _ = build_reranker(ModelOptions(kind="uniter", init=str(pretrained / "last"), dropout=0.0), data)
+    model, _ = build_reranker(RerankerModelOptions(init=str(pretrained / "last"), dropout=0.0), data)
     optimizer = build_optimizer([model], OptimOptions(lr=1e-3, schedule="constant"))
     scaler = loss_scaler(torch.device("cpu"), "fp32")
     losses = []
@@ -75,7 +76,7 @@ def test_an_epoch_against_a_plain_loop(train, small_world, pretrained):
         assert (others != batch.image_ids[: draw.num_pairs, None]).all()  # a mismatch is of another image
         loss = forward_ranking(model, batch, 0.2).mean()
         loss.backward()
-        apply_update(optimizer, scaler, train_itm.start("none", False, 1), 1e-3, 5.0)
+        apply_update(optimizer, scaler, SINGLE, 1e-3, 5.0)
         losses.append(float(loss.detach()))
     found = [line["train/ranking/loss"] for line in lines if "train/ranking/loss" in line]
     assert found == pytest.approx(losses, abs=1e-4) and losses[-1] != pytest.approx(losses[0], abs=1e-4)
@@ -112,7 +113,7 @@ def test_it_learns_to_tell_hard_negatives_apart(train):
 def test_a_stopped_run_goes_on_bit_for_bit(train, monkeypatch):
     words = ["--epochs", 2, "--model.dropout", 0.1, "--save-every", 4, "--keep-checkpoints", 20]
     whole, _ = train(*words, name="whole")
-    update, updates = train_itm.apply_update, []
+    update, updates = loop.apply_update, []
 
     def stop_at_seven(*arguments):
         updates.append(1)
@@ -120,10 +121,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(train, monkeypatch):
             raise KeyboardInterrupt
         return update(*arguments)
 
-    monkeypatch.setattr(train_itm, "apply_update", stop_at_seven)
+    monkeypatch.setattr(loop, "apply_update", stop_at_seven)
     with pytest.raises(KeyboardInterrupt):
         train(*words, name="parts")
-    monkeypatch.setattr(train_itm, "apply_update", update)
+    monkeypatch.setattr(loop, "apply_update", update)
     parts, _ = train(*words, name="parts")
     for file in ("model.safetensors", "original_extra.safetensors", "config.json"):
         assert (parts / "last" / file).read_bytes() == (whole / "last" / file).read_bytes()
@@ -155,7 +156,7 @@ def test_a_re_ranker_goes_on_from_a_re_ranker_and_teaches(train, small_world, pr
     for weight in (0, 1):
         distill = ["--distill.scores", tmp_path / "scores.npz", "--distill.weight", 1] if weight else []
         words = [*fixed, *distill, "--output-dir", tmp_path / f"student{weight}", "--epochs", 1]
-        train_itm.main(cli.parse(train_itm.FinetuneConfig, [str(word) for word in words]))
+        train_itm.main(cli.parse(train_itm.CONFIGS, [str(word) for word in words]))
         losses.append(json.loads((tmp_path / f"student{weight}/metrics.jsonl").read_text().splitlines()[0])["train/cmr/loss"])
     assert losses[1] > losses[0]  # the second one also follows the teacher
 

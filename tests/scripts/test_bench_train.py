@@ -11,6 +11,7 @@ from model import costs
 from model.bi_encoder import LightningDOTConfig
 from model.transformer import EncoderConfig
 from scripts import bench_train
+from scripts.benchmarking.random_batches import random_batch
 
 SIZES = {
     "vocab_size": 1100,
@@ -62,7 +63,7 @@ def test_share_of_peak_goes_by_the_operations_of_a_step(results):
 def test_every_objective_has_something_to_predict():
     options = bench_train.Options(batch=[3], words=4, regions=5, feature_dim=6, num_labels=3)
     for task in options.tasks:
-        batch = bench_train.random_batch(options, task, 3, torch.device("cpu"))
+        batch = random_batch(options, task, 3, torch.device("cpu"))
         assert batch.num_predictions(task) >= 3
 
 

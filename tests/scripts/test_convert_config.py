@@ -8,14 +8,14 @@ import pytest
 
 import eval_itm
 import pretrain
-import train_itm
 from configs import cli
 from data.errors import BadInput
 from model.original import settings as original
+from optim.tasks.retrieval import RetrievalConfig
 from scripts import convert_config
 
 ROOT = Path(__file__).resolve().parents[2]
-CLASSES = {"pretrain": pretrain.PretrainConfig, "finetune": train_itm.FinetuneConfig, "eval": eval_itm.EvalConfig}
+CLASSES = {"pretrain": pretrain.PretrainConfig, "finetune": RetrievalConfig, "eval": eval_itm.EvalConfig}
 BOXES = {"conf_th": 0.2, "max_bb": 100, "min_bb": 10, "num_bb": 36}
 RUN = {"max_txt_len": 60, "fp16": True, "n_workers": 4, "pin_mem": True, "compressed_db": False, "seed": 42, **BOXES}
 TOWERS = {

@@ -113,4 +113,4 @@ def test_a_translated_database_is_evaluated_by_language(four, small_world, comma
 def test_a_temperature_below_one_is_refused():
     words = ["--output-dir", "x", "--train-captions", "a", "--train-regions", "b", "--val-captions", "c"]
     with pytest.raises(BadInput, match=r"language_temperature must be at least 1, found 0.5"):
-        cli.parse(train_itm.FinetuneConfig, [*words, "--language-temperature", "0.5"])
+        cli.parse(train_itm.CONFIGS, [*words, "--language-temperature", "0.5"])

@@ -14,11 +14,10 @@ from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import recall_table, retrieval_ranks
-from model.initial import ModelOptions
 from model.retrieval import reranking
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.reranking import Candidates, FirstRanking, Scores, candidates, reranked, score_pairs
-from model.uniter import build_reranker
+from model.uniter import RerankerModelOptions, build_reranker
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def pairs(small_world):
 @pytest.fixture(scope="module")
 def reranker(pretrained, pairs):
     torch.manual_seed(1)
-    model, _ = build_reranker(ModelOptions(kind="uniter", init=str(pretrained / "last")), pairs)
+    model, _ = build_reranker(RerankerModelOptions(init=str(pretrained / "last")), pairs)
     torch.nn.init.normal_(model.rank_output.weight)
     return model
 

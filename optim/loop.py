@@ -1,0 +1,251 @@
+"""The training loop that pre-training, fine-tuning and the re-ranker share.
+
+A task says what is trained, on which batches, with which loss, and how it is validated; `fit` does the rest, in the order
+in which it happens: meet the other ranks, backward, update, log, validate, save, stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.batches.batch import Batch
+from data.batches.pairs import PairDataset
+from data.errors import Stopped
+from model.distributed import Meeting, Ranks
+from model.precision import loss_scaler
+from optim.losses import RecentLosses
+from optim.optimizer import apply_update, build_optimizer
+from optim.run import (
+    Run,
+    StopSignal,
+    finish,
+    print_first,
+    progress_bar,
+    random_state,
+    restore_random_state,
+    seed_dropout,
+)
+from optim.saving import Saver, load_optimizer
+from optim.schedule import build_schedule
+from optim.settings import TrainingSettings
+
+Paused = Callable[[], AbstractContextManager]
+
+
+@dataclass
+class MicroBatch:
+    """One batch of one rank; an update takes the mean of one or several.
+
+    Attributes:
+        loss_name: what its loss is called in the metrics, for instance ``cmr`` or ``coco/vmlm``
+        batch: on the host
+        position: where training is, as numbers that must be the same on all ranks
+        dataset, indices: where its pairs come from
+        predictions: of this rank, what the loss of all ranks is a mean over
+    """
+
+    loss_name: str
+    batch: Batch
+    position: tuple[int, ...]
+    dataset: PairDataset
+    indices: np.ndarray
+    predictions: int
+
+
+@dataclass
+class Update:
+    """The batches of one update, and what comes after it.
+
+    Attributes:
+        resume: where a run that was saved after this update goes on, as `Task.restore` takes it
+        stage: what the progress bar says, for instance ``epoch 2/15``
+        validates: whether validation and a checkpoint follow
+        is_last: whether training ends with it
+    """
+
+    micro_batches: list[MicroBatch]
+    resume: dict
+    stage: str
+    validates: bool
+    is_last: bool
+
+
+@dataclass
+class Validation:
+    """What a validation found.
+
+    Attributes:
+        metrics: for the log
+        text: for the reader
+        score: what the best checkpoint is chosen by; None: nothing was measured, and the last checkpoint counts as the best
+        record: written into the checkpoint as ``val.json``; None: nothing
+    """
+
+    metrics: dict[str, float]
+    text: str
+    score: float | None
+    record: dict | None = None
+
+
+class Task(Protocol):
+    """What differs between trainings.
+
+    Attributes:
+        model: what is trained and saved as ``model.safetensors``
+        heads: what else is trained, saved as ``heads.safetensors``; None: nothing
+        tokenizer: folder that is copied into every checkpoint; None: none
+        worst_score: what every first validation is better than
+        facts: for ``run.json`` and the first lines on the screen: sizes of data and model, the effective batch
+    """
+
+    model: nn.Module
+    heads: nn.Module | None
+    tokenizer: Path | None
+    worst_score: float
+    facts: dict[str, Any]
+
+    def is_better(self, score: float, best: float) -> bool:
+        """Whether a validation's score is better than another's."""
+
+    def load(self, checkpoint: Path, training: dict) -> None:
+        """Read weights and position from a checkpoint of this run; ``training`` is what `resume` and `state` were saved as."""
+
+    def state(self) -> dict:
+        """Tensors and plain values that the task needs again when it goes on, besides `Update.resume`."""
+
+    def total_updates(self, step: int) -> int:
+        """How many updates the whole run has, when ``step`` of them are done."""
+
+    def updates(self, step: int, paused: Paused) -> Iterator[Update]:
+        """The updates that are left, ``step`` being done. What is no training runs inside ``with paused():``."""
+
+    def pairs(self, meeting: Meeting) -> int:
+        """How many caption–image pairs a batch of all ranks holds, hard negatives not included."""
+
+    def backward(
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+    ) -> Tensor:
+        """Add the gradients of one batch, divided by ``accumulation`` → this rank's share of its loss, a scalar."""
+
+    def validate(self, step: int) -> Validation:
+        """Measure the model; all ranks call it together."""
+
+
+@dataclass
+class Progress:
+    """How far training is: updates done, the best validation's score."""
+
+    step: int
+    best: float
+
+
+@dataclass
+class Updater:
+    """The step of training: from the batches of an update to new weights.
+
+    Attributes:
+        max_norm: largest global gradient norm; 0 does not clip
+    """
+
+    task: Task
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ranks: Ranks
+    max_norm: float
+    recent: RecentLosses = field(init=False)
+
+    def __post_init__(self):
+        self.recent = RecentLosses(self.ranks)
+
+    def update(self, micro_batches: list[MicroBatch], step: int, lr: float, stop: str | None = None) -> tuple[Tensor, bool]:
+        """Change the weights once.
+
+        Args:
+            step: updates done so far
+            stop: not None when this rank was asked to stop
+
+        Returns: the gradient norm before clipping, and whether any rank was asked to stop
+        """
+        for micro in micro_batches:
+            batch = micro.batch
+            meeting = self.ranks.meet([step, *micro.position], batch.num_rows, micro.predictions, stop)
+            share = self.task.backward(micro, meeting, self.scaler, len(micro_batches))
+            self.recent.add(micro.loss_name, share, micro.dataset, micro.indices, self.task.pairs(meeting))
+        return apply_update(self.optimizer, self.scaler, self.ranks, lr, self.max_norm), meeting.stop
+
+
+def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ranks, stop: StopSignal) -> float:
+    """Train a task to its end, going on where its run folder says that it was stopped → the best validation's score.
+
+    Raises:
+        Stopped: a signal asked for it; everything is saved, and the same command goes on.
+        BadInput: the folder holds another run, a loss is no number, a rank died, or the disk is full.
+    """
+    modules = [task.model] if task.heads is None else [task.model, task.heads]
+    optimizer = build_optimizer(modules, settings.optim)
+    scaler = loss_scaler(device, settings.precision)
+    run = Run(settings, ranks, task.facts)
+    saver = Saver(run.folder, ranks, settings.keep_checkpoints, task.tokenizer, settings.distributed_timeout)
+    seed_dropout(settings.seed, ranks)
+    updater = Updater(task, optimizer, scaler, ranks, settings.optim.grad_clip)
+    recent = updater.recent
+    with recent.paused():
+        progress = _restored(task, run, updater)
+        ranks.broadcast([tensor for module in modules for tensor in module.state_dict().values()])
+    total = task.total_updates(progress.step)
+    lr_at = build_schedule(settings.optim, total)
+
+    with progress_bar(ranks, total=total, initial=progress.step, unit="step") as bar:
+        for update in task.updates(progress.step, recent.paused):
+            bar.set_description(update.stage, refresh=False)
+            lr = lr_at(progress.step)
+            norm, stopping = updater.update(update.micro_batches, progress.step, lr, stop.received)
+            progress.step += 1
+            bar.update()
+            if progress.step % settings.log_every == 0 or update.validates:
+                metrics = recent.flush(progress.step)
+                run.log(progress.step, metrics | {"lr": lr, "grad_norm": float(norm)})
+                bar.set_postfix_str(" ".join(f"{name.split('/', 1)[1]} {value:.3g}" for name, value in metrics.items()))
+            is_best, record = False, None
+            with recent.paused():
+                if update.validates:
+                    found = task.validate(progress.step)
+                    print_first(ranks, found.text)
+                    run.log(progress.step, found.metrics)
+                    is_best = found.score is None or task.is_better(found.score, progress.best)
+                    progress.best = found.score if is_best and found.score is not None else progress.best
+                    record = found.record
+                saver.check()
+                if update.validates or stopping or (settings.save_every and progress.step % settings.save_every == 0):
+                    training = update.resume | task.state() | {"best": progress.best, "scaler": scaler.state_dict()}
+                    own = {"random": random_state(), "recent": recent.state_dict()}
+                    saver.save(progress.step, task.model, optimizer, training, own, is_best, task.heads, record)
+            if stopping and not update.is_last:
+                finish(saver, run, ranks)
+                raise Stopped(f"stopped by a signal after step {progress.step}, saved; the same command goes on from here")
+    finish(saver, run, ranks)
+    return progress.best
+
+
+def _restored(task: Task, run: Run, updater: Updater) -> Progress:
+    """Put everything back to where the run was saved; a fresh run starts at step 0."""
+    saved = run.load()
+    if saved is None:
+        return Progress(0, task.worst_score)
+    training, own = saved
+    checkpoint = run.folder / "last"
+    task.load(checkpoint, training)
+    load_optimizer(updater.optimizer, checkpoint, training)
+    updater.scaler.load_state_dict(training["scaler"])
+    if own is not None:
+        restore_random_state(own["random"])
+        updater.recent.load_state_dict(own["recent"])
+    return Progress(training["step"], training["best"])

@@ -1,0 +1,250 @@
+"""What the two trainings on one retrieval data set share: epochs over its pairs, hard negatives, recall after each epoch."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data.batches.batch import Batch, load
+from data.batches.pairs import PairDataset, open_pairs
+from data.batches.samplers import PairDraw, epoch_draws, tempered_order
+from data.errors import BadInput
+from model.bi_encoder import LightningDOT
+from model.distributed import Meeting, Ranks
+from model.evaluation.outcomes import captions_by_language
+from model.evaluation.recall import format_table
+from model.initial import check_fits, check_longest, check_tokenizer
+from model.retrieval.encoding import embed_pairs
+from model.retrieval.mining import HardNegativeOptions, HardNegatives
+from model.transformer import Encoder
+from model.uniter import Reranker
+from optim.loop import MicroBatch, Paused, Update, Validation
+from optim.settings import TrainingSettings
+
+Tables = dict[str, dict[str, float]]
+
+
+@dataclass(kw_only=True)
+class FinetuningSettings(TrainingSettings):
+    """What the training on a retrieval data set reads.
+
+    Args:
+        train_captions: text DB to train on, or several (COCO's train and restval)
+        train_regions: its image DB, or one for each text DB
+        val_captions: text DB that the best epoch is chosen on
+        val_regions: its image DB; none: the same as train_regions, when that is one
+        languages: train and validate on captions in these; none: all
+        language_temperature: a language's share of an epoch goes by its captions^(1/this): 1 takes every caption once,
+            more takes those of small languages more often; the epoch stays as long
+        hard_negatives: negatives mined from the index of the training images
+        batch_size: caption–image pairs of one batch on one GPU
+        epochs: passes over all captions
+    """
+
+    train_captions: str | list[str]
+    train_regions: str | list[str]
+    val_captions: str
+    val_regions: str | None = None
+    languages: list[str] | None = None
+    language_temperature: float = 1.0
+    hard_negatives: HardNegativeOptions = field(default_factory=HardNegativeOptions)
+    batch_size: int = 96
+    epochs: int = 15
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.val_regions is None and not isinstance(self.train_regions, str) and len(self.train_regions) > 1:
+            raise BadInput("val_regions: say which image DB the validation captions go with, train_regions are several")
+        if self.batch_size < 2:
+            raise BadInput(f"batch_size must be at least 2 (the other pairs are the negatives), found {self.batch_size}")
+        self.check_at_least_one("epochs")
+        if self.language_temperature < 1:
+            raise BadInput(f"language_temperature must be at least 1, found {self.language_temperature}")
+
+
+@dataclass
+class ThirdView:
+    """Text DBs with captions of the images themselves.
+
+    Attributes:
+        train, val: of the training and of the validation images
+        weight: their share in a score; 0: there is no third view
+    """
+
+    train: str | None = None
+    val: str | None = None
+    weight: float = 0.0
+
+
+def open_training_data(
+    config: FinetuningSettings, ranks: Ranks, view: ThirdView | None = None
+) -> tuple[PairDataset, PairDataset]:
+    """The training pairs and the validation pairs that ``config`` names. Raises BadInput as `open_pairs` does."""
+    view = view or ThirdView()
+    opened = functools.partial(
+        open_pairs, options=config.boxes, languages=config.languages, root=config.data_root, caption_weight=view.weight
+    )
+    with ranks.first_alone():  # a database's tables are made fit for memory-mapping once
+        train = opened(
+            config.train_captions, config.train_regions, max_txt_len=config.max_txt_len, image_captions=view.train
+        )
+        val = opened(
+            config.val_captions, config.val_regions or config.train_regions, image_captions=view.val or view.train
+        )
+    return train, val
+
+
+def check_towers(model: LightningDOT, source: str | None, *datasets: PairDataset) -> None:
+    """Raise BadInput unless a model fits the words, regions and lengths of the datasets; ``source`` is its folder."""
+    for part, _ in (part for dataset in datasets for part in dataset.parts):
+        regions = part.regions
+        check_fits(model.config, part.captions.meta, regions.feature_dim, source or "model", str(regions.folder))
+        check_longest(model.config, part)
+        if source:
+            check_tokenizer(source, part.captions)
+
+
+class Finetuning(ABC):
+    """Epochs over the pairs of a data set, each followed by recall on the validation pairs; an `optim.loop.Task`.
+
+    Args:
+        train, val: the pairs
+        hard_negatives: draws the mismatches of every batch
+        model: what is trained
+        miner: the model whose ranking hard negatives come from; may be ``model`` itself
+    """
+
+    worst_score = -1.0
+    heads = None
+    loss_name: str
+    miner_changes: bool  # with training, so that its ranking has to be made anew
+
+    def __init__(
+        self,
+        config: FinetuningSettings,
+        train: PairDataset,
+        val: PairDataset,
+        hard_negatives: HardNegatives,
+        model: LightningDOT | Reranker,
+        miner: LightningDOT,
+        device: torch.device,
+        ranks: Ranks,
+    ):
+        self.config, self.device, self.ranks = config, device, ranks
+        self.train, self.val, self.hard_negatives = train, val, hard_negatives
+        self.model: nn.Module = model.to(device)
+        self.miner = miner.to(device)
+        for module in model.modules():
+            if isinstance(module, Encoder):
+                module.checkpointing = config.activation_checkpointing
+        self.tokenizer = train.captions.tokenizer_folder
+        self.groups = list(captions_by_language(train).values()) if config.language_temperature != 1 else []
+        self.epoch = self.done = 0  # where training is: whole epochs, and pairs of the one that has begun
+        self.facts = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "train": {"captions": len(train), "images": len(train.images)},
+            "val": {"captions": len(val), "images": len(val.images)},
+            "effective_batch_pairs": config.batch_size * config.grad_accumulation * ranks.size,
+            "steps": f"{config.epochs} epochs of {self._updates_for(len(train))}",
+            "peak_lr": config.optim.lr,
+        }
+
+    @abstractmethod
+    def backward(
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+    ) -> Tensor:
+        """As `optim.loop.Task.backward`."""
+
+    @abstractmethod
+    def recall(self) -> tuple[Tables, Tables]:
+        """Recall on the validation pairs: tables of the model by language, with ``all``; and tables to show above them."""
+
+    def is_better(self, score: float, best: float) -> bool:
+        return score > best  # AR, the mean of the six recalls
+
+    def load(self, checkpoint: Path, training: dict) -> None:
+        self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict())
+        self.epoch, self.done = training["epoch"], training["done"]
+        if "ranking" in training:
+            self.hard_negatives.ranking = training["ranking"].numpy()
+
+    def state(self) -> dict:
+        ranking = self.hard_negatives.ranking
+        return {} if ranking is None else {"ranking": torch.from_numpy(ranking)}
+
+    def total_updates(self, step: int) -> int:
+        epochs_behind = self.config.epochs - self.epoch - 1
+        whole = self._updates_for(len(self.train))
+        return step + self._updates_for(len(self.train) - self.done) + epochs_behind * whole
+
+    def _updates_for(self, pairs: int) -> int:
+        """Updates that an epoch's last ``pairs`` pairs take."""
+        return -(-pairs // (self.config.batch_size * self.ranks.size) // self.config.grad_accumulation)
+
+    def updates(self, step: int, paused: Paused) -> Iterator[Update]:
+        epochs = self.config.epochs
+        for epoch in range(self.epoch, epochs):
+            if self.done == 0:
+                with paused():
+                    self._mine_before(epoch)
+            for group in self._groups(epoch):
+                done = group[-1][0].done
+                is_whole = done == len(self.train)
+                self.epoch, self.done = (epoch + 1, 0) if is_whole else (epoch, done)
+                resume = {"epoch": self.epoch, "done": self.done}
+                micro_batches = [self._micro_batch(draw, batch) for draw, batch in group]
+                yield Update(micro_batches, resume, f"epoch {epoch + 1}/{epochs}", is_whole, self.epoch == epochs)
+
+    def _mine_before(self, epoch: int) -> None:
+        is_stale = self.miner_changes or self.hard_negatives.ranking is None
+        if self.config.hard_negatives.mines_before(epoch) and is_stale:
+            txt, img, _ = embed_pairs(self.miner, self.train, self.device, self.config.precision, self.ranks)
+            self.hard_negatives.mine(txt, img)
+
+    def _groups(self, epoch: int) -> Iterator[list[tuple[PairDraw, Batch]]]:
+        """The batches of each update that is left of an epoch; the epoch's last update may have fewer than the others."""
+        config, ranks = self.config, self.ranks
+        order = (
+            tempered_order(self.groups, config.language_temperature, config.seed, epoch) if self.groups else None
+        )
+        draws = epoch_draws(
+            len(self.train), config.batch_size, config.seed, epoch, self.done, ranks.rank, ranks.size,
+            self.hard_negatives.draw, order,
+        )  # fmt: skip
+        make = functools.partial(_make_batch, self.train)
+        group = []
+        for drawn in load(make, draws, config.num_workers, self.device.type == "cuda"):
+            group.append(drawn)
+            if len(group) == config.grad_accumulation:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _micro_batch(self, draw: PairDraw, batch: Batch) -> MicroBatch:
+        return MicroBatch(self.loss_name, batch, (draw.done,), self.train, draw.indices, draw.num_pairs)
+
+    def pairs(self, meeting: Meeting) -> int:
+        return meeting.predictions
+
+    def validate(self, step: int) -> Validation:
+        """Recall of all validation pairs; ranks share the encoding."""
+        tables, before = self.recall()
+        title = f"epoch {self.epoch}: validation recall on {len(self.val.images)} images, {len(self.val)} captions"
+        metrics = {f"val/{name}/{metric}": value for name, table in tables.items() for metric, value in table.items()}
+        return Validation(
+            {"epoch": self.epoch} | metrics,
+            f"{title}\n{format_table(before | tables)}",
+            tables["all"]["AR"],
+            {"epoch": self.epoch, "recall": tables},
+        )
+
+
+def _make_batch(dataset: PairDataset, draw: PairDraw) -> Batch:
+    return dataset.batch(draw.indices, num_pairs=draw.num_pairs)

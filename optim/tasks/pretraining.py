@@ -1,0 +1,308 @@
+"""Pre-training of both towers on a mix of objectives and corpora (Sun et al., NAACL 2021, section 3)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.batches.batch import Batch, load
+from data.batches.pairs import PairDataset, open_pairs
+from data.batches.samplers import Draw, DrawStream, Source, token_buckets
+from data.errors import BadInput
+from model.bi_encoder import LightningDOT
+from model.distributed import Meeting, Ranks
+from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
+from model.objectives.contrastive import Siblings
+from model.objectives.gradient_cache import cached_backward
+from model.objectives.pretraining import TASKS, CmrOptions, Fusion, PretrainingHeads, forward_task
+from model.precision import Precision, autocast
+from optim.loop import MicroBatch, Paused, Update, Validation
+from optim.losses import reason_of_nan
+from optim.run import load_heads
+from optim.settings import TrainingSettings
+
+
+@dataclass
+class CorpusOptions:
+    """One corpus, and what is learnt from it.
+
+    Args:
+        name: what it is called in the logs
+        captions: text DB to train on
+        regions: image DB
+        tasks: mix ratio of each objective (cmr, vmlm, mrfr, mrckl, mrc); a step draws one (corpus, objective) pair
+        val_captions: text DB to validate on; none: this corpus is not validated
+        val_regions: its image DB; none: the same as regions
+    """
+
+    name: str
+    captions: str
+    regions: str
+    tasks: dict[str, float]
+    val_captions: str | None = None
+    val_regions: str | None = None
+
+    def __post_init__(self):
+        for task, ratio in self.tasks.items():
+            if task not in TASKS:
+                raise BadInput(f"data {self.name}: unknown task {task!r}; tasks are {', '.join(TASKS)}")
+            if not ratio > 0:
+                raise BadInput(f"data {self.name}: mix ratio of {task} must be above 0, found {ratio}; leave the task out")
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(TrainingSettings):
+    """Pre-train LightningDOT on one or several corpora.
+
+    Args:
+        data: the corpora
+        model: where the weights start
+        fusion: how the other modality's position 0 enters VMLM and SMRM: add (the paper), none, multiply
+        siblings: other captions of an image in a CMR batch: mask (no negatives) or keep (negatives, as the original)
+        grad_cache: pairs that CMR embeds at a time, so that a batch may be larger than memory; 0: all at once
+        tokens_per_batch: padded tokens, text and regions, of one batch on one GPU
+        num_steps: updates
+        word_mask_prob: share of words that VMLM predicts
+        region_mask_prob: share of regions that SMRM predicts
+        valid_every: updates between validations, each followed by a checkpoint
+        valid_batches: most batches of an objective in a validation; 0 takes all
+    """
+
+    data: list[CorpusOptions]
+    model: ModelOptions = field(default_factory=ModelOptions)
+    fusion: Fusion = "add"
+    siblings: Siblings = "mask"
+    grad_cache: int = 0
+    tokens_per_batch: int = 10240
+    num_steps: int = 300_000
+    word_mask_prob: float = 0.15
+    region_mask_prob: float = 0.15
+    valid_every: int = 2500
+    valid_batches: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.data:
+            raise BadInput("data: no corpus is given, at least one is needed")
+        if len({corpus.name for corpus in self.data}) < len(self.data):
+            raise BadInput("data: corpora must have different names, their metrics are logged by name")
+        self.check_at_least_one("tokens_per_batch", "num_steps", "valid_every")
+
+
+@dataclass
+class Objectives:
+    """The objectives of one model, and how their gradients are computed.
+
+    Attributes:
+        ranks: the processes whose embeddings are each other's negatives
+        precision: of matrix products
+        siblings: as in `PretrainConfig`
+        grad_cache: as in `PretrainConfig`
+    """
+
+    model: LightningDOT
+    heads: PretrainingHeads
+    ranks: Ranks
+    precision: Precision
+    siblings: Siblings = "mask"
+    grad_cache: int = 0
+
+    def backward(
+        self, task: str, batch: Batch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+    ) -> Tensor:
+        """Add the gradients of one batch on the model's device, divided by ``accumulation`` → this rank's share of its loss."""
+        precision = functools.partial(autocast, batch.input_ids.device, self.precision)
+        options = CmrOptions(self.siblings)
+        if task == "cmr" and self.grad_cache:
+            return cached_backward(
+                self.model, batch, self.grad_cache, precision, options, self.ranks, meeting, scaler, accumulation
+            )
+        with precision():
+            outcome = forward_task(task, self.model, self.heads, batch, options, self.ranks, meeting.sizes)
+            share = outcome.share(meeting.predictions)
+        scaler.scale(share / accumulation).backward()
+        return share
+
+
+class Pretraining:
+    """The objectives of all corpora, drawn by their mix ratios; an `optim.loop.Task`.
+
+    Args:
+        device: where the model goes
+        ranks: the processes that train together
+
+    Raises:
+        BadInput: databases that are missing or do not fit the model or each other.
+    """
+
+    worst_score = float("inf")
+
+    def __init__(self, config: PretrainConfig, device: torch.device, ranks: Ranks):
+        self.config, self.device, self.ranks = config, device, ranks
+        with ranks.first_alone():  # a database's tables are made fit for memory-mapping once
+            self.train = [self._pairs(corpus.captions, corpus.regions) for corpus in config.data]
+            self.val = [
+                self._pairs(corpus.val_captions, corpus.val_regions or corpus.regions) if corpus.val_captions else None
+                for corpus in config.data
+            ]
+        self.sources = [(number, task) for number, corpus in enumerate(config.data) for task in corpus.tasks]
+        self.model, self.heads = self._built()
+        self.objectives = Objectives(
+            self.model, self.heads, ranks, config.precision, config.siblings, config.grad_cache
+        )
+        self.tokenizer = self.train[0].captions.tokenizer_folder
+        self.draws = DrawStream(
+            [
+                Source(config.data[n].tasks[task], self.train[n].txt_lengths, self.train[n].img_lengths)
+                for n, task in self.sources
+            ],
+            config.tokens_per_batch,
+            config.seed,
+            config.grad_accumulation,
+            ranks.rank,
+            ranks.size,
+        )
+        self.facts = {
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "captions": {corpus.name: len(pairs) for corpus, pairs in zip(config.data, self.train, strict=True)},
+            "images": {corpus.name: len(pairs.images) for corpus, pairs in zip(config.data, self.train, strict=True)},
+            "effective_batch_tokens": config.tokens_per_batch * config.grad_accumulation * ranks.size,
+            "peak_lr": config.optim.lr,
+        }
+
+    def _pairs(self, captions: str, regions: str) -> PairDataset:
+        config = self.config
+        return open_pairs(captions, regions, config.boxes, config.max_txt_len, root=config.data_root)
+
+    def _built(self) -> tuple[LightningDOT, PretrainingHeads]:
+        config, captions, regions = self.config, self.train[0].captions, self.train[0].regions
+        model = build_model(config.model, captions.meta, regions.feature_dim, regions.num_labels, str(regions.folder))
+        for corpus, *datasets in zip(config.data, self.train, self.val, strict=True):
+            for dataset in filter(None, datasets):
+                self._check(model, corpus, dataset)
+        heads = PretrainingHeads(model.config, config.fusion)
+        if config.model.init:
+            load_heads(heads, config.model.init)
+        for tower in (model.txt_model, model.img_model):
+            tower.bert.encoder.checkpointing = config.activation_checkpointing
+        return model.to(self.device), heads.to(self.device)
+
+    def _check(self, model: LightningDOT, corpus: CorpusOptions, dataset: PairDataset) -> None:
+        regions = dataset.regions
+        check_fits(model.config, dataset.captions.meta, regions.feature_dim, "model", str(regions.folder))
+        check_longest(model.config, dataset)
+        if self.config.model.init:
+            check_tokenizer(self.config.model.init, dataset.captions)
+        if {"mrckl", "mrc"} & set(corpus.tasks) and regions.num_labels != (model.config.num_labels or None):
+            raise BadInput(
+                f"{regions.folder}: regions have {regions.num_labels} soft labels, the model "
+                f"{model.config.num_labels}; tasks mrckl and mrc need the same number, and at least one"
+            )
+
+    def is_better(self, score: float, best: float) -> bool:
+        return score < best  # mean loss
+
+    def load(self, checkpoint: Path, training: dict) -> None:
+        self.model.load_state_dict(LightningDOT.from_pretrained(checkpoint).state_dict())
+        load_heads(self.heads, checkpoint)
+        self.draws.load_state_dict(training["draws"])
+
+    def state(self) -> dict:
+        return {}
+
+    def total_updates(self, step: int) -> int:
+        return self.config.num_steps
+
+    def updates(self, step: int, paused: Paused) -> Iterator[Update]:
+        config = self.config
+        make = functools.partial(_make_batch, config, self.train, self.sources)
+        batches = iter(load(make, self.draws, config.num_workers, pin=self.device.type == "cuda"))
+        for number in range(step + 1, config.num_steps + 1):
+            drawn = [next(batches) for _ in range(config.grad_accumulation)]
+            is_last = number == config.num_steps
+            validates = is_last or number % config.valid_every == 0
+            micro_batches = [self._micro_batch(draw, batch) for draw, batch in drawn]
+            yield Update(micro_batches, {"draws": drawn[-1][0].resume}, "pretrain", validates, is_last)
+
+    def _micro_batch(self, draw: Draw, batch: Batch) -> MicroBatch:
+        corpus, task = self.sources[draw.source]
+        name = f"{self.config.data[corpus].name}/{task}"
+        position, predictions = (draw.position, draw.source), batch.num_predictions(task)
+        return MicroBatch(name, batch, position, self.train[corpus], draw.indices, predictions)
+
+    def pairs(self, meeting: Meeting) -> int:
+        return sum(meeting.sizes)
+
+    def backward(
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+    ) -> Tensor:
+        task = micro_batch.loss_name.rpartition("/")[2]
+        return self.objectives.backward(task, micro_batch.batch.to(self.device), meeting, scaler, accumulation)
+
+    @torch.no_grad()
+    def validate(self, step: int) -> Validation:
+        """Loss and accuracy of every objective on every corpus, on the same masked batches each time, and the mean loss by
+        mix ratio. Ranks share the batches.
+
+        Accuracy: vmlm and mrc, right predictions; mrckl, agreement with the likeliest soft label; cmr, captions that find
+        their image in the batch.
+        """
+        self.model.eval(), self.heads.eval()
+        metrics, ratios, losses = {}, [], []
+        for corpus, dataset in zip(self.config.data, self.val, strict=True):
+            for task, ratio in corpus.tasks.items() if dataset is not None else ():
+                loss, accuracy = self._measured(corpus.name, task, dataset)
+                metrics[f"val/{corpus.name}/{task}/loss"] = loss
+                if accuracy is not None:
+                    metrics[f"val/{corpus.name}/{task}/acc"] = accuracy
+                losses.append(loss)
+                ratios.append(ratio)
+        if losses:
+            metrics["val/loss"] = float(np.average(losses, weights=ratios))
+        self.model.train(), self.heads.train()
+        text = f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        return Validation(metrics, text, metrics.get("val/loss"))
+
+    def _measured(self, corpus: str, task: str, dataset: PairDataset) -> tuple[float, float | None]:
+        """Mean loss, and share of right predictions, of one objective on one corpus."""
+        config, ranks = self.config, self.ranks
+        shuffling = np.random.default_rng([config.seed, 4])
+        sums = np.zeros(4)  # loss and its elements, right predictions and all
+        buckets = token_buckets(dataset.txt_lengths, dataset.img_lengths, config.tokens_per_batch, shuffling)
+        for number, indices in enumerate(buckets):
+            if number == config.valid_batches > 0:
+                break
+            if number % ranks.size != ranks.rank:
+                continue
+            masking = np.random.default_rng([config.seed, 4, number])
+            batch = dataset.batch(indices, task, masking, config.word_mask_prob, config.region_mask_prob).to(self.device)
+            with autocast(self.device, config.precision):
+                outcome = forward_task(task, self.model, self.heads, batch, CmrOptions(config.siblings))
+            loss = float(outcome.loss.sum())
+            if not np.isfinite(loss):
+                raise BadInput(f"validation loss of {corpus}/{task} is {loss}: {reason_of_nan(dataset, indices)}")
+            right = int(_right(task, outcome.logits, outcome.target).sum())
+            sums += [loss, outcome.loss.numel(), right, len(outcome.logits)]
+        total, count, right, predictions = ranks.sum_array(sums).tolist()
+        return total / count, right / predictions if task != "mrfr" else None
+
+
+def _make_batch(config: PretrainConfig, datasets: list[PairDataset], sources: list[tuple[int, str]], draw: Draw) -> Batch:
+    corpus, task = sources[draw.source]
+    masking = np.random.default_rng([config.seed, 3, draw.bucket])
+    return datasets[corpus].batch(draw.indices, task, masking, config.word_mask_prob, config.region_mask_prob)
+
+
+def _right(task: str, logits: Tensor, target: Tensor) -> Tensor:
+    guess = logits.argmax(dim=-1)
+    if task == "cmr":  # target: image of each row; any caption–image pair of one image is right
+        return target[guess] == target
+    if task == "mrckl":
+        return guess == target.argmax(dim=-1)
+    return guess == target if task != "mrfr" else guess.new_zeros(())

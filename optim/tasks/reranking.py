@@ -1,0 +1,101 @@
+"""Training of a re-ranker, UNITER for image–text retrieval, on the hard negatives of the bi-encoder that it ranks again after
+(Chen et al., ECCV 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from data.errors import BadInput
+from model.bi_encoder import LightningDOT
+from model.distributed import Meeting, Ranks
+from model.precision import autocast
+from model.retrieval.mining import HardNegatives
+from model.retrieval.reranking import evaluate_reranker, first_rankings, recall_before
+from model.uniter import RerankerModelOptions, build_reranker, check_reranker, forward_ranking
+from optim.loop import MicroBatch
+from optim.run import print_first
+from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, check_towers, open_training_data
+
+
+@dataclass
+class RerankerOptions:
+    """How a re-ranker is trained and validated.
+
+    Args:
+        miner: LightningDOT checkpoint: its ranking is what hard negatives are drawn from (hard_negatives.count and window),
+            and what is ranked again in validation
+        margin: by which the sigmoid of a pair's score has to be above those of its mismatches
+        top: candidates of each validation query that are ranked again
+        mix: in validation, weight of the bi-encoder's score, which is added to the re-ranker's
+    """
+
+    miner: str | None = None
+    margin: float = 0.2
+    top: int = 20
+    mix: float = 0.0
+
+    def __post_init__(self):
+        if self.top < 1 or self.margin <= 0 or self.mix < 0:
+            raise BadInput(
+                f"reranker: top {self.top} must be at least 1, margin {self.margin} above 0, and mix {self.mix} at least 0"
+            )
+
+
+@dataclass(kw_only=True)
+class RerankingConfig(FinetuningSettings):
+    """Train a UNITER to rank again what a LightningDOT finds.
+
+    Args:
+        model: where the weights start
+        reranker: what it learns from, and how it is validated
+    """
+
+    model: RerankerModelOptions = field(default_factory=RerankerModelOptions)
+    reranker: RerankerOptions = field(default_factory=RerankerOptions)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reranker.miner is None:
+            raise BadInput("reranker.miner: give the LightningDOT checkpoint whose hard negatives model.kind uniter learns from")
+        if not self.hard_negatives.count:
+            raise BadInput("model.kind uniter learns from hard negatives: give hard_negatives.count")
+
+
+class Reranking(Finetuning):
+    """A re-ranker, trained to tell pairs from what the bi-encoder takes for pairs; an `optim.loop.Task`.
+
+    Raises:
+        BadInput: databases or weights that are missing or do not fit each other.
+    """
+
+    loss_name = "ranking"
+    miner_changes = False
+
+    def __init__(self, config: RerankingConfig, device: torch.device, ranks: Ranks):
+        train, val = open_training_data(config, ranks)
+        hard_negatives = HardNegatives(train, config.hard_negatives, random_first=True)
+        model, origin = build_reranker(config.model, train)
+        check_reranker(model.config, config.model.init or "model", val)
+        print_first(ranks, f"re-ranker from {origin}")
+        miner = LightningDOT.from_pretrained(config.reranker.miner)
+        check_towers(miner, config.reranker.miner, train, val)
+        super().__init__(config, train, val, hard_negatives, model, miner, device, ranks)
+        self.first = first_rankings(self.miner, val, config.reranker.top, device, config.precision, ranks)
+
+    def backward(
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+    ) -> Tensor:
+        batch = micro_batch.batch.to(self.device)
+        with autocast(self.device, self.config.precision):
+            losses = forward_ranking(self.model, batch, self.config.reranker.margin)
+            share = losses.sum() / meeting.predictions
+        scaler.scale(share / accumulation).backward()
+        return share
+
+    def recall(self) -> tuple[Tables, Tables]:
+        options = {"device": self.device, "precision": self.config.precision, "ranks": self.ranks}
+        tables = evaluate_reranker(self.model, self.val, self.first, self.config.reranker.mix, **options)
+        return tables, {"bi-encoder": recall_before(self.first)}

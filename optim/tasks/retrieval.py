@@ -1,0 +1,112 @@
+"""Fine-tuning of both towers for image–text retrieval: contrastive loss, optionally with a third view, hard negatives, and
+the ranking of a re-ranker to learn from."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from data.batches.teacher import read_teacher_scores
+from data.errors import BadInput
+from model.distributed import Meeting, Ranks
+from model.evaluation.outcomes import evaluate
+from model.initial import ModelOptions, build_model
+from model.objectives.contrastive import Siblings
+from model.objectives.gradient_cache import cached_backward
+from model.objectives.pretraining import CmrOptions, contrast, embed
+from model.precision import autocast
+from model.retrieval.mining import HardNegatives
+from optim.loop import MicroBatch
+from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, ThirdView, check_towers, open_training_data
+
+
+@dataclass
+class DistillOptions:
+    """Learning the ranking of a re-ranker.
+
+    Args:
+        scores: file of the re-ranker's scores of training pairs (data/batches/teacher.py)
+        weight: of the distillation loss, which is added to the contrastive one
+        temperature: of both rankings; more looks further down the list
+    """
+
+    scores: str | None = None
+    weight: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if (self.scores is None) != (self.weight == 0):
+            raise BadInput(f"distill: scores and weight go together, found {self.scores} and {self.weight}")
+        if self.weight < 0 or self.temperature <= 0:
+            raise BadInput(f"distill: weight {self.weight} and temperature {self.temperature} must be above 0")
+
+
+@dataclass(kw_only=True)
+class RetrievalConfig(FinetuningSettings):
+    """Fine-tune LightningDOT for image–text retrieval on one dataset. With ``--model uniter`` a re-ranker is trained instead,
+    which has settings of its own.
+
+    Args:
+        model: where the weights start
+        siblings: other captions of an image in a batch: mask (no negatives) or keep (negatives, as the original)
+        image_captions: text DB with captions of the training images themselves, by a captioning model for instance: the
+            third view
+        val_image_captions: the same of the validation images; none: the same as image_captions
+        caption_score_weight: share of the third view in a score; 0: there is none
+        distill: learning the ranking of a re-ranker
+        grad_cache: pairs embedded at a time, so that a batch may be larger than memory; 0: all at once
+    """
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    siblings: Siblings = "mask"
+    image_captions: str | None = None
+    val_image_captions: str | None = None
+    caption_score_weight: float = 0.0
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    grad_cache: int = 0
+
+
+class Retrieval(Finetuning):
+    """Both towers, trained to find the partner of each pair; an `optim.loop.Task`.
+
+    Raises:
+        BadInput: databases or weights that are missing or do not fit each other.
+    """
+
+    loss_name = "cmr"
+    miner_changes = True
+
+    def __init__(self, config: RetrievalConfig, device: torch.device, ranks: Ranks):
+        view = ThirdView(config.image_captions, config.val_image_captions, config.caption_score_weight)
+        train, val = open_training_data(config, ranks, view)
+        if config.distill.scores:
+            train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images)
+        hard_negatives = HardNegatives(train, config.hard_negatives)
+        regions = train.regions
+        model = build_model(
+            config.model, train.captions.meta, regions.feature_dim, regions.num_labels, str(regions.folder)
+        )
+        check_towers(model, config.model.init, train, val)
+        super().__init__(config, train, val, hard_negatives, model, model, device, ranks)
+        self.options = CmrOptions(config.siblings, config.distill.weight, config.distill.temperature)
+
+    def backward(
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+    ) -> Tensor:
+        config, batch = self.config, micro_batch.batch.to(self.device)
+        precision = functools.partial(autocast, self.device, config.precision)
+        if config.grad_cache:
+            return cached_backward(
+                self.model, batch, config.grad_cache, precision, self.options, self.ranks, meeting, scaler, accumulation
+            )
+        with precision():
+            embedded = embed(self.model, batch)
+        share = contrast(embedded, batch, self.options, self.ranks, meeting.sizes).share(meeting.predictions)
+        scaler.scale(share / accumulation).backward()
+        return share
+
+    def recall(self) -> tuple[Tables, Tables]:
+        return evaluate(self.model, self.val, self.device, self.config.precision, self.ranks), {}

@@ -1,0 +1,133 @@
+"""Training steps to be timed: random batches, and the updates that `optim.loop.fit` makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.distributed import Meeting, Ranks
+from model.objectives.pretraining import PretrainingHeads
+from model.precision import Precision, loss_scaler
+from model.transformer import EncoderConfig
+from optim.loop import MicroBatch, Updater
+from optim.optimizer import OptimOptions, build_optimizer
+from optim.run import progress_bar
+from optim.tasks.pretraining import Objectives
+from scripts.benchmarking.measuring import matmul_flops, peak_bytes, reset_peak, seconds_each
+from scripts.benchmarking.random_batches import Sizes, random_batch
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed.
+
+    Attributes:
+        task: objective
+        batch: pairs of one rank
+        precision: of matrix products
+        compiled: whether the encoders go through torch.compile
+        grad_cache: rows that cmr embeds at a time; 0: all at once
+    """
+
+    task: str
+    batch: int
+    precision: Precision
+    compiled: bool
+    grad_cache: int
+
+
+@dataclass
+class ObjectiveTask:
+    """One objective on one batch, as much of an `optim.loop.Task` as an update needs."""
+
+    objectives: Objectives
+    name: str
+
+    def pairs(self, meeting: Meeting) -> int:
+        return sum(meeting.sizes)
+
+    def backward(
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+    ) -> Tensor:
+        return self.objectives.backward(self.name, micro_batch.batch, meeting, scaler, accumulation)
+
+
+class TimedModel:
+    """The model with its optimizer, and the update of any case.
+
+    Args:
+        sizes: of the model and of the batches
+        can_compile: whether cases with compiled encoders will be asked for
+        checkpointing: compute activations again in backward
+    """
+
+    def __init__(self, sizes: Sizes, can_compile: bool, checkpointing: bool, device: torch.device, ranks: Ranks):
+        names = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
+        tower = EncoderConfig(**{name: getattr(sizes, name) for name in names})
+        widths = {name: getattr(sizes, name) for name in ("project_dim", "feature_dim", "num_labels")}
+        self.sizes, self.device, self.ranks = sizes, device, ranks
+        self.model = LightningDOT(LightningDOTConfig(txt=tower, img=tower, **widths)).to(device).train()
+        self.heads = PretrainingHeads(self.model.config).to(device).train()
+        self.eager = self.model.txt_model.bert.encoder, self.model.img_model.bert.encoder
+        for encoder in self.eager:
+            encoder.checkpointing = checkpointing
+        self.compiled = [torch.compile(encoder, dynamic=False) for encoder in self.eager] if can_compile else []
+        ranks.broadcast([*self.model.state_dict().values(), *self.heads.state_dict().values()])
+        self.optimizer = build_optimizer([self.model, self.heads], OptimOptions(lr=1e-6))
+
+    def update_of(self, case: Case) -> Callable[[], object]:
+        """One update of the case, as a function."""
+        towers = self.model.txt_model.bert, self.model.img_model.bert
+        for tower, encoder in zip(towers, self.compiled if case.compiled else self.eager, strict=True):
+            tower._modules["encoder"] = encoder
+        objectives = Objectives(self.model, self.heads, self.ranks, case.precision, grad_cache=case.grad_cache)
+        scaler = loss_scaler(self.device, case.precision)
+        updater = Updater(ObjectiveTask(objectives, case.task), self.optimizer, scaler, self.ranks, max_norm=5.0)
+        batch = random_batch(self.sizes, case.task, case.batch, self.device)
+        indices = np.arange(len(batch))
+        micro_batch = MicroBatch(case.task, batch, (), None, indices, batch.num_predictions(case.task))
+        return lambda: updater.update([micro_batch], step=0, lr=1e-6)
+
+
+@dataclass
+class Measured:
+    """What `measure` found.
+
+    Attributes:
+        seconds: of an update of each case, once a round, of the slowest rank
+        memory: bytes at the most, of each case
+        peaks: operations per second of a large matrix product in each precision, once a round
+    """
+
+    seconds: dict[Case, list[float]]
+    memory: dict[Case, int]
+    peaks: dict[str, list[float]]
+
+
+def measure(timed: TimedModel, cases: list[Case], rounds: int, least: float) -> Measured:
+    """Time the cases and the matrix products in turns, ``rounds`` times, each for ``least`` seconds."""
+    precisions = dict.fromkeys(case.precision for case in cases)
+    found = Measured({case: [] for case in cases}, dict.fromkeys(cases, 0), {name: [] for name in precisions})
+    device, ranks = timed.device, timed.ranks
+    with progress_bar(ranks, total=rounds * (len(cases) + len(precisions)), unit="case") as bar:
+        for _ in range(rounds):
+            for precision in precisions:
+                found.peaks[precision].append(matmul_flops(device, precision, least / 2))
+                bar.update()
+            for case in cases:
+                reset_peak(device)
+                update = timed.update_of(case)
+                try:
+                    own = seconds_each(update, device, 0 if ranks.size > 1 else least)
+                except torch.cuda.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    own = float("inf")
+                found.seconds[case].append(float(ranks.exchange([own]).max()))
+                found.memory[case] = max(found.memory[case], peak_bytes(device))
+                bar.update()
+    return found
