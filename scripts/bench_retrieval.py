@@ -37,8 +37,9 @@ from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
 from data.regions.db import RegionDB, Regions
 from data.regions.writer import RegionWriter
-from data.search.exact import BACKENDS, ExactSearch
-from data.search.faiss import AnnSearch
+from data.search import open_backend
+from data.search.base import SearchOptions
+from data.search.exact import ExactSearch
 from data.storage.text_files import write_json
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import SINGLE
@@ -88,7 +89,7 @@ class Options:
     out: str = "benchmarks/retrieval.json"
     work: str = "bench_retrieval_work"
     galleries: list[int] = field(default_factory=lambda: [1000, 5000, 31783, 123287, 1000000])
-    backends: list[Literal["exact", "hnsw", "ivfpq"]] = field(default_factory=lambda: list(BACKENDS))
+    backends: list[Literal["exact", "hnsw", "ivfpq"]] = field(default_factory=lambda: ["exact", "hnsw", "ivfpq"])
     target_recall: float = 0.99
     k: int = 10
     rerank_top: list[int] = field(default_factory=lambda: [20, 50, 100])
@@ -235,14 +236,14 @@ class Gallery:
         self.searches: dict = {}
         for name in options.backends:
             started = time.perf_counter()
+            search = open_backend(self.index, SearchOptions(name, options.target_recall, device=str(device)))
+            self.searches[name] = search
             if name == "exact":
-                self.searches[name] = ExactSearch(self.index, str(device))
                 continue
-            search = AnnSearch(self.index, name, options.target_recall, tuning)
+            search.prepare(tuning)
             self.facts[name] = {"build_seconds": time.perf_counter() - started, "file_bytes": search.about["bytes"]}
             self.facts[name]["effort"] = search.about["effort"]
-            self.searches[name] = search
-        exact, rows = self.index.search(asked, options.k)
+        exact, rows = ExactSearch(self.index).search(asked, options.k)
         for name in set(options.backends) - {"exact"}:
             self.facts[name]["recall"] = float((self.searches[name].search(asked, options.k)[0] >= exact[:, -1:]).mean())
         if "exact" in options.backends and device.type == "cpu":
@@ -266,7 +267,7 @@ def opening(folder: str, query: np.ndarray, k: int) -> dict:
     facts = {"seconds": time.perf_counter() - started, "bytes": process_bytes() - before}
     index.vectors(np.linspace(0, len(index) - 1, 100).astype(int))
     facts["bytes_after_100_vectors"] = process_bytes() - before
-    index.search(query, k)
+    ExactSearch(index).search(query, k)
     return facts | {"bytes_after_exact_search": process_bytes() - before}
 
 
@@ -341,7 +342,7 @@ def measure(options: Options, work: Path, device: torch.device) -> dict:
             systems[precision, "rerank", top] = functools.partial(rerank, first, reranker, top)
         for gallery in galleries:
             for name in options.backends:
-                own = Retriever(first.model, gallery.index, first.tokenizer, gallery.searches[name], **options_)
+                own = Retriever(first.model, gallery.searches[name], first.tokenizer, **options_)
                 systems[gallery.count, name, precision] = functools.partial(answer, own)
 
     taken: dict[tuple, list[list[float]]] = {name: [] for name in systems}

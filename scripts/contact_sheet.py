@@ -162,21 +162,22 @@ def picture_files(folder: str | Path) -> dict[str, Path]:
     return files
 
 
-def search_rows(index, model, tokenizer, queries, photos: dict[str, Path], k: int = 5):
+def search_rows(backend, model, tokenizer, queries, photos: dict[str, Path], k: int = 5):
     """Rows for ``contact_sheet``: each query's ``k`` best pictures.
 
     Args:
+        backend: what searches the index of the images
         queries: list of (text, set of the image ids that are right, empty when unknown)
         photos: what ``picture_files`` returns
     """
     from model.retrieval.encoding import encode_queries
 
-    index.check_model(model.fingerprint)
+    backend.check_model(model.fingerprint)
     vectors = encode_queries(model, tokenizer, [text for text, _ in queries])
-    scores, found = index.search(vectors, k)
+    scores, found = backend.search(vectors, k)
     sheet = []
     for (text, right), row_scores, row_numbers in zip(queries, scores, found, strict=True):
-        ids = index.ids(row_numbers)
+        ids = backend.ids(row_numbers)
         pictures = [(photos.get(Path(i).stem), float(s), i in right) for i, s in zip(ids, row_scores, strict=True)]
         sheet.append((text, pictures))
     return sheet
@@ -185,6 +186,7 @@ def search_rows(index, model, tokenizer, queries, photos: dict[str, Path], k: in
 def main(options: Options) -> None:
     from data.captions.db import CaptionDB, load_tokenizer
     from data.index.reader import EmbeddingIndex
+    from data.search import open_backend
     from model.bi_encoder import LightningDOT
 
     index = EmbeddingIndex(options.index)
@@ -203,7 +205,7 @@ def main(options: Options) -> None:
         for key in rng.sample(known, min(options.n, len(known))):
             record = captions[rng.choice(captions.img2txts[key])]
             queries.append((record.get("raw") or tokenizer.decode(record["input_ids"]), {key}))
-    rows = search_rows(index, model, tokenizer, queries, picture_files(options.photos), options.k)
+    rows = search_rows(open_backend(index), model, tokenizer, queries, picture_files(options.photos), options.k)
     print(f"wrote {contact_sheet(rows, options.out)}: {len(rows)} queries")
 
 

@@ -65,7 +65,7 @@ class Options:
     photos: str | None = None
     sheet: str | None = None
     json: str | None = None
-    backend: Literal["exact", "hnsw", "ivfpq", "milvus"] = "exact"
+    backend: str = "exact"
     target_recall: float | None = None
     uri: str | None = None
     token: str = ""
@@ -87,8 +87,6 @@ class Options:
             raise BadInput("--regions is for --image KEY or --reranker")
         if self.sheet and (self.image or not self.photos):
             raise BadInput("--sheet shows the pictures that a text finds: it needs a text query and --photos DIR")
-        if (self.backend == "milvus") != (self.uri is not None):
-            raise BadInput("--backend milvus and --uri go together")
 
 
 def main(options: Options) -> None:
@@ -116,7 +114,7 @@ def main(options: Options) -> None:
             print(f"{rank:3d}  {score:9.4f}  {name}  {texts.get(name, '')}".rstrip())
     per = f" for {len(queries)} queries" if len(queries) > 1 else ""
     print(
-        f"encoding {encoding:.1f} ms, search among {len(retriever.index)} {search:.1f} ms{per} "
+        f"encoding {encoding:.1f} ms, search among {len(retriever.backend)} {search:.1f} ms{per} "
         f"(first call: {first_encoding:.1f} ms, {first_search:.1f} ms)"
     )
     if options.json:
@@ -140,28 +138,24 @@ def main(options: Options) -> None:
 
 
 def _open(options: Options):
-    from data.index.reader import EmbeddingIndex
-    from data.search.milvus import MilvusIndex
+    from data.search import open_backend
+    from data.search.base import SearchOptions
     from model.precision import choose_device
     from model.retrieval.retriever import Retriever
 
     device = choose_device(options.device)
-    if options.backend == "milvus":
-        index = MilvusIndex(options.uri, options.index, options.token)
-    else:
-        index = EmbeddingIndex(options.index)
-    if index.kind != ("txt" if options.image else "img"):
+    searching = SearchOptions(options.backend, options.target_recall, options.uri, options.token, str(device))
+    backend = open_backend(options.index, searching)
+    if backend.kind != ("txt" if options.image else "img"):
         found, expected = ("images", "captions") if options.image else ("captions", "images")
         raise BadInput(f"{options.index}: is an index of {found}, this query needs one of {expected}")
     return Retriever.from_pretrained(
         options.checkpoint,
-        index,
+        backend,
         options.reranker,
         RegionDB(options.regions, options.boxes) if options.regions else None,
-        options.backend,
-        options.target_recall,
-        options.tokenizer,
-        device,
+        tokenizer=options.tokenizer,
+        device=device,
         candidates=options.candidates,
         precision=options.precision,
     )

@@ -1,8 +1,9 @@
-"""Feature index: embeddings in one LMDB, searched in place on the memory map. ``data.index_writer`` makes and edits them.
+"""Feature index: embeddings in one LMDB, read in place on the memory map. ``data.index.writer`` makes one, ``data.index.editor``
+changes it, ``data.search`` searches it.
 
     index = EmbeddingIndex("index/img")                  # reads the header only
-    scores, rows = index.search(queries, k=10)           # true dot products, best first
-    index.ids(rows[0])
+    index.vectors([0, 7])                                # [2,D] float32
+    index.ids([0, 7])
 
 Keys of the LMDB (all numbers little-endian):
 
@@ -25,7 +26,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 
 import lmdb
@@ -131,16 +131,6 @@ class EmbeddingIndex:
         if row is None:
             raise BadInput(f"{self.folder}: no id {name!r} among the {self.count} of this index")
         return row
-
-    def search(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k rows of largest dot product, exactly: ``data.search.ExactSearch`` on the CPU."""
-        return self._exact.search(queries, k)
-
-    @cached_property
-    def _exact(self):
-        from data.search.exact import ExactSearch
-
-        return ExactSearch(self)
 
     @property
     def num_blocks(self) -> int:

@@ -24,6 +24,7 @@ import lmdb
 import numpy as np
 
 from data.errors import BadInput
+from data.index.derived import delete_derived_files
 from data.index.dtypes import DTYPES, decode, dequantize, encode, quantize, round_to
 from data.index.reader import KINDS, VERSION, EmbeddingIndex, check_block, names_of, read, read_header, split_codes
 from data.storage.lmdb_env import MAX_KEY_BYTES, LmdbWriter, is_whole
@@ -176,8 +177,7 @@ class BlockWriter(LmdbWriter):
             self.partial.rename(self.folder)
             return
         os.replace(self.partial / "data.mdb", self.folder / "data.mdb")
-        for made_from_it in (*self.folder.glob("hnsw.*"), *self.folder.glob("ivfpq.*")):
-            made_from_it.unlink()
+        delete_derived_files(self.folder)
 
 
 class IndexWriter(BlockWriter):

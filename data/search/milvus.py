@@ -2,8 +2,8 @@
 
     export(EmbeddingIndex("index/img"), "milvus.db", "img")           # a file: the embedded engine, milvus-lite
     export(EmbeddingIndex("index/img"), "http://milvus:19530", "img") # a server, distributed or not
-    index = MilvusIndex("http://milvus:19530", "img")
-    scores, rows = index.search(queries, k=10)
+    backend = open_backend("img", SearchOptions("milvus", uri="http://milvus:19530"))
+    scores, rows = backend.search(queries, k=10)
 
 Two collections: NAME has ``row`` (primary key), ``id`` and ``vector``, searched by inner product; NAME_header has one record,
 the header of the feature index. It is marked complete after the last vector, and an interrupted export goes on.
@@ -22,31 +22,33 @@ from tqdm import tqdm
 
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.search.exact import best_pairs, checked_queries
+from data.search.base import SearchBackend, SearchOptions
+from data.search.topk import best_candidates, checked_queries
 
 SPARE = 16  # results beyond k whose scores are computed exactly, so that the engine's rounding does not choose
 MOST = 16384  # results of a query that Milvus gives
 QUERIES_AT_ONCE = 64  # a message holds their results and the vectors of these
 SENT_AT_ONCE = 4 << 20  # bytes of vectors in a message
+TIMEOUT = 10.0  # seconds to wait for a server
 
 
-class MilvusIndex:
-    """An exported index: what ``EmbeddingIndex`` is to a search.
+class MilvusSearch(SearchBackend):
+    """An exported index, searched by Milvus.
 
     Args:
-        uri: a file name ending in .db (the embedded engine) or a server's address
         collection: name it was exported under
-        token: of a server that asks for one, "user:password"
+        options: ``uri``, and ``token`` of a server that asks for one
 
-    Attributes: ``kind``, ``dim``, ``count``, ``header`` as those of the feature index.
+    Attributes: ``header`` as that of the feature index.
 
     Raises:
-        BadInput: pymilvus is not installed, Milvus cannot be reached, no such collection, or half an export.
+        BadInput: no uri, pymilvus is not installed, Milvus cannot be reached, no such collection, or half an export.
     """
 
-    def __init__(self, uri: str, collection: str, token: str = "", timeout: float = 10.0):
-        self.uri, self.collection = uri, collection
-        self._client = _client(uri, token, timeout, must_exist=True)
+    def __init__(self, collection: str, options: SearchOptions):
+        uri = self.place = options.uri or ""
+        self.collection = collection
+        self._client = _client(uri, options.token, TIMEOUT, must_exist=True)
         self.header = _header(self._client, uri, collection)
         if self.header is None:
             raise BadInput(f"{uri}: no collection {collection!r}; scripts/export_index.py makes it")
@@ -56,65 +58,65 @@ class MilvusIndex:
         with _talking(uri):
             self._client.load_collection(collection)
 
-    def __len__(self) -> int:
-        return self.count
-
     def check_model(self, fingerprint: str) -> None:
-        """Raise BadInput unless the model with this fingerprint made the index."""
         if fingerprint != self.header["model"]:
             raise BadInput(
-                f"{self.uri}: collection {self.collection!r} was made by model {self.header['model']}, the query comes from "
+                f"{self.place}: collection {self.collection!r} was made by model {self.header['model']}, the query comes from "
                 f"model {fingerprint}: give the checkpoint that made the index, or export another"
             )
 
     def ids(self, rows) -> list[str]:
-        """Ids of the given rows [n]."""
         rows, found = [int(row) for row in rows], {}
         for start in range(0, len(rows), 1000):
-            with _talking(self.uri):
+            with _talking(self.place):
                 found |= {
-                    each["row"]: each["id"]
-                    for each in self._client.get(self.collection, rows[start : start + 1000], output_fields=["row", "id"])
+                    record["row"]: record["id"]
+                    for record in self._client.get(self.collection, rows[start : start + 1000], output_fields=["row", "id"])
                 }
         missing = [row for row in rows if row not in found]
         if missing:
-            raise BadInput(f"{self.uri}: collection {self.collection!r} lacks row {missing[0]}: export it again")
+            raise BadInput(f"{self.place}: collection {self.collection!r} lacks row {missing[0]}: export it again")
         return [found[row] for row in rows]
 
     def search(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best rows that Milvus finds, with true dot products, as ``ExactSearch.search`` returns them.
+        """The k best rows that Milvus finds: see ``SearchBackend``.
 
         Raises:
             BadInput: as there; more results than Milvus gives; Milvus does not answer, or with fewer rows than there are.
         """
-        queries = checked_queries(queries, k, self.dim, self.count, self.uri)
+        queries = checked_queries(queries, k, self.dim, self.count, self.place)
         k = min(k, self.count)
         if k > MOST:
-            raise BadInput(f"{self.uri}: k is {k}, Milvus gives at most {MOST} results: search exactly")
+            raise BadInput(f"{self.place}: k is {k}, Milvus gives at most {MOST} results: search exactly")
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
-            scores[part], rows[part] = self._search(queries[part], k)
+            scores[part], rows[part] = self._search_part(queries[part], k)
         return scores, rows
 
-    def _search(self, queries, k):
-        with _talking(self.uri):
+    def _search_part(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        with _talking(self.place):
             found = self._client.search(
                 self.collection,
                 data=queries.tolist(),
                 anns_field="vector",
                 limit=min(k + SPARE, MOST, self.count),
-                output_fields=["vector"],
+                output_fields=["row", "vector"],  # a server names the primary key "id" in a hit, milvus-lite by its own name
                 search_params={"metric_type": "IP"},
             )
         if min(map(len, found)) < k:
-            raise BadInput(f"{self.uri}: collection {self.collection!r} gave {min(map(len, found))} results of {k}")
-        of = np.repeat(np.arange(len(queries)), [len(hits) for hits in found])
-        rows = np.array([hit["row"] for hits in found for hit in hits], np.int64)
-        vectors = np.array([hit["entity"]["vector"] for hits in found for hit in hits], np.float32)
+            raise BadInput(f"{self.place}: collection {self.collection!r} gave {min(map(len, found))} results of {k}")
+        query = np.repeat(np.arange(len(queries)), [len(hits) for hits in found])
+        records = [hit["entity"] for hits in found for hit in hits]
+        rows = np.array([record["row"] for record in records], np.int64)
+        vectors = np.array([record["vector"] for record in records], np.float32)
         known, where = np.unique(rows, return_index=True)
-        return best_pairs(queries, lambda wanted: vectors[where[np.searchsorted(known, wanted)]], of, rows, k)
+
+        def vectors_of(rows: np.ndarray) -> np.ndarray:
+            return vectors[where[np.searchsorted(known, rows)]]
+
+        return best_candidates(queries, vectors_of, query, rows, k)
 
     def close(self) -> None:
         """Let go of the engine; a file can be opened by one process at a time."""
@@ -122,11 +124,12 @@ class MilvusIndex:
 
 
 def export(
-    index: EmbeddingIndex, uri: str, collection: str, engine_index: str = "FLAT", token: str = "", timeout: float = 10.0
+    index: EmbeddingIndex, uri: str, collection: str, engine_index: str = "FLAT", token: str = "", timeout: float = TIMEOUT
 ) -> None:
     """Copy a feature index to Milvus. Another state of it under that name is replaced, half an export is gone on with.
 
     Args:
+        timeout: seconds to wait for a server
         engine_index: what Milvus searches with: FLAT is exact; AUTOINDEX and HNSW are approximate
 
     Raises:
@@ -137,12 +140,12 @@ def export(
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection):
         raise BadInput(f"collection {collection!r}: expected letters, digits and _, as Milvus does")
     client = _client(uri, token, timeout)
-    wanted = index.stamp | {"engine_index": engine_index}
+    new_header = index.stamp | {"engine_index": engine_index}
     header = _header(client, uri, collection)
     with _talking(uri):
-        if header is None or {name: header.get(name) for name in wanted} != wanted:
+        if header is None or {name: header.get(name) for name in new_header} != new_header:
             _create(client, collection, index.dim, engine_index)
-            _put_header(client, collection, wanted | {"complete": False})
+            _put_header(client, collection, new_header | {"complete": False})
         elif header["complete"]:
             return client.close()
         start = int(client.get_collection_stats(collection)["row_count"])
@@ -155,14 +158,14 @@ def export(
                 client.upsert(collection, [{"row": row, "id": name, "vector": vector} for row, name, vector in records])
                 client.flush(collection)
                 bar.update(len(rows))
-        _put_header(client, collection, wanted | {"complete": True})
+        _put_header(client, collection, new_header | {"complete": True})
         client.close()
 
 
 def _create(client, collection: str, dim: int, engine_index: str) -> None:
-    from pymilvus import DataType
+    from pymilvus import DataType  # optional: only who asks for Milvus needs it
 
-    how = {"M": 32, "efConstruction": 200} if engine_index == "HNSW" else {}
+    graph = {"M": 32, "efConstruction": 200} if engine_index == "HNSW" else {}
     columns = {
         collection: [("row", DataType.INT64, {"is_primary": True}), ("id", DataType.VARCHAR, {"max_length": 512})],
         f"{collection}_header": [
@@ -178,7 +181,7 @@ def _create(client, collection: str, dim: int, engine_index: str) -> None:
             schema.add_field(field, kind, **options)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2 if is_header else dim)  # Milvus wants one in each
         params = client.prepare_index_params()
-        kind, options = ("FLAT", {}) if is_header else (engine_index, how)
+        kind, options = ("FLAT", {}) if is_header else (engine_index, graph)
         params.add_index("vector", index_type=kind, metric_type="IP", params=options)
         client.create_collection(name, schema=schema, index_params=params, consistency_level="Strong")
 
@@ -202,7 +205,7 @@ def _header(client, uri: str, collection: str) -> dict | None:
 
 def _client(uri: str, token: str, timeout: float, must_exist: bool = False):
     try:
-        from pymilvus import MilvusClient
+        from pymilvus import MilvusClient  # optional: only who asks for Milvus needs it
     except ImportError as error:
         raise BadInput(f"Milvus needs pymilvus ({error}): pip install pymilvus milvus-lite") from None
     is_file = "://" not in uri
@@ -219,7 +222,7 @@ def _client(uri: str, token: str, timeout: float, must_exist: bool = False):
 @contextmanager
 def _talking(uri: str) -> Iterator[None]:
     """Whatever the engine or the way to it raises is one line."""
-    from pymilvus.exceptions import MilvusException
+    from pymilvus.exceptions import MilvusException  # optional: `_client` has imported it before
 
     try:
         yield

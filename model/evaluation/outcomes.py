@@ -13,7 +13,8 @@ from torch import Tensor
 
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
-from data.search.faiss import HnswIndex, HnswOptions, share_found
+from data.search.faiss import HnswIndex, HnswOptions
+from data.search.topk import share_found
 from data.storage.atomic import atomic_file
 from model import distributed
 from model.bi_encoder import LightningDOT

@@ -23,7 +23,8 @@ from data.captions.db import load_tokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import RegionDB, Regions
-from data.search.exact import open_backend
+from data.search import open_backend
+from data.search.base import SearchBackend, SearchOptions
 from model.bi_encoder import LightningDOT
 from model.precision import autocast, for_inference
 from model.retrieval.encoding import encode_image, encode_queries
@@ -79,9 +80,8 @@ class Retriever:
 
     Args:
         model: the two towers, with the fingerprint of their checkpoint
-        index: an ``EmbeddingIndex`` or a ``MilvusIndex``
+        backend: what searches the index
         tokenizer: of the checkpoint; needed for texts
-        backend: what searches, ``search(queries, k) -> (scores, rows)``; none: the index itself
         regions: database that image ids are looked up in; needed for ids of images, and by a re-ranker
         reranker: sorts the first results of a text anew
         candidates: how many of them it sees (at least k)
@@ -92,14 +92,13 @@ class Retriever:
     """
 
     def __init__(
-        self, model: LightningDOT, index, tokenizer=None, backend=None, regions: RegionDB | None = None,
+        self, model: LightningDOT, backend: SearchBackend, tokenizer=None, regions: RegionDB | None = None,
         reranker: ImageReranker | None = None, candidates: int = 50, device="cpu", precision: str = "fp32",
     ):  # fmt: skip
-        index.check_model(model.fingerprint)
+        backend.check_model(model.fingerprint)
         if regions is not None:
             check_width(regions, model)
-        self.model, self.index, self.tokenizer, self.regions = model.to(device).eval(), index, tokenizer, regions
-        self.backend = backend or index
+        self.model, self.backend, self.tokenizer, self.regions = model.to(device).eval(), backend, tokenizer, regions
         self.reranker, self.candidates = reranker, candidates
         self.device, self.precision = device, precision
 
@@ -107,11 +106,10 @@ class Retriever:
     def from_pretrained(
         cls,
         checkpoint: str | Path,
-        index,
+        index: str | Path | EmbeddingIndex | SearchBackend,
         reranker=None,
         regions: str | Path | RegionDB | None = None,
-        backend: str = "exact",
-        target_recall: float | None = None,
+        search: SearchOptions | None = None,
         tokenizer: str | Path | None = None,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
@@ -121,11 +119,10 @@ class Retriever:
 
         Args:
             checkpoint: folder of the towers
-            index: folder of a feature index, or an opened one (also ``MilvusIndex``)
+            index: folder of a feature index, or an opened one, or what searches it already
             reranker: folder of a re-ranker (needs ``regions``), or an object with ``rerank_images``; none: dot products
             regions: region database
-            backend: "exact", "hnsw" or "ivfpq"; the last two are built beside the index when they are absent or stale
-            target_recall: share of the exact top 10 that hnsw and ivfpq are tuned to
+            search: what searches the index; none: the exact search, on ``device``
             tokenizer: folder or vocab.txt; none: the one that the checkpoint carries
             device: "cpu" or "cuda"
             precision: of matrix products; with "bf16" a query takes half as long
@@ -134,12 +131,11 @@ class Retriever:
         Raises:
             BadInput: anything missing, damaged or of another model.
         """
-        if isinstance(index, (str, Path)):
-            index = EmbeddingIndex(index)
         model = LightningDOT.from_pretrained(checkpoint)
-        index.check_model(model.fingerprint)
+        backend = index if isinstance(index, SearchBackend) else open_backend(index, search or SearchOptions(device=str(device)))
+        backend.check_model(model.fingerprint)
+        backend.prepare()
         for_inference(model, device, precision)
-        searching = open_backend(backend, index, device, target_recall) if isinstance(index, EmbeddingIndex) else None
         if isinstance(regions, (str, Path)):
             regions = RegionDB(regions)
         if isinstance(reranker, (str, Path)):
@@ -155,8 +151,8 @@ class Retriever:
                 )
             for_inference(scoring, device, precision)
             reranker = RegionReranker(scoring, regions, device, precision)
-        words = load_tokenizer(tokenizer or Path(checkpoint) / "tokenizer") if index.kind == "img" else None
-        return cls(model, index, words, searching, regions, reranker, device=device, precision=precision, **options)
+        words = load_tokenizer(tokenizer or Path(checkpoint) / "tokenizer") if backend.kind == "img" else None
+        return cls(model, backend, words, regions, reranker, device=device, precision=precision, **options)
 
     def search_images(self, text: str | Sequence[str], k: int = 10):
         """The best images for a text: a list of at most k ``Hit``; for several texts a list of such lists.
@@ -210,7 +206,7 @@ class Retriever:
 
     def _hits(self, vectors, k) -> list[list[Hit]]:
         scores, rows = self.backend.search(vectors, k)
-        names = iter(self.index.ids(rows.ravel()))
+        names = iter(self.backend.ids(rows.ravel()))
         return [[Hit(next(names), score) for score in own] for own in scores.tolist()]
 
     def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
@@ -221,10 +217,10 @@ class Retriever:
         return [Hit(hits[n].id, float(scores[n])) for n in np.argsort(-scores, kind="stable")]
 
     def _needs(self, kind: str) -> None:
-        if self.index.kind != kind:
+        if self.backend.kind != kind:
             found, expected = ("images", "captions") if kind == "txt" else ("captions", "images")
             raise BadInput(f"{self._name}: is an index of {found}, this query needs one of {expected}")
 
     @property
     def _name(self):
-        return getattr(self.index, "folder", None) or self.index.uri
+        return self.backend.place

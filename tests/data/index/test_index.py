@@ -12,8 +12,9 @@ import torch
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex, data_fingerprint
 from data.index.writer import IndexWriter
+from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
-from data.search.faiss import AnnSearch
+from data.search.faiss import HnswSearch
 from data.storage.lmdb_env import close_env
 
 
@@ -67,7 +68,7 @@ def test_search_is_the_naive_search(tmp_path, name, dtype):
     index = write(tmp_path / "index", vectors, dtype=dtype)
     stored = vectors.astype(np.float16) if dtype == "fp16" else vectors
     for k in (1, 10, 699, 5000):
-        assert_same(index.search(queries, k), naive_search(queries, stored, k))
+        assert_same(ExactSearch(index).search(queries, k), naive_search(queries, stored, k))
 
 
 def test_search_over_many_blocks_and_query_batches(tmp_path, monkeypatch):
@@ -82,9 +83,9 @@ def test_search_over_many_blocks_and_query_batches(tmp_path, monkeypatch):
     index = write(tmp_path / "index", vectors, batch=333)
     assert [start for start, _ in index.blocks()] == list(range(0, 2000, 256))
     expected = naive_search(queries, vectors, 40)
-    assert_same(index.search(queries, 40), expected)
-    assert_same(index.search(queries[:1], 40), (expected[0][:1], expected[1][:1]))
-    assert index.search(queries[:0], 3)[0].shape == (0, 3)
+    assert_same(ExactSearch(index).search(queries, 40), expected)
+    assert_same(ExactSearch(index).search(queries[:1], 40), (expected[0][:1], expected[1][:1]))
+    assert ExactSearch(index).search(queries[:0], 3)[0].shape == (0, 3)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
@@ -108,13 +109,13 @@ def test_search_on_a_gpu_is_the_naive_search(tmp_path, dtype):
         queries = np.round(rng.standard_normal((9, 24)) * 8).astype(np.float32)
         stored = index.vectors(np.arange(700))
         for k in (1, 10, 5000):
-            assert_same(ExactSearch(index, "cuda").search(queries, k), naive_search(queries, stored, k))
+            assert_same(ExactSearch(index, SearchOptions(device="cuda")).search(queries, k), naive_search(queries, stored, k))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no GPU"):
-        ExactSearch(write(tmp_path / "index", np.ones((3, 4), np.float32)), "cuda")
+        ExactSearch(write(tmp_path / "index", np.ones((3, 4), np.float32)), SearchOptions(device="cuda"))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
@@ -127,7 +128,7 @@ def test_both_passes_on_any_number_of_threads(tmp_path, monkeypatch, dtype, thre
     index = write(tmp_path / "index", rng.standard_normal((3000, 32)).astype(np.float32), dtype=dtype)
     queries = rng.standard_normal((11, 32)).astype(np.float32)  # more than a few, which are shared out
     expected = naive_search(queries, index.vectors(np.arange(3000)), 10)
-    for name in ("_pass_int8", "_pass_fp32"):
+    for name in ("_int8_pass", "_fp32_pass"):
         search = ExactSearch(index)
         search._passes = [getattr(search, name)]
         monkeypatch.setattr(search, "_search_fp64", None)
@@ -138,7 +139,7 @@ def test_both_passes_on_any_number_of_threads(tmp_path, monkeypatch, dtype, thre
 def test_scores_near_the_end_of_fp32(tmp_path):
     vectors = np.array([[1e19, 0], [1.8e19, 0], [-1e19, 0], [0, 1]] * 50, np.float32)
     queries = np.array([[1.8e19, 0], [0, 1], [-1e9, 0]], np.float32)
-    assert_same(write(tmp_path / "index", vectors).search(queries, 7), naive_search(queries, vectors, 7))
+    assert_same(ExactSearch(write(tmp_path / "index", vectors)).search(queries, 7), naive_search(queries, vectors, 7))
 
 
 def test_rows_ids_and_vectors(tmp_path, monkeypatch):
@@ -214,7 +215,7 @@ def test_opening_reads_the_header_only(tmp_path):
         assert txn.delete(b"vec/00000000") and txn.delete(b"ids/00000000")
     index = EmbeddingIndex(tmp_path / "index")
     assert (index.count, index.row_of("id_00001.npz")) == (3, 1)
-    for use in (lambda: index.search(np.ones((1, 4)), 1), index.ids, lambda: index.vectors([0])):
+    for use in (lambda: ExactSearch(index).search(np.ones((1, 4)), 1), index.ids, lambda: index.vectors([0])):
         with pytest.raises(BadInput, match="damaged index, no key"):
             use()
 
@@ -247,9 +248,9 @@ def test_refuses_bad_ids(tmp_path, ids):
 def test_refuses_wrong_width(tmp_path):
     index = write(tmp_path / "index", np.ones((3, 4), np.float32))
     with pytest.raises(BadInput, match=r"\(1, 5\).*expected \[Q,4\]"):
-        index.search(np.ones((1, 5)), 1)
+        ExactSearch(index).search(np.ones((1, 5)), 1)
     with pytest.raises(BadInput, match="expected"):
-        index.search(np.ones(4), 1)
+        ExactSearch(index).search(np.ones(4), 1)
     with pytest.raises(BadInput, match=r"\(2, 5\) for 2 ids, expected \(2, 4\)"):
         with IndexWriter(tmp_path / "other", "img", 4, model="m", data="d") as writer:
             writer.add(["a", "b"], np.ones((2, 5)))
@@ -258,9 +259,9 @@ def test_refuses_wrong_width(tmp_path):
 def test_refuses_bad_queries(tmp_path):
     index = write(tmp_path / "index", np.ones((3, 4), np.float32))
     with pytest.raises(BadInput, match="NaN"):
-        index.search(np.full((1, 4), np.nan), 1)
+        ExactSearch(index).search(np.full((1, 4), np.nan), 1)
     with pytest.raises(BadInput, match="k is 0"):
-        index.search(np.ones((1, 4)), 0)
+        ExactSearch(index).search(np.ones((1, 4)), 0)
 
 
 def test_refuses_another_models_query(tmp_path):
@@ -276,7 +277,7 @@ def test_empty_index(tmp_path):
     index = write(tmp_path / "index", np.ones((0, 4), np.float32))
     assert len(index) == 0 and index.ids() == [] and list(index.blocks()) == []
     with pytest.raises(BadInput, match="empty"):
-        index.search(np.ones((1, 4)), 1)
+        ExactSearch(index).search(np.ones((1, 4)), 1)
 
 
 def test_missing_truncated_and_foreign(tmp_path):
@@ -315,7 +316,7 @@ def test_replacing_is_all_or_nothing(tmp_path):
     new = write(tmp_path / "index", np.full((5, 4), 2, np.float32), model="m1")
     assert (new.count, new.header["model"]) == (5, "m1")
     np.testing.assert_array_equal(old.vectors([0, 2]), np.ones((2, 4)))  # an open index goes on as it was
-    assert new.search(np.ones((1, 4)), 1)[0].item() == 8.0
+    assert ExactSearch(new).search(np.ones((1, 4)), 1)[0].item() == 8.0
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
@@ -330,7 +331,7 @@ def test_norms_of_tiny_vectors_are_no_zero(tmp_path):
     index = write(tmp_path / "index", vectors)
     assert index.header["max_norm"] == pytest.approx(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
     queries = np.random.default_rng(1).standard_normal((20, 24)).astype(np.float32) * np.float32(1e8)
-    assert_same(index.search(queries, 500), naive_search(queries, vectors, 500))
+    assert_same(ExactSearch(index).search(queries, 500), naive_search(queries, vectors, 500))
 
 
 @pytest.mark.parametrize("kind", ["int8", "vec"])
@@ -348,6 +349,6 @@ def test_a_damaged_page_is_one_line_and_no_wrong_answer(tmp_path, kind):
     index = EmbeddingIndex(tmp_path / "copy")
     first = 4096 * 2 + (8192 // 256 + 4 if kind == "vec" else 0)  # a row whose vector is zero now
     with pytest.raises(BadInput, match=f"copy: damaged index, {kind}/00000002"):
-        index.search(vectors[first : first + 1], 10)
+        ExactSearch(index).search(vectors[first : first + 1], 10)
     with pytest.raises(BadInput, match=f"damaged index, {kind}/00000002 is not what was written"):
-        AnnSearch(index, "hnsw")
+        HnswSearch(index).prepare()

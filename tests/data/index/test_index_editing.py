@@ -16,6 +16,7 @@ from data.index.dtypes import round_to
 from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
+from data.search.exact import ExactSearch
 from data.storage.lmdb_env import close_env
 from tests.data.index.test_index import assert_same, naive_search, write
 
@@ -44,7 +45,7 @@ def assert_holds(folder, expected, dtype="fp32"):
     if expected:
         queries = np.random.default_rng(9).standard_normal((5, 8)).astype(np.float32)
         stored = np.array([expected[name] for name in names])
-        assert_same(index.search(queries, 10), naive_search(queries, stored, 10))
+        assert_same(ExactSearch(index).search(queries, 10), naive_search(queries, stored, 10))
     close_env(folder)
     with lmdb.open(str(folder), readonly=True, lock=False) as env, env.begin() as txn:
         keys = [key.split(b"/")[0] for key in txn.cursor().iternext(values=False)]
@@ -113,8 +114,8 @@ def test_readers_go_on_and_a_failed_edit_changes_nothing(tmp_path):
     assert EmbeddingIndex(tmp_path / "index").stamp == stamp
     with IndexEditor(tmp_path / "index", "m0") as editor:
         editor.replace(old.ids(), np.full((300, 8), 2))
-    assert old.search(np.ones((1, 8)), 1)[0].item() == 8 and (old.vectors([299]) == 1).all()
-    assert EmbeddingIndex(tmp_path / "index").search(np.ones((1, 8)), 1)[0].item() == 16
+    assert ExactSearch(old).search(np.ones((1, 8)), 1)[0].item() == 8 and (old.vectors([299]) == 1).all()
+    assert ExactSearch(tmp_path / "index").search(np.ones((1, 8)), 1)[0].item() == 16
 
 
 def test_edits_are_refused(tmp_path):
@@ -150,7 +151,7 @@ def test_version_1_is_read_and_not_changed(tmp_path):
         txn.put(b"header", json.dumps(header).encode())
         assert txn.delete(b"int8/00000000") and txn.delete(b"int8/00000001")
     index = EmbeddingIndex(tmp_path / "index")
-    assert_same(index.search(vectors[:4], 7), naive_search(vectors[:4], vectors, 7))
+    assert_same(ExactSearch(index).search(vectors[:4], 7), naive_search(vectors[:4], vectors, 7))
     with pytest.raises(BadInput, match="format 1 can be read, not changed"):
         IndexEditor(tmp_path / "index", "m0").__enter__()
 
@@ -240,10 +241,10 @@ def test_a_damaged_file_is_one_line(tmp_path):
             file.write(b"\xff" * where[1])
         code = f"""
 from data.errors import BadInput
-from data.index.reader import EmbeddingIndex
+from data.search.exact import ExactSearch
 import numpy as np
 try:
-    EmbeddingIndex({str(tmp_path / "index")!r}).search(np.ones((1, 8)), 1)
+    ExactSearch({str(tmp_path / "index")!r}).search(np.ones((1, 8)), 1)
 except BadInput as error:
     print(error)
 """

@@ -10,13 +10,23 @@ import pytest
 
 from data.errors import BadInput
 from data.index.editor import IndexEditor
-from data.index.reader import EmbeddingIndex
-from data.search.exact import BACKENDS, open_backend
-from data.search.faiss import AnnSearch, HnswIndex, HnswOptions, main_axes, share_found
+from data.search import BACKENDS, open_backend
+from data.search.base import SearchOptions
+from data.search.exact import ExactSearch
+from data.search.faiss import HnswIndex, HnswOptions, main_axes
+from data.search.topk import share_found
 from scripts.bench_retrieval import Synthetic
 from tests.data.index.test_index import galleries, write
 
 ROOT = Path(__file__).resolve().parents[3]
+LOCAL = [name for name in BACKENDS if name != "milvus"]  # that search a feature index where it is
+
+
+def prepared(backend, index, target_recall=None, queries=None):
+    """An approximate backend, built and tuned."""
+    search = open_backend(index, SearchOptions(backend, target_recall))
+    search.prepare(queries)
+    return search
 
 
 def naive_search(queries, vectors, k):
@@ -137,7 +147,7 @@ def test_faiss_is_imported_only_for_hnsw():
 def test_stored_search_reaches_its_target_and_is_used_again(tmp_path, vectors, backend, capsys):
     index = write(tmp_path / "index", vectors)
     queries = np.random.default_rng(1).standard_normal((50, 24)).astype(np.float32)
-    first = AnnSearch(index, backend, 0.95, queries)
+    first = prepared(backend, index, 0.95, queries)
     scores, rows = first.search(queries, 10)
     expected, _ = naive_search(queries, vectors, 10)
     share = (scores >= expected[:, -1:]).mean()
@@ -147,21 +157,21 @@ def test_stored_search_reaches_its_target_and_is_used_again(tmp_path, vectors, b
         np.testing.assert_allclose(own_scores, true, rtol=1e-6)
         assert (np.lexsort((own_rows, -own_scores)) == np.arange(10)).all()
     before = (tmp_path / "index" / f"{backend}.faiss").stat().st_mtime_ns
-    again = open_backend(backend, EmbeddingIndex(tmp_path / "index"))
+    again = open_backend(tmp_path / "index", SearchOptions(backend))
     np.testing.assert_array_equal(again.search(queries, 10)[1], rows)
-    better = AnnSearch(index, backend, 1.0, queries)  # tuned anew, not built anew
+    better = prepared(backend, index, 1.0, queries)  # tuned anew, not built anew
     assert better.about["effort"] > first.about["effort"] and better.about["recall"] == 1
     assert (tmp_path / "index" / f"{backend}.faiss").stat().st_mtime_ns == before
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LOCAL)
 @pytest.mark.parametrize("name", list(galleries(np.random.default_rng(0))))
 def test_every_backend_on_every_gallery(tmp_path, name, backend):
     """Exact is the naive search; the others give true scores, never better than it, and all rows when all are asked for."""
     vectors = galleries(np.random.default_rng(2))[name][:300]
     queries = np.round(np.random.default_rng(3).standard_normal((6, 24)) * 8).astype(np.float32)
-    search = open_backend(backend, write(tmp_path / "index", vectors))
+    search = open_backend(write(tmp_path / "index", vectors), SearchOptions(backend))
     for k in (5, 300, 1000):
         scores, rows = search.search(queries, k)
         expected, exact = naive_search(queries, vectors, k)
@@ -177,26 +187,26 @@ def test_every_backend_on_every_gallery(tmp_path, name, backend):
 @pytest.mark.parametrize("backend", ["hnsw", "ivfpq"])
 def test_stale_or_damaged_files_are_built_again(tmp_path, vectors, backend, capsys):
     folder = tmp_path / "index"
-    AnnSearch(write(folder, vectors[:500]), backend)
+    prepared(backend, write(folder, vectors[:500]))
     kept = {path.name: path.read_bytes() for path in folder.glob(f"{backend}.*")}
     with IndexEditor(folder, "m0") as editor:
         editor.delete(["id_00000.npz"])
     assert not list(folder.glob(f"{backend}.*"))
     for name, content in kept.items():  # as copied back from elsewhere
         (folder / name).write_bytes(content)
-    rows = AnnSearch(EmbeddingIndex(folder), backend).search(vectors[499:500] * 9, 499)[1]
+    rows = prepared(backend, folder).search(vectors[499:500] * 9, 499)[1]
     assert sorted(rows[0]) == list(range(499)) and f"{backend}.faiss: stale, built again" in capsys.readouterr().err
     with open(folder / f"{backend}.faiss", "r+b") as file:
         file.write(b"no faiss file")
-    AnnSearch(EmbeddingIndex(folder), backend)
+    prepared(backend, folder)
     assert f"{backend}.faiss: damaged, built again" in capsys.readouterr().err
     (folder / f"{backend}.json").write_text("{")
-    AnnSearch(EmbeddingIndex(folder), backend)
+    prepared(backend, folder)
     assert "damaged" in capsys.readouterr().err
 
 
 def recall_of(search, index, queries):
-    return float((search.search(queries, 10)[0] >= index.search(queries, 10)[0][:, -1:]).mean())
+    return float((search.search(queries, 10)[0] >= ExactSearch(index).search(queries, 10)[0][:, -1:]).mean())
 
 
 def test_recall_is_that_of_queries_as_far_away_as_captions(tmp_path):
@@ -204,7 +214,7 @@ def test_recall_is_that_of_queries_as_far_away_as_captions(tmp_path):
     index = write(tmp_path / "index", shape.vectors(rng, 6000))
     queries = shape.queries(rng, index.vectors(np.arange(200)))
     for backend in ("hnsw", "ivfpq"):
-        search = AnnSearch(index, backend)
+        search = prepared(backend, index)
         assert search.about["recall"] >= 0.99 and recall_of(search, index, queries) > 0.98
 
 
@@ -214,7 +224,7 @@ def test_vectors_around_a_far_mean(tmp_path, scale):
     vectors = rng.standard_normal((4000, 32)) * 0.05
     vectors[:, 0] += 10  # the cone of a model that is poorly trained
     index = write(tmp_path / "index", (vectors * scale).astype(np.float32))
-    assert recall_of(AnnSearch(index, "hnsw"), index, rng.standard_normal((100, 32)).astype(np.float32)) > 0.95
+    assert recall_of(prepared("hnsw", index), index, rng.standard_normal((100, 32)).astype(np.float32)) > 0.95
 
 
 def test_where_no_effort_reaches_the_target_the_exact_search_answers(tmp_path, capsys, monkeypatch):
@@ -222,9 +232,9 @@ def test_where_no_effort_reaches_the_target_the_exact_search_answers(tmp_path, c
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((20, 64))[rng.integers(0, 20, 3000)] * 3 + rng.standard_normal((3000, 64)) * 0.005
     index = write(tmp_path / "index", vectors.astype(np.float32))
-    search, queries = AnnSearch(index, "hnsw", 0.999), rng.standard_normal((20, 64)).astype(np.float32)
+    search, queries = prepared("hnsw", index, 0.999), rng.standard_normal((20, 64)).astype(np.float32)
     assert "not 99.90%: the exact search answers" in capsys.readouterr().err and search.about["recall"] < 0.999
-    for found, exact in zip(search.search(queries, 10), index.search(queries, 10), strict=True):
+    for found, exact in zip(search.search(queries, 10), ExactSearch(index).search(queries, 10), strict=True):
         np.testing.assert_array_equal(found, exact)
 
 
@@ -235,7 +245,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path, vectors, backend):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with pytest.raises(BadInput, match=rf"{backend}.faiss: cannot be written \(.*File too large"):
-            AnnSearch(index, backend)
+            prepared(backend, index)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path / "index").glob(f"*{backend}*"))
@@ -258,11 +268,11 @@ def test_small_and_empty_indexes(tmp_path):
         vectors = np.random.default_rng(n).standard_normal((n, 8)).astype(np.float32)
         for backend in ("hnsw", "ivfpq"):
             index = write(tmp_path / f"{n}", vectors)
-            assert sorted(AnnSearch(index, backend).search(vectors[:1], n)[1][0]) == list(range(n))
+            assert sorted(prepared(backend, index).search(vectors[:1], n)[1][0]) == list(range(n))
     empty = write(tmp_path / "none", np.zeros((0, 8), np.float32))
-    for backend in BACKENDS:
+    for backend in LOCAL:
         with pytest.raises(BadInput, match="empty"):
-            open_backend(backend, empty).search(np.ones((1, 8)), 1)
+            open_backend(empty, SearchOptions(backend)).search(np.ones((1, 8)), 1)
     for name, target, words in (("annoy", None, "backend 'annoy'"), ("hnsw", 1.5, "target_recall is 1.5")):
         with pytest.raises(BadInput, match=words):
-            open_backend(name, index, target_recall=target)
+            open_backend(index, SearchOptions(name, target))

@@ -10,10 +10,18 @@ import pytest
 from data.errors import BadInput
 from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex
-from data.search.milvus import MilvusIndex, export
+from data.search import open_backend
+from data.search.base import SearchOptions
+from data.search.exact import ExactSearch
+from data.search.milvus import export
 from tests.data.index.test_index import assert_same, galleries, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def opened(uri, collection):
+    return open_backend(collection, SearchOptions("milvus", uri=uri))
+
 
 @pytest.mark.milvus
 def test_every_gallery_is_the_naive_search(tmp_path):
@@ -24,7 +32,7 @@ def test_every_gallery_is_the_naive_search(tmp_path):
         queries = np.round(rng.standard_normal((8, 24)) * 8).astype(np.float32)
         index = write(tmp_path / f"{number}", vectors)
         export(index, uri, f"gallery_{number}")
-        found = MilvusIndex(uri, f"gallery_{number}")
+        found = opened(uri, f"gallery_{number}")
         assert (found.kind, found.dim, len(found)) == ("img", 24, 300)
         for k in (5, 1000):
             scores, rows = found.search(queries, k)
@@ -55,21 +63,21 @@ def test_export_goes_on_and_follows_the_index(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export(index, uri, "img")
     with pytest.raises(BadInput, match="interrupted"):
-        MilvusIndex(uri, "img")
+        opened(uri, "img")
     export(index, uri, "img")
     assert len(sent) == 4 + 8  # of ten messages three had gone, the last of them goes again
     export(index, uri, "img")
     assert len(sent) == 4 + 8  # up to date
     monkeypatch.undo()
-    found = MilvusIndex(uri, "img")
+    found = opened(uri, "img")
     assert_same(found.search(vectors[:3], 10), naive_search(vectors[:3], vectors, 10))
     found.close()
     with IndexEditor(tmp_path / "index", "m0") as editor:
         editor.delete(["id_00000.npz"])
     changed = EmbeddingIndex(tmp_path / "index")
     export(changed, uri, "img")
-    found = MilvusIndex(uri, "img")
-    assert_same(found.search(vectors[:3], 10), changed.search(vectors[:3], 10))
+    found = opened(uri, "img")
+    assert_same(found.search(vectors[:3], 10), ExactSearch(changed).search(vectors[:3], 10))
     found.close()
 
 
@@ -77,11 +85,11 @@ def test_export_goes_on_and_follows_the_index(tmp_path, monkeypatch):
 def test_refused(tmp_path):
     index, uri = write(tmp_path / "index", np.eye(4, dtype=np.float32)), str(tmp_path / "m.db")
     with pytest.raises(BadInput, match="no such file"):
-        MilvusIndex(uri, "img")
+        opened(uri, "img")
     export(index, uri, "img")
     with pytest.raises(BadInput, match="no collection 'txt'"):
-        MilvusIndex(uri, "txt")
-    found = MilvusIndex(uri, "img")
+        opened(uri, "txt")
+    found = opened(uri, "img")
     with pytest.raises(BadInput, match=r"made by model m0.*m1"):
         found.check_model("m1")
     for queries, k, words in ((np.ones((1, 5)), 1, "expected"), (np.full((1, 4), np.nan), 1, "NaN"), (np.ones((1, 4)), 0, "k is 0")):
@@ -91,7 +99,7 @@ def test_refused(tmp_path):
         found.ids([9])
     found.close()
     with pytest.raises(BadInput, match=r"127\.0\.0\.1:port: Milvus does not answer or refuses"):
-        MilvusIndex("http://127.0.0.1:port", "img")
+        opened("http://127.0.0.1:port", "img")
     for arguments, words in (((uri, "a-b"), "collection 'a-b'"), (("m.txt", "img"), r"ending in \.db")):
         with pytest.raises(BadInput, match=words):
             export(index, *arguments)
@@ -113,4 +121,4 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path):
 def test_without_pymilvus_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(BadInput, match="pip install pymilvus milvus-lite"):
-        MilvusIndex("m.db", "img")
+        opened("m.db", "img")

@@ -16,7 +16,8 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
-from data.search.exact import BACKENDS
+from data.search import BACKENDS
+from data.search.base import SearchOptions
 from model.bi_encoder import LightningDOT
 from model.retrieval.encoding import Encoding, encode_image
 from model.retrieval.indexing import build_index, update_index
@@ -54,7 +55,7 @@ def test_texts_find_images(retriever, matrices):
 
 def test_weights_that_are_rounded_once_give_what_autocast_gives(world, indexes, regions):
     once = Retriever.from_pretrained(world / "model", indexes[0], regions=regions, precision="bf16")
-    always = Retriever(LightningDOT.from_pretrained(world / "model"), once.index, once.tokenizer, precision="bf16")
+    always = Retriever(LightningDOT.from_pretrained(world / "model"), once.backend, once.tokenizer, precision="bf16")
     in_fp32 = [sum(type(x) is nn.Linear and x.weight.dtype == torch.float32 for x in r.model.modules()) for r in (once, always)]
     assert in_fp32[0] == 0 < in_fp32[1]
     np.testing.assert_array_equal(once.encode_texts(TEXTS), always.encode_texts(TEXTS))
@@ -132,7 +133,7 @@ def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_pat
         Retriever.from_pretrained(world / "model", indexes[0], tmp_path / "another", db)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("milvus", marks=pytest.mark.milvus)])
+@pytest.mark.parametrize("backend", [pytest.param(name, marks=[pytest.mark.milvus] * (name == "milvus")) for name in BACKENDS])
 def test_command_with_a_file_of_queries(tmp_path, world, indexes, retriever, matrices, backend, capsys):
     (tmp_path / "queries.txt").write_text("\n".join([TEXTS[0], "", TEXTS[1]]), encoding="utf-8")
     words = ["--checkpoint", world / "model", "--backend", backend, "--k", 3, "--json", tmp_path / "out.json"]
@@ -156,13 +157,14 @@ def test_command_refuses(tmp_path):
     (tmp_path / "none.txt").write_text("\n")
     for options, words in (
         ({"query": "a", "queries": "b"}, "give one of"),
-        ({"query": "a", "backend": "milvus"}, "--uri go together"),
-        ({"query": "a", "uri": "m.db"}, "--uri go together"),
         ({"query": "a", "reranker": "r"}, "it needs a text query and --regions"),
         ({"query": "a", "regions": "r"}, "--regions is for"),
     ):
         with pytest.raises(BadInput, match=words):
             search.Options("index", "checkpoint", **options)
+    for options in (("milvus",), ("exact", None, "m.db")):
+        with pytest.raises(BadInput, match="--uri go together"):
+            SearchOptions(*options)
     for name, words in (("none.txt", "holds no query"), ("nowhere.txt", "cannot be read")):
         with pytest.raises(BadInput, match=words):
             search._queries(search.Options("index", "checkpoint", queries=str(tmp_path / name)))

@@ -1,0 +1,62 @@
+"""Files that a search backend makes of an index and keeps in the index's folder.
+
+Backend NAME owns ``NAME.json``, which says of which state of the index its files were made, and any other ``NAME.*``. Without a
+``NAME.json`` that fits they are not read; and whoever changes the index deletes them all (``delete_derived_files``), whatever
+backends there are.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from data.errors import BadInput
+from data.index.reader import EmbeddingIndex
+from data.storage.text_files import read_json, write_json
+
+
+class DerivedFiles:
+    """The files of one backend beside one index.
+
+    Args:
+        index: the index, in the state that the files are about
+        name: of the backend
+        version: of the files' format; those of another are stale
+    """
+
+    def __init__(self, index: EmbeddingIndex, name: str, version: int):
+        self.folder, self.name = index.folder, name
+        self._made_from = {"version": version, "index": index.stamp}
+
+    def path(self, suffix: str) -> Path:
+        return self.folder / f"{self.name}.{suffix}"
+
+    def description(self) -> dict | None:
+        """What NAME.json says; None where there are no files. Raises BadInput where it is damaged."""
+        return read_json(self.path("json")) if self.path("json").exists() else None
+
+    def fit(self, about: dict) -> bool:
+        """Whether the files that ``about`` describes were made of the index as it is."""
+        return all(about.get(name) == value for name, value in self._made_from.items())
+
+    def describe(self, about: dict) -> None:
+        """Write NAME.json: what the files were made from, and ``about``. The files must be there already."""
+        write_json(self.path("json"), self._made_from | about)
+
+    def disown(self) -> None:
+        """Delete NAME.json before the files change: what is half written is then nobody's."""
+        self.path("json").unlink(missing_ok=True)
+
+
+def delete_derived_files(folder: Path) -> None:
+    """Delete every backend's files of an index that has changed; other files that somebody put there stay."""
+    for description in folder.glob("*.json"):
+        try:
+            ours = read_json(description).keys() >= {"version", "index"}
+        except BadInput:
+            continue
+        if ours:
+            for path in folder.glob(f"{glob.escape(description.stem)}.*"):
+                if path != description:
+                    path.unlink(missing_ok=True)
+            description.unlink(missing_ok=True)  # last, so that an interrupted deletion is done again
