@@ -11,6 +11,7 @@ import pretrain
 from configs import cli
 from data.errors import BadInput
 from model.original import settings as original
+from model.original.recipe import guess_kind
 from optim.tasks.retrieval import RetrievalConfig
 from scripts import convert_config
 
@@ -207,7 +208,7 @@ def test_a_config_that_cannot_work_is_refused_with_its_reason(translate, tmp_pat
 
 
 def test_kind_is_guessed_or_given(translate):
-    kinds = [convert_config.guess_kind(old) for old in (PRETRAIN, FLICKR, EVAL)]
+    kinds = [guess_kind(old) for old in (PRETRAIN, FLICKR, EVAL)]
     assert kinds == ["pretrain", "finetune", "eval"]
     config, _ = translate(FLICKR, "eval", "--kind", "eval")
     assert config.captions == "db/itm_flickr30k_test_base-cased.db"
