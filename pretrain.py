@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Pre-train both towers with VMLM, SMRM and CMR (Sun et al., NAACL 2021, section 3).
 
-python pretrain.py --config configs/pretrain/demo.yaml                 # on a GPU where there is one, else on the CPU
-python pretrain.py --config configs/pretrain/demo.yaml --optim.lr 1e-4 --output-dir runs/other
+python pretrain.py --config configs/pretrain/demo.yaml                 # on one GPU where there is one, else on the CPU
+python pretrain.py --config configs/pretrain/demo.yaml --device cpu --optim.lr 1e-4 --output-dir runs/other
 torchrun --nproc-per-node 8 pretrain.py --config ...                   # eight GPUs of one machine
 horovodrun -np 8 python pretrain.py --config ...                       # the same with Horovod
 

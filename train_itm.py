@@ -2,8 +2,8 @@
 """Fine-tune both towers for image–text retrieval: contrastive loss, validation recall after every epoch. Or train a
 re-ranker for what they find: pairwise ranking loss.
 
-python train_itm.py --config configs/finetune/demo.yaml                          # on a GPU where there is one
-python train_itm.py --config configs/finetune/demo.yaml --model.init runs/demo/pretrain/last --epochs 3
+python train_itm.py --config configs/finetune/demo.yaml                          # on one GPU where there is one
+python train_itm.py --config configs/finetune/demo.yaml --device cpu --model.init runs/demo/pretrain/last --epochs 3
 python train_itm.py --model uniter --config configs/finetune/uniter_demo.yaml    # a re-ranker
 torchrun --nproc-per-node 8 train_itm.py --config ...                            # eight GPUs of one machine
 horovodrun -np 8 python train_itm.py --config ...                                # the same with Horovod

@@ -31,7 +31,7 @@ from data.storage.atomic import atomic_file
 from data.storage.text_files import read_lines, write_json
 from model import checkpoints
 from model.distributed import Ranks
-from optim.saving import Saver, load_own, load_training, point
+from optim.saving import Saver, load_own, load_training, point_link
 from optim.settings import FREE_SETTINGS, TrainingSettings
 
 
@@ -99,7 +99,7 @@ class Run:
         training, own = load_training(last), load_own(last, self.ranks)
         if self.ranks.is_first:
             if training["is_best"] and last.is_symlink():  # the run may have been stopped between its two links
-                point(self.folder, "best", self.folder / os.readlink(last))
+                point_link(self.folder, "best", self.folder / os.readlink(last))
             log = self.folder / "metrics.jsonl"
             if log.is_file():  # what was logged after the checkpoint will be logged again
                 lines = read_lines(log)

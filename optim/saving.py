@@ -157,16 +157,16 @@ class Saver:
         if final.exists():  # the run was stopped between this folder and its links
             shutil.rmtree(final)
         os.replace(partial, final)
-        point(self.folder, "last", final)
+        point_link(self.folder, "last", final)
         if is_best:
-            point(self.folder, "best", final)
+            point_link(self.folder, "best", final)
         used = {(self.folder / name).resolve() for name in ("last", "best")}
         for old in sorted(final.parent.glob("step-*"))[: -self.keep]:
             if old.resolve() not in used:
                 shutil.rmtree(old)
 
 
-def point(folder: Path, name: str, target: Path) -> None:
+def point_link(folder: Path, name: str, target: Path) -> None:
     """Make ``folder/name`` a link to ``target``, in one step."""
     link = folder / f".{name}.partial"
     link.unlink(missing_ok=True)

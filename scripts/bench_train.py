@@ -31,11 +31,12 @@ from model.objectives.pretraining import TASKS
 from model.precision import Precision, choose_device
 from optim.run import environment
 from scripts.benchmarking.measuring import device_name, spread
+from scripts.benchmarking.random_batches import Sizes
 from scripts.benchmarking.timed_steps import Case, Measured, TimedModel, measure
 
 
-@dataclass
-class Options:
+@dataclass(kw_only=True)
+class Options(Sizes):
     """Measure training steps on random input.
 
     Args:
@@ -46,16 +47,6 @@ class Options:
         compiled: whether the towers go through torch.compile
         grad_cache: rows that cmr embeds at a time; 0: all at once. The other objectives take 0 only
         activation_checkpointing: compute activations again in backward
-        words: of a caption, [CLS] and [SEP] not included
-        regions: of an image
-        hidden_size: of both towers
-        num_hidden_layers: of both towers
-        num_attention_heads: of both towers
-        intermediate_size: of both towers
-        vocab_size: of both towers
-        feature_dim: width of a region feature
-        num_labels: classes of the region detector
-        project_dim: width of the embedding
         rounds: measurements of every case
         seconds: a measurement takes steps until so long has passed
         device: auto, cpu, cuda or cuda:N
@@ -70,16 +61,6 @@ class Options:
     compiled: list[Literal["false", "true"]] = field(default_factory=lambda: ["false"])
     grad_cache: list[int] = field(default_factory=lambda: [0])
     activation_checkpointing: bool = False
-    words: int = 16
-    regions: int = 36
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    vocab_size: int = 28996
-    feature_dim: int = 2048
-    num_labels: int = 1601
-    project_dim: int = 768
     rounds: int = 3
     seconds: float = 2.0
     device: str = "auto"

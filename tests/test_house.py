@@ -24,7 +24,7 @@ LONG_FILES = {
     "eval_itm.py",
     "scripts/bench_data.py",
     "scripts/bench_retrieval.py",
-    "scripts/bench_train.py",
+    
     "scripts/build_captions.py",
     "scripts/compare.py",
     "scripts/contact_sheet.py",

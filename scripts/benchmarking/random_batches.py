@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 
 from data.batches.batch import Batch
 
 
-class Sizes(Protocol):
-    """Sizes of the model and of a batch, as the options of scripts/bench_train.py name them."""
+@dataclass(kw_only=True)
+class Sizes:
+    """Sizes of the model and of a batch.
 
-    words: int
-    regions: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    vocab_size: int
-    feature_dim: int
-    num_labels: int
-    project_dim: int
+    Args:
+        words: of a caption, [CLS] and [SEP] not included
+        regions: of an image
+        hidden_size: of both towers
+        num_hidden_layers: of both towers
+        num_attention_heads: of both towers
+        intermediate_size: of both towers
+        vocab_size: of both towers
+        feature_dim: width of a region feature
+        num_labels: classes of the region detector
+        project_dim: width of the embedding
+    """
+
+    words: int = 16
+    regions: int = 36
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    vocab_size: int = 28996
+    feature_dim: int = 2048
+    num_labels: int = 1601
+    project_dim: int = 768
 
 
 def random_batch(sizes: Sizes, task: str, pairs: int, device: torch.device) -> Batch:

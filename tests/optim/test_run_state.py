@@ -29,7 +29,7 @@ from model.transformer import EncoderConfig
 from optim.losses import RecentLosses, reason_of_nan
 from optim.optimizer import OptimOptions, build_optimizer
 from optim.run import Run, load_heads, random_state, restore_random_state
-from optim.saving import Saver, load_optimizer, point
+from optim.saving import Saver, load_optimizer, point_link
 
 ROOT = Path(__file__).parents[2]
 
@@ -277,8 +277,8 @@ def test_a_run_stopped_between_a_checkpoint_and_its_links(tmp_path):
     run = open_run(tmp_path, resume=False)
     save(run, 10, is_best=True, best=1.0)
     save(run, 20, is_best=True, keep=2, best=2.0)
-    point(tmp_path, "last", tmp_path / "checkpoints" / "step-00000010")
-    point(tmp_path, "best", tmp_path / "checkpoints" / "step-00000010")
+    point_link(tmp_path, "last", tmp_path / "checkpoints" / "step-00000010")
+    point_link(tmp_path, "best", tmp_path / "checkpoints" / "step-00000010")
     run = open_run(tmp_path, resume=True)
     assert loaded(run)["step"] == 10
     save(run, 20, best=1.5)  # the same step again, under the same name
@@ -290,7 +290,7 @@ def test_a_run_stopped_between_its_links_still_knows_the_best(tmp_path):
     run = open_run(tmp_path, resume=False)
     save(run, 10, is_best=True)
     save(run, 20, is_best=True, keep=2)
-    point(tmp_path, "best", tmp_path / "checkpoints" / "step-00000010")
+    point_link(tmp_path, "best", tmp_path / "checkpoints" / "step-00000010")
     run = open_run(tmp_path, resume=True)
     assert loaded(run)["step"] == 20 and target(run, "best") == "step-00000020"
 
