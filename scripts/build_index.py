@@ -18,7 +18,10 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
+from data.captions.db import CaptionDB
 from data.errors import BadInput
+from data.index.editor import IndexEditor
+from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions, RegionDB
 from data.storage.text_files import read_lines
 
@@ -91,8 +94,8 @@ def images_of(captions, regions) -> list[str]:
 
 def source_of(options: Options, model):
     """The images or captions that are to be encoded."""
+    # torch is slow to import: --help and wrong options do without
     from data.batches.pairs import open_image_captions
-    from data.captions.db import CaptionDB
     from model.initial import check_tokenizer
     from model.retrieval.sources import caption_source, check_width, image_source
 
@@ -109,9 +112,6 @@ def source_of(options: Options, model):
 
 def delete_ids(model, path: str, out: str):
     """Take the ids of a file out of an index."""
-    from data.index.editor import IndexEditor
-    from data.index.reader import EmbeddingIndex
-
     ids = list(read_lines(path, "give UTF-8 text, one id a line"))
     with IndexEditor(out, model.fingerprint) as editor:
         editor.delete([name for name in map(str.strip, ids) if name])
@@ -119,6 +119,7 @@ def delete_ids(model, path: str, out: str):
 
 
 def main(options: Options) -> None:
+    # torch is slow to import: --help and wrong options do without
     from model.bi_encoder import LightningDOT
     from model.distributed import start
     from model.precision import choose_device, for_inference

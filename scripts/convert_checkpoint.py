@@ -46,7 +46,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from model.original import files as conversion
+    from model.original import files as conversion  # torch is slow to import
 
     settings = (options.text_config, options.image_config, options.cls_token_id, options.tokenizer)
     if options.to == "ours":

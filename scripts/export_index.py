@@ -14,6 +14,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
+from data.index.reader import EmbeddingIndex
 
 
 @dataclass
@@ -40,8 +41,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from data.index.reader import EmbeddingIndex
-    from data.search.milvus import export
+    from data.search.milvus import export  # torch is slow to import: --help and wrong options do without
 
     index, started = EmbeddingIndex(options.index), time.perf_counter()
     export(index, options.uri, options.collection, options.engine_index, options.token, options.timeout)

@@ -61,10 +61,10 @@ def print_table(results: dict) -> None:
 
 def plot(results: dict, path: Path) -> None:
     """Seconds of a query over the size of the gallery, both logarithmic."""
-    import matplotlib
+    import matplotlib  # slow to import
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
+    matplotlib.use("agg")  # before pyplot: there may be no screen
+    from matplotlib import pyplot as plt  # slow to import
 
     rows = results["galleries"]
     sizes = [row["images"] for row in rows]

@@ -44,7 +44,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # slow to import
 
     texts = [c.text for c in read_captions(options.annotations, options.format) if c.split in options.splits]
     if not texts:

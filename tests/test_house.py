@@ -48,14 +48,9 @@ UNEXPLAINED_IMPORTS = {
     "model/retrieval/retriever.py",
     "optim/optimizer.py",
     "scripts/bench_retrieval.py",
-    "scripts/build_index.py",
     "scripts/contact_sheet.py",
-    "scripts/convert_checkpoint.py",
-    "scripts/export_index.py",
-    "scripts/retrieval_table.py",
     "scripts/score_pairs.py",
     "scripts/search.py",
-    "scripts/train_tokenizer.py",
     "scripts/translate.py",
 }
 
