@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
+from data.regions.photos import PICTURE_SUFFIXES
 from data.storage.atomic import atomic_file
 from data.storage.text_files import read_lines
 
@@ -154,8 +155,7 @@ def picture_files(folder: str | Path) -> dict[str, Path]:
     Raises:
         BadInput: the folder is missing or holds no picture.
     """
-    suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm"}
-    files = {p.stem: p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in suffixes}
+    files = {p.stem: p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES}
     if not files:
         found = "no picture in it" if Path(folder).is_dir() else "no such folder"
         raise BadInput(f"{folder}: {found}; --photos must be a folder of pictures (jpg, png, ...)")

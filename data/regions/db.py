@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import lmdb
 import numpy as np
@@ -81,6 +82,27 @@ class Regions:
         positions[:, :6] = self.norm_bb
         np.multiply(positions[:, 4], positions[:, 5], out=positions[:, 6])
         return positions
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a picture has no regions, in words for a report."""
+
+    reason: str
+
+
+class Found(NamedTuple):
+    """What came of one picture.
+
+    Args:
+        name: where it is, for reports
+        key: in the image DB
+        regions: its regions, or why there are none
+    """
+
+    name: str
+    key: str
+    regions: Regions | Problem
 
 
 def count_boxes(conf: np.ndarray, boxes: BoxOptions) -> int:

@@ -15,7 +15,7 @@ from data.captions.db import key_of_image
 from data.errors import BadInput
 from data.storage.text_files import read_lines
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_SIDE = 4096  # a longer photo is shrunk while it is read: no network here looks at more
 MAX_PIXELS = 256 << 20  # what is decoded at most, 0.8 GB as RGB
 
@@ -61,11 +61,11 @@ def find_photos(source: str, listing: str | None = None, template: str = "{stem}
     if listing is not None:
         names = _read_list(listing)
     elif everything is None:
-        names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
     else:
-        names = sorted(name for name in everything if PurePosixPath(name).suffix.lower() in SUFFIXES)
+        names = sorted(name for name in everything if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES)
     if not names:
-        raise BadInput(f"{listing or source}: found no photographs, expected names ending in {', '.join(SUFFIXES)}")
+        raise BadInput(f"{listing or source}: found no photographs, expected names ending in {', '.join(PICTURE_SUFFIXES)}")
     photos: list[Photo] = []
     first: dict[str, str] = {}
     for name in names:
@@ -95,7 +95,7 @@ def _tar_members(path: Path) -> dict[str, tuple[int, int]]:
         ) from None
 
 
-def read_bytes(photo: Photo) -> bytes:
+def photo_bytes(photo: Photo) -> bytes:
     """The file as it is.
 
     Raises:
@@ -125,7 +125,7 @@ def read_photo(photo: Photo) -> Image.Image:
     Raises:
         Exception: almost any, on a damaged file: the caller reports it and goes on.
     """
-    data = read_bytes(photo)
+    data = photo_bytes(photo)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a large picture (we have our own limit) and of odd metadata
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -1,7 +1,6 @@
 """scripts/extract_regions.py on real files: what it stores, what it skips, what it refuses."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,13 +17,12 @@ from PIL import Image, ImageDraw
 from data.errors import BadInput
 from data.regions import photos as photos_module
 from data.regions.db import RegionDB
-from data.regions.photos import find_photos
+from model.extractors import pool
+from model.extractors.base import Detections
 from model.extractors.butd.faster_rcnn import FasterRcnn
 from model.extractors.butd.rcnn_config import read_config
-from model.extractors.detector import Detections
 from model.extractors.random_conv import RandomConv
-from scripts import extract_regions as script
-from scripts.extract_regions import Options, extract_all, main
+from scripts.extract_regions import Options, main
 from tests.model.extractors.test_faster_rcnn import SMALL as BUTD_CONFIG
 from tests.model.extractors.test_faster_rcnn import randomise
 
@@ -181,16 +179,6 @@ def test_bad_settings(photos, tmp_path, settings, message):
     assert not (tmp_path / "db").exists()
 
 
-def die(pictures):
-    """An extractor whose process is killed, as one that runs out of memory is."""
-    os._exit(9)
-
-
-def test_a_worker_that_dies_is_an_error_and_not_a_hang(photos):
-    with pytest.raises(BadInput, match="a worker process died"):
-        list(extract_all(die, find_photos(str(photos)), 1, torch.device("cpu")))
-
-
 # ---- stopped and started again, parts, other extractors ---------------------------------------------------------------
 
 
@@ -238,7 +226,7 @@ cli.run(extract_regions.main, extract_regions.Options)
 
     extracted = []
     real = photos_module.read_photo
-    monkeypatch.setattr(script, "read_photo", lambda photo: extracted.append(photo.key) or real(photo))
+    monkeypatch.setattr(pool, "read_photo", lambda photo: extracted.append(photo.key) or real(photo))
     main(Options(str(twenty), str(tmp_path / "db"), **SMALL))
     assert len(extracted) == 14 and "00.npz" not in extracted
     report = json.loads((tmp_path / "db" / "report.json").read_text())
@@ -335,7 +323,7 @@ def test_butd_fills_a_database(twenty, tmp_path):
 
 def test_photos_without_regions_are_listed(photos, tmp_path, monkeypatch):
     """A detector that finds nothing, or overflows half precision, in one photo must not stop the others."""
-    real = RandomConv._detect
+    real = RandomConv.detect
 
     def detect(self, seen):
         found = real(self, seen)
@@ -345,7 +333,7 @@ def test_photos_without_regions_are_listed(photos, tmp_path, monkeypatch):
             return Detections(found.boxes[:0], found.features[:0], found.conf[:0], found.soft_labels[:0])
         return found
 
-    monkeypatch.setattr(RandomConv, "_detect", detect)
+    monkeypatch.setattr(RandomConv, "detect", detect)
     Image.new("RGB", (160, 120), "white").save(photos / "white.png")
     main(Options(str(photos), str(tmp_path / "db"), **SMALL))
     bad = json.loads((tmp_path / "db" / "report.json").read_text())["bad_photos"]
@@ -367,14 +355,14 @@ def test_photos_without_regions_are_listed(photos, tmp_path, monkeypatch):
     ],
 )
 def test_what_an_extractor_raises_on_one_photo(photos, tmp_path, monkeypatch, error, fatal):
-    real = RandomConv._detect
+    real = RandomConv.detect
 
     def detect(self, seen):
         if seen.width == 90:  # a.dotted.name.png
             raise error
         return real(self, seen)
 
-    monkeypatch.setattr(RandomConv, "_detect", detect)
+    monkeypatch.setattr(RandomConv, "detect", detect)
     if fatal:
         with pytest.raises(type(error), match=str(error)[:8].replace("[", ".")):
             main(Options(str(photos), str(tmp_path / "db"), **SMALL))

@@ -16,9 +16,7 @@ bare pickle of numpy arrays (both are read), and the letter case of `config.yaml
 from __future__ import annotations
 
 import math
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +25,14 @@ from PIL import Image
 from torch import nn
 
 from data.errors import BadInput
+from data.regions.db import BoxOptions, count_boxes
+from model.extractors.base import Detections, Extractor, ExtractorOptions
 from model.extractors.box_ops import clip_boxes, decode_boxes, nms, roi_align, roi_pool, surviving_scores
 from model.extractors.butd.rcnn_config import RcnnConfig, read_config
 from model.extractors.butd.resnet_c4 import ResNetC4, make_stage
-from model.extractors.detector import Detections
+from model.extractors.weight_files import read_weights
 
+PUBLISHED = "unc-nlp/frcnn-vg-finetuned"  # where its weights are when no others are given
 STRIDE = 16  # input pixels per pixel of res4's map
 CLASS_NMS = 0.3  # bottom-up attention's own, whatever config.yaml says
 CHUNK = 64  # boxes that go through res5 at once: 50 MB a layer
@@ -135,16 +136,21 @@ class Res5Heads(nn.Module):
         return features, self.box_predictor(features)
 
 
-class FasterRcnn(nn.Module):
-    """See the module. `forward(pictures)` → one Detections per picture, one picture after the other.
+class FasterRcnn(Extractor):
+    """See the module.
 
     Args:
         config: of the network
-        conf_th: confidence above which a box is kept
-        max_bb, min_bb: most and fewest boxes of a picture, the most confident ones
+        boxes: which boxes of a picture are kept, of the most confident ones; None for UNITER's own choice
     """
 
-    def __init__(self, config: RcnnConfig, conf_th: float = 0.2, max_bb: int = 100, min_bb: int = 10):
+    takes_weights = True
+
+    @classmethod
+    def build(cls, name: str, options: ExtractorOptions) -> FasterRcnn:
+        return load_butd(options.weights or PUBLISHED, options.boxes)
+
+    def __init__(self, config: RcnnConfig, boxes: BoxOptions | None = None):
         super().__init__()
         inner = config.groups * config.width_per_group
         self.backbone = ResNetC4(
@@ -158,15 +164,11 @@ class FasterRcnn(nn.Module):
         )
         self.proposal_generator = ProposalGenerator(config)
         self.roi_heads = Res5Heads(config)
-        self.config, self.conf_th, self.max_bb, self.min_bb = config, conf_th, max_bb, min_bb
+        self.config, self.boxes = config, boxes or BoxOptions()
         self.feature_dim, self.num_labels = 8 * config.res2_channels, config.classes + 1
         self.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def forward(self, pictures: list[Image.Image]) -> list[Detections]:
-        return [self._detect(picture.convert("RGB")) for picture in pictures]
-
-    def _detect(self, picture: Image.Image) -> Detections:
+    def detect(self, picture: Image.Image) -> Detections:
         pixels = self.pixels(picture)
         height, width = pixels.shape[2:]
         maps = self.backbone(pixels)
@@ -175,7 +177,7 @@ class FasterRcnn(nn.Module):
         labels = logits.softmax(1).roll(1, 1)  # the network has the background last, the database first
         conf = surviving_scores(boxes, labels[:, 1:], CLASS_NMS)
         conf, order = conf.sort(descending=True, stable=True)
-        count = min(max(int((conf > self.conf_th).sum()), self.min_bb), self.max_bb)
+        count = count_boxes(conf, self.boxes)
         order = order[:count]
         scale = boxes.new_tensor([picture.width / width, picture.height / height] * 2)
         found = (boxes[order] * scale, features[order], conf[:count], labels[order])
@@ -195,14 +197,14 @@ class FasterRcnn(nn.Module):
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-def load_butd(source: str, conf_th: float = 0.2, max_bb: int = 100, min_bb: int = 10) -> FasterRcnn:
+def load_butd(source: str, boxes: BoxOptions | None = None) -> FasterRcnn:
     """The detector of a folder with `config.yaml` and `pytorch_model.bin`, or of a Hugging Face name.
 
     Raises:
         BadInput: a file is missing or damaged, or weights are missing, left over or of another shape: all are listed.
     """
-    config_path, weights_path = (fetch(source, name) for name in ("config.yaml", "pytorch_model.bin"))
-    model = FasterRcnn(read_config(config_path), conf_th, max_bb, min_bb)
+    config_path, weights_path = (find_file(source, name) for name in ("config.yaml", "pytorch_model.bin"))
+    model = FasterRcnn(read_config(config_path), boxes)
     weights, expected = read_weights(weights_path), model.state_dict()
     counters = {name for name in {**weights, **expected} if name.endswith("num_batches_tracked")}  # no weights
     wrong = [f"missing {name}" for name in expected if name not in weights and name not in counters]
@@ -218,13 +220,13 @@ def load_butd(source: str, conf_th: float = 0.2, max_bb: int = 100, min_bb: int 
     return model
 
 
-def fetch(source: str, name: str) -> Path:
+def find_file(source: str, name: str) -> Path:
     """A file of a folder, or else of a Hugging Face repository (downloaded once)."""
     if Path(source).is_dir():
         if not Path(source, name).is_file():
             raise BadInput(f"--weights {source}: no {name} in this folder; give one with config.yaml and pytorch_model.bin")
         return Path(source, name)
-    from huggingface_hub import hf_hub_download  # only here is the network touched
+    from huggingface_hub import hf_hub_download  # slow to import, and only needed to download
 
     try:
         return Path(hf_hub_download(source, name))
@@ -234,35 +236,3 @@ def fetch(source: str, name: str) -> Path:
             f"--weights {source}: no such folder, and {name} cannot be fetched from Hugging Face ({reason}); "
             "download unc-nlp/frcnn-vg-finetuned and give its folder"
         ) from None
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles dictionaries of numpy arrays; a file that asks for anything else is refused, and nothing in it runs."""
-
-    ALLOWED = {("collections", "OrderedDict"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
-        (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, only arrays are read")
-        return super().find_class(module, name)
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Name → tensor of a torch file (weights only) or of detectron2's form, a pickled {"model": {name: numpy array}}."""
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as torch_error:  # torch raises many kinds on a damaged file
-        try:
-            with open(path, "rb") as file:
-                stored = _ArraysOnly(file, encoding="latin1").load()["model"]
-            stored = {name: torch.from_numpy(np.array(value)) for name, value in stored.items()}
-        except Exception as error:
-            first = str(torch_error).split("\n")[0]
-            raise BadInput(
-                f"{path}: not a file of weights (as a torch file: {first}; as pickled arrays: {error}); download it again"
-            ) from None
-    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
-        raise BadInput(f"{path}: holds no dictionary of tensors; expected name -> tensor")
-    return stored

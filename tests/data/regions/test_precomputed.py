@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
-from data.regions.precomputed import parse_tsv, read_precomputed
+from data.regions.precomputed import parse_tsv, precomputed_images
 from scripts.extract_regions import Options, main
 
 N, DIM, WIDTH, HEIGHT = 12, 8, 640, 427
@@ -334,7 +334,7 @@ def test_without_h5py_there_is_one_clear_line(tmp_path, monkeypatch):
     (tmp_path / "x.h5").write_bytes(b"x")
     for source in (tmp_path / "x.h5", tmp_path):
         with pytest.raises(BadInput, match="needs h5py, which is not installed: pip install h5py"):
-            read_precomputed(str(source))
+            precomputed_images(str(source))
 
 
 def test_parts_and_going_on(tmp_path):
@@ -357,14 +357,14 @@ def test_parts_and_going_on(tmp_path):
 def test_what_cannot_be_read(tmp_path, name, message):
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(BadInput, match=message):
-        read_precomputed(str(tmp_path / name))
+        precomputed_images(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"images": [{"id": 1}]}', '{"a": 3}'])
 def test_bad_sizes(tmp_path, content):
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(BadInput, match=r"s\.json: (the file is not JSON|holds )"):
-        read_precomputed(str(tmp_path), sizes=str(tmp_path / "s.json"))
+        precomputed_images(str(tmp_path), sizes=str(tmp_path / "s.json"))
 
 
 def test_a_line_as_numpy_reads_it():

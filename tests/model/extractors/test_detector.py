@@ -7,9 +7,10 @@ from PIL import Image, ImageDraw
 
 from data.errors import BadInput
 from data.scenes import world as scenes
+from model.extractors.base import ExtractorOptions
 from model.extractors.box_ops import box_iou, norm_boxes
-from model.extractors.detector import load_extractor
-from model.extractors.random_conv import components
+from model.extractors.extraction import build_extractor
+from model.extractors.proposals import components
 
 
 def test_components_against_flood_fill():
@@ -38,7 +39,7 @@ def test_components_against_flood_fill():
 @pytest.fixture(scope="module")
 def extractor():
     torch.set_num_threads(1)
-    return load_extractor("random-conv", feature_dim=512, num_labels=101)
+    return build_extractor("random-conv", ExtractorOptions(512, 101))
 
 
 def picture_of(shape: str, colour, size=(192, 192), box=(40, 60, 100, 120)) -> Image.Image:
@@ -85,7 +86,7 @@ def test_objects_are_found_in_the_picture_s_own_pixels(extractor):
 def test_a_picture_s_regions_do_not_depend_on_its_batch(extractor):
     pictures = [picture_of("rectangle", "blue"), STRANGE["wide"], picture_of("ellipse", "green", size=(150, 192))]
     together = extractor(pictures)
-    again = load_extractor("random-conv", feature_dim=512, num_labels=101)
+    again = build_extractor("random-conv", ExtractorOptions(512, 101))
     for picture, found in zip(pictures, together):
         alone = again([picture])[0]
         for name in ("boxes", "features", "conf", "soft_labels"):
@@ -95,7 +96,7 @@ def test_a_picture_s_regions_do_not_depend_on_its_batch(extractor):
 def test_the_seed_makes_the_features_and_not_the_boxes(extractor):
     picture = picture_of("rectangle", "blue")
     first = extractor([picture])[0]
-    second = load_extractor("random-conv", feature_dim=512, num_labels=101, seed=1)([picture])[0]
+    second = build_extractor("random-conv", ExtractorOptions(512, 101, seed=1))([picture])[0]
     assert torch.equal(first.boxes, second.boxes)
     assert not torch.allclose(first.features, second.features, atol=0.1)
 
@@ -143,7 +144,7 @@ def test_features_tell_colour_shape_and_texture(extractor):
 
 
 def test_soft_labels_can_be_left_out():
-    assert load_extractor("random-conv", feature_dim=64, num_labels=0)([STRANGE["black"]])[0].soft_labels is None
+    assert build_extractor("random-conv", ExtractorOptions(64, 0))([STRANGE["black"]])[0].soft_labels is None
 
 
 @pytest.mark.parametrize(
@@ -161,5 +162,6 @@ def test_soft_labels_can_be_left_out():
     ],
 )
 def test_impossible_settings(settings, message):
+    name = settings.pop("name", "random-conv")
     with pytest.raises(BadInput, match=message):
-        load_extractor(**{"name": "random-conv", **settings})
+        build_extractor(name, ExtractorOptions(**settings))

@@ -10,9 +10,10 @@ import transformers
 from PIL import Image
 
 from data.errors import BadInput
-from data.regions.db import RegionDB
-from model.extractors.backbones import grid_boxes
-from model.extractors.detector import load_extractor
+from data.regions.db import BoxOptions, RegionDB
+from model.extractors.base import ExtractorOptions
+from model.extractors.extraction import build_extractor
+from model.extractors.hf import grid_boxes
 from scripts.extract_regions import Options, main
 
 try:
@@ -69,7 +70,7 @@ def test_grid_boxes_against_loops():
 def test_patches_are_regions(tmp_path, name):
     """Each patch is where the model has it: the features are those of transformers' own forward pass."""
     model = save(tmp_path, name, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25])
-    extractor = load_extractor(f"hf:{tmp_path}")
+    extractor = build_extractor(f"hf:{tmp_path}", ExtractorOptions())
     side, picture = BACKBONES[name][1], patches_of()
     found = extractor([picture])[0]
     assert found.boxes.shape == (side * side, 4) and found.soft_labels is None and extractor.num_labels == 0
@@ -94,8 +95,8 @@ def test_patches_are_regions(tmp_path, name):
 
 def test_patches_beyond_max_bb_are_averaged(tmp_path):
     save(tmp_path, "dinov2")
-    fine = load_extractor(f"hf:{tmp_path}", max_bb=25)([patches_of()])[0]
-    coarse = load_extractor(f"hf:{tmp_path}", max_bb=24)([patches_of()])[0]
+    fine = build_extractor(f"hf:{tmp_path}", ExtractorOptions(boxes=BoxOptions(max_bb=25)))([patches_of()])[0]
+    coarse = build_extractor(f"hf:{tmp_path}", ExtractorOptions(boxes=BoxOptions(max_bb=24)))([patches_of()])[0]
     assert len(fine.boxes) == 25 and len(coarse.boxes) == 9  # 2 x 2 windows of 5 x 5, cut off at the edge
     grid = fine.features.view(5, 5, -1)
     for number, (rows, columns) in enumerate((r, c) for r in (0, 2, 4) for c in (0, 2, 4)):
@@ -108,12 +109,12 @@ def test_what_is_no_vision_backbone(tmp_path):
     config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=9)
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(BadInput, match="no vision backbone that takes a picture"):
-        load_extractor(f"hf:{tmp_path / 'bert'}")
+        build_extractor(f"hf:{tmp_path / 'bert'}", ExtractorOptions())
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="cannot be loaded"):
-        load_extractor(f"hf:{tmp_path / 'empty'}")
+        build_extractor(f"hf:{tmp_path / 'empty'}", ExtractorOptions())
     with pytest.raises(BadInput, match="--weights w: hf takes none"):
-        load_extractor(f"hf:{tmp_path / 'bert'}", weights="w")
+        build_extractor(f"hf:{tmp_path / 'bert'}", ExtractorOptions(weights="w"))
 
 
 def test_a_database_without_soft_labels_trains_mrfr_and_refuses_mrckl(small_world, tmp_path, command):
@@ -136,7 +137,7 @@ def test_a_database_without_soft_labels_trains_mrfr_and_refuses_mrckl(small_worl
 def test_without_torchvision_there_is_one_clear_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(BadInput, match=r"torchvision:fasterrcnn_resnet50_fpn: torchvision cannot be imported .*install the version"):
-        load_extractor("torchvision:fasterrcnn_resnet50_fpn")
+        build_extractor("torchvision:fasterrcnn_resnet50_fpn", ExtractorOptions())
 
 
 @with_torchvision
@@ -145,7 +146,7 @@ def test_torchvision_detectors(tmp_path, name):
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None).eval()
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    extractor = load_extractor(f"torchvision:{name}", weights=str(tmp_path / "w.pt"), conf_th=0.0, max_bb=30)
+    extractor = build_extractor(f"torchvision:{name}", ExtractorOptions(weights=str(tmp_path / "w.pt"), boxes=BoxOptions(0.0, 30)))
     picture = patches_of()
     found = extractor([picture])[0]
     n = len(found.boxes)
@@ -161,6 +162,6 @@ def test_torchvision_detectors(tmp_path, name):
     del (state := model.state_dict())[next(iter(state))]
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(BadInput, match=r"w\.pt: .*Missing key"):
-        load_extractor(f"torchvision:{name}", weights=str(tmp_path / "w.pt"))
+        build_extractor(f"torchvision:{name}", ExtractorOptions(weights=str(tmp_path / "w.pt")))
     with pytest.raises(BadInput, match=f"no detection model, expected for instance {name}"):
-        load_extractor(f"torchvision:{name[:-1]}")
+        build_extractor(f"torchvision:{name[:-1]}", ExtractorOptions())

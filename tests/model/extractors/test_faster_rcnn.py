@@ -11,9 +11,12 @@ import yaml
 from PIL import Image
 
 from data.errors import BadInput
-from model.extractors.butd.faster_rcnn import AnchorGenerator, FasterRcnn, ProposalGenerator, load_butd, read_weights
+from data.regions.db import BoxOptions
+from model.extractors.base import ExtractorOptions
+from model.extractors.butd.faster_rcnn import AnchorGenerator, FasterRcnn, ProposalGenerator, load_butd
 from model.extractors.butd.rcnn_config import RcnnConfig, read_config
-from model.extractors.detector import load_extractor
+from model.extractors.extraction import build_extractor
+from model.extractors.weight_files import read_weights
 from tests.model.extractors.test_box_ops import naive_decode, naive_iou, naive_nms, naive_roi_pool
 
 SMALL = {
@@ -68,7 +71,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder):
     torch.set_num_threads(1)
-    return load_extractor("butd", weights=str(folder), conf_th=0.3, max_bb=20, min_bb=5)
+    return build_extractor("butd", ExtractorOptions(weights=str(folder), boxes=BoxOptions(0.3, 20, 5)))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +193,7 @@ def test_features_and_detections_against_loops(model, picture):
 
 @pytest.mark.parametrize(("conf_th", "expected"), [(0.0, 20), (1.0, 5)])
 def test_the_number_of_boxes_is_clamped(folder, picture, conf_th, expected):
-    found = load_butd(str(folder), conf_th, max_bb=20, min_bb=5)([picture])[0]
+    found = load_butd(str(folder), BoxOptions(conf_th, 20, 5))([picture])[0]
     assert len(found.boxes) == expected
 
 
@@ -268,7 +271,7 @@ def test_pickled_arrays_are_read_and_the_counters_may_be_missing(folder, tmp_pat
     arrays = {name: value.numpy() for name, value in weights.items() if "num_batches" not in name}
     for protocol in (2, 4):
         (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}, protocol))
-        found = load_butd(str(tmp_path), 0.3, 20, 5)([picture])[0]
+        found = load_butd(str(tmp_path), BoxOptions(0.3, 20, 5))([picture])[0]
         assert torch.equal(found.features, model([picture])[0].features)
 
 

@@ -1,0 +1,119 @@
+"""`hf:NAME`: the patches of any Hugging Face vision backbone as regions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from data.errors import BadInput
+from data.storage.text_files import read_json
+from model.extractors.base import Detections, Extractor, ExtractorOptions
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a model does not say its own
+MAX_PREFIX = 16  # [CLS], distillation and register tokens in front of a transformer's patches
+
+
+class HfBackbone(Extractor):
+    """The patches of a vision backbone as regions; no soft labels, and every confidence is 1.
+
+    Any model of `transformers.AutoModel` whose last hidden state is a row of square patches (ViT, DeiT, BEiT, DINOv2, Swin,
+    CLIP's image tower; tokens in front of the patches are left out) or a feature map (ResNet, ConvNeXt). A picture is resized
+    to the model's square input, so the grid covers it whole; the cells are merged by k x k means, k the smallest with
+    at most `max_bb` regions.
+
+    Args:
+        name: folder or Hugging Face name
+        max_bb: most regions of a picture
+
+    Raises:
+        BadInput: it cannot be loaded, or is no vision backbone of these kinds.
+    """
+
+    num_labels = 0
+    takes_name = True
+
+    @classmethod
+    def build(cls, name: str, options: ExtractorOptions) -> HfBackbone:
+        return cls(name, options.boxes.max_bb)
+
+    def __init__(self, name: str, max_bb: int):
+        super().__init__()
+        from transformers import AutoModel  # slow to import, and no other extractor needs it
+
+        try:
+            model = AutoModel.from_pretrained(name)
+        except Exception as error:  # no folder, no network, an unknown type: whatever the library raises
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"--extractor hf:{name}: cannot be loaded ({reason}); give a folder or a name") from None
+        self.name, self.max_bb = name, max_bb
+        self.model = getattr(model, "vision_model", model).eval().requires_grad_(False)
+        config = getattr(model.config, "vision_config", model.config)
+        settings = _preprocessor(name)
+        self.side = _side(getattr(config, "image_size", None) or settings.get("crop_size") or settings.get("size"))
+        patch = getattr(config, "patch_size", None)
+        self.patch = _side(patch) if patch else None
+        mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.feature_dim = self([Image.new("RGB", (self.side, self.side))])[0].features.shape[1]
+
+    def detect(self, picture: Image.Image) -> Detections:
+        seen = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(self.mean.device) / 255
+        try:
+            hidden = self.model(pixel_values=(pixels - self.mean) / self.std).last_hidden_state
+        except (TypeError, AttributeError, ValueError) as error:  # a text model, another input size
+            raise BadInput(f"--extractor hf:{self.name}: no vision backbone that takes a picture ({error})") from None
+        grid = self._grid(hidden)
+        rows, columns = grid.shape[2:]
+        k = next(k for k in range(1, rows + columns) if math.ceil(rows / k) * math.ceil(columns / k) <= self.max_bb)
+        features = F.avg_pool2d(grid, k, ceil_mode=True)[0].flatten(1).T  # a window at the edge averages what is there
+        boxes = grid_boxes(rows, columns, k) * torch.tensor([picture.width, picture.height] * 2)
+        return Detections(boxes, features.float().cpu(), torch.ones(len(boxes)), None)
+
+    def _grid(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The last hidden state as a map [1, D, rows, columns]."""
+        if hidden.ndim == 4:
+            return hidden
+        length = hidden.shape[1]
+        side = self.side // self.patch if self.patch else 0
+        if not 0 < side**2 <= length <= side**2 + MAX_PREFIX:  # Swin merges patches and has no token in front
+            side = math.isqrt(length)
+            if side**2 != length:
+                raise BadInput(
+                    f"--extractor hf:{self.name}: {length} tokens for {self.side} pixels and patches of {self.patch}; "
+                    "expected a square grid"
+                )
+        return hidden[:, length - side**2 :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def grid_boxes(rows: int, columns: int, k: int = 1) -> torch.Tensor:
+    """Boxes, as fractions of the picture, of the k x k windows of a grid, row by row: [n, 4]."""
+    y, x = torch.arange(0, rows, k), torch.arange(0, columns, k)
+    y, x = (v.flatten() for v in torch.meshgrid(y, x, indexing="ij"))
+    corners = [x / columns, y / rows, (x + k).clamp(max=columns) / columns, (y + k).clamp(max=rows) / rows]
+    return torch.stack(corners, 1)
+
+
+def _preprocessor(name: str) -> dict:
+    """`preprocessor_config.json`, or nothing; read as JSON, since transformers' own classes want torchvision."""
+    from transformers.utils import cached_file  # as above
+
+    try:
+        path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        return read_json(path) if path else {}
+    except (OSError, ValueError):  # of BadInput, too
+        return {}
+
+
+def _side(size: int | list | tuple | dict | None) -> int:
+    """One number of the forms in which configs give a size; 224 for none."""
+    if isinstance(size, dict):
+        size = list(size.values())
+    if isinstance(size, (list, tuple)):
+        size = size[0] if size else None
+    return int(size) if size else 224
