@@ -26,12 +26,14 @@ from data.storage.text_files import write_json
 from model.bi_encoder import LightningDOT
 from model.evaluation.outcomes import captions_by_language, ranker, summary, wordings, write_ranks
 from model.evaluation.recall import chance_table, folds, format_table, mean_table, num_repeated, recall_table
+from model.evaluation.reranked import first_ranking
 from model.evaluation.statistics import QueryRanks, Units, format_interval, intervals, resampled_recall
 from model.initial import check_fits, check_longest, check_tokenizer
 from model.precision import Precision, choose_device, for_inference
 from model.retrieval.encoding import Encoding
 from model.retrieval.indexing import build_index
-from model.retrieval.reranking import FirstRanking, Scores, check_count
+from model.retrieval.pair_scoring import PairScorer
+from model.retrieval.reranking import PairScores, check_count
 from model.retrieval.sources import caption_source, image_source
 from model.uniter import Reranker, check_reranker
 from optim.run import environment
@@ -193,20 +195,17 @@ def _rerank(
     """Recall when a re-ranker orders the best candidates anew: → K: recall, intervals, pairs, seconds; and seconds of the search."""
     started = time.perf_counter()
     top = max(config.rerank_top)
-    first = {name: FirstRanking.of(txt, img, image_of, rows, top, config.captions) for name, rows in languages.items()}
+    first = {name: first_ranking(txt, img, image_of, rows, top, config.captions) for name, rows in languages.items()}
     results: dict = {"seconds": {"search": time.perf_counter() - started}}
-    options = {"batch_size": config.batch_size, "device": device, "precision": config.precision}
-    scores = {name: Scores(reranker, pairs, each.rows, **options) for name, each in first.items()}
-    spent, done = 0.0, 0
+    scores, spent = PairScores(PairScorer(reranker, device, config.precision, config.batch_size), pairs), 0.0
     for k in sorted(set(config.rerank_top)):  # a pair that is among fewer candidates already is not scored again
         started = time.perf_counter()
-        for name, each in first.items():
-            scores[name].of(each.found.top(k))
+        for each in first.values():
+            scores.compute(each.images.top(k), each.captions.top(k))
         spent += time.perf_counter() - started
-        done = sum(len(each.known) for each in scores.values())
-        results[str(k)] = {"pairs": done, "seconds": spent}
+        results[str(k)] = {"pairs": len(scores), "seconds": spent}
         for mix in (0.0, config.rerank_mix) if config.rerank_mix else (0.0,):
-            ranks = {n: QueryRanks(*each.after(scores[n], k, mix), pairs.image_of[each.rows]) for n, each in first.items()}
+            ranks = {name: each.reranked(scores, k, mix) for name, each in first.items()}
             tables = dict(zip(("recall", "intervals"), summary(ranks, config.bootstrap, config.resample)))
             results[str(k)] |= {"mixed": tables | {"mix": mix}} if mix else tables
     return results

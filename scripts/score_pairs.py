@@ -64,6 +64,7 @@ def main(options: Options) -> None:
     from model.bi_encoder import LightningDOT
     from model.initial import check_fits, check_tokenizer
     from model.precision import choose_device, for_inference
+    from model.retrieval.pair_scoring import PairScorer
     from model.retrieval.reranking import score_for_distillation
     from model.uniter import Reranker, check_reranker
 
@@ -79,9 +80,8 @@ def main(options: Options) -> None:
     for each in (miner, reranker):
         for_inference(each, device, options.precision)
     started = time.perf_counter()
-    images, scores = score_for_distillation(
-        reranker, miner, pairs, options.top, device, options.precision, options.batch_size
-    )
+    scorer = PairScorer(reranker, device, options.precision, options.batch_size)
+    images, scores = score_for_distillation(scorer, miner, pairs, options.top)
     write_teacher_scores(options.out, list(pairs.ids), list(pairs.images), images, scores)
     first = np.where(images >= 0, scores, -np.inf).argmax(axis=1)
     own_first = np.take_along_axis(images, first[:, None], axis=1)[:, 0] == pairs.image_of

@@ -18,7 +18,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from data.batches.batch import collate_images, collate_texts
 from data.captions.db import load_tokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
@@ -26,8 +25,9 @@ from data.regions.db import RegionDB, Regions
 from data.search import open_backend
 from data.search.base import SearchBackend, SearchOptions
 from model.bi_encoder import LightningDOT
-from model.precision import autocast, for_inference
+from model.precision import for_inference
 from model.retrieval.encoding import encode_image, encode_queries
+from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.sources import check_width
 
 PAIRS_AT_ONCE = 128  # that a re-ranker looks at
@@ -56,23 +56,13 @@ class RegionReranker:
             raise BadInput(
                 f"{regions.folder}: features are {regions.feature_dim} wide, the re-ranker expects {model.config.feature_dim}"
             )
-        self.model, self.regions, self.device, self.precision = model.to(device).eval(), regions, device, precision
+        at_once = PAIRS_ON_CPU if torch.device(device).type == "cpu" else PAIRS_AT_ONCE
+        self.scorer, self.regions = PairScorer(model.to(device).eval(), device, precision, at_once), regions
 
-    @torch.no_grad()
     def rerank_images(self, text_ids: list[int], keys: list[str]) -> list[float]:
         """[CLS] words [SEP] and n image keys → n scores."""
-        text = collate_texts([np.array(text_ids)], 0)
         images = [self.regions.get(key, soft_labels=False) for key in keys]
-        order = np.argsort([-len(image) for image in images], kind="stable")  # batches of one length
-        scores = np.empty(len(keys), np.float32)
-        at_once = PAIRS_ON_CPU if torch.device(self.device).type == "cpu" else PAIRS_AT_ONCE
-        for start in range(0, len(order), at_once):
-            rows = order[start : start + at_once]
-            pairs = torch.zeros(len(rows), dtype=torch.int64), torch.arange(len(rows))
-            inputs = (*text, *collate_images([images[row] for row in rows]), *pairs)
-            with autocast(self.device, self.precision):
-                scores[rows] = self.model(*(tensor.to(self.device) for tensor in inputs)).float().cpu().numpy()
-        return scores.tolist()
+        return self.scorer.score([np.array(text_ids)], images, np.zeros(len(keys), np.int64), np.arange(len(keys))).tolist()
 
 
 class Retriever:

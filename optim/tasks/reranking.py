@@ -11,9 +11,10 @@ from torch import Tensor
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
+from model.evaluation.reranked import evaluate_reranker, first_rankings, recall_before
 from model.precision import autocast
 from model.retrieval.mining import HardNegatives
-from model.retrieval.reranking import evaluate_reranker, first_rankings, recall_before
+from model.retrieval.pair_scoring import PairScorer
 from model.uniter import RerankerModelOptions, build_reranker, check_reranker, forward_ranking
 from optim.loop import MicroBatch
 from optim.run import print_first
@@ -96,6 +97,6 @@ class Reranking(Finetuning):
         return share
 
     def recall(self) -> tuple[Tables, Tables]:
-        options = {"device": self.device, "precision": self.config.precision, "ranks": self.ranks}
-        tables = evaluate_reranker(self.model, self.val, self.first, self.config.reranker.mix, **options)
+        scorer = PairScorer(self.model, self.device, self.config.precision)
+        tables = evaluate_reranker(scorer, self.val, self.first, self.config.reranker.mix, self.ranks)
         return tables, {"bi-encoder": recall_before(self.first)}

@@ -16,10 +16,11 @@ from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE
+from model.evaluation.reranked import evaluate_reranker, first_rankings
 from model.precision import loss_scaler
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
-from model.retrieval.reranking import evaluate_reranker, first_rankings
+from model.retrieval.pair_scoring import PairScorer
 from model.uniter import Reranker, RerankerModelOptions, build_reranker, forward_ranking
 from optim import loop
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
@@ -85,7 +86,7 @@ def test_an_epoch_against_a_plain_loop(train, small_world, pretrained):
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(saved.state_dict()[name], tensor, atol=1e-4, rtol=0)
     first = first_rankings(miner, val, 4, "cpu", "fp32")
-    table = evaluate_reranker(saved, val, first, progress=False)["all"]
+    table = evaluate_reranker(PairScorer(saved, progress=False), val, first)["all"]
     assert lines[-1]["val/all/AR"] == pytest.approx(table["AR"])
     assert json.loads((folder / "best/val.json").read_text())["recall"]["all"] == pytest.approx(table)
 

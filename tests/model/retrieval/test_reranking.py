@@ -14,9 +14,11 @@ from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import recall_table, retrieval_ranks
-from model.retrieval import reranking
+from model.evaluation.reranked import first_ranking
+from model.retrieval import pair_scoring
 from model.retrieval.encoding import embed_pairs
-from model.retrieval.reranking import Candidates, FirstRanking, Scores, candidates, reranked, score_pairs
+from model.retrieval.pair_scoring import PairScorer, score_pairs
+from model.retrieval.reranking import PairScores, Shortlist, shortlists
 from model.uniter import RerankerModelOptions, build_reranker
 
 
@@ -41,55 +43,95 @@ def single_score(reranker, pairs, caption, image):
 
 
 def test_scores_in_batches_are_those_of_single_pairs(reranker, pairs, monkeypatch):
-    monkeypatch.setattr(reranking, "IMAGES_AT_A_TIME", 3)  # several blocks
+    monkeypatch.setattr(pair_scoring, "IMAGES_AT_A_TIME", 3)  # several blocks
     rng = np.random.default_rng(0)
     captions, images = rng.integers(len(pairs), size=50), rng.integers(len(pairs.images), size=50)
     reads = []
     monkeypatch.setattr(pairs.regions, "get", lambda *a, get=pairs.regions.get, **k: reads.append(a) or get(*a, **k))
     reranker.train()
-    found = score_pairs(reranker, pairs, captions, images, batch_size=7, progress=False)
+    found = score_pairs(PairScorer(reranker, batch_size=7, progress=False), pairs, captions, images)
     assert reranker.training and len(reads) == len(set(images.tolist()))  # each image once
     reranker.eval()
     expected = [single_score(reranker, pairs, c, i) for c, i in zip(captions, images)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.std(found) > 0.01
-    half = score_pairs(reranker, pairs, captions, images, precision="bf16", progress=False)
+    half = score_pairs(PairScorer(reranker, precision="bf16", progress=False), pairs, captions, images)
     assert 0 < np.abs(half - found).max() < 0.1
+
+
+@pytest.mark.parametrize("fails", ["read", "forward"])
+def test_a_failure_leaves_the_modes_of_the_modules(reranker, pairs, monkeypatch, fails):
+    def fail(*inputs, **options):
+        raise BadInput("damaged")
+
+    monkeypatch.setattr(*((pairs.regions, "get", fail) if fails == "read" else (type(reranker), "forward", fail)))
+    reranker.train()
+    reranker.bert.embeddings.eval()  # a part of it may be
+    before = [module.training for module in reranker.modules()]
+    with pytest.raises(BadInput, match="damaged"):
+        score_pairs(PairScorer(reranker, progress=False), pairs, np.array([2]), np.array([1]))
+    after = [module.training for module in reranker.modules()]
+    reranker.eval()
+    assert after == before and len(set(before)) == 2
 
 
 def test_a_score_that_is_no_number_names_its_pair(reranker, pairs, monkeypatch):
     monkeypatch.setattr(type(reranker), "forward", lambda self, *inputs: torch.full((len(inputs[-1]),), torch.nan))
     with pytest.raises(BadInput, match=rf"the score of caption {pairs.ids[2]} and image {pairs.images[1]} is NaN"):
-        score_pairs(reranker, pairs, np.array([2]), np.array([1]), progress=False)
+        score_pairs(PairScorer(reranker, progress=False), pairs, np.array([2]), np.array([1]))
 
 
-def test_candidates_are_the_best_and_a_pair_is_scored_once(reranker, pairs):
+def test_shortlists_are_the_best_and_a_pair_is_scored_once(reranker, pairs):
     generator = torch.Generator().manual_seed(0)
     txt, img = torch.randint(-2, 3, (40, 3), generator=generator).float(), torch.randn(8, 3, generator=generator)
     img[5] = img[2]  # equal scores: by position
-    found = candidates(txt, img, 5)
-    for queries, gallery, rows in ((txt, img, found.images), (img, txt, found.captions)):
-        for query, row in zip(queries, rows):
+    images, captions = shortlists(txt, img, 5)
+    for queries, gallery, found in ((txt, img, images), (img, txt, captions)):
+        for query, row in zip(queries, found.rows):
             scores = (gallery @ query).tolist()
             assert row.tolist() == sorted(range(len(scores)), key=lambda n: (-scores[n], n))[:5]
-    np.testing.assert_allclose(found.scores[0][3], (img @ txt[3])[found.images[3]], atol=1e-5)
-    np.testing.assert_allclose(found.scores[1][3], (txt @ img[3])[found.captions[3]], atol=1e-5)
-    both = {(c, i) for c, row in enumerate(found.images) for i in row} | {
-        (c, i) for i, row in enumerate(found.captions) for c in row
+    np.testing.assert_allclose(images.scores[3], (img @ txt[3])[images.rows[3]], atol=1e-5)
+    np.testing.assert_allclose(captions.scores[3], (txt @ img[3])[captions.rows[3]], atol=1e-5)
+    both = {(c, i) for c, row in enumerate(images.rows) for i in row} | {
+        (c, i) for i, row in enumerate(captions.rows) for c in row
     }
-    assert found.pairs().tolist() == sorted(c * 8 + i for c, i in both)
+    assert {divmod(number, 8) for each in (images, captions) for number in each.pairs.ravel().tolist()} == both
     with pytest.raises(BadInput, match="db/test: the 9 best are to be ranked again, there are 8 images and 40 captions"):
-        candidates(txt, img, 9, "db/test")
+        shortlists(txt, img, 9, source="db/test")
 
-    scores = Scores(reranker, pairs, progress=False)
-    first = scores.of(found.top(2))
-    known = len(scores.known)
-    t2i, i2t = scores.of(found)
-    assert known == len(found.top(2).pairs()) < len(scores.known) == len(both)
-    np.testing.assert_array_equal(t2i[:, :2], first[0])
+    scores = PairScores(PairScorer(reranker, progress=False), pairs)
+    scores.compute(images.top(2), captions.top(2))
+    first, known = scores[images.top(2).pairs], len(scores)
+    scores.compute(images, captions)
+    t2i, i2t = scores[images.pairs], scores[captions.pairs]
+    assert known == len({n for each in (images, captions) for n in each.top(2).pairs.ravel()}) < len(scores) == len(both)
+    np.testing.assert_array_equal(t2i[:, :2], first)
     reranker.eval()
-    assert t2i[3, 4] == pytest.approx(single_score(reranker, pairs, 3, found.images[3, 4]), abs=1e-5)
-    assert i2t[6, 1] == pytest.approx(single_score(reranker, pairs, found.captions[6, 1], 6), abs=1e-5)
+    assert t2i[3, 4] == pytest.approx(single_score(reranker, pairs, 3, images.rows[3, 4]), abs=1e-5)
+    assert i2t[6, 1] == pytest.approx(single_score(reranker, pairs, captions.rows[6, 1], 6), abs=1e-5)
+
+
+def test_pairs_of_some_captions_are_numbered_as_in_the_dataset():
+    generator = torch.Generator().manual_seed(0)
+    txt, img, rows = torch.randn(4, 3, generator=generator), torch.randn(5, 3, generator=generator), np.array([2, 3, 7, 9])
+    images, captions = shortlists(txt, img, 3, rows)
+    for n, row in enumerate(rows):
+        assert images.pairs[n].tolist() == [row * 5 + image for image in images.rows[n]]
+    for image in range(5):
+        assert captions.pairs[image].tolist() == [rows[n] * 5 + image for n in captions.rows[image]]
+
+
+class GivenScores:
+    """What a re-ranker would say of each caption and image."""
+
+    def __init__(self, values):
+        self.values = values.astype(np.float32).ravel()
+
+    def compute(self, *lists):
+        pass
+
+    def __getitem__(self, pairs):
+        return self.values[pairs]
 
 
 def test_ranks_against_sorting_everything():
@@ -97,32 +139,35 @@ def test_ranks_against_sorting_everything():
     rng = np.random.default_rng(2)
     image_of = torch.from_numpy(np.repeat(np.arange(12), 3))
     txt, img = torch.from_numpy(rng.normal(size=(36, 6))).float(), torch.from_numpy(rng.normal(size=(12, 6))).float()
-    first = FirstRanking.of(txt, img, image_of, np.arange(36), 6, "db")
-    values = rng.integers(3, size=(36, 12)).astype(np.float32)
-    found = first.found
-    scores = np.take_along_axis(values, found.images, 1), np.take_along_axis(values.T, found.captions, 1)
-    t2i, i2t = reranked(first.t2i, first.i2t, found, scores, image_of)
-    for caption, rank in enumerate(t2i):
+    first = first_ranking(txt, img, image_of, np.arange(36), 6, "db")
+    values = rng.integers(3, size=(36, 12))
+    after = first.reranked(GivenScores(values), 6)
+    for caption, rank in enumerate(after.t2i):
         order = np.argsort(-(img @ txt[caption]).numpy(), kind="stable").tolist()
         order = sorted(order[:6], key=lambda n: -values[caption, n]) + order[6:]
         assert rank == order.index(image_of[caption])
-    for image, rank in enumerate(i2t):
+    for image, rank in enumerate(after.i2t):
         order = np.argsort(-(txt @ img[image]).numpy(), kind="stable").tolist()
         order = sorted(order[:6], key=lambda n: -values[n, image]) + order[6:]
         assert rank == min(order.index(caption) for caption in range(3 * image, 3 * image + 3))
-    assert (t2i != first.t2i).any() and (i2t != first.i2t).any() and (t2i >= 6).any()
+    before = first.ranks
+    assert (after.t2i != before.t2i).any() and (after.i2t != before.i2t).any() and (after.t2i >= 6).any()
 
-    perfect = image_of.numpy()[:, None] == np.arange(12)
-    scores = np.take_along_axis(perfect, found.images, 1) * 1.0, np.take_along_axis(perfect.T, found.captions, 1) * 1.0
-    t2i, i2t = reranked(first.t2i, first.i2t, found, scores, image_of)
-    assert (t2i == np.where(first.t2i < 6, 0, first.t2i)).all() and (i2t == np.where(first.i2t < 6, 0, first.i2t)).all()
+    perfect = first.reranked(GivenScores(image_of.numpy()[:, None] == np.arange(12)), 6)
+    for ranks, old in ((perfect.t2i, before.t2i), (perfect.i2t, before.i2t)):
+        assert (ranks == np.where(old < 6, 0, old)).all()
+    none = first.reranked(GivenScores(np.zeros((36, 12))), 4, mix=0.5)  # the bi-encoder's order alone
+    assert (none.t2i == before.t2i).all() and (none.i2t == before.i2t).all()
 
 
-def test_top_cuts_both_directions():
-    rows = np.arange(12).reshape(3, 4), np.arange(8).reshape(2, 4)
-    found = Candidates(*rows, tuple(-each for each in rows)).top(2)
-    assert found.scores[0].tolist() == [[0, -1], [-4, -5], [-8, -9]] and found.scores[1].tolist() == [[0, -1], [-4, -5]]
-    assert found.images.tolist() == [[0, 1], [4, 5], [8, 9]] and found.captions.tolist() == [[0, 1], [4, 5]]
+def test_a_shortlist_is_cut_and_reordered():
+    rows = np.array([[7, 3, 5], [1, 2, 0]])
+    found = Shortlist(rows, np.array([[9.0, 8, 7], [3, 2, 1]]), 10 * rows)
+    two = found.top(2)
+    assert (two.rows.tolist(), two.scores.tolist(), two.pairs.tolist()) == ([[7, 3], [1, 2]], [[9, 8], [3, 2]], [[70, 30], [10, 20]])
+    again = found.reorder(np.array([[1.0, 2, 2], [0, 0, 5]]))
+    assert again.rows.tolist() == [[3, 5, 7], [0, 1, 2]] and again.pairs.tolist() == [[30, 50, 70], [0, 10, 20]]
+    assert again.scores.tolist() == [[2, 2, 1], [5, 0, 0]]
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_pat
     scores = {}
     for key in KEYS:
         images = collate_images([db.get(key, soft_labels=False)])
-        scores[key] = float(retriever.reranker.model(ids, torch.ones_like(ids).bool(), *images))
+        scores[key] = float(retriever.reranker.scorer.reranker(ids, torch.ones_like(ids).bool(), *images))
     assert [hit.id for hit in hits] == sorted(KEYS, key=lambda key: -scores[key])
     np.testing.assert_allclose([hit.score for hit in hits], sorted(scores.values(), reverse=True), atol=1e-5)
 

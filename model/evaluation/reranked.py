@@ -1,0 +1,92 @@
+"""Recall of a re-ranker: where it puts the right answers among the best that a bi-encoder found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.batches.pairs import PairDataset
+from model.bi_encoder import LightningDOT
+from model.distributed import SINGLE, Ranks
+from model.evaluation.outcomes import captions_by_language
+from model.evaluation.recall import listed_ranks, mean_table, recall_table, retrieval_ranks
+from model.evaluation.statistics import QueryRanks
+from model.retrieval.encoding import embed_pairs
+from model.retrieval.pair_scoring import PairScorer
+from model.retrieval.reranking import PairScores, Shortlist, shortlists
+
+
+@dataclass
+class FirstRanking:
+    """How the bi-encoder ranks the captions of one language and all images, before the re-ranker does.
+
+    Attributes:
+        ranks: of the right answers
+        images: the best images of each caption, rows among all images
+        captions: the best captions of each image, rows among the captions of the language
+    """
+
+    ranks: QueryRanks
+    images: Shortlist
+    captions: Shortlist
+
+    def reranked(self, scores: PairScores, k: int, mix: float = 0.0) -> QueryRanks:
+        """Ranks of the right answers when the ``k`` best are in the order of ``scores`` + ``mix`` · the bi-encoder's.
+
+        All others stay behind them in the bi-encoder's order, and equal scores keep it too.
+        """
+        lists = self.images.top(k), self.captions.top(k)
+        scores.compute(*lists)
+        ordered = (each.reorder(scores[each.pairs] + np.float32(mix) * each.scores).rows for each in lists)
+        after = listed_ranks(*ordered, torch.from_numpy(self.ranks.image_of))
+        before = self.ranks.t2i, self.ranks.i2t
+        return QueryRanks(*(np.where(new < k, new, old) for new, old in zip(after, before)), self.ranks.image_of)
+
+
+def first_ranking(txt: Tensor, img: Tensor, image_of: Tensor, rows: np.ndarray, k: int, source: object) -> FirstRanking:
+    """Ranks and the ``k`` best of the captions ``rows``, from the embeddings of a whole dataset.
+
+    Args:
+        txt: [T,D], img: [I,D] embeddings
+        image_of: [T] int64, row of a caption's image
+        source: of the captions, for the message
+
+    Raises:
+        BadInput: there are fewer than ``k`` images, or captions among ``rows``.
+    """
+    images, captions = shortlists(txt[rows], img, k, rows, source)
+    ranks = QueryRanks(*retrieval_ranks(txt[rows], img, image_of[rows]), image_of[rows].numpy())
+    return FirstRanking(ranks, images, captions)
+
+
+def first_rankings(
+    miner: LightningDOT, dataset: PairDataset, k: int, device, precision: str, ranks: Ranks = SINGLE
+) -> dict[str, FirstRanking]:
+    """Language → how ``miner`` ranks, its ``k`` best candidates with it. Raises BadInput when there are fewer."""
+    embedded = embed_pairs(miner, dataset, device, precision, ranks)
+    languages = captions_by_language(dataset)
+    return {name: first_ranking(*embedded, rows, k, dataset.captions.folder) for name, rows in languages.items()}
+
+
+def recall_before(first: dict[str, FirstRanking]) -> dict[str, float]:
+    """Recall of the bi-encoder, the mean of the languages."""
+    return mean_table([recall_table(each.ranks.t2i, each.ranks.i2t) for each in first.values()])
+
+
+def evaluate_reranker(
+    scorer: PairScorer, dataset: PairDataset, first: dict[str, FirstRanking], mix: float = 0.0, ranks: Ranks = SINGLE
+) -> dict[str, dict[str, float]]:
+    """Recall tables after all candidates of ``first`` are ranked again: one per language, and ``all``.
+
+    Args:
+        mix: weight of the bi-encoder's score, which is added to the re-ranker's
+        ranks: each scores its share of the pairs
+    """
+    scores, tables = PairScores(scorer, dataset, ranks), {}
+    for name, each in first.items():
+        after = each.reranked(scores, each.images.rows.shape[1], mix)
+        tables[name] = recall_table(after.t2i, after.i2t)
+    return tables if len(tables) == 1 else tables | {"all": mean_table(list(tables.values()))}
