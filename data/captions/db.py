@@ -7,7 +7,7 @@ A database folder holds an LMDB and, beside it::
     img2txts.json   key of the picture -> caption ids
     meta.json       annotations, output, task, bert, ids of the special tokens, v_range
     txt2lang.json   caption id -> language (ours; absent in UNITER's databases)
-    columns/        these tables as arrays, when they are large (ours; made when absent, see `data.columns`)
+    columns/        these tables as arrays, when they are large (ours; made when absent, see `data.storage.columns`)
     tokenizer/      the tokenizer that made it (ours)
 
 Key: the caption id. Value: lz4 frame of a msgpack map ``raw, sentid, imgid, tokens, image_id, toked_caption, input_ids,
@@ -47,7 +47,7 @@ class CaptionDB:
     """Read a text DB. Picklable; usable in forked and spawned DataLoader workers.
 
     Attributes:
-        ids: caption ids, in the order they were written; like the tables below a view of `data.columns`
+        ids: caption ids, in the order they were written; like the tables below a view of `data.storage.columns`
         lengths: caption id -> number of word pieces, without specials
         txt2img, img2txts: caption id -> picture key, and back
         languages: caption id -> language, "" where it is not said; empty for databases that do not say

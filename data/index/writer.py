@@ -1,4 +1,4 @@
-"""Make a feature index; ``data.index_editor`` changes one.
+"""Make a feature index; ``data.index.editor`` changes one.
 
     with IndexWriter("index/img", "img", dim=768, model=model.fingerprint, data=fingerprint) as writer:
         writer.add(["a.npz", "b.npz"], vectors)

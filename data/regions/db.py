@@ -165,7 +165,7 @@ class RegionDB:
         compressed: which of the two layouts; None takes the one that exists (plain first: it reads faster)
 
     Attributes:
-        keys: of its pictures; like the next one a view of `data.columns`
+        keys: of its pictures; like the next one a view of `data.storage.columns`
         num_regions: key -> number of boxes to use
 
     Raises:

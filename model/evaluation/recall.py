@@ -1,4 +1,4 @@
-"""Recall at K, as the field reports it, in percent. How sure it is: ``model.statistics``."""
+"""Recall at K, as the field reports it, in percent. How sure it is: ``model.evaluation.statistics``."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from data.annotations.records import Caption
 from data.batches.pairs import open_pairs
@@ -221,7 +223,9 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path):
     assert not [p.name for p in tmp_path.rglob("*partial*")]
 
 
-def test_metrics_after_the_checkpoint_are_taken_back(tmp_path):
+def test_metrics_after_the_checkpoint_are_taken_back(tmp_path, monkeypatch):
+    # files of one second are read in the order of their names, which a process numbers: 10 would come before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = open_run(tmp_path, resume=False)
     for step in (5, 10, 15):
         run.log(step, {"loss": step / 10})
@@ -240,8 +244,6 @@ def test_metrics_after_the_checkpoint_are_taken_back(tmp_path):
     run.log(15, {"loss": 9.0, "note": "not a number"})
     run.close()
     assert json.loads(log.read_text().splitlines()[-1]) == {"step": 15, "loss": 9.0, "note": "not a number"}
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in curves.Scalars("loss")] == [(5, 0.5), (10, 1.0), (15, 9.0)]
 
