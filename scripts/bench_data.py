@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import cli
-from data.batches.batch import load
+from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import epoch_draws, token_buckets
 from data.captions.db import CaptionDB, pack_record, read_table
@@ -189,7 +189,7 @@ def train(number: int, options: Options, barrier, results: multiprocessing.Queue
         found["bucket_seconds"] = time.perf_counter() - started
         barrier.wait()
         found["training"] = memory()
-        made = load(partial(touch, dataset), [first.indices, *batches], options.workers, pin=False)
+        made = batch_loader(partial(touch, dataset), [first.indices, *batches], options.workers, pin=False)
         sizes = [size for _, size in made]
         found["worker"] = {name: max(size[name] for size in sizes[-2 * options.workers :]) for name in sizes[0]}
         barrier.wait()

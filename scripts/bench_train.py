@@ -27,7 +27,8 @@ from data.errors import BadInput
 from data.storage.text_files import write_json
 from model import costs
 from model.distributed import Backend, Ranks, start
-from model.objectives.pretraining import TASKS
+from model.objectives import OBJECTIVES
+from model.objectives.heads import PAPER
 from model.precision import Precision, choose_device
 from optim.run import environment
 from scripts.benchmarking.measuring import device_name, spread
@@ -55,7 +56,7 @@ class Options(Sizes):
     """
 
     out: str = "benchmarks/train.json"
-    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    tasks: list[str] = field(default_factory=lambda: list(PAPER))
     batch: list[int] = field(default_factory=lambda: [16])
     precision: list[Precision] = field(default_factory=lambda: ["fp32"])
     compiled: list[Literal["false", "true"]] = field(default_factory=lambda: ["false"])
@@ -68,9 +69,9 @@ class Options(Sizes):
     threads: int = 0
 
     def __post_init__(self):
-        unknown = [task for task in self.tasks if task not in TASKS]
+        unknown = [task for task in self.tasks if task not in OBJECTIVES]
         if unknown:
-            raise BadInput(f"tasks: unknown task {unknown[0]!r}; tasks are {', '.join(TASKS)}")
+            raise BadInput(f"tasks: unknown task {unknown[0]!r}; tasks are {', '.join(OBJECTIVES)}")
         if min(self.rounds, *self.batch) < 1:
             raise BadInput("rounds and batch must be at least 1")
 

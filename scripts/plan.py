@@ -22,7 +22,8 @@ from data.storage.text_files import read_json, write_json
 from model import checkpoints, costs
 from model.bi_encoder import LightningDOTConfig
 from model.initial import ModelOptions
-from model.objectives.pretraining import check_towers_fit
+from model.objectives import OBJECTIVES
+from model.objectives.base import ObjectiveOptions
 from model.transformer import EncoderConfig
 from optim.tasks.pretraining import PretrainConfig
 from optim.tasks.retrieval import RetrievalConfig
@@ -147,7 +148,8 @@ def make_plan(options: Options) -> dict:
         dropout=recipe.model.dropout != 0,
     )
     if isinstance(recipe, PretrainConfig):
-        check_towers_fit(config, recipe.fusion)
+        for task in ratios:
+            OBJECTIVES[task](ObjectiveOptions(fusion=recipe.fusion)).check(config)
 
     rate = gpu.tflops[precision] * 1e12 * options.efficiency
     bandwidth = (gpu.outside if options.count > options.gpus_per_node else gpu.inside) * 1e9

@@ -3,7 +3,6 @@
 A problem is 7 pairs and 2 hard negatives, which ranks share unevenly; one process computes the same with all of them.
 """
 
-import functools
 import os
 import sys
 import time
@@ -19,9 +18,11 @@ from data.errors import BadInput
 from data.regions.db import Regions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import Ranks, start
-from model.objectives.gradient_cache import cached_backward
-from model.objectives.pretraining import CmrOptions, PretrainingHeads, forward_task
-from model.precision import autocast, loss_scaler
+from model.objectives import OBJECTIVES
+from model.objectives.backward import Backward
+from model.objectives.base import ObjectiveOptions
+from model.objectives.heads import PretrainingHeads
+from model.precision import loss_scaler
 from model.transformer import EncoderConfig
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 
@@ -98,21 +99,15 @@ def compute(case: str, ranks: Ranks, model: LightningDOT, heads: PretrainingHead
     batch = make_batch(case, rows or [0])
     task = case.split("_")[0]
     batch.num_pairs = num_pairs if task == "cmr" else None
-    met = ranks.meet([0], batch.num_rows, batch.num_predictions(task))
-    options = CmrOptions(
-        "keep" if case == "cmr_keep" else "mask", *((0.5, 2.0) if batch.teacher_scores is not None else ())
-    )
+    distill = {"distill_weight": 0.5, "distill_temperature": 2.0} if batch.teacher_scores is not None else {}
+    objective = OBJECTIVES[task](ObjectiveOptions(siblings="keep" if case == "cmr_keep" else "mask", **distill))
+    met = ranks.meet([0], batch.num_rows, objective.num_predictions(batch))
     scaler = loss_scaler(torch.device("cpu"), precision)
-    context = functools.partial(autocast, "cpu", precision)
     parameters = [*model.named_parameters(), *heads.named_parameters()]
     for _, parameter in parameters:
         parameter.grad = None
-    if case == "cmr_cached":
-        share = cached_backward(model, batch, 2, context, options, ranks, met, scaler, accumulation=1)
-    else:
-        with context():
-            share = forward_task(task, model, heads, batch, options, ranks, met.sizes).share(met.predictions)
-        share.backward()
+    step = Backward(model, heads, ranks, precision, cache_rows=2 if case == "cmr_cached" else 0)
+    share = step.add_gradients(objective, batch, met, scaler, accumulation=1)
     ranks.sum_gradients([parameter for _, parameter in parameters])
     gradients = {name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None}
     loss = ranks.sum_array(np.array([float(share.detach())]))[0]

@@ -1,22 +1,49 @@
-"""Batches of tensors, and the processes that make them ahead of training."""
+"""Batches of tensors, and the examples that they are made of."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from data.batches.masking import NOT_MASKED
 from data.regions.db import Regions
+
+
+@dataclass
+class Examples:
+    """What the databases hold of B caption–image pairs, before an objective makes a batch of them.
+
+    Attributes:
+        meta: the caption DB's: ids of its special words ``CLS``, ``SEP``, ``MASK``, perhaps ``PAD``, and ``v_range``, the
+            half-open range that random words are drawn from
+        txt_ids, img_keys: the B database keys
+        image_ids: [B] int64, equal where two pairs show the same image
+        words: B times [L] int64, the caption's words without [CLS] and [SEP]
+        regions: the B images' regions, with soft labels where they were asked for
+        num_pairs: pairs beyond this many are hard negatives for those before; None: there are none
+        captions: B times [C] int64 with [CLS] and [SEP], captions of the images themselves; None without a third view
+        caption_weight: share of the third view in a score
+        teacher_images: [B,K] int64, ``image_ids`` that a re-ranker has scored for each text, -1 where fewer than K; None
+            without distillation
+        teacher_scores: [B,K] float32, those scores
+    """
+
+    meta: dict
+    txt_ids: list[str]
+    img_keys: list[str]
+    image_ids: np.ndarray
+    words: list[np.ndarray]
+    regions: list[Regions]
+    num_pairs: int | None = None
+    captions: list[np.ndarray] | None = None
+    caption_weight: float = 0.0
+    teacher_images: np.ndarray | None = None
+    teacher_scores: np.ndarray | None = None
+
 
 _PADDED = {  # mask -> what is padded with it
     "attention_mask": ("input_ids",),
@@ -72,20 +99,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def _map(self, function) -> Batch:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+        tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)  # an objective's own kind of batch stays one
 
     @property
     def num_rows(self) -> int:
         """Pairs and hard negatives; none where this rank has no pair."""
         return 0 if self.num_pairs == 0 else len(self)
 
-    def num_predictions(self, task: str) -> int:
-        """What the loss of ``task`` averages over: pairs, masked words or masked regions."""
-        if task == "cmr":
-            return len(self) if self.num_pairs is None else self.num_pairs
-        return int((self.word_labels != NOT_MASKED).sum() if task == "vmlm" else self.masked_regions.sum())
+    @property
+    def num_queries(self) -> int:
+        """Pairs that are no hard negatives."""
+        return len(self) if self.num_pairs is None else self.num_pairs
 
     def split(self, rows: int) -> list[Batch]:
         """The batch in parts of at most ``rows`` rows, each padded for itself; for the towers alone (cmr)."""
@@ -98,7 +125,7 @@ class Batch:
                 if values[mask] is not None:
                     longest = int(values[mask].sum(dim=1).max())
                     values |= {name: values[name][:, :longest] for name in (mask, *padded)}
-            parts.append(Batch(**values | {"num_pairs": None}))
+            parts.append(dataclasses.replace(self, **values | {"num_pairs": None}))
         return parts
 
     def to(self, device: torch.device | str) -> Batch:
@@ -129,44 +156,16 @@ def collate_images(images: list[Regions]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(features), torch.from_numpy(positions), torch.from_numpy(mask)
 
 
-class _MadeBatches(Dataset):
-    def __init__(self, make: Callable[[Any], Batch]):
-        self.make = make
-
-    def __getitem__(self, draw: Any) -> tuple[Any, Batch]:
-        return draw, self.make(draw)
-
-
-def _outlive_signals(worker: int) -> None:
-    """A scheduler signals every process of a job. A worker goes on, for the training process to save; it ends when that
-    process says so, or with it."""
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
-def load(make: Callable[[Any], Batch], draws: Iterable, num_workers: int, pin: bool) -> DataLoader:
-    """Iterate over (draw, batch), made ahead of training when there are workers.
-
-    Args:
-        make: draw → Batch; runs in the workers
-        draws: what to make, in order; may be endless
-        num_workers: processes; 0 makes batches in this one
-        pin: copy batches to page-locked memory, for fast transfer to a GPU
-    """
-    return DataLoader(
-        _MadeBatches(make),
-        sampler=draws,
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin,
-        worker_init_fn=_outlive_signals,
-        generator=torch.Generator(),  # starting must not draw from the generator of dropout: resuming starts once more
+def collate_pairs(examples: Examples) -> Batch:
+    """The pairs as they are: nothing masked, no third view, no teacher's scores."""
+    meta = examples.meta
+    cls, sep = np.array([meta["CLS"]]), np.array([meta["SEP"]])
+    texts = [np.concatenate([cls, words, sep]) for words in examples.words]
+    return Batch(
+        *collate_texts(texts, meta.get("PAD", 0)),
+        *collate_images(examples.regions),
+        torch.from_numpy(examples.image_ids),
+        examples.txt_ids,
+        examples.img_keys,
+        examples.num_pairs,
     )

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from data.batches.batch import Batch, collate_images, collate_texts
-from data.batches.masking import NOT_MASKED, choose, mask_words
+from data.batches.batch import Examples
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB, Regions
@@ -111,57 +109,22 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(
-        self,
-        indices: np.ndarray,
-        task: str = "cmr",
-        rng: np.random.Generator | None = None,
-        word_mask_prob: float = 0.15,
-        region_mask_prob: float = 0.15,
-        num_pairs: int | None = None,
-    ) -> Batch:
-        """The pairs at ``indices`` with what ``task`` predicts masked, as drawn from ``rng``.
+    def examples(
+        self, indices: np.ndarray, soft_labels: bool = False, num_pairs: int | None = None
+    ) -> Examples:
+        """What the databases hold of the pairs at ``indices``; the arguments are as in `Examples`."""
+        txt_ids, img_keys, words, regions = self._rows(indices, soft_labels)
+        view, image_ids = self.image_captions, self.image_of[indices].astype(np.int64)
+        examples = Examples(self.captions.meta, txt_ids, img_keys, image_ids, words, regions, num_pairs)
+        if view is not None:
+            examples.captions = [view.input_ids(key) for key in img_keys]
+            examples.caption_weight = view.weight
+        if self.teacher is not None:
+            examples.teacher_images, examples.teacher_scores = (each[indices] for each in self.teacher)
+        return examples
 
-        With ``num_pairs``, pairs beyond that many are hard negatives.
-        """
-        meta = self.captions.meta
-        txt_ids, img_keys, words, images = self.examples(indices, soft_labels=task in ("mrckl", "mrc"))
-
-        labels = None
-        if task == "vmlm":
-            pairs = [mask_words(ids, rng, meta["MASK"], tuple(meta["v_range"]), word_mask_prob) for ids in words]
-            words = [ids for ids, _ in pairs]
-            ends = np.array([NOT_MASKED])
-            labels = collate_texts([np.concatenate([ends, label, ends]) for _, label in pairs], NOT_MASKED)[0]
-        cls, sep = np.array([meta["CLS"]]), np.array([meta["SEP"]])
-        input_ids, attention_mask = collate_texts(
-            [np.concatenate([cls, ids, sep]) for ids in words], meta.get("PAD", 0)
-        )
-        features, positions, region_mask = collate_images(images)
-        batch = Batch(
-            input_ids,
-            attention_mask,
-            features,
-            positions,
-            region_mask,
-            torch.from_numpy(self.image_of[indices].astype(np.int64)),
-            txt_ids,
-            img_keys,
-            num_pairs,
-            word_labels=labels,
-        )
-        if self.image_captions is not None and task == "cmr":
-            captions = [self.image_captions.input_ids(key) for key in img_keys]
-            batch.caption_ids, batch.caption_mask = collate_texts(captions, meta.get("PAD", 0))
-            batch.caption_weight = self.image_captions.weight
-        if self.teacher is not None and task == "cmr":
-            batch.teacher_images, batch.teacher_scores = (torch.from_numpy(each[indices]) for each in self.teacher)
-        if task in ("mrfr", "mrckl", "mrc"):
-            _mask_regions(batch, images, rng, region_mask_prob)
-        return batch
-
-    def examples(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
-        """What the databases hold of the pairs: caption ids, image keys, word ids without specials, regions."""
+    def _rows(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
+        """Caption ids, image keys, words without [CLS] and [SEP], regions."""
         txt_ids, img_keys = self.ids.take(indices), self.images.take(self.image_of[indices])
         words = [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in txt_ids]
         return txt_ids, img_keys, words, [self.regions.get(key, soft_labels=soft_labels) for key in img_keys]
@@ -205,13 +168,13 @@ class JoinedPairs(PairDataset):
     def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
         return self._parts
 
-    def examples(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
+    def _rows(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
         indices = np.asarray(indices)
         of = np.searchsorted(self._starts, indices, side="right") - 1
         found: list[list] = [[None] * len(indices) for _ in range(4)]
         for n, (part, _) in enumerate(self._parts):
             rows = np.flatnonzero(of == n)
-            for column, values in zip(found, part.examples(indices[rows] - self._starts[n], soft_labels), strict=True):
+            for column, values in zip(found, part._rows(indices[rows] - self._starts[n], soft_labels), strict=True):
                 for row, value in zip(rows, values, strict=True):
                     column[row] = value
         return tuple(found)
@@ -261,19 +224,6 @@ def _kept(captions: CaptionDB, max_txt_len: int, languages: list[str] | None):
         raise BadInput(f"{captions.folder}: no caption of {len(captions.ids)} is left ({limits})")
     rows = np.flatnonzero(keep).astype(np.int32)
     return Picked(captions.ids, rows), lengths[rows], image_of[rows]
-
-
-def _mask_regions(batch: Batch, images: list[Regions], rng: np.random.Generator, prob: float) -> None:
-    """Zero the features to be predicted, and keep what they were as targets."""
-    chosen = [choose(len(image.features), rng, prob) for image in images]
-    batch.masked_regions = torch.zeros_like(batch.region_mask)
-    for row, which in enumerate(chosen):
-        batch.masked_regions[row, : len(which)] = torch.from_numpy(which)
-    batch.feature_targets = batch.features[batch.masked_regions]
-    batch.features[batch.masked_regions] = 0
-    if images[0].soft_labels is not None:
-        labels = np.concatenate([image.soft_labels[which] for image, which in zip(images, chosen, strict=True)])
-        batch.label_targets = torch.from_numpy(labels)
 
 
 def open_pairs(

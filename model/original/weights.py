@@ -20,7 +20,7 @@ from torch import Tensor
 from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import ImageBert, LightningDOT, LightningDOTConfig
-from model.objectives.pretraining import PretrainingHeads
+from model.objectives.heads import PretrainingHeads
 from model.transformer import EncoderConfig, empty_weights
 
 BESIDE_MODEL = ("optimizer_dict", "scheduler_dict", "offset", "epoch", "encoder_params")
@@ -170,7 +170,7 @@ def check_file(kind: str, prefix: str, tensors: dict[str, Tensor], config: Light
             model = ImageBert(config) if kind == "uniter" else LightningDOT(config)
             expected = {prefix + name: tensor for name, tensor in model.state_dict().items()}
             if kind == "pretrained" or tied:
-                expected |= PretrainingHeads(config, "none").state_dict() | linear_head("itm_output", 2, config.img)
+                expected |= PretrainingHeads(config, tasks=["vmlm"]).state_dict() | linear_head("itm_output", 2, config.img)
             elif kind == "uniter" and any(name.startswith(("itm_output.", "rank_output.")) for name in tensors):
                 expected |= linear_head("itm_output", 2, config.img) | linear_head("rank_output", 1, config.img)
     except BadInput as error:  # towers that do not go together

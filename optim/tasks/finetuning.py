@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from data.batches.batch import Batch, load
+from data.batches.batch import Batch, Examples
+from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import PairDraw, epoch_draws, tempered_order
 from data.errors import BadInput
@@ -123,6 +124,7 @@ class Finetuning(ABC):
     worst_score = -1.0
     heads = None
     loss_name: str
+    prepare: Callable[[Examples], Batch]  # runs in the data workers
     miner_changes: bool  # with training, so that its ranking has to be made anew
 
     def __init__(
@@ -217,9 +219,9 @@ class Finetuning(ABC):
             len(self.train), config.batch_size, config.seed, epoch, self.done, ranks.rank, ranks.size,
             self.hard_negatives.draw, order,
         )  # fmt: skip
-        make = functools.partial(_make_batch, self.train)
+        make = functools.partial(_make_batch, self.prepare, self.train)
         group = []
-        for drawn in load(make, draws, config.num_workers, self.device.type == "cuda"):
+        for drawn in batch_loader(make, draws, config.num_workers, self.device.type == "cuda"):
             group.append(drawn)
             if len(group) == config.grad_accumulation:
                 yield group
@@ -246,5 +248,5 @@ class Finetuning(ABC):
         )
 
 
-def _make_batch(dataset: PairDataset, draw: PairDraw) -> Batch:
-    return dataset.batch(draw.indices, num_pairs=draw.num_pairs)
+def _make_batch(prepare: Callable[[Examples], Batch], dataset: PairDataset, draw: PairDraw) -> Batch:
+    return prepare(dataset.examples(draw.indices, num_pairs=draw.num_pairs))

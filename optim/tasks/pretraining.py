@@ -11,17 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches.batch import Batch, load
+from data.batches.batch import Batch
+from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import Draw, DrawStream, Source, token_buckets
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
+from model.objectives import OBJECTIVES
+from model.objectives.backward import Backward
+from model.objectives.base import Fusion, Objective, ObjectiveOptions
 from model.objectives.contrastive import Siblings
-from model.objectives.gradient_cache import cached_backward
-from model.objectives.pretraining import TASKS, CmrOptions, Fusion, PretrainingHeads, forward_task
-from model.precision import Precision, autocast
+from model.objectives.heads import PretrainingHeads
+from model.precision import autocast
 from optim.loop import MicroBatch, Paused, Update, Validation
 from optim.losses import reason_of_nan
 from optim.run import load_heads
@@ -36,7 +39,7 @@ class CorpusOptions:
         name: what it is called in the logs
         captions: text DB to train on
         regions: image DB
-        tasks: mix ratio of each objective (cmr, vmlm, mrfr, mrckl, mrc); a step draws one (corpus, objective) pair
+        tasks: mix ratio of each objective (model/objectives has them); a step draws one (corpus, objective) pair
         val_captions: text DB to validate on; none: this corpus is not validated
         val_regions: its image DB; none: the same as regions
     """
@@ -50,8 +53,8 @@ class CorpusOptions:
 
     def __post_init__(self):
         for task, ratio in self.tasks.items():
-            if task not in TASKS:
-                raise BadInput(f"data {self.name}: unknown task {task!r}; tasks are {', '.join(TASKS)}")
+            if task not in OBJECTIVES:
+                raise BadInput(f"data {self.name}: unknown task {task!r}; tasks are {', '.join(OBJECTIVES)}")
             if not ratio > 0:
                 raise BadInput(f"data {self.name}: mix ratio of {task} must be above 0, found {ratio}; leave the task out")
 
@@ -95,41 +98,6 @@ class PretrainConfig(TrainingSettings):
         self.check_at_least_one("tokens_per_batch", "num_steps", "valid_every")
 
 
-@dataclass
-class Objectives:
-    """The objectives of one model, and how their gradients are computed.
-
-    Attributes:
-        ranks: the processes whose embeddings are each other's negatives
-        precision: of matrix products
-        siblings: as in `PretrainConfig`
-        grad_cache: as in `PretrainConfig`
-    """
-
-    model: LightningDOT
-    heads: PretrainingHeads
-    ranks: Ranks
-    precision: Precision
-    siblings: Siblings = "mask"
-    grad_cache: int = 0
-
-    def backward(
-        self, task: str, batch: Batch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
-    ) -> Tensor:
-        """Add the gradients of one batch on the model's device, divided by ``accumulation`` → this rank's share of its loss."""
-        precision = functools.partial(autocast, batch.input_ids.device, self.precision)
-        options = CmrOptions(self.siblings)
-        if task == "cmr" and self.grad_cache:
-            return cached_backward(
-                self.model, batch, self.grad_cache, precision, options, self.ranks, meeting, scaler, accumulation
-            )
-        with precision():
-            outcome = forward_task(task, self.model, self.heads, batch, options, self.ranks, meeting.sizes)
-            share = outcome.share(meeting.predictions)
-        scaler.scale(share / accumulation).backward()
-        return share
-
-
 class Pretraining:
     """The objectives of all corpora, drawn by their mix ratios; an `optim.loop.Task`.
 
@@ -152,10 +120,10 @@ class Pretraining:
                 for corpus in config.data
             ]
         self.sources = [(number, task) for number, corpus in enumerate(config.data) for task in corpus.tasks]
-        self.model, self.heads = self._built()
-        self.objectives = Objectives(
-            self.model, self.heads, ranks, config.precision, config.siblings, config.grad_cache
-        )
+        options = ObjectiveOptions(config.fusion, config.word_mask_prob, config.region_mask_prob, config.siblings)
+        self.objectives = {task: OBJECTIVES[task](options) for _, task in self.sources}
+        self.model, self.heads = self._built(options)
+        self.step = Backward(self.model, self.heads, ranks, config.precision, config.grad_cache)
         self.tokenizer = self.train[0].captions.tokenizer_folder
         self.draws = DrawStream(
             [
@@ -180,13 +148,13 @@ class Pretraining:
         config = self.config
         return open_pairs(captions, regions, config.boxes, config.max_txt_len, root=config.data_root)
 
-    def _built(self) -> tuple[LightningDOT, PretrainingHeads]:
+    def _built(self, options: ObjectiveOptions) -> tuple[LightningDOT, PretrainingHeads]:
         config, captions, regions = self.config, self.train[0].captions, self.train[0].regions
         model = build_model(config.model, captions.meta, regions.feature_dim, regions.num_labels, str(regions.folder))
         for corpus, *datasets in zip(config.data, self.train, self.val, strict=True):
             for dataset in filter(None, datasets):
                 self._check(model, corpus, dataset)
-        heads = PretrainingHeads(model.config, config.fusion)
+        heads = PretrainingHeads(model.config, options, self.objectives)
         if config.model.init:
             load_heads(heads, config.model.init)
         for tower in (model.txt_model, model.img_model):
@@ -199,10 +167,11 @@ class Pretraining:
         check_longest(model.config, dataset)
         if self.config.model.init:
             check_tokenizer(self.config.model.init, dataset.captions)
-        if {"mrckl", "mrc"} & set(corpus.tasks) and regions.num_labels != (model.config.num_labels or None):
+        labelled = [task for task in corpus.tasks if self.objectives[task].reads_soft_labels]
+        if labelled and regions.num_labels != (model.config.num_labels or None):
             raise BadInput(
                 f"{regions.folder}: regions have {regions.num_labels} soft labels, the model "
-                f"{model.config.num_labels}; tasks mrckl and mrc need the same number, and at least one"
+                f"{model.config.num_labels}; tasks {' and '.join(labelled)} need the same number, and at least one"
             )
 
     def is_better(self, score: float, best: float) -> bool:
@@ -221,8 +190,9 @@ class Pretraining:
 
     def updates(self, step: int, paused: Paused) -> Iterator[Update]:
         config = self.config
-        make = functools.partial(_make_batch, config, self.train, self.sources)
-        batches = iter(load(make, self.draws, config.num_workers, pin=self.device.type == "cuda"))
+        sources = [(self.train[corpus], self.objectives[task]) for corpus, task in self.sources]
+        make = functools.partial(_make_batch, config.seed, sources)
+        batches = iter(batch_loader(make, self.draws, config.num_workers, pin=self.device.type == "cuda"))
         for number in range(step + 1, config.num_steps + 1):
             drawn = [next(batches) for _ in range(config.grad_accumulation)]
             is_last = number == config.num_steps
@@ -233,7 +203,7 @@ class Pretraining:
     def _micro_batch(self, draw: Draw, batch: Batch) -> MicroBatch:
         corpus, task = self.sources[draw.source]
         name = f"{self.config.data[corpus].name}/{task}"
-        position, predictions = (draw.position, draw.source), batch.num_predictions(task)
+        position, predictions = (draw.position, draw.source), self.objectives[task].num_predictions(batch)
         return MicroBatch(name, batch, position, self.train[corpus], draw.indices, predictions)
 
     def pairs(self, meeting: Meeting) -> int:
@@ -243,15 +213,13 @@ class Pretraining:
         self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
     ) -> Tensor:
         task = micro_batch.loss_name.rpartition("/")[2]
-        return self.objectives.backward(task, micro_batch.batch.to(self.device), meeting, scaler, accumulation)
+        batch = micro_batch.batch.to(self.device)
+        return self.step.add_gradients(self.objectives[task], batch, meeting, scaler, accumulation)
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
         """Loss and accuracy of every objective on every corpus, on the same masked batches each time, and the mean loss by
-        mix ratio. Ranks share the batches.
-
-        Accuracy: vmlm and mrc, right predictions; mrckl, agreement with the likeliest soft label; cmr, captions that find
-        their image in the batch.
+        mix ratio. Ranks share the batches. Accuracy is the share of predictions that the objective says are right.
         """
         self.model.eval(), self.heads.eval()
         metrics, ratios, losses = {}, [], []
@@ -272,7 +240,7 @@ class Pretraining:
     def _measured(self, corpus: str, task: str, dataset: PairDataset) -> tuple[float, float | None]:
         """Mean loss, and share of right predictions, of one objective on one corpus."""
         config, ranks = self.config, self.ranks
-        shuffling = np.random.default_rng([config.seed, 4])
+        objective, shuffling = self.objectives[task], np.random.default_rng([config.seed, 4])
         sums = np.zeros(4)  # loss and its elements, right predictions and all
         buckets = token_buckets(dataset.txt_lengths, dataset.img_lengths, config.tokens_per_batch, shuffling)
         for number, indices in enumerate(buckets):
@@ -281,28 +249,20 @@ class Pretraining:
             if number % ranks.size != ranks.rank:
                 continue
             masking = np.random.default_rng([config.seed, 4, number])
-            batch = dataset.batch(indices, task, masking, config.word_mask_prob, config.region_mask_prob).to(self.device)
+            examples = dataset.examples(indices, objective.reads_soft_labels)
+            batch = objective.prepare(examples, masking).to(self.device)
             with autocast(self.device, config.precision):
-                outcome = forward_task(task, self.model, self.heads, batch, CmrOptions(config.siblings))
+                outcome = objective.forward(self.model, self.heads, batch)
             loss = float(outcome.loss.sum())
             if not np.isfinite(loss):
                 raise BadInput(f"validation loss of {corpus}/{task} is {loss}: {reason_of_nan(dataset, indices)}")
-            right = int(_right(task, outcome.logits, outcome.target).sum())
-            sums += [loss, outcome.loss.numel(), right, len(outcome.logits)]
-        total, count, right, predictions = ranks.sum_array(sums).tolist()
-        return total / count, right / predictions if task != "mrfr" else None
+            right = objective.right(outcome)
+            sums += [loss, outcome.loss.numel(), *((0, 0) if right is None else (int(right.sum()), len(right)))]
+        total, count, right, judged = ranks.sum_array(sums).tolist()
+        return total / count, right / judged if judged else None
 
 
-def _make_batch(config: PretrainConfig, datasets: list[PairDataset], sources: list[tuple[int, str]], draw: Draw) -> Batch:
-    corpus, task = sources[draw.source]
-    masking = np.random.default_rng([config.seed, 3, draw.bucket])
-    return datasets[corpus].batch(draw.indices, task, masking, config.word_mask_prob, config.region_mask_prob)
-
-
-def _right(task: str, logits: Tensor, target: Tensor) -> Tensor:
-    guess = logits.argmax(dim=-1)
-    if task == "cmr":  # target: image of each row; any caption–image pair of one image is right
-        return target[guess] == target
-    if task == "mrckl":
-        return guess == target.argmax(dim=-1)
-    return guess == target if task != "mrfr" else guess.new_zeros(())
+def _make_batch(seed: int, sources: list[tuple[PairDataset, Objective]], draw: Draw) -> Batch:
+    dataset, objective = sources[draw.source]
+    examples = dataset.examples(draw.indices, objective.reads_soft_labels)
+    return objective.prepare(examples, np.random.default_rng([seed, 3, draw.bucket]))

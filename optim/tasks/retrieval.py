@@ -3,21 +3,20 @@ the ranking of a re-ranker to learn from."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
 from model.distributed import Meeting, Ranks
 from model.evaluation.outcomes import evaluate
 from model.initial import ModelOptions, build_model
+from model.objectives.backward import Backward
+from model.objectives.base import ObjectiveOptions
+from model.objectives.cmr import CrossModalRetrieval
 from model.objectives.contrastive import Siblings
-from model.objectives.gradient_cache import cached_backward
-from model.objectives.pretraining import CmrOptions, contrast, embed
-from model.precision import autocast
 from model.retrieval.mining import HardNegatives
 from optim.loop import MicroBatch
 from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, ThirdView, check_towers, open_training_data
@@ -91,22 +90,20 @@ class Retrieval(Finetuning):
         )
         check_towers(model, config.model.init, train, val)
         super().__init__(config, train, val, hard_negatives, model, model, device, ranks)
-        self.options = CmrOptions(config.siblings, config.distill.weight, config.distill.temperature)
+        distill = config.distill
+        self.objective = CrossModalRetrieval(
+            ObjectiveOptions(
+                siblings=config.siblings, distill_weight=distill.weight, distill_temperature=distill.temperature
+            )
+        )
+        self.prepare = self.objective.prepare
+        self.step = Backward(self.model, nn.ModuleDict(), ranks, config.precision, config.grad_cache)
 
     def backward(
         self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
     ) -> Tensor:
-        config, batch = self.config, micro_batch.batch.to(self.device)
-        precision = functools.partial(autocast, self.device, config.precision)
-        if config.grad_cache:
-            return cached_backward(
-                self.model, batch, config.grad_cache, precision, self.options, self.ranks, meeting, scaler, accumulation
-            )
-        with precision():
-            embedded = embed(self.model, batch)
-        share = contrast(embedded, batch, self.options, self.ranks, meeting.sizes).share(meeting.predictions)
-        scaler.scale(share / accumulation).backward()
-        return share
+        batch = micro_batch.batch.to(self.device)
+        return self.step.add_gradients(self.objective, batch, meeting, scaler, accumulation)
 
     def recall(self) -> tuple[Tables, Tables]:
         return evaluate(self.model, self.val, self.device, self.config.precision, self.ranks), {}

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import Meeting, Ranks
-from model.objectives.pretraining import PretrainingHeads
+from model.objectives import OBJECTIVES
+from model.objectives.backward import Backward
+from model.objectives.base import Objective
+from model.objectives.heads import PretrainingHeads
 from model.precision import Precision, loss_scaler
 from model.transformer import EncoderConfig
 from optim.loop import MicroBatch, Updater
 from optim.optimizer import OptimOptions, build_optimizer
 from optim.run import progress_bar
-from optim.tasks.pretraining import Objectives
 from scripts.benchmarking.measuring import matmul_flops, peak_bytes, reset_peak, seconds_each
 from scripts.benchmarking.random_batches import Sizes, random_batch
 
@@ -45,8 +47,8 @@ class Case:
 class ObjectiveTask:
     """One objective on one batch, as much of an `optim.loop.Task` as an update needs."""
 
-    objectives: Objectives
-    name: str
+    step: Backward
+    objective: Objective
 
     def pairs(self, meeting: Meeting) -> int:
         return sum(meeting.sizes)
@@ -54,7 +56,7 @@ class ObjectiveTask:
     def backward(
         self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
     ) -> Tensor:
-        return self.objectives.backward(self.name, micro_batch.batch, meeting, scaler, accumulation)
+        return self.step.add_gradients(self.objective, micro_batch.batch, meeting, scaler, accumulation)
 
 
 class TimedModel:
@@ -85,12 +87,12 @@ class TimedModel:
         towers = self.model.txt_model.bert, self.model.img_model.bert
         for tower, encoder in zip(towers, self.compiled if case.compiled else self.eager, strict=True):
             tower._modules["encoder"] = encoder
-        objectives = Objectives(self.model, self.heads, self.ranks, case.precision, grad_cache=case.grad_cache)
+        objective, step = OBJECTIVES[case.task](), Backward(self.model, self.heads, self.ranks, case.precision, case.grad_cache)
         scaler = loss_scaler(self.device, case.precision)
-        updater = Updater(ObjectiveTask(objectives, case.task), self.optimizer, scaler, self.ranks, max_norm=5.0)
+        updater = Updater(ObjectiveTask(step, objective), self.optimizer, scaler, self.ranks, max_norm=5.0)
         batch = random_batch(self.sizes, case.task, case.batch, self.device)
         indices = np.arange(len(batch))
-        micro_batch = MicroBatch(case.task, batch, (), None, indices, batch.num_predictions(case.task))
+        micro_batch = MicroBatch(case.task, batch, (), None, indices, objective.num_predictions(batch))
         return lambda: updater.update([micro_batch], step=0, lr=1e-6)
 
 

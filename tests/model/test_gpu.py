@@ -8,8 +8,9 @@ import torch
 from ranks_worker import build, make_batch
 
 from model.distributed import SINGLE
+from model.objectives import OBJECTIVES
 from model.objectives.gradient_cache import backward_in_chunks
-from model.objectives.pretraining import TASKS, CmrOptions, contrast, embed, forward_task
+from model.objectives.heads import PAPER
 from model.precision import autocast, loss_scaler
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 
@@ -17,12 +18,12 @@ pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PAPER)
 def test_losses_and_gradients_are_those_of_the_cpu(task):
     losses, gradients = [], []
     for device in (torch.device("cpu"), GPU):
         model, heads = (module.to(device) for module in build())
-        loss = forward_task(task, model, heads, make_batch(task, list(range(7))).to(device)).mean
+        loss = OBJECTIVES[task]().forward(model, heads, make_batch(task, list(range(7))).to(device)).mean
         loss.backward()
         losses.append(loss.item())
         gradients.append({n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None})
@@ -39,7 +40,7 @@ def test_training_lowers_the_loss_in_every_precision(precision):
     losses = []
     for _ in range(30):
         with autocast(GPU, precision):
-            loss = forward_task("cmr", model, heads, batch).mean
+            loss = OBJECTIVES["cmr"]().forward(model, heads, batch).mean
         scaler.scale(loss).backward()
         apply_update(optimizer, scaler, SINGLE, 3e-3, 5.0)
         losses.append(loss.item())
@@ -50,21 +51,22 @@ def test_gradient_cache_sees_the_dropout_of_the_gpu_twice():
     model = build(dropout=0.3)[0].to(GPU)
     batch = make_batch("cmr", list(range(7))).to(GPU)
     context = functools.partial(autocast, GPU, "bf16")
+    cmr, heads = OBJECTIVES["cmr"](), torch.nn.ModuleDict()
 
     def loss_of(embedded):
-        return contrast(embedded, batch, CmrOptions()).share(7)
+        return cmr.contrast(embedded, heads, batch).share(7)
 
     found = []
     for cached in (False, True):
         twin = copy.deepcopy(model)
         torch.manual_seed(1)
         if cached:
-            backward_in_chunks(twin, batch, 3, context, loss_of)
+            backward_in_chunks(functools.partial(cmr.embed, twin), batch, 3, context, loss_of)
         else:
             parts = []
             for part in batch.split(3):
                 with context():
-                    parts.append(embed(twin, part))
+                    parts.append(cmr.embed(twin, part))
             loss_of([None if views[0] is None else torch.cat(views) for views in zip(*parts, strict=True)]).backward()
         found.append({n: p.grad for n, p in twin.named_parameters() if p.grad is not None})
     for name, gradient in found[0].items():

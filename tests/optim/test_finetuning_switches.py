@@ -20,6 +20,7 @@ from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.evaluation.outcomes import evaluate
+from model.objectives import OBJECTIVES
 from model.retrieval.encoding import Encoding, embed_pairs
 from model.retrieval.indexing import build_index
 from model.retrieval.sources import image_source
@@ -75,7 +76,7 @@ def test_the_originals_recipe_step_by_step(train, small_world, pretrained, image
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
     expected = []
     for step in range(total):
-        batch = data.batch(order[16 * step : 16 * (step + 1)])
+        batch = OBJECTIVES["cmr"]().prepare(data.examples(order[16 * step : 16 * (step + 1)]))
         texts = model.encode_text(batch.input_ids, batch.attention_mask)
         images = model.encode_image(batch.features, batch.positions, batch.region_mask)
         words = [torch.from_numpy(third.input_ids(key))[None] for key in batch.img_keys]

@@ -11,7 +11,7 @@ from torch import nn
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import SINGLE
-from model.objectives.pretraining import PretrainingHeads
+from model.objectives.heads import PretrainingHeads
 from model.precision import InferenceLinear, autocast, choose_device, for_inference, loss_scaler
 from model.transformer import EncoderConfig
 from optim.optimizer import OptimOptions, apply_update, build_optimizer

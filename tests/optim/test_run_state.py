@@ -26,7 +26,7 @@ from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import SINGLE
-from model.objectives.pretraining import PretrainingHeads
+from model.objectives.heads import PretrainingHeads
 from model.transformer import EncoderConfig
 from optim.losses import RecentLosses, reason_of_nan
 from optim.optimizer import OptimOptions, build_optimizer

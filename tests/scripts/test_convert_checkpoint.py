@@ -14,7 +14,7 @@ from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.initial import ModelOptions, build_model
-from model.objectives.pretraining import PretrainingHeads
+from model.objectives.heads import PretrainingHeads
 from model.original import files as conversion
 from model.transformer import EncoderConfig
 from optim.run import load_heads

@@ -14,7 +14,9 @@ from data.batches.batch import Batch
 from data.errors import BadInput
 from model import costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.objectives.pretraining import TASKS, PretrainingHeads, forward_task
+from model.objectives import OBJECTIVES
+from model.objectives.base import ObjectiveOptions
+from model.objectives.heads import PAPER, PretrainingHeads
 from model.transformer import EncoderConfig
 from scripts import plan
 
@@ -57,9 +59,13 @@ def batch_of(task: str) -> Batch:
     )
 
 
-def small_model(fusion: str = "add") -> tuple[LightningDOT, PretrainingHeads]:
+def small_model() -> tuple[LightningDOT, PretrainingHeads]:
     torch.manual_seed(0)
-    return LightningDOT(SMALL).train(), PretrainingHeads(SMALL, fusion).train()
+    return LightningDOT(SMALL).train(), PretrainingHeads(SMALL).train()
+
+
+def loss_of(task: str, model: LightningDOT, heads: PretrainingHeads, batch: Batch, fusion: str = "add") -> torch.Tensor:
+    return OBJECTIVES[task](ObjectiveOptions(fusion)).forward(model, heads, batch).mean
 
 
 BASE = LightningDOTConfig()
@@ -97,13 +103,13 @@ def test_base_size_has_the_known_number_of_parameters():
 
 
 @pytest.mark.parametrize("fusion", ["add", "none"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PAPER)
 def test_operations_are_those_that_torch_counts(task, fusion):
-    model, heads = small_model(fusion)
+    model, heads = small_model()
     batch = batch_of(task)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels compute attention once more in backward
         with FlopCounterMode(display=False) as forward:
-            loss = forward_task(task, model, heads, batch).mean
+            loss = loss_of(task, model, heads, batch, fusion)
         with FlopCounterMode(display=False) as backward:
             loss.backward()
     load, training = small_load(), costs.Training(fusion=fusion)
@@ -119,7 +125,7 @@ def test_operations_of_a_frozen_tower_and_with_checkpointing():
     for tower in (model.txt_model, model.img_model):
         tower.bert.encoder.checkpointing = True
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        forward_task("cmr", model, heads, batch_of("cmr")).mean.backward()
+        loss_of("cmr", model, heads, batch_of("cmr")).backward()
     training = costs.Training(freeze_txt=True, activation_checkpointing=True)
     expected = sum(costs.step_flops(SMALL, "cmr", small_load(), training).values())
     # torch stops the second forward of a block at the last thing that backward needs, which spares a product
@@ -144,10 +150,10 @@ def test_more_rows_and_more_passes_cost_as_many_times_more():
 
 
 @pytest.mark.parametrize("fusion", ["add", "none"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PAPER)
 def test_gradients_exchanged_are_those_that_a_step_leaves(task, fusion):
-    model, heads = small_model(fusion)
-    forward_task(task, model, heads, batch_of(task)).mean.backward()
+    model, heads = small_model()
+    loss_of(task, model, heads, batch_of(task), fusion).backward()
     found = sum(p.numel() for part in (model, heads) for p in part.parameters() if p.grad is not None)
     count = costs.exchanged_parameters(SMALL, task, costs.Training(fusion=fusion))
     assert count == pytest.approx(found, rel=0.01)  # the mask embedding alone is in doubt
@@ -176,7 +182,7 @@ def test_activations_are_about_what_autograd_keeps(task, low_precision):
 
     def run():
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
-            return forward_task(task, model, heads, batch).mean
+            return loss_of(task, model, heads, batch)
 
     training = costs.Training(low_precision=low_precision, dropout=False)
     expected = sum(costs.activation_bytes(SMALL, task, small_load(), training).values())

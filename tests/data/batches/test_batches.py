@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from data.annotations.records import Caption
-from data.batches.batch import collate_images, collate_texts, load
+from data.batches.batch import collate_images, collate_texts
+from data.batches.loader import batch_loader
 from data.batches.pairs import ImageCaptions, PairDataset, open_pairs
 from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
+from model.objectives import OBJECTIVES
+from model.objectives.base import ObjectiveOptions
 
 WORDS = [a + b for a in "bdfgk" for b in "aeiouxyz"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]  # ids 0 to 4, then the words
@@ -56,6 +59,12 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pairs(world):
     return PairDataset(CaptionDB(world / "captions"), RegionDB(world / "regions", BOXES))
+
+
+def batch_of(dataset, indices, task="cmr", rng=None, **options):
+    """The pairs as the objective ``task`` takes them."""
+    objective = OBJECTIVES[task](ObjectiveOptions(**options))
+    return objective.prepare(dataset.examples(indices, objective.reads_soft_labels), rng)
 
 
 # ---- collating -------------------------------------------------------------------------------------------------------
@@ -104,7 +113,7 @@ def test_pairs_and_lengths(pairs):
 def test_max_txt_len_counts_cls_and_sep(world, limit, left):
     dataset = open_pairs("captions", "regions", BOXES, limit, root=str(world))
     assert len(dataset) == left == len(dataset.image_of) == len(dataset.txt_lengths) == len(dataset.img_lengths)
-    batch = dataset.batch(np.arange(left))
+    batch = batch_of(dataset, np.arange(left))
     assert batch.input_ids.shape[1] == dataset.txt_lengths.max() <= (limit if limit > 0 else 11)
     assert set(batch.img_keys) == set(dataset.images)  # pictures without captions left are not candidates
     with pytest.raises(BadInput, match=r"captions: no caption of 7 is left .max_txt_len 2, languages any"):
@@ -147,7 +156,7 @@ def test_a_caption_db_whose_tables_disagree(world, tmp_path):
 
 def test_a_batch_holds_what_the_databases_hold(pairs):
     indices = np.array([4, 0, 3, 2])
-    batch = pairs.batch(indices)
+    batch = batch_of(pairs, indices)
     assert len(batch) == 4 and batch.txt_ids == ["p2#0", "p0#0", "p1#0", "p0#2"]
     assert batch.img_keys == ["p2.npz", "p0.npz", "p1.npz", "p0.npz"]
     assert batch.input_ids.shape == (4, 11) and batch.features.shape == (4, 6, 6)
@@ -166,10 +175,10 @@ def test_a_batch_holds_what_the_databases_hold(pairs):
 
 def test_masked_words_and_their_labels(pairs):
     indices = np.arange(7)
-    plain = pairs.batch(indices)
+    plain = batch_of(pairs, indices)
     changed = 0
     for seed in range(20):
-        batch = pairs.batch(indices, "vmlm", np.random.default_rng(seed), word_mask_prob=0.5)
+        batch = batch_of(pairs, indices, "vmlm", np.random.default_rng(seed), word_mask_prob=0.5)
         assert torch.equal(batch.attention_mask, plain.attention_mask)
         assert batch.word_labels.shape == batch.input_ids.shape and batch.word_labels.dtype == torch.int64
         assert torch.equal(batch.features, plain.features)
@@ -190,9 +199,9 @@ def test_masked_words_and_their_labels(pairs):
 @pytest.mark.parametrize("task", ["mrfr", "mrckl", "mrc"])
 def test_masked_regions_and_their_targets(pairs, task):
     indices = np.array([3, 0, 6, 1, 4])
-    plain = pairs.batch(indices)
+    plain = batch_of(pairs, indices)
     for seed in range(10):
-        batch = pairs.batch(indices, task, np.random.default_rng(seed), region_mask_prob=0.4)
+        batch = batch_of(pairs, indices, task, np.random.default_rng(seed), region_mask_prob=0.4)
         assert torch.equal(batch.input_ids, plain.input_ids) and batch.word_labels is None
         assert torch.equal(batch.region_mask, plain.region_mask) and torch.equal(batch.positions, plain.positions)
         features, labels = [], []
@@ -219,7 +228,7 @@ def test_masked_regions_and_their_targets(pairs, task):
 
 def test_masking_follows_the_generator(pairs):
     for task in ("vmlm", "mrckl"):
-        batches = [pairs.batch(np.arange(7), task, np.random.default_rng(seed)) for seed in (5, 5, 6)]
+        batches = [batch_of(pairs, np.arange(7), task, np.random.default_rng(seed)) for seed in (5, 5, 6)]
         first, second, third = (
             torch.cat([b.word_labels.flatten() if task == "vmlm" else b.masked_regions.flatten()]) for b in batches
         )
@@ -232,15 +241,15 @@ def test_an_image_without_boxes_has_nothing_to_mask(tmp_path, world):
         for stem in LENGTHS:
             writer.add(f"{stem}.npz", make_regions(0 if stem == "p1" else 3))
     dataset = open_pairs(world / "captions", tmp_path / "regions", BoxOptions(0.2, 6, 0))
-    batch = dataset.batch(np.array([3, 0]), "mrckl", np.random.default_rng(0))
+    batch = batch_of(dataset, np.array([3, 0]), "mrckl", np.random.default_rng(0))
     assert batch.region_mask.sum(1).tolist() == [0, 3]
     assert not batch.masked_regions[0].any() and batch.masked_regions[1].any()
-    alone = dataset.batch(np.array([3]), "mrckl", np.random.default_rng(0))
+    alone = batch_of(dataset, np.array([3]), "mrckl", np.random.default_rng(0))
     assert alone.features.shape == (1, 0, 6) and alone.label_targets.shape == (0, 5)
 
 
 def test_moving_a_batch_keeps_everything(pairs):
-    batch = pairs.batch(np.arange(4), "mrc", np.random.default_rng(0))
+    batch = batch_of(pairs, np.arange(4), "mrc", np.random.default_rng(0))
     moved = batch.to("meta")
     assert moved.features.is_meta and moved.label_targets.is_meta and moved.word_labels is None
     assert moved.txt_ids == batch.txt_ids and moved.features.shape == batch.features.shape
@@ -255,18 +264,18 @@ def test_loading_in_workers_gives_the_same_batches_in_order(pairs, workers):
     draws = [np.array([n % 7, (3 * n) % 7]) for n in range(9)]
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    loaded = list(load(pairs.batch, iter(draws), workers, pin=False))
+    loaded = list(batch_loader(partial(batch_of, pairs), iter(draws), workers, pin=False))
     assert torch.equal(torch.get_rng_state(), before)  # dropout after a resumed run goes on as it would have
     assert len(loaded) == 9
     for (draw, batch), expected in zip(loaded, draws, strict=True):
         assert np.array_equal(draw, expected)
         assert batch.txt_ids == [pairs.ids[i] for i in expected]
-        assert torch.equal(batch.features, pairs.batch(expected).features)
+        assert torch.equal(batch.features, batch_of(pairs, expected).features)
 
 
 def test_a_dataset_can_be_sent_to_another_process(pairs):
     copy = pickle.loads(pickle.dumps(pairs))
-    assert torch.equal(copy.batch(np.arange(7)).features, pairs.batch(np.arange(7)).features)
+    assert torch.equal(batch_of(copy, np.arange(7)).features, batch_of(pairs, np.arange(7)).features)
 
 
 # ---- large databases -------------------------------------------------------------------------------------------------
@@ -299,7 +308,7 @@ def test_stored_columns_give_what_dicts_give(world, tmp_path, monkeypatch, limit
         assert [array.tolist() for array in arrays] == list(expected[2:])
         assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
         again = pickle.loads(pickle.dumps(data))
-        assert again.ids == data.ids and again.batch(np.arange(len(data))).txt_ids == list(data.ids)
+        assert again.ids == data.ids and batch_of(again, np.arange(len(data))).txt_ids == list(data.ids)
     assert (tmp_path / "captions" / "columns").is_dir()
     assert [path.name for path in (tmp_path / "regions").glob("*/columns*")] == ["columns_0.2_6_2_36"]
 
@@ -309,7 +318,7 @@ def read_in_worker(dataset, draw):
     maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("data.mdb")]
     folders = (dataset.captions.folder, dataset.regions.folder)
     before = sum(line.endswith(str(folder.resolve() / "data.mdb")) for folder in folders for line in maps)
-    return before, dataset.batch(draw)
+    return before, batch_of(dataset, draw)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -318,8 +327,8 @@ def test_data_workers_open_the_databases_themselves(world, tmp_path, monkeypatch
     shutil.copytree(world, tmp_path / "world")
     pairs = open_pairs("captions", "regions", BOXES, root=str(tmp_path / "world"))
     draws = [np.array([n, n + 1]) for n in range(5)]
-    expected = [pairs.batch(draw) for draw in draws]  # the parent has them open
-    loader = load(partial(read_in_worker, pairs), draws, num_workers=2, pin=False)
+    expected = [batch_of(pairs, draw) for draw in draws]  # the parent has them open
+    loader = batch_loader(partial(read_in_worker, pairs), draws, num_workers=2, pin=False)
     loader.multiprocessing_context = method
     made = [found for _, found in loader]
     assert [before for before, _ in made] == [0, 0, 2, 2, 2]  # two workers, each opened two
@@ -364,10 +373,10 @@ def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
 
     chosen = [9, 0, 8, 3, 7]
     assert len(pairs) == 7
-    batch = joined.batch(np.array(chosen), task, np.random.default_rng(0))
+    batch = batch_of(joined, np.array(chosen), task, np.random.default_rng(0))
     for row, index in enumerate(chosen):
         dataset, local = (pairs, index) if index < 7 else (other, index - 7)
-        alone = dataset.batch(np.array([local]), "cmr")
+        alone = batch_of(dataset, np.array([local]), "cmr")
         length, boxes = int(alone.attention_mask.sum()), int(alone.region_mask.sum())
         assert torch.equal(batch.input_ids[row, :length], alone.input_ids[0])
         assert int(batch.attention_mask[row].sum()) == length and int(batch.region_mask[row].sum()) == boxes
@@ -377,7 +386,7 @@ def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
         assert torch.equal(batch.features[row, :boxes], expected)
         assert joined.images[int(batch.image_ids[row])] == alone.img_keys[0] == batch.img_keys[row]
     assert joined.regions["q1.npz"].features.shape == other.regions["q1.npz"].features.shape
-    pickle.loads(pickle.dumps(joined)).batch(np.array(chosen))  # as a data worker gets it
+    batch_of(pickle.loads(pickle.dumps(joined)), np.array(chosen))  # as a data worker gets it
 
 
 def test_databases_that_do_not_go_together_are_not_joined(world, second, tmp_path):

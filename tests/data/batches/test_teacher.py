@@ -6,7 +6,7 @@ import torch
 
 from data.batches.teacher import read_teacher_scores, write_teacher_scores
 from data.errors import BadInput
-from model.objectives.contrastive import teacher_matrix
+from model.objectives.distillation import teacher_matrix
 
 CANDIDATES = np.array([[0, 2, -1], [1, 0, 2], [2, 1, 0]])
 SCORES = np.array([[3.0, 1.0, 0.0], [2.0, -1.0, 0.5], [9.0, 8.0, 7.0]])

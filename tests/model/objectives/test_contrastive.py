@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.objectives.contrastive import contrastive_loss, distillation_loss
+from model.objectives.contrastive import contrastive_loss
+from model.objectives.distillation import distillation_loss
 
 
 def naive_contrastive(txt, img, image_ids, siblings, captions=None, weight=0.0, pairs=None):

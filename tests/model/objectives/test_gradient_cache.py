@@ -7,8 +7,9 @@ import pytest
 import torch
 from ranks_worker import build, make_batch
 
+from model.objectives.base import ObjectiveOptions
+from model.objectives.cmr import CrossModalRetrieval
 from model.objectives.gradient_cache import backward_in_chunks
-from model.objectives.pretraining import CmrOptions, contrast, embed
 from model.precision import autocast
 
 
@@ -16,8 +17,15 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+CMR = CrossModalRetrieval(ObjectiveOptions(distill_weight=0.5, distill_temperature=2.0))
+
+
 def loss_of(batch):
-    return lambda embedded: contrast(embedded, batch, CmrOptions("mask", 0.5, 2.0)).share(batch.num_predictions("cmr"))
+    return lambda embedded: CMR.contrast(embedded, torch.nn.ModuleDict(), batch).share(batch.num_queries)
+
+
+def embed_with(model):
+    return functools.partial(CMR.embed, model)
 
 
 @pytest.fixture
@@ -33,10 +41,10 @@ def batch():
 def test_gradients_are_those_of_the_whole_batch(batch, rows, frozen):
     model, _ = build()
     model.freeze(txt=frozen == "txt", img=frozen == "img")
-    loss_of(batch)(embed(model, batch)).backward()
+    loss_of(batch)(CMR.embed(model, batch)).backward()
     expected = gradients(model)
     model.zero_grad()
-    backward_in_chunks(model, batch, rows, contextlib.nullcontext, loss_of(batch))
+    backward_in_chunks(embed_with(model), batch, rows, contextlib.nullcontext, loss_of(batch))
     found = gradients(model)
     assert found.keys() == expected.keys() and len(found) > 20
     for name, gradient in expected.items():
@@ -52,14 +60,14 @@ def test_both_passes_see_the_same_dropout(batch, precision):
     parts = []
     for part in batch.split(4):
         with context():  # one for each part: autocast sums the gradients of a weight's bf16 copy in bf16
-            parts.append(embed(model, part))
+            parts.append(CMR.embed(model, part))
     loss = loss_of(batch)([torch.cat(views) for views in zip(*parts, strict=True)])
     loss.backward()
     expected, drawn = gradients(model), torch.rand(3)
     model.zero_grad()
     torch.manual_seed(3)
     losses = []
-    backward_in_chunks(model, batch, 4, context, lambda e: losses.append(loss_of(batch)(e)) or losses[0])
+    backward_in_chunks(embed_with(model), batch, 4, context, lambda e: losses.append(loss_of(batch)(e)) or losses[0])
     assert torch.equal(losses[0], loss)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -71,7 +79,7 @@ def test_dropout_is_drawn_anew_for_every_chunk_and_batch(batch):
     losses = []
     for _ in range(2):
         backward_in_chunks(
-            model, batch, 4, contextlib.nullcontext, lambda e: losses.append(loss_of(batch)(e)) or losses[-1]
+            embed_with(model), batch, 4, contextlib.nullcontext, lambda e: losses.append(loss_of(batch)(e)) or losses[-1]
         )
     assert losses[0] != losses[1]
 
@@ -97,8 +105,8 @@ def test_memory_is_bounded_by_a_chunk():
 
     model, _ = build()
     batch = make_batch("cmr", [n % 9 for n in range(48)])
-    direct = peak(lambda: loss_of(batch)(embed(model, batch)).backward())
-    cached = peak(lambda: backward_in_chunks(model, batch, 4, contextlib.nullcontext, loss_of(batch)))
+    direct = peak(lambda: loss_of(batch)(CMR.embed(model, batch)).backward())
+    cached = peak(lambda: backward_in_chunks(embed_with(model), batch, 4, contextlib.nullcontext, loss_of(batch)))
     assert cached < 0.25 * direct
 
 
@@ -114,7 +122,7 @@ def loss_and_kept(model, batch):
     """The loss, and the number of values that autograd keeps for backward."""
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        loss = loss_of(batch)(embed(model, batch))
+        loss = loss_of(batch)(CMR.embed(model, batch))
     return loss, sum(kept)
 
 

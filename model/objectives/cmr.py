@@ -1,0 +1,99 @@
+"""Cross-modal retrieval (CMR; Sun et al., NAACL 2021, section 3.3, equations 4–6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.batches.batch import Batch, Examples, collate_pairs, collate_texts
+from model.bi_encoder import LightningDOT
+from model.distributed import SINGLE, Ranks
+from model.objectives.base import Objective, Outcome
+from model.objectives.contrastive import contrastive_loss
+from model.objectives.distillation import distillation_loss, teacher_matrix
+
+
+class Embedded(NamedTuple):
+    """A batch's embeddings, [B,D] float32 each: texts x, images z, and where there is a third view captions c."""
+
+    txt: Tensor
+    img: Tensor
+    captions: Tensor | None
+
+
+class CrossModalRetrieval(Objective):
+    """Find each text's image and each image's text among the pairs, and hard negatives, of all ranks.
+
+    Right is a caption that finds an image of its own in the batch, whichever row it stands in.
+    """
+
+    name = "cmr"
+
+    def prepare(self, examples: Examples, rng: np.random.Generator | None = None) -> Batch:
+        batch = collate_pairs(examples)
+        if examples.captions is not None:
+            pad = examples.meta.get("PAD", 0)
+            batch.caption_ids, batch.caption_mask = collate_texts(examples.captions, pad)
+            batch.caption_weight = examples.caption_weight
+        if examples.teacher_images is not None:
+            batch.teacher_images = torch.from_numpy(examples.teacher_images)
+            batch.teacher_scores = torch.from_numpy(examples.teacher_scores)
+        return batch
+
+    def num_predictions(self, batch: Batch) -> int:
+        return batch.num_queries
+
+    def forward(
+        self,
+        model: LightningDOT,
+        heads: nn.ModuleDict,
+        batch: Batch,
+        ranks: Ranks = SINGLE,
+        sizes: Sequence[int] | None = None,
+    ) -> Outcome:
+        return self.contrast(self.embed(model, batch), heads, batch, ranks, sizes)
+
+    def embed(self, model: LightningDOT, batch: Batch) -> Embedded:
+        """Both towers on a batch, and the text tower on the third view where there is one."""
+        txt = model.encode_text(batch.input_ids, batch.attention_mask).float()
+        img = model.encode_image(batch.features, batch.positions, batch.region_mask).float()
+        third = None if batch.caption_ids is None else model.encode_text(batch.caption_ids, batch.caption_mask).float()
+        return Embedded(txt, img, third)
+
+    def contrast(
+        self,
+        embedded: Embedded,
+        heads: nn.ModuleDict,
+        batch: Batch,
+        ranks: Ranks = SINGLE,
+        sizes: Sequence[int] | None = None,
+    ) -> Outcome:
+        """The loss of this rank's pairs among the rows of all ranks, from the embeddings of this rank's batch."""
+        rows = slice(batch.num_rows)
+        sizes = sizes or [batch.num_rows]
+
+        def everyones(x: Tensor | None) -> Tensor | None:
+            return None if x is None else ranks.gather(x[rows], sizes)
+
+        txt, img, third = map(everyones, embedded)  # [M,D]
+        image_ids = everyones(batch.image_ids)  # [M]
+        first = sum(sizes[: ranks.rank])
+        queries = slice(first, first + batch.num_queries)  # N of M
+        found = contrastive_loss(txt, img, image_ids, self.options.siblings, queries, third, batch.caption_weight)
+        loss = found.loss  # [N]
+        if batch.teacher_scores is not None:
+            images, scores = everyones(batch.teacher_images), everyones(batch.teacher_scores)  # [M,K]
+            t2i = teacher_matrix(images[queries], scores[queries], image_ids)  # [N,M]
+            i2t = teacher_matrix(images, scores, image_ids[queries]).T  # [N,M]
+            temperature = self.options.distill_temperature
+            losses = (distillation_loss(*each, temperature) for each in ((found.t2i, t2i), (found.i2t, i2t)))
+            loss = loss + self.options.distill_weight * sum(losses) / 2
+        return Outcome(loss, found.t2i, image_ids)
+
+    def right(self, outcome: Outcome) -> Tensor:
+        guess, images = outcome.logits.argmax(dim=-1), outcome.target
+        return images[guess] == images  # any caption–image pair of one image is right

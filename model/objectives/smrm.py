@@ -1,0 +1,145 @@
+"""Semantic-embedding fused masked region modelling (SMRM; Sun et al., NAACL 2021, section 3.2): its three kinds of target."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.batches.batch import Batch, Examples, collate_pairs
+from data.batches.masking import choose
+from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.distributed import SINGLE, Ranks
+from model.objectives.base import Objective, Outcome, fuse, width_misfit
+
+
+def _region_net(hidden_size: int) -> list[nn.Module]:
+    return [nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.LayerNorm(hidden_size, eps=1e-12)]
+
+
+class FeatureHead(nn.Module):
+    """Regress the masked feature; the last layer's weight is the image tower's W_f, transposed."""
+
+    def __init__(self, hidden_size: int, feature_dim: int):
+        super().__init__()
+        self.net = nn.Sequential(*_region_net(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(feature_dim))
+
+    def forward(self, hidden: Tensor, img_linear: Tensor) -> Tensor:
+        """``hidden`` [N,h], ``img_linear`` [h,F] → [N,F]."""
+        return F.linear(self.net(hidden), img_linear.T, self.bias)
+
+
+class ClassHead(nn.Module):
+    """Classify the masked region: [N,h] → logits [N,C]."""
+
+    def __init__(self, hidden_size: int, num_labels: int):
+        super().__init__()
+        self.net = nn.Sequential(*_region_net(hidden_size), nn.Linear(hidden_size, num_labels))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.net(hidden)
+
+
+class MaskedRegions(Objective):
+    """Predict something of masked regions from h_region + x_0 (equation 3), x_0 being the text tower's position 0."""
+
+    def misfit(self, config: LightningDOTConfig) -> str | None:
+        if self.options.fusion == "none":
+            return None
+        return width_misfit(config, f"fusion {self.options.fusion} of the text's position 0; fusion none needs no such thing")
+
+    def prepare(self, examples: Examples, rng: np.random.Generator) -> Batch:
+        """Zero the features to be predicted, and keep what they were as targets."""
+        batch, images = collate_pairs(examples), examples.regions
+        chosen = [choose(len(image.features), rng, self.options.region_mask_prob) for image in images]
+        batch.masked_regions = torch.zeros_like(batch.region_mask)
+        for row, which in enumerate(chosen):
+            batch.masked_regions[row, : len(which)] = torch.from_numpy(which)
+        batch.feature_targets = batch.features[batch.masked_regions]
+        batch.features[batch.masked_regions] = 0
+        if self.reads_soft_labels:
+            labels = np.concatenate([image.soft_labels[which] for image, which in zip(images, chosen, strict=True)])
+            batch.label_targets = torch.from_numpy(labels)
+        return batch
+
+    def num_predictions(self, batch: Batch) -> int:
+        return int(batch.masked_regions.sum())
+
+    def forward(
+        self,
+        model: LightningDOT,
+        heads: nn.ModuleDict,
+        batch: Batch,
+        ranks: Ranks = SINGLE,
+        sizes: Sequence[int] | None = None,
+    ) -> Outcome:
+        masked = batch.masked_regions
+        regions = model.img_model.bert(batch.features, batch.positions, batch.region_mask, masked)[:, 1:]  # [B,R,h]
+        x0 = None
+        if self.options.fusion != "none":
+            x0 = model.txt_model.bert(batch.input_ids, batch.attention_mask, first_only=True)[:, 0]  # [B,h]
+        return self.predict(model, heads, fuse(self.options.fusion, regions, x0)[masked], batch)
+
+    @abstractmethod
+    def predict(self, model: LightningDOT, heads: nn.ModuleDict, hidden: Tensor, batch: Batch) -> Outcome:
+        """The head on the fused states of the masked regions, ``hidden`` [N,h]."""
+
+
+class RegionFeatures(MaskedRegions):
+    """Regress the region's feature: mean squared error (mrfr). It has no accuracy."""
+
+    name = "mrfr"
+    head = "feat_regress"
+
+    def build_head(self, config: LightningDOTConfig) -> nn.Module:
+        return FeatureHead(config.img.hidden_size, config.feature_dim)
+
+    def predict(self, model: LightningDOT, heads: nn.ModuleDict, hidden: Tensor, batch: Batch) -> Outcome:
+        target = batch.feature_targets.float()  # [N,F]
+        found = heads["feat_regress"](hidden, model.img_model.bert.img_embeddings.img_linear.weight).float()  # [N,F]
+        return Outcome(F.mse_loss(found, target, reduction="none"), found, target)
+
+
+class _RegionLabels(MaskedRegions):
+    head = "region_classifier"
+    reads_soft_labels = True
+
+    def misfit(self, config: LightningDOTConfig) -> str | None:
+        if not config.num_labels:
+            return "soft labels of the regions; the model was made for a detector without (num_labels 0)"
+        return super().misfit(config)
+
+    def build_head(self, config: LightningDOTConfig) -> nn.Module:
+        return ClassHead(config.img.hidden_size, config.num_labels)
+
+
+class RegionDivergence(_RegionLabels):
+    """Match the detector's soft labels: Kullback–Leibler divergence (mrckl). Right is who agrees with the likeliest."""
+
+    name = "mrckl"
+
+    def predict(self, model: LightningDOT, heads: nn.ModuleDict, hidden: Tensor, batch: Batch) -> Outcome:
+        logits, soft = heads["region_classifier"](hidden).float(), batch.label_targets.float()  # [N,C]
+        return Outcome(F.kl_div(F.log_softmax(logits, dim=-1), soft, reduction="none"), logits, soft)
+
+    def right(self, outcome: Outcome) -> Tensor:
+        return outcome.logits.argmax(dim=-1) == outcome.target.argmax(dim=-1)
+
+
+class RegionClass(_RegionLabels):
+    """Classify into the detector's likeliest foreground label: cross-entropy (mrc)."""
+
+    name = "mrc"
+
+    def predict(self, model: LightningDOT, heads: nn.ModuleDict, hidden: Tensor, batch: Batch) -> Outcome:
+        logits = heads["region_classifier"](hidden).float()  # [N,C]
+        target = batch.label_targets.float()[:, 1:].argmax(dim=-1) + 1  # class 0 is background
+        return Outcome(F.cross_entropy(logits, target, reduction="none"), logits, target)
+
+    def right(self, outcome: Outcome) -> Tensor:
+        return outcome.logits.argmax(dim=-1) == outcome.target
