@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from configs import cli
-from model.distributed import start
+from model.distributed import start_ranks
 from model.precision import choose_device
 from optim.loop import fit
 from optim.run import StopSignal
@@ -24,7 +24,7 @@ from optim.tasks.pretraining import PretrainConfig, Pretraining
 def main(config: PretrainConfig) -> None:
     stop = StopSignal()
     device = choose_device(config.device)
-    ranks = start(config.distributed, device.type == "cuda", config.distributed_timeout)
+    ranks = start_ranks(config.distributed, device.type == "cuda", config.distributed_timeout)
     torch.manual_seed(config.seed)
     task = Pretraining(config, device, ranks)
     best = fit(task, config, device, ranks, stop)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from configs import cli
-from model.distributed import start
+from model.distributed import start_ranks
 from model.precision import choose_device
 from optim.loop import fit
 from optim.run import StopSignal
@@ -29,7 +29,7 @@ CONFIGS = cli.Choice("model.kind", {"lightningdot": RetrievalConfig, "uniter": R
 def main(config: RetrievalConfig | RerankingConfig) -> None:
     stop = StopSignal()
     device = choose_device(config.device)
-    ranks = start(config.distributed, device.type == "cuda", config.distributed_timeout)
+    ranks = start_ranks(config.distributed, device.type == "cuda", config.distributed_timeout)
     torch.manual_seed(config.seed)
     task = (Reranking if isinstance(config, RerankingConfig) else Retrieval)(config, device, ranks)
     best = fit(task, config, device, ranks, stop)

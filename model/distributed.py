@@ -1,6 +1,6 @@
 """Processes that train one model together, over torch.distributed (torchrun) or Horovod (horovodrun).
 
-    ranks = start("auto", device, timeout=1800)     # a single process when neither launcher started it
+    ranks = start_ranks("auto", device, timeout=1800)     # a single process when neither launcher started it
     sizes = ranks.exchange([len(batch)])[:, 0]      # small integers of every rank, on the host
     everyone = ranks.gather(embeddings, sizes)      # differentiable: what other ranks do with a row comes back
     ranks.sum_gradients(parameters)
@@ -181,7 +181,7 @@ class TorchRanks(Ranks):
     backend = "torch"
 
     def __init__(self, uses_gpu: bool, timeout: float):
-        import torch.distributed as dist
+        import torch.distributed as dist  # slow to import
         import torch.distributed.nn.functional  # imported later, its default arguments would hold the group
 
         self._dist = dist
@@ -278,7 +278,7 @@ class HorovodRanks(Ranks):
         self._hvd.shutdown()
 
 
-def start(backend: Backend, uses_gpu: bool, timeout: float) -> Ranks:
+def start_ranks(backend: Backend, uses_gpu: bool, timeout: float) -> Ranks:
     """Join the other ranks.
 
     Args:

@@ -26,7 +26,7 @@ from configs import cli
 from data.errors import BadInput
 from data.storage.text_files import write_json
 from model import costs
-from model.distributed import Backend, Ranks, start
+from model.distributed import Backend, Ranks, start_ranks
 from model.objectives import OBJECTIVES
 from model.objectives.heads import PAPER
 from model.precision import Precision, choose_device
@@ -78,7 +78,7 @@ class Options(Sizes):
 
 def main(options: Options) -> None:
     device = choose_device(options.device)
-    ranks = start(options.distributed, device.type == "cuda", timeout=1800)
+    ranks = start_ranks(options.distributed, device.type == "cuda", timeout=1800)
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -121,13 +121,13 @@ def delete_ids(model, path: str, out: str):
 def main(options: Options) -> None:
     # torch is slow to import: --help and wrong options do without
     from model.bi_encoder import LightningDOT
-    from model.distributed import start
+    from model.distributed import start_ranks
     from model.precision import choose_device, for_inference
     from model.retrieval.encoding import Encoding
     from model.retrieval.indexing import build_index, update_index
 
     device = choose_device(options.device)
-    ranks = start(options.distributed, device.type == "cuda", options.distributed_timeout)
+    ranks = start_ranks(options.distributed, device.type == "cuda", options.distributed_timeout)
     model = LightningDOT.from_pretrained(options.checkpoint).to(device)
     for_inference(model, device, options.precision)
     encoding, started = Encoding(device, options.precision, options.batch_size, options.workers), time.perf_counter()

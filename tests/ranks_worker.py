@@ -17,7 +17,7 @@ from data.batches.batch import Batch, collate_images, collate_texts
 from data.errors import BadInput
 from data.regions.db import Regions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.distributed import Ranks, start
+from model.distributed import Ranks, start_ranks
 from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
@@ -116,7 +116,7 @@ def compute(case: str, ranks: Ranks, model: LightningDOT, heads: PretrainingHead
 
 def main(cases: list[str], out: str) -> None:
     torch.set_num_threads(1)
-    ranks = start("auto", uses_gpu=False, timeout=float(os.environ.get("RANKS_TIMEOUT", 60)))
+    ranks = start_ranks("auto", uses_gpu=False, timeout=float(os.environ.get("RANKS_TIMEOUT", 60)))
     model, heads = build()
     results = {}
     for case in cases:

@@ -39,7 +39,6 @@ UNEXPLAINED_IMPORTS = {
     "data/search/exact.py",
     "data/search/faiss.py",
     "data/search/milvus.py",
-    "model/distributed.py",
     "model/retrieval/retriever.py",
     "optim/optimizer.py",
     "scripts/bench_retrieval.py",

@@ -12,7 +12,7 @@ import torch
 from ranks_worker import CASES, build, compute
 
 from data.errors import BadInput
-from model.distributed import SINGLE, _buckets, start
+from model.distributed import SINGLE, _buckets, start_ranks
 
 WORKER = Path(__file__).parents[1] / "ranks_worker.py"
 BIN = Path(sys.executable).parent
@@ -105,18 +105,18 @@ def test_one_process_on_its_own():
 def test_backends_need_their_launcher(monkeypatch):
     for name in ("WORLD_SIZE", "HOROVOD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert start("auto", False, 10) is SINGLE and start("none", False, 10) is SINGLE
+    assert start_ranks("auto", False, 10) is SINGLE and start_ranks("none", False, 10) is SINGLE
     with pytest.raises(BadInput, match="distributed torch: started without torchrun"):
-        start("torch", False, 10)
+        start_ranks("torch", False, 10)
     if importlib.util.find_spec("horovod") is None:
         with pytest.raises(BadInput, match="Horovod is not installed"):
-            start("horovod", False, 10)
+            start_ranks("horovod", False, 10)
 
 
 @pytest.mark.horovod
 def test_horovod_without_horovodrun_is_refused():
     """It would silently make worlds of one."""
-    code = "from model.distributed import start; start('horovod', False, 10)"
+    code = "from model.distributed import start; start_ranks('horovod', False, 10)"
     environment = {k: v for k, v in os.environ.items() if k != "HOROVOD_SIZE"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=WORKER.parents[1]
