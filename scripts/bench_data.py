@@ -33,8 +33,9 @@ from configs import cli
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import epoch_draws, token_buckets
-from data.captions.db import CaptionDB, pack_record, read_table
+from data.captions.db import CaptionDB, read_table
 from data.captions.tables import JSON_TABLES
+from data.captions.writer import pack_record
 from data.errors import BadInput
 from data.regions.codec import encode_plain
 from data.regions.db import BoxOptions, RegionDB

@@ -335,7 +335,9 @@ def measure(options: Options, work: Path, device: torch.device) -> dict:
 
         def rerank(retriever: Retriever, reranker: RegionReranker, top: int, n: int) -> None:
             chosen = np.random.default_rng(n).choice(models.keys, top, replace=False).tolist()
-            reranker.rerank_images(retriever.tokenizer(texts[n % len(texts)])["input_ids"], chosen)
+            words = retriever.tokenizer
+            ids = [words.cls_id, *words.input_ids(texts[n % len(texts)]), words.sep_id]
+            reranker.rerank_images(ids, chosen)
 
         systems |= {(precision, "text", number): functools.partial(encode, first, number) for number in (1, BATCH)}
         for top in options.rerank_top:

@@ -25,9 +25,11 @@ from data.annotations import splits as splitting
 from data.annotations.formats import read_downloaded
 from data.annotations.published import COUNTS, dataset_of, differences
 from data.annotations.records import Caption, Format, Reading, check_split, read_captions
-from data.captions.db import key_of_image, load_tokenizer, write_caption_db
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.regions.db import stored_keys
+from data.regions.keys import key_of_image
 from data.storage.text_files import read_lines, write_json
 
 SHOWN = 100  # bad records, missing pictures and duplicates that the report lists
@@ -256,7 +258,7 @@ def main(options: Options) -> None:
     splits = list(dict.fromkeys(c.split for c in captions))
     if options.regions:
         captions = with_regions(captions, options)
-    tokenizer = load_tokenizer(options.tokenizer, options.lowercase)
+    tokenizer = CaptionTokenizer.from_pretrained(options.tokenizer, options.lowercase)
 
     by_split: dict[str, list[Caption]] = {split: [] for split in splits}
     for caption in captions:

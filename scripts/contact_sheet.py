@@ -184,14 +184,15 @@ def search_rows(backend, model, tokenizer, queries, photos: dict[str, Path], k: 
 
 
 def main(options: Options) -> None:
-    from data.captions.db import CaptionDB, load_tokenizer
+    from data.captions.db import CaptionDB
+    from data.captions.tokenizers import CaptionTokenizer
     from data.index.reader import EmbeddingIndex
     from data.search import open_backend
     from model.bi_encoder import LightningDOT
 
     index = EmbeddingIndex(options.index)
     model = LightningDOT.from_pretrained(options.checkpoint)
-    tokenizer = load_tokenizer(options.tokenizer or Path(options.checkpoint) / "tokenizer")
+    tokenizer = CaptionTokenizer.from_pretrained(options.tokenizer or Path(options.checkpoint) / "tokenizer")
     if options.queries:
         lines = read_lines(options.queries, "give UTF-8 text, one query a line")
         queries = [(line.strip(), set()) for line in lines if line.strip()]

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 from configs import cli
 from data.annotations import splits as splitting
 from data.annotations.records import Caption, Format, Reading, read_captions
-from data.captions.db import key_of_image
 from data.checks.inspection import inspect_database
 from data.checks.records import InspectionOptions
 from data.errors import BadInput
 from data.regions.db import layout_of, stored_keys
+from data.regions.keys import key_of_image
 from data.storage.atomic import atomic_file
 from data.storage.text_files import read_json, write_json
 from scripts import build_captions, train_tokenizer

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 
 from configs import cli
 from data.annotations.records import Format, read_captions
-from data.captions.db import load_tokenizer
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
 
@@ -75,9 +75,9 @@ def main(options: Options) -> None:
     out = Path(options.out)
     with atomic_file(out / "vocab.txt") as path:
         path.write_text("".join(f"{piece}\n" for piece in sorted(vocabulary, key=vocabulary.get)), encoding="utf-8")
-    tokenizer = load_tokenizer(out / "vocab.txt", options.lowercase)
+    tokenizer = CaptionTokenizer.from_pretrained(out / "vocab.txt", options.lowercase)
     tokenizer.save_pretrained(out)
-    pieces = [len(encoding) for encoding in tokenizer(texts, add_special_tokens=False).encodings]
+    pieces = [len(encoding) for encoding in tokenizer.encode(texts)]
     print(
         f"{out}: {len(vocabulary)} word pieces from {len(texts):,} captions of {sum(pieces) / len(texts):.1f} pieces each"
     )

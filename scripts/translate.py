@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from configs import cli
 from data.annotations.records import Caption
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from model.precision import choose_device
 
@@ -180,7 +182,7 @@ def main(options: Options) -> None:
     for language in options.languages or []:
         if language not in spoken:
             raise BadInput(f"{options.captions}: no caption of language {language}, found {dict(spoken)}")
-    tokenizer = load_tokenizer(options.tokenizer, options.lowercase)
+    tokenizer = CaptionTokenizer.from_pretrained(options.tokenizer, options.lowercase)
     sources = {i: captions[i] for i in captions.ids if captions.languages[i] in (options.languages or spoken)}
     for caption_id, record in sources.items():
         if not isinstance(record.get("raw"), str):
@@ -207,8 +209,8 @@ def main(options: Options) -> None:
         records,
         tokenizer,
         captions.meta.get("annotations", []),
-        more=more,
-        more_meta={"translated": translated},
+        extra_fields=more,
+        extra_meta={"translated": translated},
     )
     if empty:
         print(

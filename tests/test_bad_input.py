@@ -15,7 +15,9 @@ import pretrain
 import train_itm
 from configs import cli
 from data.annotations.records import read_captions
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.regions.db import RegionDB, Regions
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import LmdbWriter
@@ -185,7 +187,7 @@ def test_captions_of_a_larger_vocabulary(small_world, finetuned, recipes, refuse
     vocabulary = (small_world / "tokenizer/vocab.txt").read_text() + "\n".join(f"extra{i}" for i in "abcdefghij") + "\n"
     (tmp_path / "vocab.txt").write_text(vocabulary)
     records = [c for c in read_captions(small_world / "captions.jsonl", "jsonl") if c.split == "test"]
-    write_caption_db(tmp_path / "db", records, load_tokenizer(tmp_path / "vocab.txt"), annotations=["captions.jsonl"])
+    write_caption_db(tmp_path / "db", records, CaptionTokenizer.from_pretrained(tmp_path / "vocab.txt"), annotations=["captions.jsonl"])
     words = [*recipes[train_itm], "--output-dir", tmp_path / "run", "--train-captions", tmp_path / "db"]
     assert says(refused(train_itm, *words), "vocab_size 500", "510")
     error = refused(eval_itm, *evaluation(small_world, finetuned, tmp_path / "eval"), "--captions", tmp_path / "db")

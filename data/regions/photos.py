@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.captions.db import key_of_image
 from data.errors import BadInput
+from data.regions.keys import key_of_image
 from data.storage.text_files import read_lines
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

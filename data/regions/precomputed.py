@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from data.captions.db import key_of_image
 from data.errors import BadInput
 from data.regions.conversion import to_regions
 from data.regions.db import Found, Problem, Regions
+from data.regions.keys import key_of_image
 from data.regions.photos import PICTURE_SUFFIXES
 from data.storage.text_files import read_json
 

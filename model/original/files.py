@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.captions.db import load_tokenizer
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.storage.atomic import atomic_file, atomic_folder
 from model import checkpoints
@@ -80,7 +80,7 @@ def to_ours(
         else:
             cls = 101 if cls_token_id is None else cls_token_id
             result = _from_towers(file, source, text, image, cls)
-    words = load_tokenizer(tokenizer) if tokenizer else None
+    words = CaptionTokenizer.from_pretrained(tokenizer) if tokenizer else None
     if words is not None and len(words) > result.vocab_size:
         raise BadInput(
             f"{tokenizer}: has {len(words)} words, the word embeddings in {source} are for {result.vocab_size}; give the "

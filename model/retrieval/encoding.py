@@ -101,8 +101,8 @@ def encode_queries(
     model: LightningDOT, tokenizer, texts: Sequence[str], device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> np.ndarray:
     """Embed texts as typed → [Q,D] float32. ``tokenizer`` is the fast tokenizer of the checkpoint."""
-    cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-    ids = [np.array([cls, *words, sep]) for words in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    cls, sep, pad = tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id
+    ids = [np.array([cls, *words, sep]) for words in (encoding.ids for encoding in tokenizer.encode(texts))]
     check_vocabulary(max(map(np.max, ids)), model.config.txt.vocab_size, "the tokenizer")
     inputs = collate_texts(ids, pad)
     return _run(model, model.encode_text, inputs, device, precision).cpu().numpy()

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from data.captions.db import load_tokenizer
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import RegionDB, Regions
@@ -141,7 +141,7 @@ class Retriever:
                 )
             for_inference(scoring, device, precision)
             reranker = RegionReranker(scoring, regions, device, precision)
-        words = load_tokenizer(tokenizer or Path(checkpoint) / "tokenizer") if backend.kind == "img" else None
+        words = CaptionTokenizer.from_pretrained(tokenizer or Path(checkpoint) / "tokenizer") if backend.kind == "img" else None
         return cls(model, backend, words, regions, reranker, device=device, precision=precision, **options)
 
     def search_images(self, text: str | Sequence[str], k: int = 10):
@@ -200,7 +200,7 @@ class Retriever:
         return [[Hit(next(names), score) for score in own] for own in scores.tolist()]
 
     def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
-        ids = [self.tokenizer.cls_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.sep_token_id]
+        ids = [self.tokenizer.cls_id, *self.tokenizer.input_ids(text), self.tokenizer.sep_id]
         scores = np.asarray(self.reranker.rerank_images(ids, [hit.id for hit in hits]), np.float32)
         if scores.shape != (len(hits),) or not np.isfinite(scores).all():
             raise BadInput(f"{self._name}: the re-ranker gave no finite score for each of {len(hits)} images")

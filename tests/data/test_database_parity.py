@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from data.annotations.records import Caption
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
@@ -206,7 +208,7 @@ def test_captions_we_write_an_independent_reader_reads(tmp_path):
         Caption("2.jpg", "a cat.", "7", "train", "en"),
     ]
     folder = tmp_path / "db"
-    write_caption_db(folder, captions, load_tokenizer(tmp_path / "vocab.txt"), ["a.jsonl"])
+    write_caption_db(folder, captions, CaptionTokenizer.from_pretrained(tmp_path / "vocab.txt"), ["a.jsonl"])
     ids = {name: i for i, name in enumerate(WORDS)}
     expected = {
         "0": ([2, ids["the"], ids["dog"], ids["runs"], ids["."], 3], "1.npz", ["0", "1#de0"]),

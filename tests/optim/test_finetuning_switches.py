@@ -14,7 +14,9 @@ from configs import cli
 from data.annotations.records import Caption
 from data.batches.pairs import open_image_captions, open_pairs
 from data.batches.teacher import write_teacher_scores
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions
@@ -33,7 +35,7 @@ ORIGINAL = """--siblings keep --optim.algorithm adamw_original --optim.no_decay 
 @pytest.fixture(scope="module")
 def image_captions(small_world):
     """Text DBs with one caption of each training and validation image."""
-    tokenizer = load_tokenizer(small_world / "tokenizer")
+    tokenizer = CaptionTokenizer.from_pretrained(small_world / "tokenizer")
     for split in ("train", "val"):
         captions = CaptionDB(small_world / "db_de" / split)
         records = [

@@ -20,7 +20,8 @@ from tensorboard.summary.writer import event_file_writer
 
 from data.annotations.records import Caption
 from data.batches.pairs import open_pairs
-from data.captions.db import load_tokenizer, write_caption_db
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
@@ -397,7 +398,7 @@ def pairs(tmp_path_factory):
     root = tmp_path_factory.mktemp("pairs")
     (root / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nred\ndog\n")
     records = [Caption(f"p{i}.jpg", "a red dog", f"c{i}", "train", "en") for i in range(6)]
-    write_caption_db(root / "captions", records, load_tokenizer(root / "vocab.txt"), ["a.jsonl"])
+    write_caption_db(root / "captions", records, CaptionTokenizer.from_pretrained(root / "vocab.txt"), ["a.jsonl"])
     with RegionWriter(root / "regions") as writer:
         for i in range(6):
             regions = Regions(np.ones((3, 4)), np.ones((3, 6)), np.ones(3), np.ones((3, 2)))

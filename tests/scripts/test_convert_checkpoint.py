@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from configs import cli
-from data.captions.db import load_tokenizer
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
@@ -471,8 +471,8 @@ def test_command(tmp_path, command, vocabulary, capsys):
     convert(tmp_path / "a.pt", tmp_path / "ours", "--tokenizer", vocabulary, "--cls-token-id", 2)
     printed = capsys.readouterr().out
     assert "finetuned, 101 tensors" in printed and "cls_token_id 2" in printed
-    tokenizer = load_tokenizer(tmp_path / "ours" / "tokenizer")
-    assert tokenizer("a dog on the beach").input_ids == [2, 5, 7, 10, 9, 11, 3]
+    tokenizer = CaptionTokenizer.from_pretrained(tmp_path / "ours" / "tokenizer")
+    assert tokenizer.input_ids("a dog on the beach") == [5, 7, 10, 9, 11]
     convert(tmp_path / "ours", tmp_path / "b.pt", "--to", "original")
     assert_same(torch.load(tmp_path / "b.pt", weights_only=True), tensors)
     with pytest.raises(BadInput, match="--to original takes all it needs from the folder"):

@@ -12,7 +12,8 @@ import pytest
 
 from configs import cli
 from data.annotations.records import Caption
-from data.captions.db import load_tokenizer, write_caption_db
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.checks.inspection import inspect_database
 from data.checks.records import InspectionOptions
 from data.errors import BadInput
@@ -48,7 +49,7 @@ def write_captions(folder):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "big", "small", "dog", "cat"]
     vocabulary = folder.parent / "vocab.txt"
     vocabulary.write_text("".join(f"{word}\n" for word in words))
-    write_caption_db(folder, CAPTIONS, load_tokenizer(vocabulary), ["a.jsonl"])
+    write_caption_db(folder, CAPTIONS, CaptionTokenizer.from_pretrained(vocabulary), ["a.jsonl"])
     return folder
 
 

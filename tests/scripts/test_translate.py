@@ -13,7 +13,9 @@ from transformers import MarianMTModel, MarianTokenizer
 
 from configs import cli
 from data.annotations.records import Caption
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from scripts import translate
 
@@ -46,7 +48,7 @@ def world(marian, tmp_path):
         for n in range(12)
         for language, texts in (("en", ENGLISH), ("de", GERMAN))
     ]
-    write_caption_db(tmp_path / "db", captions, load_tokenizer(vocabulary), ["a.jsonl"])
+    write_caption_db(tmp_path / "db", captions, CaptionTokenizer.from_pretrained(vocabulary), ["a.jsonl"])
     words = ["--captions", tmp_path / "db", "--tokenizer", vocabulary, "--model", f"{marian}/opus-mt-{{language}}-en"]
     words += ["--max-length", 12, "--tokens-per-batch", 30, "--device", "cpu"]
     return tmp_path, [str(word) for word in words]

@@ -14,7 +14,9 @@ from data.annotations.records import Caption
 from data.batches.batch import collate_images, collate_texts
 from data.batches.loader import batch_loader
 from data.batches.pairs import ImageCaptions, PairDataset, open_pairs
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
@@ -49,7 +51,7 @@ def world(tmp_path_factory):
         for stem, lengths in LENGTHS.items()
         for i, n in enumerate(lengths)
     ]
-    write_caption_db(root / "captions", records, load_tokenizer(root / "vocab.txt"), ["a.jsonl"])
+    write_caption_db(root / "captions", records, CaptionTokenizer.from_pretrained(root / "vocab.txt"), ["a.jsonl"])
     with RegionWriter(root / "regions", BOXES) as writer:
         for seed, stem in enumerate(reversed(COUNTS)):  # another order than the captions'
             writer.add(f"{stem}.npz", make_regions(COUNTS[stem], seed=seed))
@@ -353,7 +355,7 @@ def second(world, tmp_path_factory):
     root = tmp_path_factory.mktemp("second")
     words = {"q0#0": ("q0", "ba be"), "q1#0": ("q1", "du"), "p1#9": ("p1", "fa fe fi"), "q1#1": ("q1", "ga ka ku")}
     records = [Caption(f"{image}.jpg", text, i, "train", "en") for i, (image, text) in words.items()]
-    write_caption_db(root / "captions", records, load_tokenizer(world / "vocab.txt"), ["b.jsonl"])
+    write_caption_db(root / "captions", records, CaptionTokenizer.from_pretrained(world / "vocab.txt"), ["b.jsonl"])
     with RegionWriter(root / "regions", BOXES) as writer:
         for seed, stem in enumerate(("p1", "q0", "q1")):
             writer.add(f"{stem}.npz", make_regions(3, seed=20 + seed))

@@ -1,9 +1,8 @@
-"""Text DBs: the records of the UNITER layout, tokenizers, both commands, damage, workers."""
+"""Text DBs: the records of the UNITER layout, both commands, damage, workers."""
 
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,17 +16,12 @@ from torch.utils.data import DataLoader
 
 from configs import cli
 from data.annotations.records import Caption
-from data.captions.db import (
-    CaptionDB,
-    key_of_image,
-    load_tokenizer,
-    make_record,
-    pack_record,
-    word_range,
-    write_caption_db,
-)
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import make_record, pack_record, write_caption_db
 from data.errors import BadInput
 from data.regions.db import Regions
+from data.regions.keys import key_of_image
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import reader
 from scripts import build_captions, train_tokenizer
@@ -44,7 +38,7 @@ def write_vocabulary(path, words=VOCABULARY):
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    return load_tokenizer(write_vocabulary(tmp_path / "vocab.txt"))
+    return CaptionTokenizer.from_pretrained(write_vocabulary(tmp_path / "vocab.txt"))
 
 
 CAPTIONS = [
@@ -76,12 +70,12 @@ def test_writes_the_bytes_of_the_original(tmp_path):
     for record in records:
         for piece, i in zip(record["toked_caption"], record["input_ids"], strict=True):
             words[i] = piece.removeprefix("@@")
-    tokenizer = load_tokenizer(write_vocabulary(tmp_path / "vocab.txt", words))
+    tokenizer = CaptionTokenizer.from_pretrained(write_vocabulary(tmp_path / "vocab.txt", words))
     for record in records:
         caption = Caption(
             "x.jpg", record["raw"], str(record["sentid"]), "val", "en", tuple(record["tokens"]), record["image_id"]
         )
-        encoding = tokenizer(record["raw"], add_special_tokens=False).encodings[0]
+        encoding = tokenizer.encode([record["raw"]])[0]
         ours = make_record(caption, encoding, record["imgid"], record["img_fname"])
         assert ours.pop("lang") == "en"
         assert pack_record(ours) == bytes(reader(GOLDEN / "txt").get(str(record["sentid"]).encode()))
@@ -133,8 +127,8 @@ def test_round_trip_with_an_independent_reader(tmp_path, tokenizer):
     assert db.ids == list(keys) and {i: db[i] for i in db.ids} == stored
     assert db.input_ids("1#en0") == stored["1#en0"]["input_ids"] and "17" in db and "18" not in db
     assert db.languages["1#de0"] == "de"
-    again = load_tokenizer(db.tokenizer_folder)
-    assert again("ein Hund")["input_ids"] == tokenizer("ein Hund")["input_ids"] == [3, 15, 22, 4]
+    again = CaptionTokenizer.from_pretrained(db.tokenizer_folder)
+    assert again.input_ids("ein Hund") == tokenizer.input_ids("ein Hund") == [15, 22]
 
 
 def test_data_loader_workers_and_pickle(tmp_path, tokenizer):
@@ -160,62 +154,6 @@ def test_fingerprint(tmp_path, tokenizer):
 @pytest.mark.parametrize("template, key", [("{stem}.npz", "COCO_7.npz"), ("{lower}.npz", "coco_7.npz")])
 def test_image_key(template, key):
     assert key_of_image("val2014/COCO_7.jpg", template) == key
-
-
-# ---- tokenizers ------------------------------------------------------------------------------------------------------
-
-
-def test_lowercase_is_guessed_told_or_configured(tmp_path):
-    lower = write_vocabulary(tmp_path / "lower.txt", [w for w in VOCABULARY if w == w.lower() or w.startswith("[")])
-    cased = write_vocabulary(tmp_path / "cased.txt")
-    ids = {name: VOCABULARY.index(name) for name in VOCABULARY}
-    assert load_tokenizer(cased).tokenize("Hund hund") == ["Hund", "hund"]
-    assert load_tokenizer(cased, lowercase=True).tokenize("Hund hund Ä") == ["hund", "hund", "a"]
-    assert load_tokenizer(lower).tokenize("DOGS.") == ["dogs", "."]
-    assert load_tokenizer(lower, lowercase=False).tokenize("DOGS.") == ["[UNK]", "."]
-    assert load_tokenizer(cased)("dog cat")["input_ids"] == [ids[w] for w in ("[CLS]", "dog", "cat", "[SEP]")]
-    (tmp_path / "bert").mkdir()
-    shutil.copy(lower, tmp_path / "bert" / "vocab.txt")
-    (tmp_path / "bert" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert load_tokenizer(tmp_path / "bert").tokenize("DOGS.") == ["[UNK]", "."]
-    load_tokenizer(cased).save_pretrained(tmp_path / "saved")
-    assert load_tokenizer(tmp_path / "saved", lowercase=False).tokenize("Hund") == ["Hund"]
-    with pytest.raises(BadInput, match="saved: its tokenizer has lowercase False, not True"):
-        load_tokenizer(tmp_path / "saved", lowercase=True)
-
-
-def test_vocabulary_lines_are_cut_at_newlines_only(tmp_path):
-    words = [*VOCABULARY, "\u2028", "\x85", "zebra"]  # str.splitlines would cut at both, and shift what follows
-    assert load_tokenizer(write_vocabulary(tmp_path / "v.txt", words)).convert_tokens_to_ids("zebra") == len(words) - 1
-
-
-def test_bad_tokenizers(tmp_path):
-    with pytest.raises(BadInput, match="absent: no tokenizer"):
-        load_tokenizer(tmp_path / "absent")
-    with pytest.raises(BadInput, match=r"objects.txt: no BERT vocabulary, it lacks \[UNK\]"):
-        load_tokenizer(write_vocabulary(tmp_path / "objects.txt", WORDS))
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "tokenizer.json").write_text("{}")
-    with pytest.raises(BadInput, match="broken: cannot be loaded as a tokenizer"):
-        load_tokenizer(tmp_path / "broken")
-    capitals = write_vocabulary(tmp_path / "capitals.txt", [*VOCABULARY[:7], "DOG", "CAT", "BEACH", "HUND"])
-    assert load_tokenizer(capitals).tokenize("DOG CAT") == ["DOG", "CAT"]
-    with pytest.raises(BadInput, match=r"capitals.txt: the tokenizer does not tell words apart"):
-        load_tokenizer(capitals, lowercase=True)
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadInput, match="binary: no vocabulary, not UTF-8"):
-        load_tokenizer(tmp_path / "binary")
-    tokenizer = load_tokenizer(write_vocabulary(tmp_path / "vocab.txt"))
-    tokenizer.mask_token = None
-    tokenizer.save_pretrained(tmp_path / "maskless")
-    with pytest.raises(BadInput, match="maskless: the tokenizer has no mask_token"):
-        load_tokenizer(tmp_path / "maskless")
-
-
-def test_word_range_of_bert_and_of_specials_at_the_end(tmp_path, tokenizer):
-    assert word_range(tokenizer) == (7, len(VOCABULARY))
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "[MASK]"]
-    assert word_range(load_tokenizer(write_vocabulary(tmp_path / "v.txt", words))) == (4, 4 + len(WORDS))
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -309,7 +247,7 @@ def test_train_tokenizer_then_build_captions(tmp_path, capsys):
     assert "20 pictures, 40 en, 20 de" in capsys.readouterr().out
     train, val = CaptionDB(tmp_path / "db" / "train"), CaptionDB(tmp_path / "db" / "val")
     assert len(train) == 60 and len(val) == 30 and val.txt2img["p0#de0"] == "p0.npz"
-    assert load_tokenizer(train.tokenizer_folder).get_vocab() == tokenizer.get_vocab()
+    assert CaptionTokenizer.from_pretrained(train.tokenizer_folder).vocabulary() == tokenizer.get_vocab()
     assert train.meta["v_range"] == [5, len(words)]
     for caption_id in val.ids:
         expected = tokenizer(val[caption_id]["raw"])["input_ids"]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from data.annotations.records import Caption
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
 from data.captions.tables import JSON_TABLES
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.storage import columns, lmdb_env
 from data.storage.columns import Lists, Numbers, Picked, Strings, Table, json_parts, load, string_arrays
@@ -245,7 +247,7 @@ def text_db(tmp_path):
         Caption(f"{n // 3}.jpg", "a dog runs"[: 1 + n % 10], f"{n}#x", "train", "de" if n % 3 else "en")
         for n in range(30)
     ]
-    write_caption_db(tmp_path / "db", records, load_tokenizer(tmp_path / "vocab.txt"), ["a.jsonl"])
+    write_caption_db(tmp_path / "db", records, CaptionTokenizer.from_pretrained(tmp_path / "vocab.txt"), ["a.jsonl"])
     return tmp_path / "db"
 
 
@@ -262,10 +264,10 @@ def test_stored_and_unstored_text_db_are_the_same(text_db, large):
 
 def test_the_writer_stores_columns_of_large_databases(text_db, monkeypatch):
     assert not (text_db / "columns").exists()
-    monkeypatch.setattr("data.captions.db.STORED_FROM", 30)
+    monkeypatch.setattr("data.captions.writer.STORED_FROM", 30)
     write_caption_db(
         text_db, [Caption("1.jpg", "a dog", str(n), "train", "en") for n in range(30)],
-        load_tokenizer(text_db.parent / "vocab.txt"), ["a.jsonl"],
+        CaptionTokenizer.from_pretrained(text_db.parent / "vocab.txt"), ["a.jsonl"],
     )  # fmt: skip
     assert (text_db / "columns" / "sources.json").exists()
     monkeypatch.setattr("data.captions.db.build_columns", lambda *_: {})  # they are fresh: nothing builds them again

@@ -10,7 +10,9 @@ import torch
 import eval_itm
 from data.annotations.records import Caption
 from data.batches.pairs import open_pairs
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions
@@ -28,13 +30,13 @@ def world(small_world, tmp_path_factory):
     ``english``, and ``distinct``, in which no wording is of two pictures."""
     root = tmp_path_factory.mktemp("evaluation")
     stored = CaptionDB(small_world / "db/test")
-    tokenizer = load_tokenizer(stored.tokenizer_folder)
+    tokenizer = CaptionTokenizer.from_pretrained(stored.tokenizer_folder)
     torch.manual_seed(0)
     size = EncoderConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=80, initializer_range=0.3,
     )  # fmt: skip
-    cls = tokenizer.cls_token_id
+    cls = tokenizer.cls_id
     LightningDOT(LightningDOTConfig(size, size, project_dim=24, feature_dim=32, cls_token_id=cls)).save_pretrained(
         root / "model"
     )
@@ -140,7 +142,7 @@ def test_wordings_are_what_the_tokenizer_makes_equal(world, small_world, tmp_pat
     texts = ["a red circle", "A  red circle", "a red star", "a red circle"]
     key = next(iter(CaptionDB(small_world / "db/test").img2txts)).removesuffix(".npz")
     records = [Caption(f"{key}.jpg", text, str(i), "test", "en") for i, text in enumerate(texts)]
-    write_caption_db(tmp_path / "db", records, load_tokenizer(world / "model" / "tokenizer"), annotations=["made here"])
+    write_caption_db(tmp_path / "db", records, CaptionTokenizer.from_pretrained(world / "model" / "tokenizer"), annotations=["made here"])
     numbers = wordings(open_pairs(str(tmp_path / "db"), str(small_world / "regions"), BoxOptions()))
     assert numbers[0] == numbers[3] != numbers[2]
     ids = [CaptionDB(tmp_path / "db").input_ids(str(i)) for i in range(2)]

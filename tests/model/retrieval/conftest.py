@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from data.annotations.records import Caption
-from data.captions.db import CaptionDB, load_tokenizer, write_caption_db
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
 from model.bi_encoder import LightningDOT
@@ -22,7 +24,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    tokenizer = load_tokenizer(root / "vocab.txt")
+    tokenizer = CaptionTokenizer.from_pretrained(root / "vocab.txt")
     captions = []
     with RegionWriter(root / "regions", BoxOptions(min_bb=2)) as writer:
         for number, key in enumerate(KEYS):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.captions.db import load_tokenizer
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions, RegionDB, Regions
@@ -62,7 +62,7 @@ def test_encoding_leaves_training_as_it_was(world, regions, matrices):
 
 
 def test_queries_are_encoded_as_captions_are(world, model, captions, matrices):
-    tokenizer = load_tokenizer(world / "model" / "tokenizer")
+    tokenizer = CaptionTokenizer.from_pretrained(world / "model" / "tokenizer")
     texts = [captions[i]["raw"] for i in captions.ids]
     np.testing.assert_allclose(encode_queries(model, tokenizer, texts), matrices[1], atol=1e-5)
 

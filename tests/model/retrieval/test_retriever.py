@@ -102,7 +102,7 @@ def test_a_reranker_sorts_the_candidates(world, indexes, matrices):
     names, _ = best(retriever, TEXTS[0], matrices[0], 6)
     hits = retriever.search_images(TEXTS[0], 2)
     assert hits == [(names[5], 5.0), (names[4], 4.0)] and backwards.seen[1] == names
-    assert backwards.seen[0] == [2, *retriever.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"], 3]
+    assert backwards.seen[0] == [2, *retriever.tokenizer.input_ids(TEXTS[0]), 3]
     assert len(retriever.search_images(TEXTS[0], 9)) == 9
     backwards.rerank_images = lambda text_ids, keys: [np.nan] * len(keys)
     with pytest.raises(BadInput, match="no finite score"):
@@ -120,7 +120,7 @@ def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_pat
     db = RegionDB(world / "regions", BoxOptions(min_bb=2))
     retriever = Retriever.from_pretrained(world / "model", indexes[0], tmp_path / "uniter", db, candidates=len(KEYS))
     hits = retriever.search_images(TEXTS[0], len(KEYS))
-    ids = torch.tensor([retriever.tokenizer(TEXTS[0])["input_ids"]])
+    ids = torch.tensor([[2, *retriever.tokenizer.input_ids(TEXTS[0]), 3]])
     scores = {}
     for key in KEYS:
         images = collate_images([db.get(key, soft_labels=False)])

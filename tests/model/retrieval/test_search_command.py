@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.captions.db import load_tokenizer
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from model.retrieval.encoding import encode_queries
 from scripts import search
@@ -17,7 +17,7 @@ from tests.gallery import KEYS, command
 
 
 def test_text_finds_images(tmp_path, world, indexes, model, matrices, capsys):
-    tokenizer = load_tokenizer(world / "model" / "tokenizer")
+    tokenizer = CaptionTokenizer.from_pretrained(world / "model" / "tokenizer")
     scores = encode_queries(model, tokenizer, ["two big dog"]) @ matrices[0].T
     expected = [KEYS[i] for i in np.argsort(-scores[0])[:4]]
     words = ["two big dog", "--index", indexes[0], "--checkpoint", world / "model", "--k", 4]
