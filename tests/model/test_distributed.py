@@ -116,7 +116,7 @@ def test_backends_need_their_launcher(monkeypatch):
 @pytest.mark.horovod
 def test_horovod_without_horovodrun_is_refused():
     """It would silently make worlds of one."""
-    code = "from model.distributed import start; start_ranks('horovod', False, 10)"
+    code = "from model.distributed import start_ranks; start_ranks('horovod', False, 10)"
     environment = {k: v for k, v in os.environ.items() if k != "HOROVOD_SIZE"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=WORKER.parents[1]
