@@ -64,11 +64,16 @@ def to_regions(
     return Regions(*(None if v is None else v[order].astype(np.float16) for v in (features, boxes, conf, labels)))
 
 
+def window_side(rows: int, columns: int, max_bb: int) -> int:
+    """The smallest k with which the k x k windows of a grid are at most `max_bb`; those at the edges may be cut off."""
+    return next(k for k in range(1, rows + columns) if -(-rows // k) * -(-columns // k) <= max_bb)
+
+
 def _pool_grid(grid: np.ndarray, max_bb: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the k x k windows of a map [rows, columns, F], k the smallest with at most `max_bb` of them, and their
-    boxes [n, 4]; a window at the edge averages what is there."""
+    """Means of the windows (see `window_side`) of a map [rows, columns, F], and their boxes [n, 4]; a window at the edge
+    averages what is there."""
     rows, columns = grid.shape[:2]
-    k = next(k for k in range(1, rows + columns) if -(-rows // k) * -(-columns // k) <= max_bb)
+    k = window_side(rows, columns, max_bb)
     y, x = np.arange(0, rows, k), np.arange(0, columns, k)
     height, width = (k + y).clip(max=rows) - y, (k + x).clip(max=columns) - x
     sums = np.add.reduceat(np.add.reduceat(grid, y, 0), x, 1)

@@ -120,17 +120,30 @@ def layout_names(boxes: BoxOptions) -> tuple[str, str | None]:
     return f"feat_{suffix}", f"nbb_{suffix}.json"
 
 
-def layout_of(name: str) -> tuple[BoxOptions | None, bool] | None:
-    """(Which boxes, compressed?) of an LMDB folder's name; no boxes for ``all``; None for a name of another kind."""
+class Layout(NamedTuple):
+    """What the name of an LMDB folder says.
+
+    Args:
+        boxes: which boxes of a picture it holds; None for ``all`` of them
+        compressed: how its records are encoded
+    """
+
+    boxes: BoxOptions | None
+    compressed: bool
+
+
+def layout_of(name: str) -> Layout | None:
+    """What an LMDB folder's name says; None for a name of another kind."""
     match = _FOLDER.fullmatch(name)
     if match is None:
         return None
     compressed = match["compressed"] is not None
     if match["num_bb"]:
-        return BoxOptions(conf_th=-1, num_bb=int(match["num_bb"])), compressed
+        return Layout(BoxOptions(conf_th=-1, num_bb=int(match["num_bb"])), compressed)
     if match["conf_th"]:
-        return BoxOptions(float(match["conf_th"]), int(match["max_bb"]), int(match["min_bb"])), compressed
-    return None, compressed
+        boxes = BoxOptions(float(match["conf_th"]), int(match["max_bb"]), int(match["min_bb"]))
+        return Layout(boxes, compressed)
+    return Layout(None, compressed)
 
 
 def read_keys(folder: Path) -> list[str]:
@@ -162,7 +175,6 @@ class RegionDB:
     Args:
         img_db: folder that holds the LMDB folder and the box-count file
         boxes: which boxes of a picture are used; None for UNITER's own choice
-        compressed: which of the two layouts; None takes the one that exists (plain first: it reads faster)
 
     Attributes:
         keys: of its pictures; like the next one a view of `data.storage.columns`
@@ -172,7 +184,7 @@ class RegionDB:
         BadInput: the database is missing, truncated or empty, or its parts disagree.
     """
 
-    def __init__(self, img_db: str | Path, boxes: BoxOptions | None = None, compressed: bool | None = None):
+    def __init__(self, img_db: str | Path, boxes: BoxOptions | None = None):
         self.img_db = Path(img_db)
         self.boxes = boxes or BoxOptions()
         name, nbb_name = layout_names(self.boxes)
@@ -181,7 +193,7 @@ class RegionDB:
         if nbb_path and not nbb_path.is_file():
             nbb_path = None
             candidates.append("all")
-        self.folder = self._find(candidates, compressed)
+        self.folder = self._find(candidates)
         self.compressed = self.folder.name.endswith("_compressed")
         self._records = Records(self.folder)
 
@@ -195,9 +207,9 @@ class RegionDB:
         self.feature_dim: int = first["features"].shape[1]
         self.num_labels: int = first["soft_labels"].shape[1] if "soft_labels" in first else 0
 
-    def _find(self, names: list[str], compressed: bool | None) -> Path:
-        suffixes = {None: ("", "_compressed"), False: ("",), True: ("_compressed",)}[compressed]
-        folders = [self.img_db / (name + suffix) for name in names for suffix in suffixes]
+    def _find(self, names: list[str]) -> Path:
+        """The first of these LMDB folders that is there; of the two layouts plain comes first, since it is read faster."""
+        folders = [self.img_db / (name + suffix) for name in names for suffix in ("", "_compressed")]
         for folder in folders:
             if folder.is_dir():
                 return folder

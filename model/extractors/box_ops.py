@@ -159,9 +159,8 @@ def roi_align(
     output_size: tuple[int, int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
-    aligned: bool = True,
 ) -> torch.Tensor:
-    """RoI-align (He et al. 2017, Mask R-CNN, section 3), with the conventions of `torchvision.ops.roi_align`.
+    """RoI-align (He et al. 2017, Mask R-CNN, section 3), with the conventions of `torchvision.ops.roi_align(aligned=True)`.
 
     A bin is the mean of a grid of bilinear samples. Both separate into a vertical and a horizontal part, so a box is
     W_y · map · W_xᵀ: two matrix products, however many samples there are.
@@ -173,13 +172,12 @@ def roi_align(
         output_size: (height, width) of the result
         spatial_scale: map pixels per input pixel
         sampling_ratio: samples per bin and axis; 0 (or less) for one per map pixel, ceil(bin size)
-        aligned: pixel centres at half-integers; False is the older convention (and boxes are then at least 1 wide)
 
     Returns:
         [n, C, *output_size], the dtype of `features`.
     """
     boxes = boxes.to(features.dtype)
-    weight_y, weight_x = roi_weights(boxes, features.shape[2:], output_size, spatial_scale, sampling_ratio, aligned)
+    weight_y, weight_x = roi_weights(boxes, features.shape[2:], output_size, spatial_scale, sampling_ratio)
     result = features.new_zeros(len(boxes), features.shape[1], *output_size)
     for image in batch_index.unique().tolist():
         for rows in (batch_index == image).nonzero()[:, 0].split(64):  # bounds the [rows, C, out, W] intermediate
@@ -194,13 +192,9 @@ def roi_weights(
     output_size: tuple[int, int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
-    aligned: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The two factors of `roi_align`: W_y [n, output height, H] and W_x [n, output width, W], for a map of H x W."""
-    offset = 0.5 if aligned else 0.0
-    x1, y1, x2, y2 = (boxes * spatial_scale - offset).unbind(1)
-    if not aligned:
-        x2, y2 = torch.maximum(x2, x1 + 1), torch.maximum(y2, y1 + 1)
+    x1, y1, x2, y2 = (boxes * spatial_scale - 0.5).unbind(1)  # centres of pixels are at half-integers
     return (
         _bin_weights(y1, y2, output_size[0], map_size[0], sampling_ratio),
         _bin_weights(x1, x2, output_size[1], map_size[1], sampling_ratio),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data.errors import BadInput
+from data.regions.conversion import window_side
 from data.storage.text_files import read_json
 from model.extractors.base import Detections, Extractor, ExtractorOptions
 
@@ -70,7 +71,7 @@ class HfBackbone(Extractor):
             raise BadInput(f"--extractor hf:{self.name}: no vision backbone that takes a picture ({error})") from None
         grid = self._grid(hidden)
         rows, columns = grid.shape[2:]
-        k = next(k for k in range(1, rows + columns) if math.ceil(rows / k) * math.ceil(columns / k) <= self.max_bb)
+        k = window_side(rows, columns, self.max_bb)
         features = F.avg_pool2d(grid, k, ceil_mode=True)[0].flatten(1).T  # a window at the edge averages what is there
         boxes = grid_boxes(rows, columns, k) * torch.tensor([picture.width, picture.height] * 2)
         return Detections(boxes, features.float().cpu(), torch.ones(len(boxes)), None)

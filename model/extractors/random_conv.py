@@ -26,7 +26,7 @@ NUM_EDGES, NUM_TEXTURES, NUM_TINTS = 48, 64, 32
 
 
 class RandomConv(Extractor):
-    """See the module. A picture has 10 to 16 regions.
+    """The frozen network and the boxes that it describes: 10 to 16 regions of a picture.
 
     Args:
         feature_dim: width of a feature: a quarter tells colour, a quarter texture, half layout (shape)

@@ -137,11 +137,11 @@ class Res5Heads(nn.Module):
 
 
 class FasterRcnn(Extractor):
-    """See the module.
+    """The whole detector: a picture → its most confident regions, with class probabilities as soft labels.
 
     Args:
         config: of the network
-        boxes: which boxes of a picture are kept, of the most confident ones; None for UNITER's own choice
+        boxes: how many of a picture's boxes are kept, the most confident ones; None for UNITER's own choice
     """
 
     takes_weights = True

@@ -189,17 +189,19 @@ def test_folder_all_is_read_only_without_box_counts(tmp_path, compressed):
         RegionDB(tmp_path, BoxOptions(0.5, min_bb=2))
 
 
-def test_plain_is_preferred_and_compressed_can_be_asked_for(tmp_path):
+def test_plain_is_preferred(tmp_path):
     write(tmp_path, PICTURES, compressed=True)
+    assert RegionDB(tmp_path).compressed
     write(tmp_path, PICTURES)
-    assert [RegionDB(tmp_path, compressed=c).compressed for c in (None, False, True)] == [False, False, True]
+    assert not RegionDB(tmp_path).compressed
     assert stored_keys(tmp_path) == set(PICTURES)
 
 
 def test_no_soft_labels(tmp_path):
     pictures = {"a.npz": make_regions(0, labels=0)}
-    for compressed in (False, True):
-        db = RegionDB(write(tmp_path, pictures, compressed=compressed), compressed=compressed)
+    for compressed in (True, False):
+        db = RegionDB(write(tmp_path, pictures, compressed=compressed))
+        assert db.compressed == compressed
         assert db.num_labels == 0 and db["a.npz"].soft_labels is None
 
 

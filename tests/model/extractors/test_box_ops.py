@@ -24,7 +24,7 @@ except (ImportError, RuntimeError):  # no wheel, or one of another torch; the na
 with_torchvision = pytest.mark.skipif(torchvision_ops is None, reason="compares with torchvision, which is not here")
 
 
-def naive_roi_align(features, boxes, batch_index, output_size, scale, sampling_ratio, aligned):
+def naive_roi_align(features, boxes, batch_index, output_size, scale, sampling_ratio):
     """Bin by bin and sample by sample, as Mask R-CNN describes it."""
     _, channels, height, width = features.shape
     result = torch.zeros(len(boxes), channels, *output_size)
@@ -41,10 +41,8 @@ def naive_roi_align(features, boxes, batch_index, output_size, scale, sampling_r
         return upper * (1 - dy) + lower * dy
 
     for n, (box, index) in enumerate(zip(boxes.tolist(), batch_index.tolist())):
-        x1, y1, x2, y2 = (v * scale - (0.5 if aligned else 0) for v in box)
+        x1, y1, x2, y2 = (v * scale - 0.5 for v in box)
         h, w = y2 - y1, x2 - x1
-        if not aligned:
-            h, w = max(h, 1), max(w, 1)
         bin_h, bin_w = h / output_size[0], w / output_size[1]
         rows = sampling_ratio if sampling_ratio > 0 else math.ceil(bin_h)
         columns = sampling_ratio if sampling_ratio > 0 else math.ceil(bin_w)
@@ -57,17 +55,16 @@ def naive_roi_align(features, boxes, batch_index, output_size, scale, sampling_r
     return result
 
 
-@pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
-def test_roi_align_against_naive(aligned, sampling_ratio):
+def test_roi_align_against_naive(sampling_ratio):
     generator = torch.Generator().manual_seed(sampling_ratio)
     features = torch.randn(2, 3, 9, 13, generator=generator)
     corner = torch.rand(6, 2, generator=generator) * 60 - 10  # some begin outside the 104 x 72 picture
     boxes = torch.cat([corner, corner + 1 + torch.rand(6, 2, generator=generator) * 70], 1)
     boxes = torch.cat([boxes, torch.tensor([[5.0, 6, 5.5, 6.25], [0, 0, 104, 72], [300, 300, 310, 320]])])
     index = torch.tensor([0, 1, 1, 0, 0, 1, 1, 0, 1])
-    fast = roi_align(features, boxes, index, (3, 4), 1 / 8, sampling_ratio, aligned)
-    slow = naive_roi_align(features, boxes, index, (3, 4), 1 / 8, sampling_ratio, aligned)
+    fast = roi_align(features, boxes, index, (3, 4), 1 / 8, sampling_ratio)
+    slow = naive_roi_align(features, boxes, index, (3, 4), 1 / 8, sampling_ratio)
     torch.testing.assert_close(fast, slow, atol=2e-6, rtol=1e-5)
     assert slow[:6].abs().sum() > 1
     assert slow[8].abs().sum() == 0  # far outside
@@ -91,7 +88,7 @@ def test_roi_weights_take_cells_back_to_pixels():
     boxes = torch.tensor([[3.0, 5, 90, 61], [40, 10, 52, 71]])
     weight_y, weight_x = roi_weights(boxes, (20, 30), (4, 4), 1 / 4)
     pixels = weight_y.transpose(1, 2) @ cells @ weight_x
-    cut_out = naive_roi_align(image, boxes, torch.tensor([0, 0]), (4, 4), 1 / 4, 0, True)
+    cut_out = naive_roi_align(image, boxes, torch.tensor([0, 0]), (4, 4), 1 / 4, 0)
     expected = (cut_out * cells[:, None]).sum((2, 3))
     torch.testing.assert_close(torch.einsum("nyx,cyx->nc", pixels, image[0]), expected, atol=1e-5, rtol=1e-5)
 
@@ -246,13 +243,12 @@ def test_against_torchvision():
         assert torch.equal(
             roi_pool(features, boxes, index, size, 1 / 16), torchvision_ops.roi_pool(features, rois, size, 1 / 16)
         )
-        for aligned in (False, True):
-            torch.testing.assert_close(
-                roi_align(features, boxes, index, size, 1 / 16, 2, aligned),
-                torchvision_ops.roi_align(features, rois, size, 1 / 16, 2, aligned),
-                atol=5e-5,
-                rtol=1e-4,
-            )
+        torch.testing.assert_close(
+            roi_align(features, boxes, index, size, 1 / 16, 2),
+            torchvision_ops.roi_align(features, rois, size, 1 / 16, 2, aligned=True),
+            atol=5e-5,
+            rtol=1e-4,
+        )
     scores = torch.rand(400, generator=generator)
     for threshold in (0.3, 0.7):
         assert torch.equal(nms(boxes, scores, threshold), torchvision_ops.nms(boxes, scores, threshold))
