@@ -239,7 +239,7 @@ class HorovodRanks(Ranks):
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(int(timeout / 2), 1)))
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(int(timeout)))
         try:
-            import horovod.torch as hvd
+            import horovod.torch as hvd  # optional
         except ImportError as error:
             raise BadInput(
                 f"distributed horovod: Horovod is not installed or was built for another torch ({error}); build it with "

@@ -77,7 +77,7 @@ def build_optimizer(modules: list[nn.Module], options: OptimOptions) -> torch.op
         return OriginalAdamW(groups, options.lr, tuple(options.betas), options.eps)
     if options.algorithm == "apex":
         try:
-            from apex.optimizers import FusedAdam
+            from apex.optimizers import FusedAdam  # optional
         except ImportError as error:  # PyPI's project of that name is not NVIDIA's, and has no optimizers
             raise BadInput(
                 f"optim.algorithm apex: NVIDIA apex is not installed ({error}); build it from its repository, or use adamw, "
