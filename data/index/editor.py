@@ -11,25 +11,23 @@ since readers hold no locks: who reads meanwhile goes on reading what was opened
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import BadInput
-from data.index.reader import VERSION, EmbeddingIndex, read, read_header
-from data.index.writer import MAX_ID_BYTES, BlockWriter, only_writer
+from data.index.layout import VERSION
+from data.index.reader import EmbeddingIndex
+from data.index.store import BlockStore
+from data.index.writer import check_new_ids
 
 BLOCKS_AT_ONCE = 16  # held in memory while an index is changed
-_FICLONE = 0x40049409  # Linux: share the blocks of a file on file systems that can (Btrfs, XFS)
 
 
-class IndexEditor(BlockWriter):
+class IndexEditor:
     """Add, replace and delete rows of an index in one transaction, on a copy that takes its place at the end.
 
     Files beside the LMDB that were made from it (approximate search) are deleted, since rows move.
@@ -43,59 +41,89 @@ class IndexEditor(BlockWriter):
     """
 
     def __init__(self, folder: str | Path, model: str):
-        super().__init__(folder)
-        self.partial = self.folder.with_name(f".{self.folder.name}.edit")
+        self.folder = Path(folder)
         self._model = model
-        self._rows: dict[str, int | None] = {}  # what changed: None is gone
+        self._store = BlockStore(self.folder, self.folder.with_name(f".{self.folder.name}.edit"))
+        self._rows: dict[str, int | None] = {}  # of the ids that moved, came or, with None, went
+
+    @property
+    def header(self) -> dict:
+        return self._store.header
 
     def __enter__(self) -> IndexEditor:
         index = EmbeddingIndex(self.folder)
         index.check_model(self._model)
         if index.header["version"] < VERSION:
             raise BadInput(f"{self.folder}: index format {index.header['version']} can be read, not changed: build it again")
-        self._lock = only_writer(self.partial)
+        self._store.open(copy_of=self.folder / "data.mdb")
         try:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir(parents=True)
-            _copy(self.folder / "data.mdb", self.partial / "data.mdb")
-        except OSError as error:
-            raise self._cannot_write(error) from None
-        self._open()
-        with self._env.begin(buffers=True) as txn:  # what was opened above may have been replaced since
-            self.header = read_header(txn, self.folder)
+            self._store.header = self._store.committed_header()  # what was opened above may have been replaced since
+        except BaseException:
+            self._store.close(keep=False)
+            raise
         self._changes = hashlib.sha256(self.header["data"].encode())
-        self._written = -(-self.header["count"] // self.header["rows_per_block"])  # blocks that the LMDB may hold
         return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            if kind is None:
+                self.header["commits"] += 1
+                self.header["data"] = self._changes.hexdigest()[:16]
+                self._store.publish(gone=[name for name, row in self._rows.items() if row is None])
+        finally:
+            self._store.close(keep=False)
+
+    def add(self, ids: Sequence[str], vectors) -> None:
+        """Append vectors: as ``IndexWriter.add``."""
+        ids = list(ids)
+        vectors = self._store.as_stored(ids, vectors)
+        check_new_ids(ids, lambda name: self._row(name) is not None, self.folder)
+        self._note("add", ids, vectors)
+        while ids:
+            row = self.header["count"]
+            taken = self._store.append(ids, vectors)
+            self._rows.update(zip(ids[:taken], range(row, row + taken), strict=True))
+            ids, vectors = ids[taken:], vectors[taken:]
+            self._bound_memory()
 
     def replace(self, ids: Sequence[str], vectors) -> None:
         """Other vectors for ids that the index holds, in their rows. Raises BadInput as `add`, or for an absent id."""
         ids = list(ids)
-        vectors = self._checked(ids, vectors)
-        rows = self._found(ids)
+        vectors = self._store.as_stored(ids, vectors)
+        rows = self._rows_of(ids)
         self._note("replace", ids, vectors)
-        for row, vector in zip(rows, vectors):
-            number, place = divmod(row, self.header["rows_per_block"])
-            self._block(number)[1][place] = vector
-            self._after_rows()
+        for row, name, vector in zip(rows, ids, vectors, strict=True):
+            self._put_row(row, name, vector)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Take ids away; the last rows move into their places. Raises BadInput for an absent id."""
         ids = list(ids)
-        rows = self._found(ids)
+        rows = self._rows_of(ids)
         self._note("delete", ids, np.empty(0, np.float32))
-        for row, name in sorted(zip(rows, ids), reverse=True):  # so that the last row is never one that goes later
-            self.header["count"] -= 1
-            names, block = self._block(self.header["count"] // self.header["rows_per_block"])
-            moved, vector = names.pop(), block[len(names)].copy()
+        for row, name in sorted(zip(rows, ids, strict=True), reverse=True):  # so the last row is never one that goes later
             self._rows[name] = None
+            last_name, vector = self._take_last_row()
             if row != self.header["count"]:
-                number, place = divmod(row, self.header["rows_per_block"])
-                names, block = self._block(number)
-                names[place], block[place] = moved, vector
-                self._rows[moved] = row
-            self._after_rows()
+                self._rows[last_name] = row
+                self._put_row(row, last_name, vector)
+            self._bound_memory()
 
-    def _found(self, ids) -> list[int]:
+    def _take_last_row(self) -> tuple[str, np.ndarray]:
+        self.header["count"] -= 1
+        number = self.header["count"] // self.header["rows_per_block"]
+        block = self._store.get(number)
+        name = block.ids.pop()
+        self._store.put(number, block)
+        return name, block.vectors[len(block.ids)].copy()
+
+    def _put_row(self, row: int, name: str, vector: np.ndarray) -> None:
+        number, place = divmod(row, self.header["rows_per_block"])
+        block = self._store.get(number)
+        block.ids[place], block.vectors[place] = name, vector
+        self._store.put(number, block)
+        self._bound_memory()
+
+    def _rows_of(self, ids: list[str]) -> list[int]:
         rows = [self._row(name) for name in ids]
         if None in rows:
             raise BadInput(f"{self.folder}: no id {ids[rows.index(None)]!r} in this index")
@@ -104,58 +132,11 @@ class IndexEditor(BlockWriter):
         return rows
 
     def _row(self, name: str) -> int | None:
-        if name in self._rows:
-            return self._rows[name]
-        if len(name.encode()) > MAX_ID_BYTES:
-            return None
-        with self._env.begin() as txn:
-            value = read(txn, b"row/" + name.encode(), self.folder)
-        return None if value is None else int.from_bytes(value, "little")
+        return self._rows[name] if name in self._rows else self._store.committed_row(name)
 
-    def _holds(self, name: str) -> bool:
-        return self._row(name) is not None
+    def _note(self, change: str, ids: list[str], vectors: np.ndarray) -> None:
+        self._changes.update("\0".join([change, *ids]).encode() + vectors.tobytes())
 
-    def _placed(self, names, row) -> None:
-        self._rows.update(zip(names, range(row, row + len(names))))
-        self._note("add", names, self._block(row // self.header["rows_per_block"])[1])
-
-    def _note(self, what: str, ids, vectors) -> None:
-        self._changes.update("\0".join([what, *ids]).encode() + vectors.tobytes())
-
-    def _after_rows(self) -> None:
-        if len(self._blocks) > BLOCKS_AT_ONCE:
-            self._flush()
-
-    def _worth_keeping(self) -> bool:
-        return False
-
-    def _flush(self) -> None:
-        self._written = max([self._written, *(number + 1 for number in self._blocks)])
-        super()._flush()
-
-    def _finish(self) -> None:
-        self.header["commits"] += 1
-        self.header["data"] = self._changes.hexdigest()[:16]
-        empty = [number for number, (names, _) in self._blocks.items() if not names]
-        for number in empty:
-            del self._blocks[number]
-        self._flush()
-        per_block = self.header["rows_per_block"]
-        beyond = range(-(-self.header["count"] // per_block), self._written)
-        gone = [b"row/" + name.encode() for name, row in self._rows.items() if row is None]
-        gone += [b"%s/%08d" % (kind, number) for number in beyond for kind in (b"vec", b"int8", b"ids", b"crc")]
-        if gone:
-            self._map_size *= 2  # a deletion writes pages too
-            self._env.set_mapsize(max(self._map_size, 2 * self._env.info()["map_size"]))
-            with self._env.begin(write=True) as txn:
-                for key in gone:
-                    txn.delete(key)
-        super()._finish()
-
-
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as old, open(target, "wb") as new:
-        with suppress(OSError):
-            fcntl.ioctl(new, _FICLONE, old.fileno())
-            return
-    shutil.copyfile(source, target)
+    def _bound_memory(self) -> None:
+        if self._store.num_changed > BLOCKS_AT_ONCE:
+            self._store.commit()

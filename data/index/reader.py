@@ -5,38 +5,29 @@ changes it, ``data.search`` searches it.
     index.vectors([0, 7])                                # [2,D] float32
     index.ids([0, 7])
 
-Keys of the LMDB (all numbers little-endian):
-
-    header           JSON: format, version, kind, dim, dtype, count, rows_per_block, max_norm, max_error, complete, commits,
-                     model, data, created
-    vec/%08d         block of `rows_per_block` vectors (the last one may be shorter), row-major, `dtype`; not for int8
-    int8/%08d        the same rows in 8 bits: a fp32 scale per row [n], then int8 codes [n,D]; a row is scale · codes
-    ids/%08d         ids of that block: uint32 offsets [n+1], then the ids' UTF-8 bytes
-    crc/%08d         CRC-32 of the block's ids, int8 and vec values, uint32 each; absent in indexes made before it was written
-    row/<id>         uint64 row number of the id
-
-Row r stands in block r // rows_per_block, and rows have no gaps: a deletion moves the last row into the free place. bf16
-is the upper half of a fp32. `max_norm` bounds the length of a stored vector, `max_error` its distance from scale · codes.
-`commits` grows with every change. Version 1 had no int8 blocks and neither of the last four numbers; it is read.
+What stands where in the LMDB: ``data.index.layout``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import lmdb
 import numpy as np
 
 from data.errors import BadInput
 from data.index.dtypes import DTYPES, decode, dequantize
-from data.storage.lmdb_env import MAX_KEY_BYTES, reader
-
-VERSION = 2
-KINDS = ("img", "txt")
+from data.index.layout import (
+    block_key,
+    check_block,
+    ids_in_block,
+    split_codes,
+    stored_header,
+    stored_row,
+    stored_value,
+)
+from data.storage.lmdb_env import reader
 
 
 def data_fingerprint(source: str, ids: Iterable[str]) -> str:
@@ -64,7 +55,7 @@ class EmbeddingIndex:
         self.folder = Path(folder)
         self._txn = reader(self.folder)
         self._arrays: dict[tuple[bytes, int], np.ndarray] = {}  # views of the memory map that were asked for: the map is searched once
-        self.header = read_header(self._txn, self.folder)
+        self.header = stored_header(self._txn, self.folder)
         if not (incomplete or self.header["complete"]):
             raise BadInput(
                 f"{folder}: an index whose building was interrupted ({self.header['count']} vectors): run the same "
@@ -78,7 +69,7 @@ class EmbeddingIndex:
         return self.count
 
     def __contains__(self, name: str) -> bool:
-        return self._row(name) is not None
+        return stored_row(self._txn, name, self.folder) is not None
 
     @property
     def stamp(self) -> dict:
@@ -107,10 +98,10 @@ class EmbeddingIndex:
             size = self._per_block
             found = np.concatenate([self.block(row // size, row % size) for row in rows.ravel().tolist()], dtype=np.float32)
             return found.reshape(*rows.shape, self.dim)
-        wanted, back = np.unique(rows, return_inverse=True)
-        found = np.empty((len(wanted), self.dim), np.float32)
-        for number, part in self._by_block(wanted):
-            found[part] = self.block(number, wanted[part] - number * self._per_block)
+        distinct, back = np.unique(rows, return_inverse=True)
+        found = np.empty((len(distinct), self.dim), np.float32)
+        for number, part in self._by_block(distinct):
+            found[part] = self.block(number, distinct[part] - number * self._per_block)
         return found[back.reshape(rows.shape)]
 
     def ids(self, rows=None) -> list[str]:
@@ -119,15 +110,15 @@ class EmbeddingIndex:
         order = np.argsort(rows, kind="stable")
         names: list[str] = [""] * len(rows)
         for number, part in self._by_block(rows[order]):
-            value, size = self._value(b"ids/%08d" % number), self.rows_in(number)
+            value, size = self._value(block_key(b"ids", number)), self.rows_in(number)
             places = rows[order[part]] - number * self._per_block
-            for position, name in zip(order[part], names_of(value, size, places)):
+            for position, name in zip(order[part], ids_in_block(value, size, places)):
                 names[position] = name
         return names
 
     def row_of(self, name: str) -> int:
         """Row number of an id; BadInput when the index does not hold it."""
-        row = self._row(name)
+        row = stored_row(self._txn, name, self.folder)
         if row is None:
             raise BadInput(f"{self.folder}: no id {name!r} among the {self.count} of this index")
         return row
@@ -163,7 +154,7 @@ class EmbeddingIndex:
         if self.dtype == "int8" or self.header["max_error"] is None:
             return
         for number, part in self._by_block(np.asarray(rows)):
-            scales, codes = (each[rows[part] - number * self._per_block] for each in self.codes(number))
+            scales, codes = (stored[rows[part] - number * self._per_block] for stored in self.codes(number))
             off = np.linalg.norm(vectors[part] - dequantize(scales, codes).astype(np.float64), axis=1)
             if not (off <= self.header["max_error"] * (1 + 1e-6)).all():
                 raise BadInput(
@@ -178,7 +169,7 @@ class EmbeddingIndex:
         """A block as an array on the memory map: vectors [n,D], or the bytes of scales and codes."""
         array = self._arrays.get((kind, number))
         if array is None:
-            key, rows = b"%s/%08d" % (kind, number), self.rows_in(number)
+            key, rows = block_key(kind, number), self.rows_in(number)
             dtype, extra = (DTYPES[self.dtype], 0) if kind == b"vec" else (np.dtype("i1"), 4)
             value, expected = self._value(key), rows * (self.dim * dtype.itemsize + extra)
             if len(value) != expected:
@@ -202,62 +193,7 @@ class EmbeddingIndex:
             yield int(number), slice(start, stop)
 
     def _value(self, key: bytes) -> memoryview:
-        value = read(self._txn, key, self.folder)
+        value = stored_value(self._txn, key, self.folder)
         if value is None:
             raise BadInput(f"{self.folder}: damaged index, no key {key.decode()}: build it again")
         return value
-
-    def _row(self, name: str) -> int | None:
-        key = b"row/" + name.encode()
-        value = read(self._txn, key, self.folder) if len(key) <= MAX_KEY_BYTES else None  # LMDB refuses longer keys
-        return None if value is None else int.from_bytes(value, "little")
-
-
-def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, kinds=(b"ids", b"int8", b"vec")) -> None:
-    """BadInput when values of a block are not those that were written; without checksums nothing is known."""
-    sums = read(txn, b"crc/%08d" % number, folder)
-    if sums is None:
-        return
-    for n, kind in enumerate((b"ids", b"int8") if dtype == "int8" else (b"ids", b"int8", b"vec")):
-        key = b"%s/%08d" % (kind, number)
-        if kind in kinds and zlib.crc32(read(txn, key, folder) or b"") != int.from_bytes(sums[4 * n : 4 * n + 4], "little"):
-            raise BadInput(f"{folder}: damaged index, {key.decode()} is not what was written: copy it again or build it again")
-
-
-def names_of(value, size: int, places=None) -> list[str]:
-    """Ids out of a block of ``size`` of them: all, or those at some places."""
-    offsets = np.frombuffer(value, "<u4", size + 1) + 4 * (size + 1)
-    return [str(value[offsets[p] : offsets[p + 1]], "utf-8") for p in (range(size) if places is None else places)]
-
-
-def split_codes(value: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """An int8 block as bytes → scales [rows], codes [rows,D]."""
-    return value[: 4 * rows].view("<f4"), value[4 * rows :].reshape(rows, -1)
-
-
-def read(txn: lmdb.Transaction, key: bytes, folder: Path):
-    """``txn.get``; a damaged page is BadInput."""
-    try:
-        return txn.get(key)
-    except lmdb.Error as error:
-        raise BadInput(f"{folder}: damaged index ({error}): copy it again or build it again") from None
-
-
-def read_header(txn: lmdb.Transaction, folder: Path) -> dict:
-    """The header of the index in ``folder``, a version 1 with the numbers it lacks; BadInput where there is none."""
-    value = read(txn, b"header", folder)
-    try:
-        header = json.loads(bytes(value or b""))
-        known = header["format"] == "feature-index"
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise BadInput(f"{folder}: an LMDB, but not a feature index; scripts/build_index.py makes one")
-    version = header["version"]
-    if version > VERSION:
-        raise BadInput(f"{folder}: index format {version}, this code reads up to {VERSION}: update the code")
-    header = {"max_error": None, "complete": True, "commits": 1} | header
-    needed = {"kind", "dim", "dtype", "count", "rows_per_block", "max_norm", "model", "data", "created"}
-    if not needed <= header.keys() or header["dtype"] not in DTYPES:
-        raise BadInput(f"{folder}: damaged index, its header lacks {sorted(needed - header.keys())}: build it again")
-    return header

@@ -112,7 +112,8 @@ def _close(opened: _Opened) -> None:
     opened.env.close()
 
 
-def _promised_bytes(env: lmdb.Environment) -> int:
+def promised_bytes(env: lmdb.Environment) -> int:
+    """How long the file must be by its header; one that is shorter is truncated, and reading it can kill the process."""
     return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
 
 
@@ -120,7 +121,7 @@ def is_whole(folder: str | Path) -> bool:
     """Whether an LMDB opens and its file is as long as its header promises."""
     try:
         with lmdb.open(str(folder), readonly=True, lock=False, create=False) as env:
-            return os.stat(Path(folder, "data.mdb")).st_size >= _promised_bytes(env)
+            return os.stat(Path(folder, "data.mdb")).st_size >= promised_bytes(env)
     except lmdb.Error:
         return False
 
@@ -147,7 +148,7 @@ def _open(folder: str | Path) -> _Opened:
         txn = env.begin(buffers=True)
     except lmdb.Error as error:
         raise BadInput(f"{path}: cannot be opened as LMDB ({error}); copy or build the database again") from None
-    promised = _promised_bytes(env)
+    promised = promised_bytes(env)
     if info.st_size < promised:
         txn.abort()
         if not in_place:
