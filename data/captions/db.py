@@ -17,6 +17,7 @@ img_fname`` and, ours, ``lang``. Readers need ``input_ids`` (no specials) and ``
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,8 @@ import msgpack
 
 from data.captions.tables import CaptionTables, build_columns, table_files
 from data.errors import BadInput
-from data.storage.columns import json_parts, load
+from data.storage.columns import load
+from data.storage.contents import content_digest
 from data.storage.lmdb_env import Records
 from data.storage.text_files import read_json
 
@@ -90,14 +92,10 @@ class CaptionDB:
         return self[caption_id]["input_ids"]
 
     def fingerprint(self) -> str:
-        """Short hex of the ids, lengths, pictures and a sample of the records; the same for a copy of the folder."""
-        digest = hashlib.blake2b(digest_size=8)
-        for part in (b"[", *json_parts(self.lengths), b", ", *json_parts(self.txt2img), b"]"):
-            digest.update(part)
-        digest.update(str(self._records.txn.stat()).encode())
-        for caption_id in self.ids[:: max(1, len(self.ids) // 256)]:
-            digest.update(self._records.txn.get(caption_id.encode(), b""))
-        return digest.hexdigest()
+        """Short hex that changes with any record, length, picture or language; the same for a copy of the folder."""
+        digest = content_digest(self.folder, [path.name for path in table_files(self.folder)])
+        special = {name: self.meta.get(name) for name in ("CLS", "SEP", "MASK", "UNK", "PAD", "v_range")}
+        return hashlib.blake2b(f"{digest} {json.dumps(special)}".encode(), digest_size=8).hexdigest()
 
 
 def read_table(folder: Path, name: str) -> dict:

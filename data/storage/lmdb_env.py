@@ -20,6 +20,7 @@ from pathlib import Path
 import lmdb
 
 from data.errors import BadInput, CannotWrite
+from data.storage.digest import RecordsDigest, remember_digest
 
 MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
 _BATCH_BYTES = 64 << 20  # of values kept in memory between commits, so that a batch can be written again
@@ -37,17 +38,20 @@ _opened: dict[str, _Opened] = {}
 _retired: list[_Opened] = []  # replaced on disk; never closed, because zero-copy views into their maps may be alive
 
 
-def open_env(folder: str | Path) -> lmdb.Environment:
+def open_env(folder: str | Path, keep_views: bool = True) -> lmdb.Environment:
     """The read-only environment of a database folder, opened once per process; symlinks and relative paths agree.
 
     A database that was replaced or changed on disk since the last call is seen as it is now. Views taken earlier
     stay valid.
 
+    Args:
+        keep_views: whether views into the map may be kept, also over a fork
+
     Raises:
         BadInput: the folder is missing, is no LMDB, or its file is truncated (reading that would kill the process).
     """
     opened = _open(folder)
-    opened.keeps_views = True
+    opened.keeps_views = opened.keeps_views or keep_views
     return opened.env
 
 
@@ -191,6 +195,7 @@ class LmdbWriter:
         self._map_size = map_size
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
+        self._digest: RecordsDigest | None = None  # of what is committed
 
     def __enter__(self) -> LmdbWriter:
         if self.folder.exists() and not (self.folder / "data.mdb").exists() and any(self.folder.iterdir()):
@@ -203,6 +208,10 @@ class LmdbWriter:
             self.partial.mkdir(parents=True, exist_ok=True)
             # no lock file and no sync per commit, unless to go on from it: nobody else sees this folder before it is renamed
             self._env = lmdb.open(str(self.partial), map_size=self._map_size, lock=False, sync=self.keep)
+            self._digest = RecordsDigest()
+            with self._env.begin(buffers=True) as txn:
+                for key, value in txn.cursor():  # what another process has written, from which this one goes on
+                    self._digest.add(key, value)
         except (OSError, lmdb.Error) as error:
             raise self._cannot_write(error) from None
         return self
@@ -228,9 +237,15 @@ class LmdbWriter:
 
     def _commit(self) -> None:
         while self._batch:
+            digest = None if self._digest is None else self._digest.copy()
             try:
                 with self._env.begin(write=True) as txn:
                     for key, value in self._batch:
+                        if digest is not None:
+                            old = txn.get(key)
+                            if old is not None:
+                                digest.remove(key, old)
+                            digest.add(key, value)
                         txn.put(key, value)
             except lmdb.MapFullError:
                 self._map_size *= 2
@@ -238,7 +253,7 @@ class LmdbWriter:
                 continue
             except (OSError, lmdb.Error) as error:
                 raise self._cannot_write(error) from None
-            self._batch, self._batch_bytes = [], 0
+            self._batch, self._batch_bytes, self._digest = [], 0, digest
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
@@ -256,6 +271,8 @@ class LmdbWriter:
         try:
             self._env.sync(True)
             self._env.close()
+            if self._digest is not None:
+                remember_digest(self.partial, self._digest)
             shutil.rmtree(old, ignore_errors=True)
             if self.folder.exists():
                 self.folder.rename(old)
