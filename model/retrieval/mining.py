@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
+from data.search.topk import best_columns, scores_in_parts
 
 
 @dataclass
@@ -83,12 +84,10 @@ class HardNegatives:
         """Rank the wrong images of every caption: ``txt`` [T,D] and ``img`` [I,D], embeddings of the whole dataset."""
         own = torch.from_numpy(self.image_of.astype(np.int64)).to(img.device)
         last = self.options.ranks[1]
-        chunk = max(1, (1 << 24) // len(img))  # scores held at a time: 64 MB
         parts = []
-        for start in range(0, len(txt), chunk):
-            scores = txt[start : start + chunk] @ img.T
-            scores.scatter_(1, own[start : start + chunk, None], float("-inf"))
-            parts.append(scores.topk(last, dim=1).indices.to(torch.int32).cpu())
+        for part, scores in scores_in_parts(txt, img):
+            scores.scatter_(1, own[part, None], float("-inf"))
+            parts.append(best_columns(scores, last)[1].to(torch.int32).cpu())
         self.ranking = torch.cat(parts).numpy()
 
     def draw(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:

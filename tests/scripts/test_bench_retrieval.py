@@ -8,8 +8,9 @@ import pytest
 from configs import cli
 from data.errors import BadInput
 from scripts import bench_retrieval, retrieval_table
-from scripts.bench_retrieval import Options, Synthetic
-from scripts.retrieval_table import FLAT
+from scripts.bench_retrieval import Options
+from scripts.benchmarking.galleries import Synthetic
+from scripts.benchmarking.retrieval_report import FLAT
 
 TINY = (
     "--galleries 300 900 --encoded 20 --rerank-top 5 20 --rounds 2 --seconds 0.01 --hidden-size 32 --num-hidden-layers 1 "

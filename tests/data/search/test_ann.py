@@ -15,7 +15,7 @@ from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
 from data.search.faiss import HnswIndex, HnswOptions, main_axes
 from data.search.topk import share_found
-from scripts.bench_retrieval import Synthetic
+from scripts.benchmarking.galleries import Synthetic
 from tests.data.index.test_index import galleries, write
 
 ROOT = Path(__file__).resolve().parents[3]
