@@ -14,10 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.storage.text_files import read_json, write_json
-from model.evaluation.outcomes import read_ranks
+from model.evaluation.outcomes import QueryRanks, read_ranks
 from model.evaluation.recall import METRICS, format_table, mean_table, recall_table
 from model.evaluation.statistics import (
-    QueryRanks,
     Units,
     difference_tests,
     format_interval,

@@ -1,95 +1,34 @@
-"""Recall of a model on the pairs of a dataset, straight from memory (``eval_itm.py`` goes through a stored index)."""
+"""Outcomes of single queries, stored so that two evaluations can be compared (``scripts/compare.py``)."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from data.batches.pairs import PairDataset
 from data.errors import BadInput
-from data.search.faiss import HnswIndex, HnswOptions
-from data.search.topk import share_found
 from data.storage.atomic import atomic_file
-from model import distributed
-from model.bi_encoder import LightningDOT
-from model.evaluation.recall import KS, listed_ranks, mean_table, recall, recall_table, retrieval_ranks
-from model.evaluation.statistics import QueryRanks, Units, intervals, resampled_recall
-from model.retrieval.encoding import embed_pairs
 
 
-def evaluate(
-    model: LightningDOT,
-    dataset: PairDataset,
-    device,
-    precision: str = "fp32",
-    ranks: distributed.Ranks = distributed.SINGLE,
-) -> dict[str, dict[str, float]]:
-    """Recall tables of a dataset: one per language, and ``all``.
+@dataclass
+class QueryRanks:
+    """The outcome of one retrieval task: 0-based ranks of every query, and which image a caption is of.
 
-    With several languages each is a retrieval task of its own (its captions, all images), and ``all`` is their mean.
+    ``t2i`` [T] among the images, ``i2t`` [I] among the captions, ``image_of`` [T] row of a caption's image.
     """
-    return recall_by_language(*embed_pairs(model, dataset, device, precision, ranks), dataset)
+
+    t2i: np.ndarray
+    i2t: np.ndarray
+    image_of: np.ndarray
 
 
-def recall_by_language(txt: Tensor, img: Tensor, image_of: Tensor, dataset: PairDataset) -> dict[str, dict[str, float]]:
-    """Recall tables of embeddings ``txt`` [T,D], ``img`` [I,D]: as ``evaluate``."""
-    tables = {name: recall(txt[rows], img, image_of[rows]) for name, rows in captions_by_language(dataset).items()}
-    return tables if len(tables) == 1 else tables | {"all": mean_table(list(tables.values()))}
-
-
-def captions_by_language(dataset: PairDataset) -> dict[str, np.ndarray]:
-    """Language → rows of its captions, in the order of their first; ``all`` → every row when there is one language."""
-    languages = np.array([dataset.captions.languages.get(i, "") for i in dataset.ids])
-    names = list(dict.fromkeys(languages.tolist()))
-    if len(names) == 1:
-        return {"all": np.arange(len(languages))}
-    return {name: np.flatnonzero(languages == name) for name in names}
-
-
-def wordings(dataset: PairDataset) -> np.ndarray:
-    """[T] a number for each caption that is the same where the tokens are: where the model cannot tell captions apart."""
-    numbers: dict[tuple, int] = {}
-    return np.array([numbers.setdefault(tuple(dataset.captions.input_ids(i)), len(numbers)) for i in dataset.ids])
-
-
-def ranker(txt: Tensor, img: Tensor, hnsw: HnswOptions | None = None) -> tuple[Callable, dict[str, float]]:
-    """How the queries txt [T,D], img [I,D] rank their answers: exactly, or through HNSW indexes of both.
-
-    Returns: ``rank(image_of, text_of=None) -> (t2i, i2t)`` as ``retrieval_ranks``, and the share of the exact top 10 that
-    HNSW found, ``t2i`` and ``i2t``; empty for the exact search
-    """
-    if hnsw is None:
-        return partial(retrieval_ranks, txt, img), {}
-    rows, found = {}, {}
-    for name, queries, gallery in (("t2i", txt.numpy(), img.numpy()), ("i2t", img.numpy(), txt.numpy())):
-        scores, rows[name] = HnswIndex(gallery, hnsw).search(queries, max(KS))
-        found[name] = share_found(queries, gallery, scores)
-    return partial(listed_ranks, rows["t2i"], rows["i2t"]), found
-
-
-def summary(ranks: dict[str, QueryRanks], resamples: int, units: Units) -> tuple[dict, dict]:
-    """Tables of several tasks and of their mean, ``all``: → recall {task: {metric: percent}}, and their 95% intervals
-    {task: {metric: {"low", "high"}}}, empty with 0 resamples."""
-    tables = {name: recall_table(task.t2i, task.i2t) for name, task in ranks.items()}
-    samples = {}
-    if resamples:
-        by_task = resampled_recall([list(ranks.values())], resamples, units)[:, 0]  # [B,L,7]
-        samples = {name: by_task[:, number] for number, name in enumerate(ranks)}
-        samples.setdefault("all", by_task.mean(axis=1))
-    tables.setdefault("all", mean_table(list(tables.values())))
-    return tables, {name: intervals(each) for name, each in samples.items()}
-
-
-# ---- outcomes of single queries, so that two evaluations can be compared ---------------------------------------------
-
-
-def write_ranks(path: str | Path, img_ids: Sequence[str], txt_ids: dict[str, Sequence[str]], ranks: dict[str, QueryRanks]):
+def write_ranks(
+    path: str | Path, img_ids: Sequence[str], txt_ids: dict[str, Sequence[str]], ranks: dict[str, QueryRanks]
+) -> None:
     """Write the ids and 0-based ranks of every query: .npz with ``img_ids`` and, for each task, ``TASK/txt_ids, /t2i,
     /i2t, /image_of``; a rank of at least 10 and the number of candidates says: not found."""
     arrays = {"img_ids": np.array(img_ids)}

@@ -153,6 +153,11 @@ def mean_table(tables: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([table[key] for table in tables])) for key in tables[0]}
 
 
+def with_mean(tables: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Tables of several tasks and ``all``, their mean; the table of one task alone is ``all`` already."""
+    return tables if len(tables) == 1 else tables | {"all": mean_table(list(tables.values()))}
+
+
 def format_table(rows: dict[str, dict], cell: Callable[..., str] = "{:.2f}".format, column: int = 8) -> str:
     """Rows of tables as aligned text, one row per name; ``cell`` writes a value, in ``column`` places."""
     width = max(len(name) for name in rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +13,12 @@ from torch import Tensor
 from data.batches.pairs import PairDataset
 from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE, Ranks
-from model.evaluation.outcomes import captions_by_language
-from model.evaluation.recall import listed_ranks, mean_table, recall_table, retrieval_ranks
-from model.evaluation.statistics import QueryRanks
+from model.evaluation.outcomes import QueryRanks
+from model.evaluation.recall import listed_ranks, mean_table, recall_table, retrieval_ranks, with_mean
+from model.evaluation.settings import EvalConfig
+from model.evaluation.split import Split
+from model.evaluation.tables import Table, as_json, task_tables
+from model.evaluation.tasks import captions_by_language
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.reranking import PairScores, Shortlist, shortlists
@@ -89,4 +94,59 @@ def evaluate_reranker(
     for name, each in first.items():
         after = each.reranked(scores, each.images.rows.shape[1], mix)
         tables[name] = recall_table(after.t2i, after.i2t)
-    return tables if len(tables) == 1 else tables | {"all": mean_table(list(tables.values()))}
+    return with_mean(tables)
+
+
+# ---- eval_itm.py -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RerankedTop:
+    """Recall when the ``k`` best candidates of each query are ranked again.
+
+    Attributes:
+        pairs: scored so far, those of fewer candidates among them
+        seconds: that they took
+        tables: in the re-ranker's order
+        mixed: in the order of its scores and the bi-encoder's; empty without a mix
+    """
+
+    k: int
+    pairs: int
+    seconds: float
+    tables: list[Table]
+    mixed: list[Table]
+
+    def as_json(self, mix: float) -> dict:
+        """What ``results.json`` holds of it."""
+        found = {"pairs": self.pairs, "seconds": self.seconds} | as_json(self.tables)
+        return found | ({"mixed": as_json(self.mixed) | {"mix": mix}} if self.mixed else {})
+
+
+def rerank_split(split: Split, scorer: PairScorer, config: EvalConfig) -> tuple[list[RerankedTop], float]:
+    """Recall for each number of candidates in ``config.rerank_top``, from the fewest on, and the seconds of the search.
+
+    A pair that is among fewer candidates already is not scored again.
+    """
+    started, top = time.perf_counter(), max(config.rerank_top)
+    first = {
+        name: first_ranking(split.txt, split.img, split.image_of, rows, top, config.captions)
+        for name, rows in split.languages.items()
+    }
+    search_seconds = time.perf_counter() - started
+    scores, seconds, tops = PairScores(scorer, split.pairs), 0.0, []
+
+    def tables(k: int, mix: float, note: str) -> list[Table]:
+        ranks = {name: each.reranked(scores, k, mix) for name, each in first.items()}
+        found = task_tables(ranks, config.bootstrap, config.resample, note)
+        return [dataclasses.replace(table, printed=table.name == "all") for table in found]
+
+    for k in sorted(set(config.rerank_top)):
+        started = time.perf_counter()
+        for each in first.values():
+            scores.compute(each.images.top(k), each.captions.top(k))
+        seconds += time.perf_counter() - started
+        note, mix = f"re-ranked top {k}", config.rerank_mix
+        mixed = tables(k, mix, f"  {note} + bi-encoder") if mix else []
+        tops.append(RerankedTop(k, len(scores), seconds, tables(k, 0.0, note), mixed))
+    return tops, search_seconds

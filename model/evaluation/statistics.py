@@ -12,27 +12,15 @@ With several languages the captions of each are a task of its own, and the image
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from model.evaluation.outcomes import QueryRanks
 from model.evaluation.recall import KS, METRICS
 
 Units = Literal["queries", "images"]
 DRAWS_AT_ONCE = 1 << 22  # numbers drawn at a time: 32 MiB
-
-
-@dataclass
-class QueryRanks:
-    """The outcome of one retrieval task: 0-based ranks of every query, and which image a caption is of.
-
-    ``t2i`` [T] among the images, ``i2t`` [I] among the captions, ``image_of`` [T] row of a caption's image.
-    """
-
-    t2i: np.ndarray
-    i2t: np.ndarray
-    image_of: np.ndarray
 
 
 def resampled_recall(

@@ -18,8 +18,8 @@ from data.batches.samplers import PairDraw, epoch_draws, tempered_order
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
-from model.evaluation.outcomes import captions_by_language
 from model.evaluation.recall import format_table
+from model.evaluation.tasks import captions_by_language
 from model.initial import check_fits, check_longest, check_tokenizer
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
 from model.distributed import Meeting, Ranks
-from model.evaluation.outcomes import evaluate
+from model.evaluation.tasks import evaluate
 from model.initial import ModelOptions, build_model
 from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions

@@ -21,7 +21,7 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.evaluation.outcomes import evaluate
+from model.evaluation.tasks import evaluate
 from model.objectives import OBJECTIVES
 from model.retrieval.encoding import Encoding, embed_pairs
 from model.retrieval.indexing import build_index

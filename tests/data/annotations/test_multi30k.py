@@ -14,8 +14,8 @@ from data.batches.samplers import epoch_draws, tempered_order
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxOptions
-from model.evaluation.outcomes import captions_by_language
 from model.evaluation.recall import METRICS
+from model.evaluation.tasks import captions_by_language
 
 LANGUAGES = ["en", "de", "fr", "cs"]
 

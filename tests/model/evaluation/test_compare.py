@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from model.evaluation.outcomes import write_ranks
+from model.evaluation.outcomes import QueryRanks, write_ranks
 from model.evaluation.recall import METRICS, mean_table, recall_table
-from model.evaluation.statistics import QueryRanks, holm, mcnemar
+from model.evaluation.statistics import holm, mcnemar
 from scripts import compare
 
 IMAGES = [f"{i:03d}.npz" for i in range(100)]

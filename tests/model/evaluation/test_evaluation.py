@@ -1,7 +1,7 @@
 """``eval_itm.py`` on an untrained model: tables, intervals, duplicates, HNSW and the outcomes of single queries."""
 
-import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +15,15 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.regions.db import BoxOptions
+from data.regions.db import BoxOptions, Regions
+from data.regions.writer import RegionWriter
 from data.search.faiss import HnswIndex, HnswOptions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.evaluation.outcomes import captions_by_language, evaluate, ranker, read_ranks, summary, wordings, write_ranks
+from model.evaluation.outcomes import QueryRanks, read_ranks, write_ranks
 from model.evaluation.recall import METRICS, mean_table, recall_table
-from model.evaluation.statistics import QueryRanks
+from model.evaluation.split import Split, rank_folds
+from model.evaluation.tables import Table, as_json, format_intervals, format_recall, mean_of_tasks, task_tables
+from model.evaluation.tasks import captions_by_language, evaluate, ranker, wordings
 from model.transformer import EncoderConfig
 
 
@@ -71,15 +74,15 @@ def evaluated(world, small_world, tmp_path, capsys):
 
     def run(captions="english", **settings):
         config = eval_itm.EvalConfig(
-            checkpoint=str(world / "model"), captions=str(world / captions), regions=str(small_world / "regions"),
-            output_dir=str(tmp_path / captions), **{"bootstrap": 200} | settings,
+            checkpoint=str(world / "model"), captions=str(world / captions), output_dir=str(tmp_path / "out"),
+            **{"bootstrap": 200, "regions": str(small_world / "regions")} | settings,
         )  # fmt: skip
         capsys.readouterr()
         eval_itm.main(config)
         return (
             capsys.readouterr().out,
-            json.loads((tmp_path / captions / "results.json").read_text()),
-            tmp_path / captions,
+            json.loads((tmp_path / "out" / "results.json").read_text()),
+            tmp_path / "out",
         )
 
     return run
@@ -165,29 +168,43 @@ def test_intervals_hold_the_recall_and_can_be_left_out(evaluated):
         evaluated(bootstrap=-1)
 
 
-def test_folds_have_intervals_too(evaluated, monkeypatch):
-    monkeypatch.setattr(eval_itm, "folds", lambda image_of, n: real_folds(image_of, n, size=8))
-    from model.evaluation.recall import folds as real_folds
-
-    config = eval_itm.EvalConfig("", "", "", bootstrap=300)
+def test_folds_have_intervals_too():
     torch.manual_seed(0)
     txt, img, image_of = torch.randn(48, 8), torch.randn(24, 8), torch.arange(24).repeat_interleave(2)
-    for hnsw in (None, config.hnsw):
-        name, table, bounds = eval_itm._folds(config, txt, img, image_of, hnsw)
-        assert name == "mean of 3 x 1K"
+    split = Split(SimpleNamespace(image_of=image_of.numpy().astype(np.int32)), txt, img)
+    for hnsw in (None, HnswOptions()):
+        by_fold = rank_folds(split, hnsw, size=8)
+        table = mean_of_tasks("mean of 3 x 8", by_fold, 300, "queries")
+        assert len(by_fold) == 3 and table.name == "mean of 3 x 8"
         if hnsw is None:
-            by_fold = [slice(2 * i, 2 * i + 16) for i in (0, 8, 16)]
-            scores = [txt[rows] @ img[rows.start // 2 : rows.stop // 2].T for rows in by_fold]
+            rows = [slice(2 * i, 2 * i + 16) for i in (0, 8, 16)]
+            scores = [txt[each] @ img[each.start // 2 : each.stop // 2].T for each in rows]
             right = torch.arange(8).repeat_interleave(2)
             first = np.mean([float((each.argmax(dim=1) == right).float().mean()) for each in scores])
-            assert table["IR@1"] == pytest.approx(100 * first)
+            assert table.recall["IR@1"] == pytest.approx(100 * first)
             exact = table
-        assert table == pytest.approx(exact)  # 8 images: HNSW sees all of them
-        assert bounds["IR@1"]["low"] < table["IR@1"] < bounds["IR@1"]["high"]
-    width = bounds["IR@1"]["high"] - bounds["IR@1"]["low"]
-    spread = np.sqrt(table["IR@1"] * (100 - table["IR@1"]) / 48)
-    assert width == pytest.approx(2 * 1.96 * spread, rel=0.25)  # of 48 independent queries, not of one fold's 16
-    assert eval_itm._folds(dataclasses.replace(config, bootstrap=0), txt, img, image_of, None)[2] is None
+        assert table.recall == pytest.approx(exact.recall)  # 8 images: HNSW sees all of them
+        low, high = table.intervals["IR@1"].values()
+        assert low < table.recall["IR@1"] < high
+    spread = np.sqrt(table.recall["IR@1"] * (100 - table.recall["IR@1"]) / 48)
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.25)  # of 48 independent queries, not of one fold's 16
+    assert mean_of_tasks("mean", by_fold, 0, "queries").intervals is None
+
+
+def test_coco_1k_of_one_fold_is_the_whole(evaluated, world, tmp_path):
+    rng, tokenizer = np.random.default_rng(0), CaptionTokenizer.from_pretrained(world / "model" / "tokenizer")
+    with RegionWriter(tmp_path / "regions", BoxOptions(min_bb=2)) as writer:
+        for n in range(1000):
+            writer.add(f"{n:04d}.npz", Regions(rng.standard_normal((2, 32)), rng.random((2, 6)), np.ones(2), None))
+    captions = [Caption(f"{n:04d}.jpg", f"a red star {'above a circle ' * (n % 5)}", str(n), "test", "en") for n in range(1000)]
+    write_caption_db(tmp_path / "db", captions, tokenizer, annotations=["made here"])
+    places = {"captions": str(tmp_path / "db"), "regions": str(tmp_path / "regions"), "boxes": BoxOptions(min_bb=2)}
+    shown, results, _ = evaluated(**places, coco_1k=True, bootstrap=20)
+    assert list(results["recall"]) == ["all", "mean of 1 x 1K", "chance"] and "\nmean of 1 x 1K " in shown
+    assert results["recall"]["mean of 1 x 1K"] == results["recall"]["all"]
+    assert list(results["intervals"]) == ["all", "mean of 1 x 1K"]
+    with pytest.raises(BadInput, match="--coco-1k needs at least 1,000 images, found 24"):
+        evaluated("english", coco_1k=True)
 
 
 def test_hnsw_sees_a_small_gallery_whole(evaluated):
@@ -232,14 +249,30 @@ def test_evaluate_is_the_same_table_from_memory(evaluated, world, small_world):
     assert sorted(np.concatenate(list(rows.values()))) == list(range(len(pairs)))
 
 
-def test_summary_averages_tasks_and_their_resamples():
+def test_tables_average_tasks_and_their_resamples():
     rng = np.random.default_rng(0)
     tasks = {name: QueryRanks(rng.integers(0, 20, 60), rng.integers(0, 20, 20), np.arange(60) // 3) for name in ("en", "de")}
-    tables, bounds = summary(tasks, 2000, "queries")
-    assert tables["all"]["AR"] == pytest.approx((tables["en"]["AR"] + tables["de"]["AR"]) / 2)
-    width = {name: row["IR@5"]["high"] - row["IR@5"]["low"] for name, row in bounds.items()}
+    en, de, mean = task_tables(tasks, 2000, "queries")
+    assert [en.name, de.name, mean.name] == ["en", "de", "all"]
+    assert mean.recall["AR"] == pytest.approx((en.recall["AR"] + de.recall["AR"]) / 2)
+    width = {each.name: each.intervals["IR@5"]["high"] - each.intervals["IR@5"]["low"] for each in (en, de, mean)}
     assert width["all"] == pytest.approx(np.hypot(width["en"], width["de"]) / 2, rel=0.15)  # independent captions
-    assert summary({"all": tasks["en"]}, 0, "queries") == ({"all": tables["en"]}, {})
+    assert task_tables({"all": tasks["en"]}, 0, "queries", "note") == [Table("all", en.recall, None, "note")]
+
+
+def test_tables_as_text_and_as_json():
+    bounds = {"AR": {"low": 1.0, "high": 2.0}}
+    tables = [
+        Table("en", {"AR": 1.5}, bounds), Table("en", {"AR": 2.5}, bounds, "duplicate-aware"),
+        Table("de", {"AR": 3.5}, bounds, "re-ranked top 5", printed=False), Table("all", {"AR": 4.5}, bounds, "re-ranked top 5"),
+        Table("chance", {"AR": 0.5}),
+    ]  # fmt: skip
+    rows = ["en", "duplicate-aware en", "re-ranked top 5", "chance"]
+    for text, names in ((format_recall(tables), rows), (format_intervals(tables), rows[:-1])):
+        assert [line[: len(name)] for name, line in zip(names, text.splitlines()[1:], strict=True)] == names
+    assert format_recall(tables).splitlines()[3].split() == ["re-ranked", "top", "5", "4.50"]
+    assert format_intervals(tables).splitlines()[1].split(maxsplit=1) == ["en", "[1.0, 2.0]"]
+    assert as_json([tables[0], tables[-1]]) == {"recall": {"en": {"AR": 1.5}, "chance": {"AR": 0.5}}, "intervals": {"en": bounds}}
 
 
 def test_damaged_ranks_are_bad_input(tmp_path):

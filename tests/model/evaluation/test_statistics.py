@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from model.evaluation.outcomes import QueryRanks
 from model.evaluation.recall import METRICS, recall_table
 from model.evaluation.statistics import (
-    QueryRanks,
     difference_tests,
     holm,
     intervals,

@@ -1,0 +1,75 @@
+"""Settings of ``eval_itm.py``."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data.errors import BadInput
+from data.regions.db import BoxOptions
+from data.search.faiss import HnswOptions
+from model.evaluation.statistics import Units
+from model.precision import Precision
+
+
+@dataclass
+class EvalConfig:
+    """Image–text retrieval recall, both directions.
+
+    Args:
+        checkpoint: checkpoint folder
+        captions: text DB of the split
+        regions: image DB
+        data_root: relative folders of databases start here
+        output_dir: where the feature indexes (img, txt), results.json and ranks.npz go; indexes there that were made by
+            this checkpoint from this data are used again. None: CHECKPOINT/eval/NAME_OF_CAPTIONS
+        languages: only captions in these; none: all
+        boxes: which boxes of the image DB are used
+        image_captions: text DB with captions of the images themselves, for a model that was trained with a third view
+        caption_score_weight: its share in an image's score; 0: there is none
+        coco_1k: also the mean over consecutive folds of 1,000 images (COCO's 1K protocol: five folds of the 5K split)
+        bootstrap: resamples for the 95% intervals; 0: no intervals
+        resample: what is drawn with replacement: queries, or images with the queries of their captions
+        search: exact, or hnsw: through approximate indexes of both sides; what they do not find counts as a miss
+        hnsw: the graph of those indexes
+        reranker: checkpoint folder of a re-ranker (train_itm.py --model uniter), or a converted UNITER: also the recall when it
+            ranks the best candidates of each query again
+        rerank_top: how many candidates, both directions; one table for each number
+        rerank_mix: weight of the bi-encoder's score, which is added to the re-ranker's: a second table for each number. A
+            re-ranker that was trained on the bi-encoder's hard negatives knows what that one does not, and less of the rest
+        batch_size: images or captions encoded at a time, or pairs ranked again
+        precision: of matrix products: fp32, bf16 or fp16
+        device: auto, cpu, cuda or cuda:N
+        num_workers: processes that read the databases
+    """
+
+    checkpoint: str
+    captions: str
+    regions: str
+    data_root: str = "."
+    output_dir: str | None = None
+    languages: list[str] | None = None
+    boxes: BoxOptions = field(default_factory=BoxOptions)
+    image_captions: str | None = None
+    caption_score_weight: float = 0.0
+    coco_1k: bool = False
+    bootstrap: int = 1000
+    resample: Units = "queries"
+    search: Literal["exact", "hnsw"] = "exact"
+    hnsw: HnswOptions = field(default_factory=HnswOptions)
+    reranker: str | None = None
+    rerank_top: list[int] = field(default_factory=lambda: [20, 50, 100])
+    rerank_mix: float = 0.0
+    batch_size: int = 256
+    precision: Precision = "fp32"
+    device: str = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self):
+        if self.bootstrap < 0:
+            raise BadInput(f"bootstrap is the number of resamples, at least 0, found {self.bootstrap}")
+        if self.reranker and self.search != "exact":
+            raise BadInput("reranker: its candidates come from the exact search; leave search exact")
+        if not self.rerank_top or min(self.rerank_top) < 1 or self.rerank_mix < 0:
+            raise BadInput(
+                f"rerank_top needs numbers of candidates, each at least 1, found {self.rerank_top}; and rerank_mix a weight of at "
+                f"least 0, found {self.rerank_mix}"
+            )
