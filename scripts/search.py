@@ -9,18 +9,22 @@ python scripts/search.py "a dog on the beach" --backend milvus --uri milvus.db -
 """
 
 import sys
-import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
+from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
-from data.storage.text_files import read_lines, write_json
+from data.search import open_backend
+from data.search.base import SearchOptions
+from data.storage.text_files import write_json
+from model.precision import choose_device
+from model.retrieval.contact_sheet import picture_files, sheet_pictures, write_contact_sheet
+from model.retrieval.retriever import Hit, Retriever, read_queries
 
 
 @dataclass
@@ -90,19 +94,13 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from data.captions.db import CaptionDB
-
-    retriever, queries = _open(options), _queries(options)
-    ask = partial(retriever.search_captions, queries[0]) if options.image else partial(retriever.search_images, queries)
-
-    # The first call also pages in weights and vectors and sets up the libraries; the second shows the standing cost.
-    encode = retriever.encode_image if options.image else retriever.encode_texts
-    asked = queries[0] if options.image else queries
-    (vectors, first_encoding), (_, encoding) = _timed(lambda: encode(asked)), _timed(lambda: encode(asked))
-    (_, first_search), (_, search) = (_timed(lambda: retriever.backend.search(vectors, options.k)) for _ in range(2))
-    found, whole = _timed(lambda: ask(options.k))
-    found = [found] if options.image else found
-
+    queries = read_queries(options.queries) if options.queries else [options.image or options.query]
+    retriever = open_retriever(options)
+    if options.image:
+        hits, milliseconds = retriever.search_timed(options.image, options.k)
+        found = [hits]
+    else:
+        found, milliseconds = retriever.search_timed(queries, options.k)
     texts = {}
     if options.captions and options.image:
         captions = CaptionDB(options.captions)
@@ -112,69 +110,39 @@ def main(options: Options) -> None:
             print(query)
         for rank, (name, score) in enumerate(hits, 1):
             print(f"{rank:3d}  {score:9.4f}  {name}  {texts.get(name, '')}".rstrip())
-    per = f" for {len(queries)} queries" if len(queries) > 1 else ""
+    several = f" for {len(queries)} queries" if len(queries) > 1 else ""
     print(
-        f"encoding {encoding:.1f} ms, search among {len(retriever.backend)} {search:.1f} ms{per} "
-        f"(first call: {first_encoding:.1f} ms, {first_search:.1f} ms)"
+        "encoding {encoding:.1f} ms, search among {size} {search:.1f} ms{several} "
+        "(first call: {first_encoding:.1f} ms, {first_search:.1f} ms)".format(
+            size=len(retriever.backend), several=several, **milliseconds
+        )
     )
     if options.json:
-        times = {"encoding": encoding, "search": search, "first_encoding": first_encoding, "first_search": first_search}
-        times |= {"encoding_search_and_ids" + "_and_reranking" * bool(options.reranker): whole}
-        answers = [
-            {
-                "query": query,
-                "results": [hit._asdict() | ({"text": texts[hit.id]} if hit.id in texts else {}) for hit in hits],
-            }
-            for query, hits in zip(queries, found, strict=True)
-        ]
-        answer = {"queries": answers} if options.queries else answers[0]
-        write_json(options.json, answer | {"milliseconds": times})
+        answers = [{"query": query, "results": [_result(hit, texts) for hit in hits]} for query, hits in zip(queries, found)]
+        write_json(options.json, ({"queries": answers} if options.queries else answers[0]) | {"milliseconds": milliseconds})
     if options.sheet:
-        from scripts.contact_sheet import contact_sheet, picture_files
-
         photos = picture_files(options.photos)
-        rows = [(q, [(photos.get(Path(name).stem), score, False) for name, score in hits]) for q, hits in zip(queries, found)]
-        print(f"wrote {contact_sheet(rows, options.sheet)}")
+        write_contact_sheet([(q, sheet_pictures(hits, photos)) for q, hits in zip(queries, found)], options.sheet)
+        print(f"wrote {options.sheet}")
 
 
-def _open(options: Options):
-    from data.search import open_backend
-    from data.search.base import SearchOptions
-    from model.precision import choose_device
-    from model.retrieval.retriever import Retriever
-
+def open_retriever(options: Options) -> Retriever:
+    """What answers; refuses an index of the other kind before any model is read."""
     device = choose_device(options.device)
     searching = SearchOptions(options.backend, options.target_recall, options.uri, options.token, str(device))
     backend = open_backend(options.index, searching)
     if backend.kind != ("txt" if options.image else "img"):
         found, expected = ("images", "captions") if options.image else ("captions", "images")
         raise BadInput(f"{options.index}: is an index of {found}, this query needs one of {expected}")
+    regions = RegionDB(options.regions, options.boxes) if options.regions else None
     return Retriever.from_pretrained(
-        options.checkpoint,
-        backend,
-        options.reranker,
-        RegionDB(options.regions, options.boxes) if options.regions else None,
-        tokenizer=options.tokenizer,
-        device=device,
-        candidates=options.candidates,
-        precision=options.precision,
-    )
+        options.checkpoint, backend, options.reranker, regions, tokenizer=options.tokenizer, device=device,
+        candidates=options.candidates, precision=options.precision,
+    )  # fmt: skip
 
 
-def _queries(options: Options) -> list[str]:
-    if options.queries is None:
-        return [options.image or options.query]
-    lines = read_lines(options.queries, "give UTF-8 text, one query a line")
-    queries = [line.strip() for line in lines if line.strip()]
-    if not queries:
-        raise BadInput(f"{options.queries}: holds no query, expected one a line")
-    return queries
-
-
-def _timed(function):
-    started = time.perf_counter()
-    result = function()
-    return result, 1000 * (time.perf_counter() - started)  # milliseconds
+def _result(hit: Hit, texts: dict[str, str]) -> dict:
+    return hit._asdict() | ({"text": texts[hit.id]} if hit.id in texts else {})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -24,6 +25,7 @@ from data.index.reader import EmbeddingIndex
 from data.regions.db import RegionDB, Regions
 from data.search import open_backend
 from data.search.base import SearchBackend, SearchOptions
+from data.storage.text_files import read_lines
 from model.bi_encoder import LightningDOT
 from model.precision import for_inference
 from model.retrieval.encoding import encode_image, encode_queries
@@ -32,6 +34,14 @@ from model.retrieval.sources import check_width
 
 PAIRS_AT_ONCE = 128  # that a re-ranker looks at
 PAIRS_ON_CPU = 32  # so that a batch fits the cache
+
+
+def read_queries(path: str | Path) -> list[str]:
+    """The texts of a file of queries, one a line. Raises BadInput for a file that holds none or cannot be read."""
+    queries = [line.strip() for line in read_lines(path, "give UTF-8 text, one query a line") if line.strip()]
+    if not queries:
+        raise BadInput(f"{path}: holds no query, expected one a line")
+    return queries
 
 
 class Hit(NamedTuple):
@@ -172,6 +182,21 @@ class Retriever:
         self._needs("txt")
         return self._hits(self.encode_image(image), k)[0]
 
+    def search_timed(self, query: str | Sequence[str], k: int = 10) -> tuple[list, dict[str, float]]:
+        """What ``search_captions`` of an image id finds in an index of captions, or ``search_images`` of texts in one of images;
+        and the milliseconds of encoding, of the search, and of the whole answer. The first call also pages in weights and
+        vectors and sets up the libraries; the second shows the standing cost.
+        """
+        of_images = self.backend.kind == "img"
+        encode, search = (self.encode_texts, self.search_images) if of_images else (self.encode_image, self.search_captions)
+        whole = "encoding_search_and_ids" + "_and_reranking" * (self.reranker is not None)
+        vectors, first_encoding = _timed(encode, query)
+        times = {"encoding": _timed(encode, query)[1], "search": 0.0, "first_encoding": first_encoding}
+        times["first_search"] = _timed(self.backend.search, vectors, k)[1]
+        times["search"] = _timed(self.backend.search, vectors, k)[1]
+        found, times[whole] = _timed(search, query, k)
+        return found, times
+
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """→ [Q,D] float32"""
         if self.tokenizer is None:
@@ -214,3 +239,10 @@ class Retriever:
     @property
     def _name(self):
         return self.backend.place
+
+
+def _timed(function, *arguments):
+    """Its result, and the milliseconds that it took."""
+    started = time.perf_counter()
+    result = function(*arguments)
+    return result, 1000 * (time.perf_counter() - started)

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from data.errors import BadInput
-from scripts import contact_sheet
+from model.retrieval import contact_sheet
+from model.retrieval.contact_sheet import SheetPicture
+from scripts import contact_sheet as contact_sheet_command
 from tests.gallery import KEYS, command
 
 
@@ -16,10 +18,11 @@ def test_contact_sheet_frames_the_hits(tmp_path, world):
     assert set(photos) == {Path(key).stem for key in KEYS}
     first, second = photos["scene_00"], photos["scene_01"]
     rows = [
-        ("ein Hund läuft über die Straße, " * 8, [(first, 1.5, False), (second, 1.25, True)]),
-        ("kůň", [(None, 0.5, False), (first, 0.25, False)]),
+        ("ein Hund läuft über die Straße, " * 8, [SheetPicture(first, 1.5, False), SheetPicture(second, 1.25, True)]),
+        ("kůň", [SheetPicture(None, 0.5, False), SheetPicture(first, 0.25, False)]),
     ]
-    sheet = contact_sheet.contact_sheet(rows, tmp_path / "deep" / "sheet.png", thumb=100)
+    sheet = tmp_path / "deep" / "sheet.png"
+    contact_sheet.write_contact_sheet(rows, sheet, thumb=100)
     with Image.open(sheet) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     assert pixels.shape[1] == 2 * 16 + 2 * 100 + 10
@@ -33,9 +36,9 @@ def test_contact_sheet_frames_the_hits(tmp_path, world):
 
 
 def test_contact_sheet_text_fits_and_accents_are_drawn():
-    font = contact_sheet._font(18)
+    font = contact_sheet.sheet_font(18)
     for text in ("ein Hund läuft über die Straße " * 9, "x" * 300, "kurz"):
-        lines = contact_sheet._wrap(text, font, 200)
+        lines = contact_sheet.wrap_text(text, font, 200)
         assert all(font.getlength(line) <= 200 for line in lines)
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     absent = bytes(font.getmask("\uffff"))
@@ -46,11 +49,11 @@ def test_contact_sheet_refuses(tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     for rows, message in (
         ([], "no queries"),
-        ([("q", [(None, 1.0, False)])], "none of the images"),
-        ([("q", [(tmp_path / "bad.jpg", 1.0, False)])], "bad.jpg: cannot read"),
+        ([("q", [SheetPicture(None, 1.0, False)])], "none of the images"),
+        ([("q", [SheetPicture(tmp_path / "bad.jpg", 1.0, False)])], "bad.jpg: cannot read"),
     ):
         with pytest.raises(BadInput, match=message):
-            contact_sheet.contact_sheet(rows, tmp_path / "sheet.png")
+            contact_sheet.write_contact_sheet(rows, tmp_path / "sheet.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="no picture"):
         contact_sheet.picture_files(tmp_path / "empty")
@@ -59,11 +62,11 @@ def test_contact_sheet_refuses(tmp_path):
 
 def test_contact_sheet_command(tmp_path, world, indexes, capsys):
     words = ["--index", indexes[0], "--checkpoint", world / "model", "--photos", world / "photos"]
-    command(contact_sheet, *words, "--captions", world / "captions", "--out", tmp_path / "a.png")
+    command(contact_sheet_command, *words, "--captions", world / "captions", "--out", tmp_path / "a.png")
     assert "6 queries" in capsys.readouterr().out
     (tmp_path / "queries.txt").write_text("a dog\n\nzwei hund\n", encoding="utf-8")
-    command(contact_sheet, *words, "--queries", tmp_path / "queries.txt", "--out", tmp_path / "b.png")
+    command(contact_sheet_command, *words, "--queries", tmp_path / "queries.txt", "--out", tmp_path / "b.png")
     assert "2 queries" in capsys.readouterr().out
     for queries, captions in ((None, None), ("x", "y")):
         with pytest.raises(BadInput, match="either"):
-            contact_sheet.Options("i", "c", "p", "o", queries=queries, captions=captions)
+            contact_sheet_command.Options("i", "c", "p", "o", queries=queries, captions=captions)

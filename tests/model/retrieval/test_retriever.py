@@ -21,7 +21,7 @@ from data.search.base import SearchOptions
 from model.bi_encoder import LightningDOT
 from model.retrieval.encoding import Encoding, encode_image
 from model.retrieval.indexing import build_index, update_index
-from model.retrieval.retriever import Retriever
+from model.retrieval.retriever import Retriever, read_queries
 from model.retrieval.sources import caption_source, image_source
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
@@ -167,7 +167,7 @@ def test_command_refuses(tmp_path):
             SearchOptions(*options)
     for name, words in (("none.txt", "holds no query"), ("nowhere.txt", "cannot be read")):
         with pytest.raises(BadInput, match=words):
-            search._queries(search.Options("index", "checkpoint", queries=str(tmp_path / name)))
+            read_queries(tmp_path / name)
 
 
 # ---- building: updates, several processes, going on -----------------------------------------------------------------------
