@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from model import checkpoints
+from model.text_encoders import text_encoder_named
+from model.text_encoders.base import TextEncoderConfig
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
 
 
@@ -24,7 +26,7 @@ class LightningDOTConfig:
     """Everything that fixes the shapes of the two towers.
 
     Args:
-        txt: text encoder
+        txt: text encoder; which kind, its class says (model/text_encoders)
         img: image encoder; its word embeddings serve [CLS], and the masked language modelling decoder tied to them
         project_dim: width D of the embedding; 0 means no projection, so that D is the hidden size
         feature_dim: width F of a region feature
@@ -32,7 +34,7 @@ class LightningDOTConfig:
         cls_token_id: the word that starts an image sequence
     """
 
-    txt: EncoderConfig = field(default_factory=EncoderConfig)
+    txt: TextEncoderConfig = field(default_factory=EncoderConfig)
     img: EncoderConfig = field(default_factory=EncoderConfig)
     project_dim: int = 768
     feature_dim: int = 2048
@@ -46,8 +48,11 @@ class LightningDOTConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> LightningDOTConfig:
+        """The content of a checkpoint's ``config.json``."""
         own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        own |= {side: EncoderConfig.from_dict(values[side]) for side in ("txt", "img")}
+        text_encoder = text_encoder_named(values["txt"].get("encoder", "bert"))
+        own["txt"] = text_encoder.config_class.from_dict(values["txt"])
+        own["img"] = EncoderConfig.from_dict(values["img"])
         return cls(**own)
 
 
@@ -108,9 +113,9 @@ class ImageBert(Bert):
 class Tower(nn.Module):
     """An encoder and the projection of its position 0 to the shared embedding space."""
 
-    def __init__(self, bert: Bert, hidden_size: int, project_dim: int):
+    def __init__(self, encoder: nn.Module, hidden_size: int, project_dim: int):
         super().__init__()
-        self.bert = bert
+        self.bert = encoder  # the original's name, whatever the encoder is
         self.encode_proj = (
             nn.Sequential(
                 nn.Linear(hidden_size, 2 * hidden_size),
@@ -137,9 +142,11 @@ class LightningDOT(nn.Module):
         self.fingerprint: str | None = None  # of the weights as last read or written; what a feature index is made for
         self._frozen: list[Tower] = []
         self.img_model = Tower(ImageBert(config), config.img.hidden_size, config.project_dim)
-        self.txt_model = Tower(Bert(config.txt), config.txt.hidden_size, config.project_dim)
+        text_encoder = text_encoder_named(getattr(config.txt, "encoder", "bert"))
+        self.txt_model = Tower(text_encoder.module_class(config.txt), config.txt.hidden_size, config.project_dim)
         for tower, sizes in ((self.img_model, config.img), (self.txt_model, config.txt)):
-            init_weights(tower, sizes.initializer_range)
+            tower.bert.draw_weights(sizes.initializer_range)
+            init_weights(tower.encode_proj, sizes.initializer_range)
             if config.project_dim:
                 # Scores of unrelated pairs start with variance 1. With BERT's 0.02 they start around 17 wide at base
                 # size, and training from random towers first has to unlearn them.
@@ -152,6 +159,11 @@ class LightningDOT(nn.Module):
         for tower in self._frozen:
             tower.requires_grad_(False)
         self.train(self.training)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Activation checkpointing: keep no activations inside blocks, and compute them again in backward."""
+        for tower in (self.txt_model, self.img_model):
+            tower.bert.set_checkpointing(on)
 
     def train(self, mode: bool = True) -> LightningDOT:
         super().train(mode)

@@ -19,6 +19,8 @@ from data.storage.atomic import atomic_file
 from data.storage.text_files import read_json, write_json
 from model.transformer import EncoderConfig
 
+# Hugging Face's names of models whose block is BERT's; uniter is what scripts/convert_checkpoint.py calls a UNITER.
+BERT_FAMILY = ("bert", "roberta", "xlm-roberta", "camembert", "uniter")
 # Heads and buffers of Hugging Face models that an encoder does not have.
 NOT_ENCODER = re.compile(r"^(cls|lm_head|classifier|qa_outputs)\.|position_ids$")
 
@@ -157,7 +159,7 @@ def bert_config(values: dict, source: str) -> EncoderConfig:
         BadInput: a kind of model whose block is not BERT's, or impossible sizes.
     """
     kind = values.get("model_type", "bert")
-    if kind not in ("bert", "roberta", "xlm-roberta", "camembert", "uniter"):
+    if kind not in BERT_FAMILY:
         raise BadInput(f"{source}: model_type {kind!r} is not of the BERT family (bert, roberta, ...)")
     positions = values.get("position_embedding_type", "absolute")
     if positions != "absolute":

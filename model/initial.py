@@ -12,6 +12,7 @@ from data.errors import BadInput
 from data.storage.text_files import read_json
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.text_encoders import TEXT_ENCODERS, choose_text_encoder
 from model.transformer import EncoderConfig
 
 
@@ -46,8 +47,13 @@ class ModelOptions(EncoderOptions):
 
     Args:
         kind: lightningdot; uniter is the re-ranker, which has settings of its own (``--model uniter`` on the command line)
-        txt_init: Hugging Face BERT-family folder, or a converted UNITER, for the text tower; none: random weights
+        txt_init: Hugging Face folder for the text tower (of the BERT family, or any encoder of AutoModel), or a converted
+            UNITER; none: random weights
+        txt_encoder: what reads txt_init: bert (our own block) or auto (transformers' AutoModel); none: bert for the BERT
+            family, auto for others
         img_init: Hugging Face BERT-family folder, or a converted UNITER, for the image tower; none: random weights
+        cls_token_id: the word that starts an image sequence; none: the captions' [CLS]. Where img_init has another vocabulary
+            than the text tower, its own [CLS]: 101 in BERT's
         project_dim: width of the shared embedding; 0 takes the hidden state as it is
         freeze_txt: the text tower stays as it is
         freeze_img: the image tower stays as it is
@@ -55,7 +61,9 @@ class ModelOptions(EncoderOptions):
 
     kind: Literal["lightningdot"] = "lightningdot"
     txt_init: str | None = None
+    txt_encoder: str | None = None
     img_init: str | None = None
+    cls_token_id: int | None = None
     project_dim: int = 768
     freeze_txt: bool = False
     freeze_img: bool = False
@@ -65,6 +73,10 @@ class ModelOptions(EncoderOptions):
             raise BadInput("model.freeze_txt and model.freeze_img leave nothing to train")
         if self.init and (self.txt_init or self.img_init):
             raise BadInput("model.init gives both towers; it excludes model.txt_init and model.img_init")
+        if self.txt_encoder is not None and self.txt_encoder not in TEXT_ENCODERS:
+            raise BadInput(f"model.txt_encoder {self.txt_encoder!r} is not one of {', '.join(TEXT_ENCODERS)}")
+        if self.txt_encoder is not None and not self.txt_init:
+            raise BadInput(f"model.txt_encoder {self.txt_encoder} says how to read a folder: give model.txt_init")
 
 
 def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels: int, regions: str) -> LightningDOT:
@@ -99,9 +111,10 @@ def check_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, model_s
     if config.cls_token_id >= config.img.vocab_size:
         raise BadInput(
             f"{model_source}: the image tower's vocab_size {config.img.vocab_size} does not hold the captions' [CLS] "
-            f"{config.cls_token_id}; start it from a model of the captions' tokenizer, or from random weights"
+            f"{config.cls_token_id}; start it from a model of the captions' tokenizer, or from random weights, or give the "
+            "image tower's own [CLS]: model.cls_token_id"
         )
-    if config.cls_token_id != meta["CLS"]:
+    if config.cls_token_id != meta["CLS"] and config.img.vocab_size == config.txt.vocab_size:
         raise BadInput(
             f"{model_source}: [CLS] has id {config.cls_token_id}, in the captions {meta['CLS']} (tokenizer "
             f"{meta.get('bert')}); build the captions with the model's tokenizer"
@@ -145,10 +158,9 @@ def check_longest(config: LightningDOTConfig, dataset: PairDataset) -> None:
 
 
 def _check_length(config: LightningDOTConfig, captions: CaptionDB, subject: str, tokens: int) -> None:
-    positions = config.txt.max_position_embeddings - config.txt.position_offset
-    if tokens > positions:
+    if tokens > config.txt.max_tokens:
         raise BadInput(
-            f"{captions.folder}: {subject} {tokens} tokens with [CLS] and [SEP], the model has {positions} positions; "
+            f"{captions.folder}: {subject} {tokens} tokens with [CLS] and [SEP], the model has {config.txt.max_tokens} positions; "
             "shorten it, or drop such captions with max_txt_len"
         )
 
@@ -173,31 +185,26 @@ def random_encoder(options: EncoderOptions, meta: dict) -> EncoderConfig:
 
 
 def _from_towers(options: ModelOptions, meta: dict, feature_dim: int, num_labels: int) -> LightningDOT:
-    random = random_encoder(options, meta)
-    sizes, tensors = {}, {}
-    for side, folder in (("txt", options.txt_init), ("img", options.img_init)):
-        sizes[side], tensors[side] = checkpoints.read_bert(folder) if folder else (random, None)
-        if options.dropout is not None:
-            sizes[side].set_dropout(options.dropout)
-    regions = "img_embeddings.img_linear.weight"  # UNITER's; a BERT has no region embeddings
-    if options.txt_init:  # and a text tower has no use for them
-        tensors["txt"] = {n: t for n, t in tensors["txt"].items() if not n.startswith("img_embeddings.")}
-    if options.img_init and regions in tensors["img"] and tensors["img"][regions].ndim == 2:
-        feature_dim = tensors["img"][regions].shape[1]  # the caller compares it with the data's
-    model = LightningDOT(
-        LightningDOTConfig(
-            txt=sizes["txt"],
-            img=sizes["img"],
-            project_dim=options.project_dim,
-            feature_dim=feature_dim,
-            num_labels=num_labels,
-            cls_token_id=meta["CLS"],
-        )
-    )
+    """Towers from folders, or from random weights."""
+    txt = img = random_encoder(options, meta)
+    txt_tensors, img_tensors = {}, {}
     if options.txt_init:
-        checkpoints.load_strict(model.txt_model.bert, tensors["txt"], options.txt_init, optional=r"^pooler\.")
+        text_encoder = choose_text_encoder(options.txt_init, options.txt_encoder)
+        txt, txt_tensors = text_encoder.read(options.txt_init)
     if options.img_init:
-        has_regions = any(name.startswith("img_embeddings.") for name in tensors["img"])
+        img, img_tensors = checkpoints.read_bert(options.img_init)
+    if options.dropout is not None:
+        txt.set_dropout(options.dropout)
+        img.set_dropout(options.dropout)
+    of_regions = img_tensors.get("img_embeddings.img_linear.weight")  # UNITER's; a BERT has no region embeddings
+    if of_regions is not None and of_regions.ndim == 2:
+        feature_dim = of_regions.shape[1]  # the caller compares it with the data's
+    cls_token_id = meta["CLS"] if options.cls_token_id is None else options.cls_token_id
+    model = LightningDOT(LightningDOTConfig(txt, img, options.project_dim, feature_dim, num_labels, cls_token_id))
+    if options.txt_init:
+        checkpoints.load_strict(model.txt_model.bert, txt_tensors, options.txt_init, text_encoder.optional)
+    if options.img_init:
+        has_regions = any(name.startswith("img_embeddings.") for name in img_tensors)
         absent = r"^pooler\." if has_regions else r"^(pooler|img_embeddings)\."
-        checkpoints.load_strict(model.img_model.bert, tensors["img"], options.img_init, optional=absent)
+        checkpoints.load_strict(model.img_model.bert, img_tensors, options.img_init, optional=absent)
     return model

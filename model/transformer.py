@@ -70,6 +70,11 @@ class EncoderConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise BadInput(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that has a position for every token, [CLS] and [SEP] included."""
+        return self.max_position_embeddings - self.position_offset
+
     def set_dropout(self, rate: float) -> None:
         """One rate for hidden states and attention weights."""
         self.hidden_dropout_prob = self.attention_probs_dropout_prob = rate
@@ -197,6 +202,14 @@ class Bert(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> Tensor:
         return self.encoder(self.embeddings(input_ids), attention_mask.bool(), first_only)
 
+    def draw_weights(self, std: float) -> None:
+        """Random weights as BERT's (`init_weights`)."""
+        init_weights(self, std)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Keep no activations inside blocks, and compute them again in backward."""
+        self.encoder.checkpointing = on
+
 
 def init_weights(module: nn.Module, std: float) -> None:
     """BERT's initialisation: normal weights, zero biases, unit layer norms."""
@@ -222,17 +235,18 @@ def empty_weights() -> Iterator[None]:
 
 
 class _WithoutInitialisation(TorchFunctionMode):
-    """Functions that draw initial weights leave the tensor as it is.
+    """Functions that draw initial weights draw nothing.
 
     On the meta device they would have nothing to fill, but ``normal_`` imports the whole of torch._dynamo to find that out:
     1.2 s of every command that opens a checkpoint.
     """
 
-    _DRAWING = ("normal_", "uniform_")
-
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(function, "__name__", "")
-        if getattr(function, "__module__", "") == "torch.nn.init" or name in self._DRAWING:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
+        draws = getattr(function, "__name__", "") in ("normal_", "uniform_")
+        if not draws and getattr(function, "__module__", "") != "torch.nn.init":
+            return function(*args, **kwargs)
+        tensor = args[0] if args else kwargs["tensor"]
+        if draws and not tensor.is_meta:  # `trunc_normal_` draws until it finds numbers in range: zeros are
+            tensor.detach().zero_()
+        return tensor

@@ -75,6 +75,10 @@ class Reranker(nn.Module):
         self.itm_output = nn.Linear(config.encoder.hidden_size, 2)  # pre-training's: class 1 is a match
         init_weights(self, config.encoder.initializer_range)
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Activation checkpointing: keep no activations inside blocks, and compute them again in backward."""
+        self.bert.set_checkpointing(on)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -287,6 +291,8 @@ def build_reranker(options: EncoderOptions, pairs: PairDataset) -> tuple[Reranke
 
 def _of_towers(folder: str) -> tuple[EncoderConfig, dict[str, Tensor], str]:
     config = LightningDOTConfig.from_dict(checkpoints.read_config(folder))
+    if not isinstance(config.txt, EncoderConfig):
+        raise BadInput(f"{folder}: its text tower is not of the BERT family, which a re-ranker is; start from a BERT folder")
     if config.txt.hidden_size != config.img.hidden_size:
         raise BadInput(
             f"{folder}: a re-ranker of its towers needs both of one width, the text tower has hidden_size "

@@ -188,6 +188,8 @@ def to_original(source: str | Path, destination: str | Path) -> list[str]:
 
 def _towers_to_file(source: Path, destination: Path, values: dict, own: dict, extra: dict) -> list[str]:
     config, notes = LightningDOTConfig.from_dict(values), []
+    if not isinstance(config.txt, EncoderConfig):
+        raise BadInput(f"{source}: its text tower is not of the BERT family; the original's files have no place for it")
     heads = source / "heads.safetensors"
     kind, prefix = ("pretrained", "bert.") if heads.is_file() else ("finetuned", "")  # as the original names them
     record = values.get("original", {})

@@ -23,7 +23,6 @@ from model.evaluation.tasks import captions_by_language
 from model.initial import check_fits, check_longest, check_tokenizer
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
-from model.transformer import Encoder
 from model.uniter import Reranker
 from optim.loop import MicroBatch, Paused, Update, Validation
 from optim.settings import TrainingSettings
@@ -142,9 +141,7 @@ class Finetuning(ABC):
         self.train, self.val, self.hard_negatives = train, val, hard_negatives
         self.model: nn.Module = model.to(device)
         self.miner = miner.to(device)
-        for module in model.modules():
-            if isinstance(module, Encoder):
-                module.checkpointing = config.activation_checkpointing
+        model.set_checkpointing(config.activation_checkpointing)
         self.tokenizer = train.captions.tokenizer_folder
         self.groups = list(captions_by_language(train).values()) if config.language_temperature != 1 else []
         self.epoch = self.done = 0  # where training is: whole epochs, and pairs of the one that has begun

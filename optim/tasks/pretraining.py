@@ -157,8 +157,7 @@ class Pretraining:
         heads = PretrainingHeads(model.config, options, self.objectives)
         if config.model.init:
             load_heads(heads, config.model.init)
-        for tower in (model.txt_model, model.img_model):
-            tower.bert.encoder.checkpointing = config.activation_checkpointing
+        model.set_checkpointing(config.activation_checkpointing)
         return model.to(self.device), heads.to(self.device)
 
     def _check(self, model: LightningDOT, corpus: CorpusOptions, dataset: PairDataset) -> None:

@@ -1,0 +1,167 @@
+"""Any encoder of Hugging Face's ``AutoModel`` as the text tower: ModernBERT, DistilBERT, DeBERTa, ALBERT ...
+
+transformers is imported only when such a tower is read or built: that takes seconds, and most commands do without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import BadInput
+from model.text_encoders.base import TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_NOT_KEPT = ("dtype", "torch_dtype", "architectures", "_name_or_path")  # say nothing about what is computed in fp32
+_HEADS = ("pooler", "classif", "qa_")  # dropout rates of heads that a tower does not have
+
+
+@dataclass
+class AutoEncoderConfig:
+    """What a checkpoint keeps of such an encoder, enough to build it again offline.
+
+    Args:
+        settings: transformers' own configuration, as its ``config.json`` has it
+        hidden_size: width h of the hidden states
+        vocab_size: number of word embeddings
+        max_tokens: the longest text, [CLS] and [SEP] included
+        initializer_range: standard deviation of random weights on top of the encoder
+        pad_token_id: id that stands where the attention mask is false; None: whatever stands there
+        encoder: name in the registry of text encoders
+    """
+
+    settings: dict[str, Any]
+    hidden_size: int
+    vocab_size: int
+    max_tokens: int
+    initializer_range: float = 0.02
+    pad_token_id: int | None = None
+    encoder: str = "auto"
+
+    hidden_act: ClassVar[str] = "gelu"  # of the heads on top, as BERT's
+    layer_norm_eps: ClassVar[float] = 1e-12
+
+    @classmethod
+    def from_dict(cls, values: dict) -> AutoEncoderConfig:
+        """What is ours of ``values``, the part ``txt`` of a checkpoint's config.json."""
+        own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        try:
+            return cls(**own)
+        except TypeError as error:
+            raise BadInput(f"config.json: text encoder auto: {error}") from None
+
+    @classmethod
+    def from_model(cls, model: PreTrainedModel) -> AutoEncoderConfig:
+        """The configuration of a built model of transformers."""
+        values = json.loads(model.config.to_json_string(use_diff=False))
+        config, table = model.config, getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+        positions = getattr(config, "max_position_embeddings", None) or 1_000_000  # relative positions have no table
+        padding = getattr(table, "padding_idx", None)  # RoBERTa's positions start behind that of padding
+        return cls(
+            {name: value for name, value in values.items() if name not in _NOT_KEPT},
+            hidden_size=config.hidden_size,
+            vocab_size=model.get_input_embeddings().num_embeddings,
+            max_tokens=positions - (0 if padding is None else padding + 1),
+            initializer_range=getattr(config, "initializer_range", 0.02),
+            pad_token_id=config.pad_token_id,
+        )
+
+    def set_dropout(self, rate: float) -> None:
+        """One rate for every dropout of the encoder that its configuration names."""
+        for name, value in self.settings.items():
+            if "dropout" in name and not any(head in name for head in _HEADS) and type(value) in (int, float):
+                self.settings[name] = rate
+
+
+class AutoEncoder(nn.Module):
+    """A model of transformers under the interface of our own text encoder (`model.transformer.Bert`)."""
+
+    def __init__(self, config: AutoEncoderConfig):
+        super().__init__()
+        from transformers import AutoModel  # slow to import, and only such towers need it
+
+        self.config = config
+        with torch.device("cpu"):  # it has buffers that no checkpoint holds: not on the meta device
+            self.model = AutoModel.from_config(_transformers_config(config.settings), dtype=torch.float32)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> Tensor:
+        """``input_ids`` [B,L], ``attention_mask`` [B,L] → hidden states [B,L,h], or [B,1,h] of position 0."""
+        if input_ids.shape[1] > self.config.max_tokens:
+            raise BadInput(
+                f"a text of {input_ids.shape[1]} tokens does not fit the model's {self.config.max_tokens} positions; shorten it"
+            )
+        if self.config.pad_token_id is not None:  # RoBERTa counts positions by it
+            input_ids = input_ids.masked_fill(~attention_mask.bool(), self.config.pad_token_id)
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask.long())[0]
+        return hidden[:, :1] if first_only else hidden
+
+    def draw_weights(self, std: float) -> None:
+        """Nothing: building the model drew its weights, each kind of model its own way."""
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Keep no activations inside blocks, and compute them again in backward. Raises BadInput where it cannot."""
+        if not on:
+            self.model.gradient_checkpointing_disable()
+        elif self.model.supports_gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            kind = self.model.config.model_type
+            raise BadInput(f"activation_checkpointing: transformers has none for {kind}; leave it out")
+
+
+def read_auto_encoder(folder: str | Path) -> tuple[AutoEncoderConfig, dict[str, Tensor]]:
+    """An encoder that ``save_pretrained`` of transformers wrote, or that was downloaded from the Hub.
+
+    Raises:
+        BadInput: not such a folder, weights that are missing or mis-shaped, an encoder–decoder, or a model whose first
+            position does not see the rest of the text.
+    """
+    from transformers import AutoModel  # slow to import, and only such towers need it
+
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises nearly anything here
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise BadInput(f"{folder}: transformers cannot read it as an encoder: {reason[:200]}") from None
+    absent = [name for name in report["missing_keys"] if "pooler." not in name]
+    wrong = [str(name) for name in (*sorted(absent), *report["mismatched_keys"])]
+    if wrong:
+        raise BadInput(f"{folder}: {len(wrong)} weights of its {model.config.model_type} are missing or mis-shaped: {'; '.join(wrong)}")
+    if model.config.is_encoder_decoder:
+        raise BadInput(f"{folder}: {model.config.model_type} is an encoder with a decoder; a text tower is an encoder alone")
+    _check_position_0_sees_all(model.eval(), folder)
+    config = AutoEncoderConfig.from_model(model)
+    return config, {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def _check_position_0_sees_all(model: PreTrainedModel, folder: str | Path) -> None:
+    """The embedding of a text is its position 0: in a decoder that would be its first word alone."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(vocabulary - 4, vocabulary).expand(2, 4).clone()
+    ids[1, -1] = vocabulary - 5  # the same text but for its last word
+    one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][:, 0]
+    if torch.equal(one, other):
+        raise BadInput(f"{folder}: in a {model.config.model_type} the first position does not see the rest of the text; a text tower must")
+
+
+def _transformers_config(settings: dict[str, Any]) -> PreTrainedConfig:
+    import transformers  # slow to import, and only such towers need it
+
+    kind = settings.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise BadInput(f"text encoder auto: transformers {transformers.__version__} knows no model_type {kind!r}; install a newer one")
+    return transformers.CONFIG_MAPPING[kind].from_dict(settings)
+
+
+AUTO = TextEncoder(AutoEncoderConfig, AutoEncoder, read_auto_encoder, optional=r"pooler\.")
