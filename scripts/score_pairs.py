@@ -59,6 +59,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    # torch is slow to import: --help and wrong options do without
     from data.batches.pairs import open_pairs
     from data.batches.teacher import write_teacher_scores
     from model.bi_encoder import LightningDOT

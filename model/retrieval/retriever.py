@@ -31,6 +31,7 @@ from model.precision import for_inference
 from model.retrieval.encoding import encode_image, encode_queries
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.sources import check_width
+from model.uniter import Reranker
 
 PAIRS_AT_ONCE = 128  # that a re-ranker looks at
 PAIRS_ON_CPU = 32  # so that a batch fits the cache
@@ -139,8 +140,6 @@ class Retriever:
         if isinstance(regions, (str, Path)):
             regions = RegionDB(regions)
         if isinstance(reranker, (str, Path)):
-            from model.uniter import Reranker
-
             if regions is None:
                 raise BadInput(f"{reranker}: a re-ranker looks at regions: give the region database of the images")
             scoring = Reranker.from_pretrained(reranker)

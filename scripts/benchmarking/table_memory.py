@@ -1,0 +1,118 @@
+"""What the tables of a database cost the processes of a training: memory, opening, shuffling."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from data.batches.loader import batch_loader
+from data.batches.pairs import PairDataset, open_pairs
+from data.batches.samplers import epoch_draws, token_buckets
+from data.captions.db import CaptionDB, read_table
+from data.captions.tables import JSON_TABLES
+from data.regions.db import BoxOptions, RegionDB
+from scripts.benchmarking.synthetic_databases import COUNTS
+
+BOXES = BoxOptions()
+
+
+@dataclass(frozen=True)
+class TableWork:
+    """What each training process does.
+
+    Attributes:
+        folder: of the databases ``txt`` and ``img``
+        batches: batches that it draws
+        workers: data workers that it forks
+        dicts: it reads the JSON tables into Python dicts instead
+    """
+
+    folder: str
+    batches: int
+    workers: int
+    dicts: bool
+
+
+def process_memory() -> dict[str, float]:
+    """GiB of this process: resident, its share of what is shared, and what is its own; and the most it ever had."""
+    lines = Path("/proc/self/smaps_rollup").read_text() + Path("/proc/self/status").read_text()
+    kb = {name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB", lines, re.MULTILINE)}
+    sizes = {"rss": kb["Rss"], "pss": kb["Pss"], "private": kb["Private_Clean"] + kb["Private_Dirty"]}
+    return {name: size / 2**20 for name, size in (sizes | {"peak": kb["VmHWM"]}).items()}
+
+
+def open_database(root: Path, dicts: bool = False) -> PairDataset | list:
+    """The data set, or with ``dicts`` the tables as they would be without columns."""
+    if dicts:
+        tables = [read_table(root / "txt", name) for name in JSON_TABLES]
+        return [*tables, read_table(root / "img", COUNTS), np.arange(len(tables[0]))]
+    return open_pairs("txt", "img", BOXES, root=str(root))
+
+
+def time_first_opening(root: Path, results: multiprocessing.Queue) -> None:
+    """Open both databases once, which stores their columns."""
+    started = time.perf_counter()
+    CaptionDB(root / "txt")
+    RegionDB(root / "img", BOXES)
+    results.put({"seconds": time.perf_counter() - started, "peak": process_memory()["peak"]})
+
+
+def look_up(dataset: PairDataset, indices: np.ndarray) -> dict[str, float]:
+    """In a worker: what a batch looks up in the tables; the process's memory."""
+    dataset.ids.take(indices)
+    for key in dataset.images.take(dataset.image_of[indices]):
+        _ = dataset.regions.num_regions[key]
+    return process_memory()
+
+
+def measure_training(number: int, work: TableWork, barrier, results: multiprocessing.Queue) -> None:
+    """What one training process does with the tables."""
+    found: dict[str, float | dict] = {"process": number, "imports": process_memory()}
+    started = time.perf_counter()
+    dataset = open_database(Path(work.folder), work.dicts)
+    found["open_seconds"] = time.perf_counter() - started
+    barrier.wait()  # memory is measured while all have it
+    found["open"] = process_memory()
+    if not work.dicts:
+        started = time.perf_counter()
+        drawn = epoch_draws(len(dataset), 256, seed=1, epoch=number)
+        first = next(drawn)
+        found["shuffle_seconds"] = time.perf_counter() - started
+        rng = np.random.default_rng(number)
+        started = time.perf_counter()
+        buckets: Iterator = token_buckets(dataset.txt_lengths, dataset.img_lengths, 20_000, rng)
+        batches = list(islice(buckets, work.batches))
+        found["bucket_seconds"] = time.perf_counter() - started
+        barrier.wait()
+        found["training"] = process_memory()
+        made = batch_loader(partial(look_up, dataset), [first.indices, *batches], work.workers, pin=False)
+        sizes = [size for _, size in made]
+        found["worker"] = {name: max(size[name] for size in sizes[-2 * work.workers :]) for name in sizes[0]}
+        barrier.wait()
+        del drawn, buckets
+    results.put(found)
+
+
+def run_processes(target: Callable, number: int, *arguments) -> list[dict]:
+    """What ``number`` fresh processes put into their queue."""
+    context = multiprocessing.get_context("spawn")
+    results, barrier = context.Queue(), context.Barrier(number)
+    extra = [(barrier, results)] if target is measure_training else [(results,)]
+    processes = [
+        context.Process(target=target, args=(*((n,) if target is measure_training else ()), *arguments, *extra[0]))
+        for n in range(number)
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sorted(found, key=lambda measured: measured.get("process", 0))
