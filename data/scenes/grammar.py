@@ -3,7 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from data.scenes.languages import GRAMMARS, Mention, noun_phrase
+from data.scenes.languages import GRAMMARS, noun_phrase
+from data.scenes.mention import Mention
 
 
 @dataclass(frozen=True)

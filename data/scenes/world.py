@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from data.scenes import grammar as scene_grammar
 from data.scenes.grammar import Plan
-from data.scenes.languages import Mention
+from data.scenes.mention import Mention
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent")
 COLOURS = {

@@ -8,7 +8,8 @@ import pytest
 
 from data.scenes import world as scenes
 from data.scenes.grammar import Plan, sentence
-from data.scenes.languages import Mention, noun_phrase
+from data.scenes.languages import noun_phrase
+from data.scenes.mention import Mention
 
 CAPTIONS = [scenes.captions(scenes.make_scene(seed, index)) for seed in (0, 7) for index in range(300)]
 
