@@ -80,24 +80,12 @@ class Options:
             raise BadInput("--images-of and --image-captions are for an index of images: they need --regions")
 
 
-def images_of(captions, regions) -> list[str]:
-    """The images of a caption database, sorted; BadInput when the region database lacks one."""
-    keys = sorted(captions.img2txts)
-    missing = [key for key in keys if key not in regions]
-    if missing:
-        raise BadInput(
-            f"{captions.folder}: {len(missing)} of its {len(keys)} images are not in {regions.folder}, "
-            f"the first is {missing[0]!r}: extract them, or give the right region database"
-        )
-    return keys
-
-
 def source_of(options: Options, model):
     """The images or captions that are to be encoded."""
     # torch is slow to import: --help and wrong options do without
     from data.batches.pairs import open_image_captions
     from model.initial import check_tokenizer
-    from model.retrieval.sources import caption_source, check_width, image_source
+    from model.retrieval.sources import caption_source, check_width, image_source, images_of_captions
 
     if options.captions:
         captions = CaptionDB(options.captions)
@@ -105,12 +93,12 @@ def source_of(options: Options, model):
         return caption_source(model, captions, captions.ids)
     regions = RegionDB(options.regions, options.boxes)
     check_width(regions, model, options.checkpoint)
-    keys = images_of(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
+    keys = images_of_captions(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
     view = open_image_captions(options.image_captions, options.caption_score_weight)
     return image_source(model, regions, keys, view)
 
 
-def delete_ids(model, path: str, out: str):
+def delete_ids(model, path: str, out: str) -> EmbeddingIndex:
     """Take the ids of a file out of an index."""
     ids = list(read_lines(path, "give UTF-8 text, one id a line"))
     with IndexEditor(out, model.fingerprint) as editor:

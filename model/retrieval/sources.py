@@ -92,6 +92,18 @@ def caption_source(model: LightningDOT, captions: CaptionDB, ids: Sequence[str])
     return Source("txt", ids, lengths, load, model.encode_text, model, captions.folder, captions.fingerprint)
 
 
+def images_of_captions(captions: CaptionDB, regions: RegionDB) -> list[str]:
+    """The images that a caption database mentions, sorted; BadInput when the region database lacks one."""
+    keys = sorted(captions.img2txts)
+    missing = [key for key in keys if key not in regions]
+    if missing:
+        raise BadInput(
+            f"{captions.folder}: {len(missing)} of its {len(keys)} images are not in {regions.folder}, "
+            f"the first is {missing[0]!r}: extract them, or give the right region database"
+        )
+    return keys
+
+
 def check_width(regions: RegionDB, model: LightningDOT, checkpoint: str | Path = "the model") -> None:
     """Raise BadInput unless the database's features have the width that the model was made for."""
     if regions.feature_dim != model.config.feature_dim:
