@@ -103,6 +103,7 @@ class Task(Protocol):
         heads: what else is trained, saved as ``heads.safetensors``; None: nothing
         tokenizer: folder that is copied into every checkpoint; None: none
         worst_score: what every first validation is better than
+        data: digests of what it reads, by names for people; those of validation begin with ``validation``
         facts: for ``run.json`` and the first lines on the screen: sizes of data and model, the effective batch
     """
 
@@ -110,13 +111,15 @@ class Task(Protocol):
     heads: nn.Module | None
     tokenizer: Path | None
     worst_score: float
+    data: dict[str, str]
     facts: dict[str, Any]
 
     def is_better(self, score: float, best: float) -> bool:
         """Whether a validation's score is better than another's."""
 
-    def load(self, checkpoint: Path, training: dict) -> None:
-        """Read weights and position from a checkpoint of this run; ``training`` is what `resume` and `state` were saved as."""
+    def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
+        """Read weights and position from a checkpoint of this run; ``training`` is what `resume` and `state` were saved as.
+        Of what was made from the data named in ``changed`` nothing is taken over: it begins anew."""
 
     def state(self) -> dict:
         """Tensors and plain values that the task needs again when it goes on, besides `Update.resume`."""
@@ -226,6 +229,7 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
                 saver.check()
                 if update.validates or stopping or (settings.save_every and progress.step % settings.save_every == 0):
                     training = update.resume | task.state() | {"best": progress.best, "scaler": scaler.state_dict()}
+                    training["data"] = task.data
                     own = {"random": random_state(), "recent": recent.state_dict()}
                     saver.save(progress.step, task.model, optimizer, training, own, is_best, task.heads, record)
             if stopping and not update.is_last:
@@ -242,10 +246,28 @@ def _restored(task: Task, run: Run, updater: Updater) -> Progress:
         return Progress(0, task.worst_score)
     training, own = saved
     checkpoint = run.folder / "last"
-    task.load(checkpoint, training)
+    changed = changed_data(training.get("data"), task.data)
+    task.load(checkpoint, training, changed)
     load_optimizer(updater.optimizer, checkpoint, training)
     updater.scaler.load_state_dict(training["scaler"])
     if own is not None:
         restore_random_state(own["random"])
         updater.recent.load_state_dict(own["recent"])
-    return Progress(training["step"], training["best"])
+    best_counts = not any(name.startswith("validation") for name in changed)
+    print_first(updater.ranks, message_of_changes(training.get("data"), changed, best_counts))
+    return Progress(training["step"], training["best"] if best_counts else task.worst_score)
+
+
+def changed_data(before: dict[str, str] | None, now: dict[str, str]) -> list[str]:
+    """Names of the data that are not what the checkpoint was trained and validated on; none where it does not say."""
+    return [] if before is None else [name for name in now if before.get(name) != now[name]]
+
+
+def message_of_changes(before: dict[str, str] | None, changed: list[str], best_counts: bool) -> str:
+    """What to say of the data when a run goes on."""
+    if before is None:
+        return "the checkpoint does not say what data it was trained on; it goes on with what is there now"
+    if not changed:
+        return "the data are those of the checkpoint"
+    forgotten = "" if best_counts else "; the best so far was chosen on other validation data and no longer counts"
+    return f"not what they were when the checkpoint was saved: {', '.join(changed)}; training goes on with what is there now{forgotten}"

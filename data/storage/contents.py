@@ -49,7 +49,7 @@ def content_digest(folder: str | Path, beside: Sequence[str | Path] = (), progre
         elif name == "data.mdb":
             found["digest"] = records_digest(folder, progress).hex
         else:
-            found["digest"] = _file_digest(path) if found else "absent"
+            found["digest"] = file_digest(path) if found else "absent"
     if now != {name: known.get(name) for name in now}:
         remember_files(folder, known | now)
     total = hashlib.blake2b(digest_size=8)
@@ -87,7 +87,8 @@ def _digest_of_keys(env: lmdb.Environment, keys: Iterable[bytes]) -> RecordsDige
     return digest
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: str | Path) -> str:
+    """Digest of the bytes of a file. Raises BadInput when it cannot be read."""
     digest = hashlib.blake2b(digest_size=BITS // 8)
     try:
         with open(path, "rb") as file:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batches.batch import Batch, Examples
+from data.batches.identity import digests_of_pairs
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import PairDraw, epoch_draws, tempered_order
@@ -144,6 +145,8 @@ class Finetuning(ABC):
         model.set_checkpointing(config.activation_checkpointing)
         self.tokenizer = train.captions.tokenizer_folder
         self.groups = list(captions_by_language(train).values()) if config.language_temperature != 1 else []
+        with ranks.first_alone():  # what the first one has computed, the others find
+            self.data = digests_of_pairs(train, "training") | digests_of_pairs(val, "validation")
         self.epoch = self.done = 0  # where training is: whole epochs, and pairs of the one that has begun
         self.facts = {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -167,10 +170,11 @@ class Finetuning(ABC):
     def is_better(self, score: float, best: float) -> bool:
         return score > best  # AR, the mean of the six recalls
 
-    def load(self, checkpoint: Path, training: dict) -> None:
+    def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
         self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict())
-        self.epoch, self.done = training["epoch"], training["done"]
-        if "ranking" in training:
+        has_same_pairs = not {"training captions", "training regions"} & set(changed)
+        self.epoch, self.done = training["epoch"], training["done"] if has_same_pairs else 0  # of other pairs none are done
+        if "ranking" in training and has_same_pairs and "training miner" not in changed:
             self.hard_negatives.ranking = training["ranking"].numpy()
 
     def state(self) -> dict:

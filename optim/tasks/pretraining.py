@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data.batches.batch import Batch
+from data.batches.identity import digests_of_pairs
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import Draw, DrawStream, Source, token_buckets
@@ -119,6 +120,8 @@ class Pretraining:
                 self._pairs(corpus.val_captions, corpus.val_regions or corpus.regions) if corpus.val_captions else None
                 for corpus in config.data
             ]
+        with ranks.first_alone():  # what the first one has computed, the others find
+            self.data = self._digests()
         self.sources = [(number, task) for number, corpus in enumerate(config.data) for task in corpus.tasks]
         options = ObjectiveOptions(config.fusion, config.word_mask_prob, config.region_mask_prob, config.siblings)
         self.objectives = {task: OBJECTIVES[task](options) for _, task in self.sources}
@@ -143,6 +146,13 @@ class Pretraining:
             "effective_batch_tokens": config.tokens_per_batch * config.grad_accumulation * ranks.size,
             "peak_lr": config.optim.lr,
         }
+
+    def _digests(self) -> dict[str, str]:
+        digests = {}
+        for corpus, train, val in zip(self.config.data, self.train, self.val, strict=True):
+            digests |= digests_of_pairs(train, f"training {corpus.name}")
+            digests |= digests_of_pairs(val, f"validation {corpus.name}") if val is not None else {}
+        return digests
 
     def _pairs(self, captions: str, regions: str) -> PairDataset:
         config = self.config
@@ -176,10 +186,13 @@ class Pretraining:
     def is_better(self, score: float, best: float) -> bool:
         return score < best  # mean loss
 
-    def load(self, checkpoint: Path, training: dict) -> None:
+    def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
         self.model.load_state_dict(LightningDOT.from_pretrained(checkpoint).state_dict())
         load_heads(self.heads, checkpoint)
         self.draws.load_state_dict(training["draws"])
+        for (number, _), source in zip(self.sources, self.draws.sources, strict=True):
+            if any(name.startswith(f"training {self.config.data[number].name} ") for name in changed):
+                source.cursor = [source.cursor[0] + 1, 0]  # of other pairs none are done: its next pass begins
 
     def state(self) -> dict:
         return {}

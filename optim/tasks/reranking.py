@@ -86,6 +86,7 @@ class Reranking(Finetuning):
         miner = LightningDOT.from_pretrained(config.reranker.miner)
         check_towers(miner, config.reranker.miner, train, val)
         super().__init__(config, train, val, hard_negatives, model, miner, device, ranks)
+        self.data["training miner"] = self.data["validation miner"] = self.miner.fingerprint or ""
         self.first = first_rankings(self.miner, val, config.reranker.top, device, config.precision, ranks)
 
     def backward(

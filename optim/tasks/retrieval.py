@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
+from data.storage.contents import file_digest
 from model.distributed import Meeting, Ranks
 from model.evaluation.tasks import evaluate
 from model.initial import ModelOptions, build_model
@@ -97,6 +98,8 @@ class Retrieval(Finetuning):
             )
         )
         self.prepare = self.objective.prepare
+        if distill.scores:
+            self.data["training teacher scores"] = file_digest(distill.scores)
         self.step = Backward(self.model, nn.ModuleDict(), ranks, config.precision, config.grad_cache)
 
     def backward(

@@ -1,0 +1,23 @@
+"""What the databases of a dataset hold, as digests by which a run recognises them."""
+
+from __future__ import annotations
+
+from data.batches.pairs import PairDataset
+
+
+def digests_of_pairs(pairs: PairDataset, role: str) -> dict[str, str]:
+    """Digests of the databases of a dataset, each under a name for people.
+
+    Args:
+        role: what the dataset is for, for instance ``training``; the names begin with it
+
+    Returns: for instance ``{"training captions": "1f…", "training regions": "8a…"}``; joined databases share one entry
+    """
+    parts = [part for part, _ in pairs.parts]
+    digests = {
+        f"{role} captions": [part.captions.fingerprint() for part in parts],
+        f"{role} regions": [part.regions.fingerprint() for part in parts],
+    }
+    if pairs.image_captions is not None:
+        digests[f"{role} image captions"] = [pairs.image_captions.captions.fingerprint()]
+    return {name: " ".join(found) for name, found in digests.items()}
