@@ -14,7 +14,7 @@ import eval_itm
 import pretrain
 import train_itm
 from configs import cli
-from data.annotations.records import read_captions
+from data.annotations import read_captions
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db

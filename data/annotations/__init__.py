@@ -1,0 +1,44 @@
+"""Public annotation files, read into captions. ``FORMATS`` is the registry: a format is one file here and its line below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from data.annotations import coco, jsonl, karpathy, multi30k, token, visual_genome, web_pairs
+from data.annotations.records import STRICT, AnnotationFormat, Caption, ReadingOptions
+
+FORMATS: dict[str, AnnotationFormat] = {
+    "jsonl": jsonl.FORMAT,
+    "karpathy": karpathy.FORMAT,
+    "coco": coco.FORMAT,
+    "token": token.FORMAT,
+    "multi30k": multi30k.FORMAT,
+    "multi30k-task1": multi30k.FORMAT_TASK1,
+    "multi30k-task2": multi30k.FORMAT_TASK2,
+    "pairs": web_pairs.FORMAT,
+    "visual-genome": visual_genome.FORMAT,
+}
+FormatName = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
+
+
+def read_captions(path: str | Path, form: str, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
+    """The captions of a file (of Multi30K: of its folder) in the format ``form``, a key of ``FORMATS``.
+
+    Raises:
+        BadInput: a file that cannot be read or is something else; and a bad record, unless ``settings.on_bad_record``
+            returns.
+    """
+    return FORMATS[form].read(path, settings)
+
+
+def guess_format(path: str | Path) -> str:
+    """The format, a key of ``FORMATS``, of a file that is named as files of that format are; else JSON lines."""
+    name = Path(path).name + "/" * Path(path).is_dir()
+    lengths = {
+        form: max((len(p) for p in own.file_names if fnmatchcase(name, p) and p.endswith("/") == name.endswith("/")), default=0)
+        for form, own in FORMATS.items()
+    }
+    return max(lengths, key=lengths.get)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from data.annotations.records import ADVICE, STRICT, Caption, Reading, checked
+from data.annotations.records import ADVICE, STRICT, AnnotationFormat, Caption, ReadingOptions, kept_if_valid
 from data.errors import BadInput
 from data.storage.text_files import read_lines
 
@@ -31,7 +31,7 @@ SPLITS = {
 }
 
 
-def read_task1(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
+def read_task1(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
     """One aligned caption of a picture in each language; caption ids ``1000092795#fr``.
 
     Args:
@@ -41,21 +41,21 @@ def read_task1(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
         BadInput: no file of captions there; and, reported, one with another number of lines than its list of pictures,
             or an empty caption.
     """
-    return _read(path, how, {1: LANGUAGES[1]})
+    return _read(path, settings, {1: LANGUAGES[1]})
 
 
-def read_task2(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
+def read_task2(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
     """Five independent captions of a picture in English and in German; caption ids ``1000092795#de0``. As `read_task1`."""
-    return _read(path, how, {2: LANGUAGES[2]})
+    return _read(path, settings, {2: LANGUAGES[2]})
 
 
-def read_both(path: str | Path, how: Reading = STRICT) -> Iterator[Caption]:
+def read_both(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
     """What multilingual retrieval is trained and tested on: task 2's five in English and German, task 1's one in French
     and Czech. As `read_task1`."""
-    return _read(path, how, {2: LANGUAGES[2], 1: ("fr", "cs")})
+    return _read(path, settings, {2: LANGUAGES[2], 1: ("fr", "cs")})
 
 
-def _read(path: str | Path, how: Reading, wanted: dict[int, tuple[str, ...]]) -> Iterator[Caption]:
+def _read(path: str | Path, settings: ReadingOptions, wanted: dict[int, tuple[str, ...]]) -> Iterator[Caption]:
     root = Path(path, "data") if Path(path, "data").is_dir() else Path(path)
     seen: set[str] = set()
     found = False
@@ -74,7 +74,7 @@ def _read(path: str | Path, how: Reading, wanted: dict[int, tuple[str, ...]]) ->
                         continue
                     found = True
                     mark = f"{language}{int(number) - 1}" if number else language
-                    yield from _captions(file, pictures, listing, split, language, mark, seen, how)
+                    yield from _captions(file, pictures, listing, split, language, mark, seen, settings)
     if not found:
         tasks = " and ".join(f"task{task}/raw" for task in wanted)
         raise BadInput(f"{root}: no captions in {tasks}; give the folder of Multi30K's repository, or its data folder")
@@ -88,15 +88,20 @@ def _captions(
     language: str,
     mark: str,
     seen: set[str],
-    how: Reading,
+    settings: ReadingOptions,
 ) -> Iterator[Caption]:
     try:
         texts = [line.strip() for line in read_lines(file, ADVICE)]
         if len(texts) != len(pictures):
             raise BadInput(f"{file}: {len(texts):,} captions, but {listing} lists {len(pictures):,} pictures")
     except BadInput as error:
-        how.report(f"{error}; the file is left out")
+        settings.on_bad_record(f"{error}; the file is left out")
         return
     for n, (picture, text) in enumerate(zip(pictures, texts, strict=True), 1):
         caption = Caption(picture, text, f"{PurePosixPath(picture).stem}#{mark}", split, language)
-        yield from checked(f"{file}: line {n}", caption, seen, how)
+        yield from kept_if_valid(f"{file}: line {n}", caption, seen, settings)
+
+
+FORMAT = AnnotationFormat(read_both, data_set_of=lambda name: "multi30k")
+FORMAT_TASK1 = AnnotationFormat(read_task1, ("*/",), lambda name: "multi30k-task1")
+FORMAT_TASK2 = AnnotationFormat(read_task2, data_set_of=lambda name: "multi30k-task2")

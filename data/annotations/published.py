@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -42,19 +41,6 @@ COUNTS["multi30k"] = {
 }
 # Published without captions in every language: what is absent there is no difference.
 _MAY_LACK = ("test_2016", "test_2017", "test_2018", "test_coco")
-
-
-def dataset_of(name: str, form: str) -> str | None:
-    """The data set of an annotation file, by its name and form; None: none that is known."""
-    if form.startswith("multi30k"):
-        return form
-    if form == "karpathy":
-        found = re.fullmatch(r"dataset_(flickr30k|flickr8k|coco)\.json", name)
-        return found[1] if found else None
-    if form == "coco":
-        found = re.fullmatch(r"captions_(train|val)(2014|2017)\.json", name)
-        return f"coco{found[2]}-{found[1]}" if found else None
-    return "flickr30k" if form == "token" and name.startswith("results") else None
 
 
 def differences(dataset: str, captions: Iterable[Caption]) -> list[str]:

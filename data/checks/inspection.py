@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from data.checks.captions import TABLES, inspect_captions
@@ -45,3 +46,24 @@ def inspect_database(path: Path, options: InspectionOptions) -> list[Report]:
     found = "a file" if path.is_file() else "no such folder" if not path.exists() else None
     found = found or f"a folder with {', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'nothing'}"
     raise BadInput(f"{path}: found {found}; expected the folder of an image DB, a text DB or a feature index")
+
+
+def require_sound(folder: Path, regions: str | None) -> dict[str, dict]:
+    """Read all of a database, print that nothing is wrong → path of each database -> its number of records.
+
+    Args:
+        regions: of a text DB, the image DB that its pictures must be in
+
+    Raises:
+        BadInput: something is wrong; names the command that shows all of it.
+    """
+    sound = {}
+    words = [str(folder), "--verify", "--workers", "0", *(["--regions", regions] if regions else [])]
+    for found in inspect_database(folder, InspectionOptions(verify=True, workers=0, regions=regions)):
+        if found.problems.counts:
+            raise BadInput(
+                f"{found.path}: {'; '.join(found.problems.counts)}; see python scripts/inspect_db.py {shlex.join(words)}"
+            )
+        print(f"{found.path}: {found.facts['records']:,} records, nothing is wrong")
+        sound[found.path] = {"records": found.facts["records"], "problems": {}}
+    return sound

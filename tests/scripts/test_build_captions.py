@@ -5,9 +5,11 @@ import json
 import pytest
 
 from configs import cli
-from data.annotations import splits as splitting
-from data.annotations.published import COUNTS, dataset_of, differences
+from data.annotations import FORMATS
+from data.annotations.photographs import find_photos_in_several_splits
+from data.annotations.published import COUNTS, differences
 from data.annotations.records import Caption
+from data.annotations.splits import draw_splits
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from scripts import build_captions
@@ -102,20 +104,20 @@ def captions_of(names, split="train"):
 def test_shares_are_of_pictures_and_repeat_with_their_seed():
     captions = captions_of([f"{n}.jpg" for n in range(20)])
     shares = {"train": 0.8, "val": 0.1, "test": 0.1}
-    drawn = splitting.by_shares(captions, shares, seed=0)
+    drawn = draw_splits(captions, shares, seed=0)
     split_of = {c.image: c.split for c in drawn}
     assert all(split_of[c.image] == c.split for c in drawn)
     assert [list(split_of.values()).count(name) for name in shares] == [16, 2, 2]
-    again = splitting.by_shares(captions[::-1], shares, seed=0)
+    again = draw_splits(captions[::-1], shares, seed=0)
     assert {c.image: c.split for c in again} == split_of
-    assert {c.image: c.split for c in splitting.by_shares(captions, shares, seed=1)} != split_of
+    assert {c.image: c.split for c in draw_splits(captions, shares, seed=1)} != split_of
     for wrong, message in (
         ({"train": 0.5}, "add up to 1"),
         ({"a": 1.5, "b": -0.5}, "above 0"),
         ({"a": 0.99, "b": 0.01}, "empty"),
     ):
         with pytest.raises(BadInput, match=message):
-            splitting.by_shares(captions, wrong, 0)
+            draw_splits(captions, wrong, 0)
 
 
 def test_lines_without_a_split(build, tmp_path):
@@ -157,7 +159,7 @@ def test_shares_on_the_command_line(build, tmp_path):
     ],
 )
 def test_photographs_by_name(name, form, photo):
-    assert splitting.photo_id(name, form) == photo
+    assert FORMATS[form].photo_of(name) == photo
 
 
 def test_pretraining_leaves_out_what_is_tested_on(build, tmp_path, capsys):
@@ -215,12 +217,13 @@ def test_photographs_in_several_splits_are_reported(build, tmp_path, capsys):
     expected = "flickr:1003163366: 1003163366_44323f5815.jpg in train, 1003163366.jpg in val"
     assert report["in_several_splits"] == {"count": 1, "first": [expected]}
     assert f"warning: 1 photographs are in several splits, the first: {expected}" in capsys.readouterr().err
+    photo_of = FORMATS["visual-genome"].photo_of
     captions = captions_of(["1.jpg"]) + captions_of(["000000000003.jpg"], "val")
-    assert splitting.in_several_splits(captions, "visual-genome", {"vg:1": {"coco:3"}}) == []
+    assert find_photos_in_several_splits(captions, photo_of, {"vg:1": {"coco:3"}}) == {}
     same = {"vg:1": {"coco:3", "flickr:9"}, "coco:3": {"flickr:9"}}
     captions = captions_of(["1.jpg"]) + captions_of(["2.jpg"], "val")
-    assert splitting.in_several_splits(captions, "visual-genome", same) == []
-    assert len(splitting.in_several_splits(captions, "visual-genome", same | {"vg:2": {"coco:3"}})) == 1
+    assert find_photos_in_several_splits(captions, photo_of, same) == {}
+    assert len(find_photos_in_several_splits(captions, photo_of, same | {"vg:2": {"coco:3"}})) == 1
 
 
 # ---- missing pictures, counts ----------------------------------------------------------------------------------------
@@ -282,10 +285,10 @@ def test_the_published_counts_are_no_difference(dataset):
 
 def test_data_sets_are_known_by_their_files():
     found = {
-        dataset_of(name, "karpathy")
+        FORMATS["karpathy"].data_set_of(name)
         for name in ("dataset_flickr30k.json", "dataset_coco.json", "dataset_flickr8k.json")
     }
-    assert found == {"flickr30k", "coco", "flickr8k"} and dataset_of("mine.json", "karpathy") is None
-    assert dataset_of("captions_train2014.json", "coco") == "coco2014-train" and dataset_of("x.json", "coco") is None
-    assert dataset_of("results_20130124.token", "token") == "flickr30k" and dataset_of("a.jsonl", "jsonl") is None
-    assert {dataset_of("x", form) for form in ("multi30k", "multi30k-task1", "multi30k-task2")} < set(COUNTS)
+    assert found == {"flickr30k", "coco", "flickr8k"} and FORMATS["karpathy"].data_set_of("mine.json") is None
+    assert FORMATS["coco"].data_set_of("captions_train2014.json") == "coco2014-train" and FORMATS["coco"].data_set_of("x.json") is None
+    assert FORMATS["token"].data_set_of("results_20130124.token") == "flickr30k" and FORMATS["jsonl"].data_set_of("a.jsonl") is None
+    assert {FORMATS[form].data_set_of("x") for form in ("multi30k", "multi30k-task1", "multi30k-task2")} < set(COUNTS)

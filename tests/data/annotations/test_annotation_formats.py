@@ -5,15 +5,23 @@ import json
 
 import pytest
 
-from data.annotations.formats import read_coco, read_downloaded, read_pairs, read_token, read_visual_genome
+from data.annotations import FORMATS, guess_format, read_captions
+from data.annotations.coco import read_coco
+from data.annotations.jsonl import read_jsonl, write_jsonl
+from data.annotations.karpathy import read_karpathy
 from data.annotations.multi30k import read_both, read_task1, read_task2
-from data.annotations.records import Caption, Reading, read_captions, read_jsonl, read_karpathy
+from data.annotations.photographs import read_excluded_photos
+from data.annotations.records import AnnotationFormat, Caption, ReadingOptions
+from data.annotations.token import read_token
+from data.annotations.visual_genome import read_visual_genome
+from data.annotations.web_pairs import read_downloaded, read_pairs
 from data.errors import BadInput
+from data.storage.text_files import read_lines
 
 
 def kept_and_bad(reader, path, **how):
     bad = []
-    return list(reader(path, Reading(report=bad.append, **how))), bad
+    return list(reader(path, ReadingOptions(on_bad_record=bad.append, **how))), bad
 
 
 def write(path, content):
@@ -45,7 +53,7 @@ def test_coco(tmp_path):
         Caption("000000037777.jpg", "A kitchen.", "1", "val", "en", None, 37777),
         Caption("000000037777.jpg", "A stove.", "3", "val", "en", None, 37777),
     ]
-    assert {c.split for c in read_coco(write(tmp_path / "mine.json", coco(said)), Reading(split="dev"))} == {"dev"}
+    assert {c.split for c in read_coco(write(tmp_path / "mine.json", coco(said)), ReadingOptions(split="dev"))} == {"dev"}
 
 
 def test_bad_records_of_coco_are_left_out(tmp_path):
@@ -114,7 +122,7 @@ def test_conceptual_captions_with_missing_pictures(tmp_path):
         tmp_path / "files.tsv", 'http://one.org/a.jpg\t0/a.jpg\n{"url": "https://two.org/b?w=1", "file": "b"}\n'
     )
     missing = []
-    how = {"downloaded": read_downloaded(files), "missing": missing.append, "split": "dev"}
+    how = {"downloaded": read_downloaded(files), "on_missing_picture": missing.append, "split": "dev"}
     captions, bad = kept_and_bad(read_pairs, path, **how)
     assert captions == [
         Caption("0/a.jpg", "a very typical bus station", "0", "dev", "en"),
@@ -247,12 +255,51 @@ def test_a_language_comes_from_the_first_field_that_has_it(tmp_path):
         "aligned": {"en": "The dog.", "cs": "Pes."},
     }
     path = write(tmp_path / "a.jsonl", line)
-    captions = list(read_jsonl(path, Reading(fields=("captions", "aligned"))))
+    captions = list(read_jsonl(path, ReadingOptions(fields=("captions", "aligned"))))
     assert [(c.caption_id, c.text) for c in captions] == [
         ("dog#en0", "A dog."),
         ("dog#en1", "Dogs."),
         ("dog#cs0", "Pes."),
     ]
-    assert [c.text for c in read_jsonl(path, Reading(fields=("aligned",)))] == ["The dog.", "Pes."]
+    assert [c.text for c in read_jsonl(path, ReadingOptions(fields=("aligned",)))] == ["The dog.", "Pes."]
     with pytest.raises(BadInput, match="expected an object with image, captions, extra and split"):
-        list(read_jsonl(path, Reading(fields=("captions", "extra"))))
+        list(read_jsonl(path, ReadingOptions(fields=("captions", "extra"))))
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
+
+
+def test_formats_by_the_names_of_files(tmp_path):
+    names = {
+        "dataset_coco.json": "karpathy",
+        "captions_val2014.json": "coco",
+        "captions_val2014.json.gz": "coco",
+        "results_20130124.token": "token",
+        "mine.jsonl": "jsonl",
+        "mine": "jsonl",
+    }
+    assert {name: guess_format(tmp_path / name) for name in names} == names
+    assert guess_format(tmp_path) == "multi30k-task1"
+
+
+def test_a_format_is_one_line_of_the_registry(tmp_path, monkeypatch):
+    def read_lines_of_text(path, settings):
+        for n, line in enumerate(read_lines(path)):
+            yield Caption(f"{n}.jpg", line, str(n), settings.split, "en")
+
+    own = AnnotationFormat(read_lines_of_text, ("*.sentences",), lambda name: "mine", lambda name: f"mine:{name}")
+    monkeypatch.setitem(FORMATS, "mine", own)
+    (tmp_path / "a.sentences").write_text("a dog\na cat\n")
+    assert [c.text for c in read_captions(tmp_path / "a.sentences", "mine")] == ["a dog", "a cat"]
+    assert guess_format(tmp_path / "a.sentences") == "mine"
+    assert read_excluded_photos(f"{tmp_path}/a.sentences") == {"mine:0.jpg", "mine:1.jpg"}
+
+
+def test_written_json_lines_are_read_again(tmp_path):
+    captions = [
+        Caption("a/dog.jpg", "A dög.", "dog#en0", "train", "en"),
+        Caption("a/dog.jpg", "Ein Hund.", "dog#de0", "train", "de"),
+        Caption("cat.jpg", "A\u2028cat.", "cat#en0", "val", "en"),
+    ]
+    write_jsonl(tmp_path / "a.jsonl", captions)
+    assert list(read_jsonl(tmp_path / "a.jsonl")) == captions

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from data.annotations.records import Caption, read_captions, read_jsonl, read_karpathy
+from data.annotations import read_captions
+from data.annotations.jsonl import read_jsonl
+from data.annotations.karpathy import read_karpathy
+from data.annotations.records import Caption
 from data.errors import BadInput
 
 LINE = {"image": "folder/dog.jpg", "captions": {"en": ["A dog.", "Dogs"], "cs": ["Pes žere."]}, "split": "train"}

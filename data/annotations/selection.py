@@ -1,0 +1,147 @@
+"""Which captions of an annotation file are used, and what is said of the others: on the screen and in the report."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data.annotations import read_captions
+from data.annotations.photographs import (
+    all_names,
+    describe_photo,
+    find_photos_in_several_splits,
+    leave_out_photos,
+    read_excluded_photos,
+)
+from data.annotations.published import differences
+from data.annotations.records import Caption, ReadingOptions
+from data.annotations.reports import note_case, warn_of_cases
+from data.annotations.splits import assign_listed_splits, put_photos_in_one_split, read_split_lists
+from data.errors import BadInput
+
+
+def read_usable_captions(path: str, form: str, settings: ReadingOptions, report: dict, strict: bool = False) -> list[Caption]:
+    """All captions of a file; its bad records and missing pictures are noted in the report.
+
+    Args:
+        settings: how the file is read; what it does with bad records and missing pictures is replaced
+        strict: stop at the first bad record
+
+    Raises:
+        BadInput: the file has no caption that can be used, or with `strict` a bad record.
+    """
+
+    def on_bad_record(message: str) -> None:
+        if strict:
+            raise BadInput(message)
+        note_case(report, "bad_records", message)
+
+    def on_missing_picture(name: str) -> None:
+        note_case(report, "missing_pictures", name)
+
+    settings = replace(settings, on_bad_record=on_bad_record, on_missing_picture=on_missing_picture)
+    captions = list(read_captions(path, form, settings))
+    warn_of_cases(report, "bad_records", f"{path}: left out {{n:,}} bad records, the first: {{first}}")
+    if not captions:
+        raise BadInput(report.get("bad_records", {}).get("first", [f"{path}: no captions in it"])[0])
+    return captions
+
+
+def keep_listed_pictures(captions: list[Caption], lists: Sequence[str], source: str, report: dict) -> list[Caption]:
+    """The captions of pictures that the lists give a split, with that split. Raises BadInput when there are none."""
+    captions, outside = assign_listed_splits(captions, read_split_lists(lists))
+    if outside:
+        report["in_no_split_list"] = outside
+        print(f"left out: {outside:,} captions whose picture is in none of {', '.join(lists)}")
+    if not captions:
+        raise BadInput(f"{source}: no picture of it is in {', '.join(lists)}")
+    return captions
+
+
+def compare_with_published(captions: list[Caption], data_set: str, source: str, report: dict) -> None:
+    """Say where the counts are not those that were published for the data set."""
+    report["counts"] = {"dataset": data_set, "differences": differences(data_set, captions)}
+    for line in report["counts"]["differences"]:
+        print(f"warning: {source}: {line}", file=sys.stderr)
+
+
+def keep_present_pictures(captions: list[Caption], folder: str | None, source: str, report: dict) -> list[Caption]:
+    """The captions whose picture is a file in the folder, if one is given; the others are noted in the report, and told
+    together with the pictures that were missing when the file was read.
+
+    Raises:
+        BadInput: there is no such folder, or no caption is left.
+    """
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise BadInput(f"--photos {folder}: no such folder; give the folder that holds the pictures")
+        is_there = {image: Path(folder, image).is_file() for image in {c.image for c in captions}}
+        for caption in captions:
+            if not is_there[caption.image]:
+                note_case(report, "missing_pictures", caption.image)
+        captions = [c for c in captions if is_there[c.image]]
+    warn_of_cases(report, "missing_pictures", "left out {n:,} captions whose picture is missing, the first: {first}")
+    if not captions:
+        raise BadInput(f"{source}: no picture of it is there; check --photos and --downloaded")
+    return captions
+
+
+def leave_out_excluded(
+    captions: list[Caption],
+    photo_of: Callable[[str], str],
+    words: Sequence[str],
+    same: Mapping[str, set[str]],
+    splits: Iterable[str],
+    report: dict,
+) -> list[Caption]:
+    """The captions without the photographs that other files hold, for splits that are trained on.
+
+    Args:
+        photo_of: of the captions' format
+        words: files and splits of them, see `read_excluded_photos`
+        same: names of one photograph, see `data.annotations.photographs.read_addresses`
+        splits: those that the photographs are left out of
+    """
+    excluded = set().union(*(read_excluded_photos(word) for word in words))
+    excluded = set().union(*(all_names(photo, same) for photo in excluded))
+    captions, dropped = leave_out_photos(captions, photo_of, excluded, same, splits)
+    report["excluded_pictures"] = dict(dropped)
+    left_out = ", ".join(f"{n:,} pictures of {split}" for split, n in dropped.items()) or "no picture"
+    print(f"excluded: {left_out}, which {', '.join(words)} have")
+    return captions
+
+
+def report_photos_in_several_splits(
+    captions: list[Caption], photo_of: Callable[[str], str], same: Mapping[str, set[str]], report: dict
+) -> None:
+    """Note and tell which photographs are in more than one split."""
+    for photo, places in find_photos_in_several_splits(captions, photo_of, same).items():
+        note_case(report, "in_several_splits", describe_photo(photo, places))
+    warn_of_cases(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
+
+
+def settle_splits(captions: list[Caption], photo_of: Callable[[str], str], report: dict) -> list[Caption]:
+    """Put photographs that are in several splits into one of them; they are noted and told."""
+    captions, several = put_photos_in_one_split(captions, photo_of)
+    for line in several:
+        note_case(report, "in_several_splits", line)
+    warn_of_cases(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
+    return captions
+
+
+def keep_chosen(captions: list[Caption], name: str, wanted: Sequence[str] | None, source: str) -> list[Caption]:
+    """The captions whose ``split`` or ``language`` is among those wanted; all, where None are.
+
+    Raises:
+        BadInput: one that no caption has.
+    """
+    if wanted is None:
+        return captions
+    found = Counter(getattr(c, name) for c in captions)
+    for value in wanted:
+        if value not in found:
+            raise BadInput(f"{source}: no caption of {name} {value}, found {dict(found)}")
+    return [c for c in captions if getattr(c, name) in wanted]

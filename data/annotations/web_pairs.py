@@ -1,0 +1,138 @@
+"""Pairs of a caption and a picture from the web: Conceptual Captions, SBU and their like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.annotations.records import (
+    ADVICE,
+    STRICT,
+    AnnotationFormat,
+    Caption,
+    ReadingOptions,
+    captions_of_records,
+    kept_if_valid,
+    numbered_lines,
+    require,
+)
+from data.errors import BadInput
+from data.storage.text_files import parse_json, read_json, read_lines
+
+PICTURE_KEYS = ("image", "file", "url", "image_url")  # of JSON records of pairs, the first that is there
+
+
+def read_pairs(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
+    """Conceptual Captions, SBU and their like: one caption of one picture at a time, all English. One of
+
+    - ``*.tsv``: ``caption<TAB>file`` or ``caption<TAB>address``, more columns ignored
+    - ``*.jsonl``: objects of ``caption`` and one of image, file, url, image_url
+    - ``*.json``: a list of such objects, or SBU's ``{"image_urls": [...], "captions": [...]}``
+    - SBU's ``*_urls.txt``, with ``*_captions.txt`` beside it, line by line
+
+    An address becomes the file that ``settings.downloaded`` names; a picture without one is named to ``settings.on_missing_picture``
+    and left out. Caption ids are positions in the file, from 0; the split is ``settings.split``.
+
+    Raises:
+        BadInput: addresses and no ``settings.downloaded``; and, reported, a record that is not of this form.
+    """
+    seen: set[str] = set()
+    kind = Path(path).name.lower().removesuffix(".gz").rpartition(".")[2]
+
+    def caption_of_pair(where: str, record: Any) -> Iterator[Caption]:
+        number, text, picture = record
+        require(isinstance(picture, str) and picture, where, "the picture", picture, "a file name or an address")
+        if settings.downloaded is not None:
+            if picture not in settings.downloaded:
+                settings.on_missing_picture(picture)
+                return
+            picture = settings.downloaded[picture]
+        yield from kept_if_valid(where, Caption(picture, text, str(number), settings.split, "en"), seen, settings)
+
+    records = {"json": _json_pairs, "jsonl": _jsonl_pairs, "txt": _sbu_pairs}.get(kind, _tsv_pairs)(path, settings)
+    return captions_of_records(_refuse_addresses(records, settings), caption_of_pair, settings)
+
+
+def _refuse_addresses(records: Iterator, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
+    for where, record in records:
+        if settings.downloaded is None and re.match(r"(?i)https?://", str(record[2])):
+            raise BadInput(
+                f"{where} gives the address {record[2][:60]}, not a file; say with --downloaded where pictures lie"
+            )
+        yield where, record
+
+
+def read_downloaded(path: str | Path) -> dict[str, str]:
+    """Address of a picture -> its file: lines ``address<TAB>file``, or JSON lines of ``url`` and ``file``."""
+    found: dict[str, str] = {}
+    for n, line in enumerate(read_lines(path, ADVICE), 1):
+        where = f"{path}: line {n}"
+        if not line.strip():
+            continue
+        if line.lstrip().startswith("{"):
+            record = parse_json(line, where)
+            address, file = record.get("url"), record.get("file")
+        else:
+            address, _, file = line.partition("\t")
+        right = isinstance(address, str) and isinstance(file, str) and address and file
+        require(right, where, "the line", line.strip(), "an address, a tab and a file, or JSON of url and file")
+        found[address] = file
+    return found
+
+
+def _tsv_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
+    for n, (where, line) in enumerate(numbered_lines(path)):
+        text, tab, rest = line.partition("\t")
+        if tab:
+            yield where, (n, text, rest.split("\t")[0])
+        else:
+            settings.on_bad_record(f"{where} has no tab, expected a caption, a tab and a file or an address")
+
+
+def _jsonl_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
+    for n, (where, line) in enumerate(numbered_lines(path)):
+        try:
+            yield where, _object_pair(n, parse_json(line, where), where)
+        except BadInput as error:
+            settings.on_bad_record(str(error))
+
+
+def _json_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
+    content = read_json(path, ADVICE, expected=None)
+    if isinstance(content, dict):
+        columns = [content.get(name) for name in ("captions", "image_urls")]
+        right = all(isinstance(c, list) for c in columns) and len(columns[0]) == len(columns[1])
+        require(right, str(path), "the file", sorted(content), "lists captions and image_urls of one length")
+        for n, (text, picture) in enumerate(zip(*columns, strict=True)):
+            yield f"{path}: captions[{n}]", (n, text, picture)
+        return
+    require(isinstance(content, list), str(path), "the file", content, "a list of objects, or SBU's object of lists")
+    for n, record in enumerate(content):
+        try:
+            yield f"{path}: [{n}]", _object_pair(n, record, f"{path}: [{n}]")
+        except BadInput as error:
+            settings.on_bad_record(str(error))
+
+
+def _object_pair(n: int, record: Any, where: str) -> tuple[int, Any, Any]:
+    named = [name for name in PICTURE_KEYS if name in record] if isinstance(record, dict) else []
+    right = named and "caption" in record
+    require(right, where, "the record", record, f"an object with caption and one of {', '.join(PICTURE_KEYS)}")
+    return n, record["caption"], record[named[0]]
+
+
+def _sbu_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
+    urls, captions = Path(path), Path(str(path).replace("_urls.txt", "_captions.txt"))
+    if urls == captions:  # not SBU's: one file of lines
+        yield from _tsv_pairs(path, settings)
+        return
+    pictures, texts = (list(read_lines(p, ADVICE)) for p in (urls, captions))
+    if len(pictures) != len(texts):
+        raise BadInput(f"{urls}: {len(pictures):,} lines, but {captions} has {len(texts):,}; they go together by line")
+    for n, pair in enumerate(zip(texts, pictures, strict=True)):
+        yield f"{urls}: line {n + 1}", (n, *pair)
+
+
+FORMAT = AnnotationFormat(read_pairs)
