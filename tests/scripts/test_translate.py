@@ -17,6 +17,7 @@ from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.errors import BadInput
+from model.translation import read_journal
 from scripts import translate
 
 GERMAN = [
@@ -115,20 +116,20 @@ def test_a_killed_run_goes_on(world):
 def test_a_journal_is_cut_at_line_feeds_only(tmp_path):
     """JSON lets the other separators of lines stand as they are."""
     journal, text = tmp_path / "out.translations.jsonl", "one\u2028two\x85three"
-    assert translate.read_journal(journal, {"model": "m"}) == {}
+    assert read_journal(journal, {"model": "m"}) == {}
     with open(journal, "ab") as file:
         file.write((json.dumps({"a": text}, ensure_ascii=False) + '\n{"b": "cut').encode())
     for _ in range(2):
-        assert translate.read_journal(journal, {"model": "m"}) == {"a": text}
+        assert read_journal(journal, {"model": "m"}) == {"a": text}
 
 
 @pytest.mark.parametrize("damage", [b'{"b": "x', b"\x00\xff\n", b'{"b": \n{"c": "y"}\n'])
 def test_damaged_lines_of_a_journal_are_translated_again(tmp_path, damage):
     journal = tmp_path / "out.translations.jsonl"
-    translate.read_journal(journal, {"model": "m"})
+    read_journal(journal, {"model": "m"})
     whole = journal.read_bytes() + b'{"a": "one"}\n'
     journal.write_bytes(whole + damage)
-    assert translate.read_journal(journal, {"model": "m"}) == {"a": "one"} and journal.read_bytes() == whole
+    assert read_journal(journal, {"model": "m"}) == {"a": "one"} and journal.read_bytes() == whole
 
 
 def test_bad_input(world):

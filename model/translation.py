@@ -1,0 +1,142 @@
+"""Translating captions into English with Marian models, with a journal from which a stopped run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data.captions.db import CaptionDB
+from data.errors import BadInput
+
+
+@dataclass(frozen=True)
+class TranslationSettings:
+    """What a translation depends on; a journal that was begun with others is refused.
+
+    Attributes:
+        model: Marian model, a folder or a name on the Hugging Face hub; {language} is the caption's
+        num_beams: of the search; None: the model's own
+        max_length: most tokens of a translation
+        tokens_per_batch: most source tokens translated at a time, padding included
+        languages: of the captions that are kept; None: all
+    """
+
+    model: str
+    num_beams: int | None
+    max_length: int
+    tokens_per_batch: int
+    languages: list[str] | None
+
+    def model_of(self, language: str) -> str:
+        """The model that translates from a language."""
+        return self.model.replace("{language}", language)
+
+
+class Translator:
+    """A Marian model and its tokenizer.
+
+    Raises:
+        BadInput: it cannot be loaded, or `sentencepiece` is not installed.
+    """
+
+    def __init__(self, name: str, settings: TranslationSettings, device: torch.device):
+        from transformers import MarianMTModel, MarianTokenizer  # slow to import
+
+        try:
+            self.tokenizer = MarianTokenizer.from_pretrained(name)
+            self.model = MarianMTModel.from_pretrained(name).to(device).eval()
+        except Exception as error:  # transformers raises nearly anything here
+            raise BadInput(
+                f"--model {name}: cannot be loaded as a Marian model ({' '.join(str(error).split())[:200]}); give a folder, "
+                f"as of `hf download {name} --local-dir FOLDER`, and have sentencepiece installed"
+            ) from None
+        longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        self.cut = {"truncation": True, "max_length": longest}  # tokens of a source
+        self.search = {"max_length": settings.max_length}
+        if settings.num_beams:
+            self.search["num_beams"] = settings.num_beams
+
+    @torch.inference_mode()
+    def translate(self, texts: list[str]) -> list[str]:
+        """The translations of a few texts of about one length."""
+        batch = self.tokenizer(texts, return_tensors="pt", padding=True, **self.cut).to(self.model.device)
+        return self.tokenizer.batch_decode(self.model.generate(**batch, **self.search), skip_special_tokens=True)
+
+    def batches(self, texts: list[str], tokens: int) -> Iterator[list[int]]:
+        """Positions of texts of like length, longest first."""
+        lengths = [len(ids) for ids in self.tokenizer(texts, **self.cut)["input_ids"]]
+        batch: list[int] = []
+        for position in sorted(range(len(texts)), key=lambda i: (-lengths[i], i)):
+            if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
+                yield batch
+                batch = []
+            batch.append(position)
+        yield batch
+
+
+def read_journal(path: Path, header: dict) -> dict[str, str]:
+    """Caption id → translation, of a run that stopped; a line that is cut or damaged is dropped from the file
+    with those behind it.
+
+    Raises:
+        BadInput: another run's, with other settings.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        return {}
+    whole = path.read_bytes()
+    lines, end = [], 0
+    for line in whole.split(b"\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+        end += len(line) + 1
+    if not lines or lines[0] != header:
+        raise BadInput(
+            f"{path}: begun with other settings ({lines[0] if lines else 'none'}, now {header}); delete it to begin again"
+        )
+    if end < len(whole):
+        with open(path, "r+b") as file:
+            file.truncate(end)
+    return {caption_id: text for line in lines[1:] for caption_id, text in line.items()}
+
+
+def translate_captions(
+    captions: CaptionDB, sources: dict[str, dict], settings: TranslationSettings, journal: Path, device: torch.device
+) -> dict[str, str]:
+    """Translate the captions that are not English: caption id → English, read from the journal, or translated into it.
+
+    Args:
+        sources: caption id → record, of the captions that are wanted
+        journal: file of the translations, a batch on one line, from which a stopped run goes on
+    """
+    done = read_journal(journal, dataclasses.asdict(settings) | {"captions": captions.fingerprint()})
+    by_language: dict[str, list[str]] = {}
+    for caption_id in sources:
+        if captions.languages[caption_id] != "en":
+            by_language.setdefault(captions.languages[caption_id], []).append(caption_id)
+    total = sum(map(len, by_language.values()))
+    with tqdm(total=total, initial=len(done), unit="caption", desc="translating") as bar, open(journal, "ab") as file:
+        for language, ids in by_language.items():
+            if all(i in done for i in ids):
+                continue
+            translator = Translator(settings.model_of(language), settings, device)
+            texts = [sources[i]["raw"] for i in ids]
+            for positions in translator.batches(texts, settings.tokens_per_batch):  # the same batches in every run
+                batch = [ids[n] for n in positions]
+                if batch[0] in done:
+                    continue
+                line = dict(zip(batch, translator.translate([texts[n] for n in positions]), strict=True))
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+                file.flush()
+                done |= line
+                bar.update(len(batch))
+    return done
