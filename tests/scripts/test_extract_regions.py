@@ -234,7 +234,10 @@ cli.run(extract_regions.main, extract_regions.Options)
     assert stored(tmp_path / "db") == stored(tmp_path / "whole")
     nbb = "nbb_th0.2_max100_min10.json"
     assert (tmp_path / "db" / nbb).read_text() == (tmp_path / "whole" / nbb).read_text()
-    assert {p.name for p in (tmp_path / "db" / "feat_th0.2_max100_min10").iterdir()} <= {"data.mdb", "lock.mdb"}
+    folders = [tmp_path / name / "feat_th0.2_max100_min10" for name in ("db", "whole")]
+    assert {p.name for p in folders[0].iterdir()} <= {"data.mdb", "lock.mdb", "digest.json"}
+    digests = [json.loads((folder / "digest.json").read_text())["data.mdb"]["digest"] for folder in folders]
+    assert digests[0] == digests[1]
 
 
 def test_parts_of_several_ranks_are_merged(twenty, tmp_path, monkeypatch):
