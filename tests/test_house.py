@@ -11,20 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOT_SCRIPTS = ["pretrain.py", "train_itm.py", "eval_itm.py"]
 PRODUCT = ["configs", "data", "model", "optim", "scripts", *ROOT_SCRIPTS]
 
-# Rooms that are not tidied up yet.
-LONG_FUNCTIONS = {
-    "eval_itm.py",
-    "scripts/plan.py",
-}
-LONG_FILES = {
-    "eval_itm.py",
-    "scripts/build_captions.py",
-    "scripts/plan.py",
-    "scripts/prepare.py",
-}
-UNEXPLAINED_IMPORTS = {
-    "data/annotations/records.py",
-}
+NOT_YET = {"scripts/plan.py"}  # not tidied up
 
 
 def product_files() -> list[str]:
@@ -62,7 +49,7 @@ def unexplained_imports(text: str) -> list[int]:
 
 
 def test_no_function_is_longer_than_a_screen():
-    names = [name for name in product_files() if name not in LONG_FUNCTIONS]
+    names = [name for name in product_files() if name not in NOT_YET]
     assert not [f"{where}: {size} lines" for name in names for where, size in functions(name) if size > 60]
 
 
@@ -70,7 +57,7 @@ def test_no_file_is_longer_than_its_place_allows():
     for name in product_files():
         limit = 150 if name.startswith("scripts/") else 100 if name in ROOT_SCRIPTS else 400
         size = len((ROOT / name).read_text(encoding="utf-8").splitlines())
-        assert size <= limit or name in LONG_FILES, f"{name}: {size} lines, at most {limit}"
+        assert size <= limit or name in NOT_YET, f"{name}: {size} lines, at most {limit}"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +77,7 @@ def test_what_counts_as_a_reason(body, expected):
 def test_an_import_inside_a_function_says_why():
     for name in product_files():
         found = unexplained_imports((ROOT / name).read_text(encoding="utf-8"))
-        assert not found or name in UNEXPLAINED_IMPORTS, f"{name}: imports inside functions without a comment, lines {found}"
+        assert not found, f"{name}: imports inside functions without a comment, lines {found}"
 
 
 def named_paths(text: str) -> set[str]:
@@ -111,4 +98,4 @@ def test_every_file_that_a_document_a_recipe_or_a_docstring_names_is_there():
     for name in names:
         if not name.startswith("tests/") and name != "configs/downloads.yaml" and (ROOT / name).exists():  # names others'
             for path in named_paths((ROOT / name).read_text(encoding="utf-8")):
-                assert any(ROOT.glob(path)), f"{name} names {path}, which is not there"
+                assert "NAME" in path or any(ROOT.glob(path)), f"{name} names {path}, which is not there"
