@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.search.topk import scores_in_parts
+
 KS = (1, 5, 10)
 METRICS = (*(f"TR@{k}" for k in KS), *(f"IR@{k}" for k in KS), "AR")
 
 
 def retrieval_ranks(
-    txt: Tensor, img: Tensor, image_of: Tensor, text_of: Tensor | None = None, chunk: int | None = None
+    txt: Tensor, img: Tensor, image_of: Tensor, text_of: Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of the best right answer for every query, 0 being first. Equal scores rank by position, lower first.
 
@@ -25,22 +27,18 @@ def retrieval_ranks(
             are one answer, right for the images of all of them. That is, caption and image belong together when *some*
             caption of the image has the caption's wording. Every caption keeps its place among the candidates and
             remains a query. None: each caption is a wording of its own
-        chunk: queries scored at a time; None takes what keeps a chunk's scores within 64 MB
 
     Returns:
         t2i [T]: rank of the best of a caption's images among the I images (it has one, unless duplicates count);
         i2t [I]: rank of the best of an image's captions among the T captions; an image without captions has the rank T,
             and at least 10: a miss at any K
     """
-    chunk = chunk or max(1, (1 << 24) // max(len(txt), len(img), 1))
     captions, images = _pairs(image_of, text_of, len(img))
-    t2i, i2t = [], []
-    for start in range(0, len(txt), chunk):
-        scores = txt[start : start + chunk] @ img.T
-        t2i.append(_ranks(scores, _right(captions, images, start, scores)))
-    for start in range(0, len(img), chunk):
-        scores = img[start : start + chunk] @ txt.T
-        i2t.append(_ranks(scores, _right(images, captions, start, scores)))
+    longest, t2i, i2t = max(len(txt), len(img)), [], []
+    for part, scores in scores_in_parts(txt, img, longest):
+        t2i.append(_ranks(scores, _right(captions, images, part.start, scores)))
+    for part, scores in scores_in_parts(img, txt, longest):
+        i2t.append(_ranks(scores, _right(images, captions, part.start, scores)))
     return torch.cat(t2i).cpu().numpy(), torch.cat(i2t).cpu().numpy()
 
 

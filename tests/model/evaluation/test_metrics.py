@@ -67,10 +67,12 @@ def test_a_caption_repeated_for_one_image_is_no_duplicate():
     assert num_repeated(image_of, np.arange(6)) == 0
 
 
-@pytest.mark.parametrize("chunk", [1, 7, None])
+@pytest.mark.parametrize("at_once", [1, 7, None])
 @pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("kind", ["random", "ties"])
-def test_ranks_match_the_naive_twin(kind, duplicates, chunk):
+def test_ranks_match_the_naive_twin(kind, duplicates, at_once, monkeypatch):
+    if at_once:
+        monkeypatch.setattr("data.search.topk.SCORES_AT_ONCE", at_once * 40)  # scores of so many queries
     torch.manual_seed(0)
     image_of = torch.randint(0, 12, (40,))
     txt, img = torch.randn(40, 6), torch.randn(13, 6)  # image 12 has no caption
@@ -78,7 +80,7 @@ def test_ranks_match_the_naive_twin(kind, duplicates, chunk):
     if kind == "ties":
         txt, img = txt.sign(), img.sign()
     naive = naive_ranks(txt, img, image_of, text_of)
-    for ours, theirs in zip(retrieval_ranks(txt, img, image_of, text_of, chunk), naive):
+    for ours, theirs in zip(retrieval_ranks(txt, img, image_of, text_of), naive):
         assert np.array_equal(ours, theirs)
     for ours, theirs in zip(listed_ranks(*map(np.array, naive_lists(txt, img)), image_of, text_of), naive):
         assert np.array_equal(ours, theirs)
