@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from data.batches.batch import Examples
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB, Regions
-from data.storage.columns import Picked, Strings
+from data.storage.columns import SelectedStrings, Strings
 
 
 @dataclass
@@ -87,7 +87,7 @@ class PairDataset:
         is_used = np.zeros(len(keys), bool)
         is_used[of] = True
         used = np.flatnonzero(is_used)
-        self.images: Strings | Picked = keys if len(used) == len(keys) else Picked(keys, used)
+        self.images: Strings | SelectedStrings = keys if len(used) == len(keys) else SelectedStrings(keys, used)
         self.image_of = of
         if len(used) < len(keys):
             number = np.zeros(len(keys), np.int32)
@@ -150,12 +150,12 @@ class JoinedPairs(PairDataset):
             for name in ("feature_dim", "num_labels"):
                 _check_same(part.regions.folder, name, getattr(part.regions, name), getattr(first.regions, name))
         self.captions, self.image_captions, self.teacher = first.captions, first.image_captions, None
-        self.regions = _AnyRegions([part.regions for part in parts])
-        self.ids = _Chosen(i for part in parts for i in part.ids)
-        if len(set(self.ids)) < len(self.ids):
-            twice = next(i for n, i in enumerate(self.ids) if i in self.ids[:n])
+        self.regions = _JoinedRegions([part.regions for part in parts])
+        self.ids = _ListColumn(i for part in parts for i in part.ids)
+        twice = first_repeated(self.ids)
+        if twice is not None:
             raise BadInput(f"{parts[-1].captions.folder}: caption id {twice} is in another of the joined databases too")
-        self.images = _Chosen(dict.fromkeys(key for part in parts for key in part.images))
+        self.images = _ListColumn(dict.fromkeys(key for part in parts for key in part.images))
         number = {key: n for n, key in enumerate(self.images)}
         rows = [np.array([number[key] for key in part.images], np.int32) for part in parts]
         self.image_of = np.concatenate([of[part.image_of] for part, of in zip(parts, rows, strict=True)])
@@ -180,15 +180,25 @@ class JoinedPairs(PairDataset):
         return tuple(found)
 
 
-class _Chosen(list):
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that was there before, found in one pass; None when all differ."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+class _ListColumn(list):
     """A list that is read like the databases' columns."""
 
     def take(self, rows: np.ndarray) -> list:
         return [self[row] for row in rows]
 
 
-class _AnyRegions:
-    """Several region databases, asked one after the other."""
+class _JoinedRegions:
+    """Several region databases, asked one after the other, with what a dataset reads of one."""
 
     def __init__(self, parts: list[RegionDB]):
         self._parts = parts
@@ -213,8 +223,8 @@ def _kept(captions: CaptionDB, max_txt_len: int, languages: list[str] | None):
     keep = lengths <= max_txt_len if max_txt_len >= 0 else np.ones(len(lengths), bool)
     if languages is not None:
         if captions.languages:
-            spoken = captions.languages.column
-            keep &= np.array([name in languages for name in spoken.strings])[spoken.rows]
+            stored = captions.languages.column
+            keep &= np.array([name in languages for name in stored.strings])[stored.rows]
         else:  # the database does not say
             keep[:] = False
     if keep.all():
@@ -223,7 +233,7 @@ def _kept(captions: CaptionDB, max_txt_len: int, languages: list[str] | None):
         limits = f"max_txt_len {max_txt_len}, languages {languages or 'any'}"
         raise BadInput(f"{captions.folder}: no caption of {len(captions.ids)} is left ({limits})")
     rows = np.flatnonzero(keep).astype(np.int32)
-    return Picked(captions.ids, rows), lengths[rows], image_of[rows]
+    return SelectedStrings(captions.ids, rows), lengths[rows], image_of[rows]
 
 
 def open_pairs(

@@ -28,7 +28,7 @@ import msgpack
 
 from data.captions.tables import CaptionTables, build_columns, table_files
 from data.errors import BadInput
-from data.storage.columns import load
+from data.storage.columns import load_columns
 from data.storage.contents import content_digest
 from data.storage.lmdb_env import Records
 from data.storage.text_files import read_json
@@ -53,7 +53,7 @@ class CaptionDB:
         self._records = Records(self.folder)
         self.meta: dict = read_table(self.folder, "meta.json")
         build = partial(build_columns, self.folder, partial(read_table, self.folder))
-        tables = CaptionTables(load(self.folder, "columns", table_files(self.folder), build, rows="length"))
+        tables = CaptionTables(load_columns(self.folder, "columns", table_files(self.folder), build, rows="length"))
         self.ids: Sequence[str] = tables.ids
         self.lengths: Mapping[str, int] = tables.lengths
         self.txt2img: Mapping[str, str] = tables.txt2img

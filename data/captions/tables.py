@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import BadInput
-from data.storage.columns import Lists, Numbers, Picked, Strings, Table, store, string_arrays
+from data.storage.columns import Lists, Numbers, SelectedStrings, Strings, Table, store, string_arrays
 
 JSON_TABLES = ("id2len.json", "txt2img.json", "img2txts.json", "txt2lang.json")  # the last one is ours
 
@@ -100,8 +100,8 @@ class CaptionTables:
         self.ids, self.images = Strings(arrays, "id"), Strings(arrays, "image")
         self.image_of = arrays["image_of"]
         self.lengths = Table(self.ids, Numbers(arrays["length"]))
-        self.txt2img = Table(self.ids, Picked(self.images, self.image_of))
+        self.txt2img = Table(self.ids, SelectedStrings(self.images, self.image_of))
         self.img2txts = Table(self.images, Lists(self.ids, arrays["captions"], arrays["captions_ends"]))
         self.languages: Mapping[str, str] = {}
         if "language" in arrays:
-            self.languages = Table(self.ids, Picked(Strings(arrays, "language"), arrays["language"]))
+            self.languages = Table(self.ids, SelectedStrings(Strings(arrays, "language"), arrays["language"]))

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from data.errors import BadInput
 from data.regions.codec import MEMBERS, decode_compressed, decode_plain
-from data.storage.columns import Numbers, Strings, Table, json_parts, load, string_arrays
+from data.storage.columns import Numbers, Strings, Table, json_parts, load_columns, string_arrays
 from data.storage.contents import content_digest
 from data.storage.lmdb_env import Records
 from data.storage.text_files import read_json
@@ -201,7 +201,7 @@ class RegionDB:
         sources = [self.folder / "data.mdb", *([nbb_path] if nbb_path else [])]
         build = functools.partial(self._build, nbb_path)
         rule = "_".join(map(str, dataclasses.astuple(self.boxes)))
-        arrays = load(self.folder, f"columns_{rule}", sources, build, rows="count")
+        arrays = load_columns(self.folder, f"columns_{rule}", sources, build, rows="count")
         self.keys: Sequence[str] = Strings(arrays, "key")
         self.num_regions: Mapping[str, int] = Table(self.keys, Numbers(arrays["count"]))
         first = self._decode(self.keys[0], MEMBERS)

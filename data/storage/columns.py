@@ -3,7 +3,7 @@
 Ten million Python strings and dict entries are gigabytes, in every process; the arrays are a tenth of that, and once they
 are stored, memory-mapped: all processes of a machine share one copy, in the page cache.
 
-    arrays = load(folder, "columns", [folder / "id2len.json"], build, num_rows)   # built once, then mapped
+    arrays = load_columns(folder, "columns", [folder / "id2len.json"], build, num_rows)   # built once, then mapped
     ids = Strings(arrays, "id")                                                   # a list of str
     lengths = Table(ids, Numbers(arrays["length"]))                               # a dict of str -> int
 """
@@ -115,10 +115,10 @@ class Strings(Column):
 
     def match(self, wanted: Sequence[str]) -> np.ndarray:
         """[N] int32, the rows here of N strings, -1 where they are absent; those of another table all at once."""
-        if not isinstance(wanted, Strings | Picked):
+        if not isinstance(wanted, Strings | SelectedStrings):
             return np.array([self.find(name) for name in wanted], np.int32)
         other, rows = wanted, np.arange(len(wanted))
-        if isinstance(wanted, Picked):
+        if isinstance(wanted, SelectedStrings):
             other, rows = wanted.strings, wanted.rows.astype(np.int64)
         if len(self) == 0:
             return np.full(len(rows), -1, np.int32)
@@ -160,7 +160,7 @@ class Numbers(Column):
         return self.array[rows].tolist()
 
 
-class Picked(Column):
+class SelectedStrings(Column):
     """Some strings of a table, in any order, by their rows [N]."""
 
     def __init__(self, strings: Strings, rows: np.ndarray):
@@ -265,7 +265,7 @@ def json_parts(table: Mapping) -> Iterator[bytes]:
 # ---- storing ---------------------------------------------------------------------------------------------------------
 
 
-def load(
+def load_columns(
     folder: Path, name: str, sources: Sequence[Path], build: Callable[[], dict[str, np.ndarray]], rows: str
 ) -> dict[str, np.ndarray]:
     """What `build` makes of `sources`, memory-mapped when it is large or was stored before.

@@ -13,7 +13,7 @@ import torch
 from data.annotations.records import Caption
 from data.batches.batch import collate_images, collate_texts
 from data.batches.loader import batch_loader
-from data.batches.pairs import ImageCaptions, PairDataset, open_pairs
+from data.batches.pairs import ImageCaptions, PairDataset, first_repeated, open_pairs
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
@@ -389,6 +389,21 @@ def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
         assert joined.images[int(batch.image_ids[row])] == alone.img_keys[0] == batch.img_keys[row]
     assert joined.regions["q1.npz"].features.shape == other.regions["q1.npz"].features.shape
     batch_of(pickle.loads(pickle.dumps(joined)), np.array(chosen))  # as a data worker gets it
+
+
+def test_a_repeated_id_is_looked_for_in_one_pass():
+    class Id(str):  # counts how often ids are compared
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            Id.compared += 1
+            return str.__eq__(self, other)
+
+    names = [Id(f"caption {n}") for n in range(3000)]
+    assert first_repeated(names) is None
+    assert first_repeated([*names, Id("caption 2999"), Id("caption 7")]) == "caption 2999"
+    assert Id.compared < 4 * len(names)
 
 
 def test_databases_that_do_not_go_together_are_not_joined(world, second, tmp_path):

@@ -16,7 +16,16 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.storage import columns, lmdb_env
-from data.storage.columns import Lists, Numbers, Picked, Strings, Table, json_parts, load, string_arrays
+from data.storage.columns import (
+    Lists,
+    Numbers,
+    SelectedStrings,
+    Strings,
+    Table,
+    json_parts,
+    load_columns,
+    string_arrays,
+)
 
 NAMES = ["b.npz", "a", "", "größer#1", "a" * 300, "17", "ab", "a.npz", "日本", "b.npy"]
 
@@ -72,7 +81,7 @@ def check_match(rng):
     ours = [str(n) for n in rng.permutation(300)]
     theirs = [str(n) for n in rng.permutation(500)[:200]]
     rows = rng.integers(0, 200, 90)
-    for wanted in (theirs, strings(theirs), Picked(strings(theirs), rows), []):
+    for wanted in (theirs, strings(theirs), SelectedStrings(strings(theirs), rows), []):
         expected = [ours.index(name) if name in ours else -1 for name in wanted]
         assert strings(ours).match(wanted).tolist() == expected
     assert strings([]).match(strings(["a"])).tolist() == [-1]
@@ -95,7 +104,7 @@ def test_tables_against_dicts():
     names = strings(NAMES)
     for column, values in [
         (Numbers(numbers), numbers.tolist()),
-        (Picked(names, rows.astype(np.uint8)), [NAMES[row] for row in rows]),
+        (SelectedStrings(names, rows.astype(np.uint8)), [NAMES[row] for row in rows]),
         (Lists(names, members, ends), [[NAMES[m] for m in members[a:b]] for a, b in itertools.pairwise(ends)]),
     ]:
         table, expected = Table(names, column), dict(zip(NAMES, values, strict=True))
@@ -141,7 +150,7 @@ def source(tmp_path, monkeypatch):
 
 
 def opened(source, built):
-    return Strings(load(source.parent, "columns", [source], built, "x_rows"), "x")
+    return Strings(load_columns(source.parent, "columns", [source], built, "x_rows"), "x")
 
 
 def is_mapped(table):
@@ -227,7 +236,7 @@ def test_processes_that_race(source, large):
         if pid == 0:
             status = 1
             try:
-                table = Strings(load(source.parent, "columns", [source], Built(source), "x_rows"), "x")
+                table = Strings(load_columns(source.parent, "columns", [source], Built(source), "x_rows"), "x")
                 status = int(not (table == NAMES and is_mapped(table)))
             finally:
                 os._exit(status)
