@@ -26,7 +26,7 @@ from optim.optimizer import apply_update, build_optimizer
 from optim.run import (
     Run,
     StopSignal,
-    finish,
+    finish_run,
     print_first,
     progress_bar,
     random_state,
@@ -233,9 +233,9 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
                     own = {"random": random_state(), "recent": recent.state_dict()}
                     saver.save(progress.step, task.model, optimizer, training, own, is_best, task.heads, record)
             if stopping and not update.is_last:
-                finish(saver, run, ranks)
+                finish_run(saver, run, ranks)
                 raise Stopped(f"stopped by a signal after step {progress.step}, saved; the same command goes on from here")
-    finish(saver, run, ranks)
+    finish_run(saver, run, ranks)
     return progress.best
 
 

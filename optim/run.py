@@ -180,7 +180,7 @@ def load_heads(heads: nn.Module, folder: str | Path) -> bool:
     return True
 
 
-def finish(saver: Saver, run: Run, ranks: Ranks) -> None:
+def finish_run(saver: Saver, run: Run, ranks: Ranks) -> None:
     """Leave together, when the last checkpoint is whole: a launcher kills the other ranks as soon as one is gone."""
     saver.wait()
     run.close()

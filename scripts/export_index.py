@@ -41,10 +41,10 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from data.search.milvus import export  # torch is slow to import: --help and wrong options do without
+    from data.search.milvus import export_to_milvus  # torch is slow to import: --help and wrong options do without
 
     index, started = EmbeddingIndex(options.index), time.perf_counter()
-    export(index, options.uri, options.collection, options.engine_index, options.token, options.timeout)
+    export_to_milvus(index, options.uri, options.collection, options.engine_index, options.token, options.timeout)
     print(f"{options.uri}: {index.count} vectors in {options.collection!r}, {time.perf_counter() - started:.1f} s")
 
 

@@ -1,7 +1,7 @@
 """An index that outgrows one machine: a feature index exported to Milvus, searched through the same interface.
 
-    export(EmbeddingIndex("index/img"), "milvus.db", "img")           # a file: the embedded engine, milvus-lite
-    export(EmbeddingIndex("index/img"), "http://milvus:19530", "img") # a server, distributed or not
+    export_to_milvus(EmbeddingIndex("index/img"), "milvus.db", "img")           # a file: the embedded engine, milvus-lite
+    export_to_milvus(EmbeddingIndex("index/img"), "http://milvus:19530", "img") # a server, distributed or not
     backend = open_backend("img", SearchOptions("milvus", uri="http://milvus:19530"))
     scores, rows = backend.search(queries, k=10)
 
@@ -123,7 +123,7 @@ class MilvusSearch(SearchBackend):
         self._client.close()
 
 
-def export(
+def export_to_milvus(
     index: EmbeddingIndex, uri: str, collection: str, engine_index: str = "FLAT", token: str = "", timeout: float = TIMEOUT
 ) -> None:
     """Copy a feature index to Milvus. Another state of it under that name is replaced, half an export is gone on with.

@@ -13,7 +13,7 @@ from data.index.reader import EmbeddingIndex
 from data.search import open_backend
 from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
-from data.search.milvus import export
+from data.search.milvus import export_to_milvus
 from tests.data.index.test_index import assert_same, galleries, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,7 +31,7 @@ def test_every_gallery_is_the_naive_search(tmp_path):
         vectors = vectors[:300]
         queries = np.round(rng.standard_normal((8, 24)) * 8).astype(np.float32)
         index = write(tmp_path / f"{number}", vectors)
-        export(index, uri, f"gallery_{number}")
+        export_to_milvus(index, uri, f"gallery_{number}")
         found = opened(uri, f"gallery_{number}")
         assert (found.kind, found.dim, len(found)) == ("img", 24, 300)
         for k in (5, 1000):
@@ -61,12 +61,12 @@ def test_export_goes_on_and_follows_the_index(tmp_path, monkeypatch):
 
     monkeypatch.setattr(EmbeddingIndex, "vectors", dies)
     with pytest.raises(KeyboardInterrupt):
-        export(index, uri, "img")
+        export_to_milvus(index, uri, "img")
     with pytest.raises(BadInput, match="interrupted"):
         opened(uri, "img")
-    export(index, uri, "img")
+    export_to_milvus(index, uri, "img")
     assert len(sent) == 4 + 8  # of ten messages three had gone, the last of them goes again
-    export(index, uri, "img")
+    export_to_milvus(index, uri, "img")
     assert len(sent) == 4 + 8  # up to date
     monkeypatch.undo()
     found = opened(uri, "img")
@@ -75,7 +75,7 @@ def test_export_goes_on_and_follows_the_index(tmp_path, monkeypatch):
     with IndexEditor(tmp_path / "index", "m0") as editor:
         editor.delete(["id_00000.npz"])
     changed = EmbeddingIndex(tmp_path / "index")
-    export(changed, uri, "img")
+    export_to_milvus(changed, uri, "img")
     found = opened(uri, "img")
     assert_same(found.search(vectors[:3], 10), ExactSearch(changed).search(vectors[:3], 10))
     found.close()
@@ -86,7 +86,7 @@ def test_refused(tmp_path):
     index, uri = write(tmp_path / "index", np.eye(4, dtype=np.float32)), str(tmp_path / "m.db")
     with pytest.raises(BadInput, match="no such file"):
         opened(uri, "img")
-    export(index, uri, "img")
+    export_to_milvus(index, uri, "img")
     with pytest.raises(BadInput, match="no collection 'txt'"):
         opened(uri, "txt")
     found = opened(uri, "img")
@@ -102,9 +102,9 @@ def test_refused(tmp_path):
         opened("http://127.0.0.1:port", "img")
     for arguments, words in (((uri, "a-b"), "collection 'a-b'"), (("m.txt", "img"), r"ending in \.db")):
         with pytest.raises(BadInput, match=words):
-            export(index, *arguments)
+            export_to_milvus(index, *arguments)
     with pytest.raises(BadInput, match="empty"):
-        export(write(tmp_path / "none", np.zeros((0, 4), np.float32)), uri, "img")
+        export_to_milvus(write(tmp_path / "none", np.zeros((0, 4), np.float32)), uri, "img")
 
 
 @pytest.mark.milvus
