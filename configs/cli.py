@@ -8,7 +8,6 @@ started again.
 """
 
 import dataclasses
-import difflib
 import functools
 import json
 import os
@@ -21,6 +20,16 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 
+from configs.settings import Settings, inner_dataclass, is_optional, is_switch, is_text, list_items
+from configs.yaml_file import (
+    NOT_TEXT,
+    Assigned,
+    assignments,
+    bracketed_texts,
+    chosen_value,
+    group_assignments,
+    read_mapping,
+)
 from data.errors import BadInput, Stopped
 
 Config = typing.TypeVar("Config")
@@ -73,34 +82,46 @@ def run(main: Callable[[Config], None], config: type[Config] | Choice, positiona
 def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str, ...] = ()) -> Config:
     """Build a config from command-line words.
 
+    What is typed for a text setting is that text: ``no``, ``null``, ``2016``, ``#1``. In a YAML file it is what stands
+    there, except that ``null`` means None for a setting that may be None; on the command line ``--no-NAME`` sets it to
+    None. Lists of texts take words (``--languages en no``) or brackets (``--languages [en,no]``).
+
     Args:
         config: a dataclass, or a ``Choice`` of some; fields may be dataclasses, or lists of them. Its ``__post_init__``
             may raise BadInput
-        argv: the words after the program's name
+        argv: the words after the program's name; what follows ``--`` is positional
         positional: names of the fields that are given without ``--``, in order
 
     Raises:
         BadInput: an unknown key (with the nearest valid one), a value of the wrong type, an unreadable YAML file.
     """
-    options = _options_of(argv)
+    options, before, after = _options_of(argv)
     if isinstance(config, Choice):
         config_class, settings = _choose(config, options)
     else:
-        config_class, settings = config, _Settings(dict(_keys(config)))
-    parser = _Parser(prog=Path(sys.argv[0]).name, description=_description(config, config_class))
-    parser.settings = settings
-    if "config" not in settings.types:  # else it is a setting like others
-        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-        for path in _config_files(options):
-            _check_keys(_read_yaml(path), config_class, path, settings)
-    for name in positional:
-        field = next(f for f in dataclasses.fields(config_class) if f.name == name)
-        optional = field.default is not dataclasses.MISSING
-        parser.add_argument(name, type=field.type, **({"nargs": "?", "default": field.default} if optional else {}))
-    parser.add_class_arguments(config_class, skip=set(positional))
-    words = [word for option in options for word in _spell_out(option, settings.types)]
-    namespace = parser.instantiate(parser.parse_args(words))
-    found = config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})
+        config_class, settings = config, Settings.of(config)
+    words, texts, loose, in_file = [], {}, before, {}
+    for option in options:
+        assigned, left_over = _spell_out(option, config_class, settings)
+        loose = loose + left_over
+        for setting in assigned:
+            texts[setting.name] = setting.text
+            if setting.name.endswith("+"):  # jsonargparse puts it behind what there is
+                texts.pop(setting.name.removesuffix("+"), None)
+            if option.name == "config" and setting.name in positional:
+                in_file[setting.name] = setting.word
+            else:
+                words.append(f"--{setting.name}" if setting.word is None else f"--{setting.name}={setting.word}")
+    loose = loose + after
+    texts |= {name: word for name, word in zip(positional, loose, strict=False) if is_text(settings.types[name])}
+    loose = loose + [in_file[name] for name in positional[len(loose) :] if name in in_file]
+    parser = _parser(config, config_class, settings, positional)
+    namespace = parser.parse_args([*words, *["--"][: len(after)], *loose])
+    for name, text in texts.items():
+        if text is not NOT_TEXT:
+            namespace[name] = text  # jsonargparse has read it as YAML
+    instance = parser.instantiate(namespace)
+    found = config_class(**{f.name: instance[f.name] for f in dataclasses.fields(config_class)})
     if isinstance(config, Choice) and not isinstance(found, config.classes[_get(found, config.setting)]):
         raise BadInput(f"{config.setting}: give it by itself, as --{config.setting} {_get(found, config.setting)}")
     return found
@@ -116,25 +137,8 @@ def save(config: typing.Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What a config class reads.
-
-    Attributes:
-        types: dotted name of every setting, groups included → its type
-        elsewhere: name of a setting that only other classes of a ``Choice`` read → what to say of it
-    """
-
-    types: dict[str, typing.Any]
-    elsewhere: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def hint(self, key: str) -> str:
-        """What to add to the message that ``key`` is unknown."""
-        return self.elsewhere.get(key) or _nearest(key, list(self.types))
-
-
 class _Parser(ArgumentParser):
-    settings: _Settings
+    settings: Settings
 
     def error(self, message, ex=None):
         text = " ".join(str(message).split())
@@ -145,24 +149,35 @@ class _Parser(ArgumentParser):
         raise BadInput(f"{text} (see --help)") from ex
 
 
-def _choose(choice: Choice, options: list["_Option"]) -> tuple[type, _Settings]:
+def _parser(config: type | Choice, config_class: type, settings: Settings, positional: tuple[str, ...]) -> _Parser:
+    parser = _Parser(prog=Path(sys.argv[0]).name, description=_description(config, config_class), allow_abbrev=False)
+    parser.settings = settings
+    if "config" not in settings.types:  # else it is a setting like others
+        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    for name in positional:
+        field = next(f for f in dataclasses.fields(config_class) if f.name == name)
+        optional = field.default is not dataclasses.MISSING
+        parser.add_argument(name, type=field.type, **({"nargs": "?", "default": field.default} if optional else {}))
+    parser.add_class_arguments(config_class, skip=set(positional))
+    return parser
+
+
+def _choose(choice: Choice, options: list["_Option"]) -> tuple[type, Settings]:
     """The class that the command line and its YAML files choose, and what it reads."""
     group, _, leaf = choice.setting.rpartition(".")
     chosen = next(iter(choice.classes))
     for option in options:
         if option.name == choice.setting or (option.name == group and option.value in choice.classes):
             chosen = option.value or chosen  # one without a value is refused further on
-        for path in _config_files([option]):
-            values = _read_yaml(path)
-            inner = values.get(group) if isinstance(values, dict) else None
-            chosen = inner.get(leaf, chosen) if isinstance(inner, dict) else chosen
-    if chosen not in list(choice.classes):  # a list: YAML's value may be unhashable
+        if option.name == "config" and option.value is not None:
+            chosen = chosen_value(read_mapping(option.value), group, leaf) or chosen
+    if chosen not in choice.classes:
         raise BadInput(f"{choice.setting}: expected {' or '.join(choice.classes)}, found {chosen} (see --help)")
-    types, elsewhere = dict(_keys(choice.classes[chosen])), {}
+    settings, elsewhere = Settings.of(choice.classes[chosen]), {}
     for kind, config_class in choice.classes.items():
-        only_there = [name for name, _ in _keys(config_class) if name not in types]
+        only_there = [name for name in Settings.of(config_class).types if name not in settings.types]
         elsewhere |= dict.fromkeys(only_there, f"; it is read with {choice.setting} {kind}, not with {chosen}")
-    return choice.classes[chosen], _Settings(types, elsewhere)
+    return choice.classes[chosen], Settings(settings.types, elsewhere)
 
 
 def _get(config: typing.Any, name: str) -> typing.Any:
@@ -178,66 +193,12 @@ def _description(config: type | Choice, config_class: type) -> str:
     return text
 
 
-def _nearest(key: str, valid: list[str]) -> str:
-    leaf = {name.rsplit(".", 1)[-1]: name for name in valid}
-    match = difflib.get_close_matches(key, valid, 1, 0.6) or [
-        leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaf), 1, 0.6)
-    ]
-    return f"; did you mean {match[0]}?" if match else ""
-
-
-def _inner_dataclass(kind: typing.Any) -> type | None:
-    """The dataclass inside ``X``, ``X | None`` or ``list[X]``, if there is one."""
-    for candidate in (kind, *typing.get_args(kind)):
-        if dataclasses.is_dataclass(candidate):
-            return candidate
-    return None
-
-
-def _keys(config_class: type, prefix: str = "") -> typing.Iterator[tuple[str, typing.Any]]:
-    """Every setting's dotted name and type."""
-    types = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        yield prefix + field.name, types[field.name]
-        inner = _inner_dataclass(types[field.name])
-        if inner is not None:
-            yield from _keys(inner, f"{prefix}{field.name}.")
-
-
-def _check_keys(values: typing.Any, config_class: type, path: str, settings: _Settings, prefix: str = "") -> None:
-    """Refuse keys of a YAML file that ``config_class``, which stands under ``prefix`` in ``settings``, does not have."""
-    if not isinstance(values, dict):
-        raise BadInput(f"{path}: {prefix.rstrip('.') or 'the file'} must be a mapping of settings, found {values!r}")
-    types = typing.get_type_hints(config_class)
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in types:
-            near = _nearest(str(key), list(types)) or _nearest(str(key), list(settings.types))
-            hint = settings.elsewhere.get(name) or near
-            raise BadInput(f"{path}: unknown key {name}{hint}")
-        inner = _inner_dataclass(types[key])
-        if inner is None or value is None:
-            continue
-        for item in value if isinstance(value, list) else [value]:
-            _check_keys(item, inner, path, settings, f"{name}.")
-
-
-def _read_yaml(path: str) -> typing.Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file) or {}
-    except OSError as error:
-        raise BadInput(f"{path}: cannot read the config: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {error}") from error
-
-
 @dataclass(frozen=True)
 class _Option:
     """An option of the command line with the words up to the next one, as typed.
 
     Attributes:
-        name: as the config class spells it; empty for the words before the first option
+        name: as the config class spells it
         assigned: the value of ``--name=value``
         following: the words after it
     """
@@ -251,46 +212,68 @@ class _Option:
         """What a setting of one word is set to."""
         return self.assigned if self.assigned is not None else next(iter(self.following), None)
 
+    @property
+    def left_over(self) -> list[str]:
+        """The words after the one of ``value``."""
+        return self.following[self.assigned is None :]
 
-def _options_of(argv: list[str]) -> list[_Option]:
-    options = [_Option("", None, [])]
-    for word in argv:
+
+def _options_of(argv: list[str]) -> tuple[list[_Option], list[str], list[str]]:
+    """The options, and the words before the first of them and after ``--``."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options, before = [], []
+    for word in argv[:end]:
         if word.startswith("--"):
             name, equals, assigned = word[2:].partition("=")
             options.append(_Option(name.replace("-", "_"), assigned if equals else None, []))
+        elif word == "-h":
+            options.append(_Option("help", None, []))
         else:
-            options[-1].following.append(word)
-    return options
+            (options[-1].following if options else before).append(word)
+    return options, before, argv[end + 1 :]
 
 
-def _config_files(options: list[_Option]) -> list[str]:
-    return [option.value for option in options if option.name == "config" and option.value is not None]
+def _spell_out(option: _Option, config_class: type, settings: Settings) -> tuple[list[Assigned], list[str]]:
+    """What an option sets, and the words behind it that are not its own.
 
-
-def _spell_out(option: _Option, types: dict[str, typing.Any]) -> list[str]:
-    """The words for jsonargparse, which does not know the customary short forms: ``--batch-size``, ``--resume`` for
-    ``true``, ``--languages en de`` for a list, ``--model uniter`` for ``--model.kind uniter`` where a group has a kind."""
-    name, following = option.name, option.following
-    if not name:
-        return following
-    if option.value in typing.get_args(types.get(f"{name}.kind")):
+    jsonargparse does not know the customary short forms: ``--batch-size``, ``--resume`` for ``true``, ``--no-resume``,
+    ``--languages en de`` for a list, ``--model uniter`` for ``--model.kind uniter`` where a group has a kind.
+    """
+    name, value = option.name, option.value
+    if name == "config" and name not in settings.types and value is not None:
+        return list(assignments(read_mapping(value), config_class, value, settings)), option.left_over
+    if value is not None and value in typing.get_args(settings.types.get(f"{name}.kind")):
         name = f"{name}.kind"
-    if option.assigned is not None:
-        return [f"--{name}={option.assigned}", *following]
-    if _is_switch(types.get(name)):
-        if not following or following[0].lower() not in ("true", "false", "yes", "no", "null"):
-            following = ["true", *following]
-    elif _is_list_of_scalars(types.get(name)):
-        if following and not following[0].startswith("["):
-            following = [json.dumps([yaml.safe_load(word) for word in following])]
-    return [f"--{name}", *following]
+    kind = settings.types.get(name.removesuffix("+"))
+    if kind is None:
+        unset = settings.types.get(name.removeprefix("no_"))
+        if name.startswith("no_") and option.assigned is None and (is_switch(unset) or is_optional(unset)):
+            text = None if is_text(unset) or is_text(list_items(unset)) else NOT_TEXT
+            word = "false" if is_switch(unset) else "null"
+            return [Assigned(name.removeprefix("no_"), word, text)], option.following
+        if name in ("help", "print_config"):
+            return [Assigned(name, option.assigned)], option.following
+        return [Assigned(name, value)], option.left_over  # unknown
+    if is_switch(kind) and option.assigned is None:
+        if value is None or value.lower() not in ("true", "false", "yes", "no", "null"):
+            return [Assigned(name, "true")], option.following
+    if value is None:
+        return [Assigned(name, None)], []
+    if inner_dataclass(kind) is not None:
+        return list(group_assignments(name, kind, value, settings)), option.left_over
+    if list_items(kind) is not None:
+        return _spell_out_list(option, name, list_items(kind))
+    return [Assigned(name, value, value if is_text(kind) else NOT_TEXT)], option.left_over
 
 
-def _is_switch(kind: typing.Any) -> bool:
-    return bool in (kind, *typing.get_args(kind))
-
-
-def _is_list_of_scalars(kind: typing.Any) -> bool:
-    lists = [k for k in (kind, *typing.get_args(kind)) if typing.get_origin(k) is list]
-    items = [typing.get_args(k)[0] for k in lists]
-    return any(item in (str, int, float) or typing.get_origin(item) is typing.Literal for item in items)
+def _spell_out_list(option: _Option, name: str, item_kind: typing.Any) -> tuple[list[Assigned], list[str]]:
+    in_brackets = option.value.startswith("[") and option.value.endswith("]")
+    if not is_text(item_kind) and in_brackets:
+        return [Assigned(name, option.value)], option.left_over
+    texts, left_over = bracketed_texts(option.value), option.left_over
+    if texts is None and option.assigned is None:
+        texts, left_over = option.following, []
+    texts = [option.assigned] if texts is None else texts
+    if not is_text(item_kind):
+        return [Assigned(name, f"[{', '.join(texts)}]")], left_over
+    return [Assigned(name, json.dumps(texts, ensure_ascii=False), texts)], left_over

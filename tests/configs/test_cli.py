@@ -8,8 +8,10 @@ from typing import Literal
 
 import pytest
 
+import train_itm
 from configs import cli
 from data.errors import BadInput
+from optim.tasks.pretraining import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +133,174 @@ def test_the_customary_short_forms(words, expected):
     assert {name: getattr(config, name) for name in expected} == expected
 
 
+# ---- texts are what was typed ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Texts:
+    """Texts.
+
+    Args:
+        query: words
+        one: required
+        maybe: or None
+        some: a list
+        any: a list, or None
+        either: one or a list
+        flag: a word of some
+        flags: words of some
+        number: or None
+        optim: optimizer
+        data: corpora
+    """
+
+    query: str | None = None
+    one: str = "one"
+    maybe: str | None = "maybe"
+    some: list[str] = field(default_factory=list)
+    any: list[str] | None = field(default_factory=lambda: ["any"])
+    either: str | list[str] = "either"
+    flag: Literal["no", "add", "true", "1"] = "add"
+    flags: list[Literal["no", "false", "fp16"]] = field(default_factory=list)
+    number: int | None = 3
+    optim: Optim = field(default_factory=Optim)
+    data: list[Corpus] = field(default_factory=list)
+
+
+def texts(*words):
+    return cli.parse(Texts, list(words), positional=("query",))
+
+
+TYPED = ["no", "null", "Null", "~", "2016", "2024-01-05", "2024-13-45", "1e3", "1_000", "0x1f", "*", "*x", "&x", "!x", "@x", "%x",
+         "`x`", "a: b", "a:", "{x}", "{x: 1}", "[x", "x]", "x #1", "#1", "", " ", " x ", "'x'", '"x"', "a=b", "a=b,c", "x,y", "-",
+         "-5", "- x", ".inf", "1:30", "<<", "=", "é", "a\nb", "\u2028", "😀"]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", TYPED)
+def test_what_is_typed_for_a_text_is_that_text(word):
+    assert texts(word).query == word
+    assert texts("--", word).query == word
+    assert (texts("--one", word).one, texts(f"--one={word}").one) == (word, word)
+    assert (texts("--maybe", word).maybe, texts(f"--maybe={word}").maybe) == (word, word)
+    assert texts("--some", "en", word).some == ["en", word]
+    assert texts("--any", word).any == texts(f"--any={word}").any == [word]
+    assert texts("--either", word, "x").either == [word, "x"]
+    config = texts("--one", word, word, "--maybe", word, "--any", word, "en")
+    assert config == Texts(word, word, word, [], [word, "en"])
+
+
+@pytest.mark.parametrize("word", TYPED)
+def test_a_saved_text_is_read_back(tmp_path, word):
+    config = texts("--one", word, "--maybe", word, "--any", word, "--either", word, "--some", word)
+    cli.save(config, tmp_path / "saved.yaml")
+    assert texts("--config", str(tmp_path / "saved.yaml")) == config
+
+
+@pytest.mark.parametrize("scalar", ["no", "2016", "2024-01-05", "2024-13-45", "1e3", "0x1f", "Yes", "1:30", ".inf", "a b"])
+def test_a_text_in_a_file_is_what_stands_there(tmp_path, scalar):
+    (tmp_path / "c.yaml").write_text(
+        f"one: {scalar}\nmaybe: {scalar}\nany: [en, {scalar}]\nsome: [null, {scalar}]\neither: {scalar}\nflag: no\n"
+        f"flags: [no, false]\ndata: [{{name: {scalar}, tasks: {{cmr: 1}}}}]\n"
+    )
+    config = texts("--config", str(tmp_path / "c.yaml"))
+    expected = Texts(None, scalar, scalar, ["null", scalar], ["en", scalar], scalar, "no", ["no", "false"])
+    expected.data = [Corpus(scalar, {"cmr": 1.0})]
+    assert config == expected
+
+
+def test_none_is_null_in_a_file_and_no_name_on_the_command_line(tmp_path):
+    (tmp_path / "c.yaml").write_text("one: null\nmaybe: null\nany:\nnumber: ~\n")
+    config = texts("--config", str(tmp_path / "c.yaml"))
+    assert (config.one, config.maybe, config.any, config.number) == ("null", None, None, None)
+    config = texts("--maybe", "x", "--any", "en", "--no-maybe", "--no-any", "--no-number", "a dog")
+    assert (config.query, config.maybe, config.any, config.number) == ("a dog", None, None, None)
+    assert texts("--no-maybe", "--maybe", "null").maybe == "null"
+    assert texts("--number", "null").number is None
+    assert parse("a dog", "--out", "x", "--resume", "--no-resume").resume is False
+    with pytest.raises(BadInput, match="unknown option --no_one"):
+        texts("--no-one")
+
+
+def test_the_last_one_counts_whether_typed_or_in_a_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("one: yes\nany: [no]\noptim: {lr: 1e-3}\n")
+    file = str(tmp_path / "c.yaml")
+    assert (texts("--one", "null", "--config", file).one, texts("--config", file, "--one", "null").one) == ("yes", "null")
+    assert (texts("--any", "x", "--config", file).any, texts("--config", file, "--any", "x").any) == (["no"], ["x"])
+    assert texts("--optim", "{lr: 2}").optim.lr == 2
+    assert texts("--data", "[{name: no, tasks: {cmr: 2}}]").data == [Corpus("no", {"cmr": 2.0})]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--some", "[en, no]"], ["en", "no"]),
+        (["--some=[en,2016,null]"], ["en", "2016", "null"]),
+        (["--some", '["a: b", "\\ud83d\\ude00"]'], ["a: b", "😀"]),
+        (["--some", "[]"], []),
+        (["--some", "[x"], ["[x"]),
+        (["--some", "[[x]]"], ["[[x]]"]),
+    ],
+)
+def test_a_list_in_brackets_holds_its_words_as_typed(words, expected):
+    assert texts(*words, "--one", "x").some == expected
+    assert texts(*[word.replace("--some", "--either") for word in words]).either == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("one: [a]", "c.yaml: one: expected a text, found [a]"),
+        ("maybe: {a: b}", "c.yaml: maybe: expected a text, found {a: b}"),
+        ("one:", "c.yaml: one: expected a text, found nothing"),
+        ("any: no", "c.yaml: any: expected a list, as [no], found 'no'"),
+        ("any: [[a]]", "c.yaml: any: expected a text, found [a]"),
+        ("one: a\none: b", "c.yaml: one stands there twice"),
+        ("optim: {lr: 1, lr: 2}", "c.yaml: optim.lr stands there twice"),
+        ("no: a", "c.yaml: unknown key no"),
+        ("\xff", "c.yaml: unknown key"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_key(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text + (": 1" if text == "\xff" else ""))
+    with pytest.raises(BadInput) as error:
+        texts("--config", str(tmp_path / "c.yaml"))
+    assert message in str(error.value)
+
+
+def test_merged_and_repeated_groups_of_a_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("data:\n- &a {name: no, tasks: {cmr: 1}}\n- {<<: *a, name: 'yes'}\n- *a\n")
+    found = texts("--config", str(tmp_path / "c.yaml")).data
+    assert found == [Corpus(name, {"cmr": 1.0}) for name in ("no", "yes", "no")]
+
+
+@pytest.mark.parametrize(
+    ("script", "word", "nearest"),
+    [
+        (train_itm.CONFIGS, "--learning-rate", "optim.lr"),
+        (train_itm.CONFIGS, "--lr", "optim.lr"),
+        (train_itm.CONFIGS, "--weight_decay", "optim.weight_decay"),
+        (train_itm.CONFIGS, "--warmup", "optim.warmup_ratio"),
+        (train_itm.CONFIGS, "--batch", "batch_size"),
+        (train_itm.CONFIGS, "--train_batch_size", "batch_size"),
+        (train_itm.CONFIGS, "--num_epochs", "epochs"),
+        (train_itm.CONFIGS, "--epoch", "epochs"),
+        (train_itm.CONFIGS, "--gradient_accumulation_steps", "grad_accumulation"),
+        (train_itm.CONFIGS, "--optim.learning_rate", "optim.lr"),
+        (train_itm.CONFIGS, "--pretrained", "model.init"),
+        (PretrainConfig, "--train-batch-size", "tokens_per_batch"),
+        (PretrainConfig, "--max-steps", "num_steps"),
+        (PretrainConfig, "--epochs", "num_steps"),
+    ],
+)
+def test_suggestions_know_the_fields_words(tmp_path, script, word, nearest):
+    with pytest.raises(BadInput) as error:
+        cli.parse(script, [word, "1"])
+    assert str(error.value).endswith(f"; did you mean {nearest}? (see --help)")
+    (tmp_path / "c.yaml").write_text(f"{word.lstrip('-').replace('-', '_').replace('optim.', '')}: 1\n")
+    with pytest.raises(BadInput, match=nearest.replace(".", r"\.")):
+        cli.parse(script, ["--config", str(tmp_path / "c.yaml")])
+
+
 # ---- a setting that chooses the config class ---------------------------------------------------------------------
 
 
@@ -240,7 +410,7 @@ def test_a_setting_of_another_class_is_unknown_on_the_command_line(words, messag
          "unknown key model.project_dim; it is read with model.kind towers, not with uniter"),
         ("margin: 1", "unknown key margin; it is read with model.kind uniter, not with towers"),
         ("model: {kind: uniter}\nmargn: 1", "unknown key margn; did you mean margin?"),
-        ("model: {kind: [bert]}", "model.kind: expected towers or uniter, found ['bert']"),
+        ("model: {kind: [bert]}", "model.kind: expected towers or uniter, found [bert]"),
         ("model: uniter", "model must be a mapping of settings, found 'uniter'"),
         ("- model", "must be a mapping of settings"),
     ],

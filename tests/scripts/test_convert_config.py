@@ -9,6 +9,7 @@ import pytest
 import eval_itm
 import pretrain
 from configs import cli
+from configs.settings import names_and_types
 from data.errors import BadInput
 from model.original import settings as original
 from model.original.recipe import guess_kind
@@ -219,10 +220,10 @@ def test_every_target_is_a_setting_and_every_key_has_one_answer():
     assert len(names) == len(set(names))
     for key in original.KEYS:
         for kind, target in key.ours.items():
-            assert target in dict(cli._keys(CLASSES[kind])), (key.name, target)
+            assert target in dict(names_and_types(CLASSES[kind])), (key.name, target)
         assert key.ours or key.note, f"{key.name} is ignored without a reason"
     for kind, always in original.ALWAYS.items():
-        assert set(always) <= set(dict(cli._keys(CLASSES[kind])))
+        assert set(always) <= set(dict(names_and_types(CLASSES[kind])))
 
 
 def test_the_readme_shows_the_table():

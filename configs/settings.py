@@ -1,0 +1,151 @@
+"""What a config class reads: the names and types of its settings, and the valid name nearest to a wrong one."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+
+# What the same setting is called elsewhere: the last part of a name → that of ours, the likeliest first.
+FIELD_WORDS = {
+    "learning_rate": ("lr",),
+    "base_lr": ("lr",),
+    "peak_lr": ("lr",),
+    "wd": ("weight_decay",),
+    "batch": ("batch_size", "tokens_per_batch"),
+    "bs": ("batch_size", "tokens_per_batch"),
+    "train_batch_size": ("batch_size", "tokens_per_batch"),
+    "per_device_train_batch_size": ("batch_size", "tokens_per_batch"),
+    "eval_batch_size": ("batch_size",),
+    "val_batch_size": ("batch_size",),
+    "inf_minibatch_size": ("batch_size",),
+    "gradient_accumulation_steps": ("grad_accumulation",),
+    "accum_iter": ("grad_accumulation",),
+    "accum_freq": ("grad_accumulation",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "grad_checkpointing": ("activation_checkpointing",),
+    "num_epochs": ("epochs", "num_steps"),
+    "num_train_epochs": ("epochs", "num_steps"),
+    "max_epochs": ("epochs", "num_steps"),
+    "epoch": ("epochs", "num_steps"),
+    "epochs": ("num_steps",),
+    "steps": ("num_steps", "epochs"),
+    "max_steps": ("num_steps", "epochs"),
+    "num_train_steps": ("num_steps", "epochs"),
+    "warmup": ("warmup_ratio", "warmup_steps"),
+    "warmup_proportion": ("warmup_ratio",),
+    "warmup_epochs": ("warmup_ratio",),
+    "lr_scheduler": ("schedule",),
+    "lr_scheduler_type": ("schedule",),
+    "scheduler": ("schedule",),
+    "optimizer": ("algorithm",),
+    "max_grad_norm": ("grad_clip",),
+    "clip_grad": ("grad_clip",),
+    "grad_norm": ("grad_clip",),
+    "adam_betas": ("betas",),
+    "adam_epsilon": ("eps",),
+    "workers": ("num_workers",),
+    "n_workers": ("num_workers",),
+    "num_workers": ("workers",),
+    "save_steps": ("save_every",),
+    "logging_steps": ("log_every",),
+    "eval_steps": ("valid_every",),
+    "valid_steps": ("valid_every",),
+    "save_total_limit": ("keep_checkpoints",),
+    "fp16": ("precision",),
+    "bf16": ("precision",),
+    "amp": ("precision",),
+    "output": ("output_dir", "out"),
+    "out": ("output_dir",),
+    "output_dir": ("out",),
+    "model_name_or_path": ("init",),
+    "pretrained": ("init",),
+    "max_length": ("max_txt_len",),
+    "max_seq_length": ("max_txt_len",),
+    "topk": ("k",),
+    "top_k": ("k",),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a config class.
+
+    Attributes:
+        types: dotted name of every setting, groups included → its type
+        elsewhere: name of a setting that only other classes of a ``Choice`` read → what to say of it
+    """
+
+    types: dict[str, typing.Any]
+    elsewhere: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config_class: type) -> "Settings":
+        return cls(dict(names_and_types(config_class)))
+
+    def hint(self, key: str) -> str:
+        """What to add to the message that ``key`` is unknown."""
+        return self.elsewhere.get(key) or nearest(key, list(self.types))
+
+
+def names_and_types(config_class: type, prefix: str = "") -> typing.Iterator[tuple[str, typing.Any]]:
+    """Every setting's dotted name and type."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        yield prefix + field.name, hints[field.name]
+        inner = inner_dataclass(hints[field.name])
+        if inner is not None:
+            yield from names_and_types(inner, f"{prefix}{field.name}.")
+
+
+def nearest(key: str, valid: list[str]) -> str:
+    """``; did you mean optim.lr?`` for ``learning_rate``; nothing where no name of ``valid`` is near."""
+    leaf_of_key = key.rsplit(".", 1)[-1]
+    leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(valid)}
+    for leaf in (leaf_of_key, *FIELD_WORDS.get(leaf_of_key, ())):
+        if leaf in leaves:
+            return f"; did you mean {leaves[leaf]}?"
+    match = difflib.get_close_matches(key, valid, 1, 0.6) or [
+        leaves[leaf] for leaf in difflib.get_close_matches(leaf_of_key, list(leaves), 1, 0.6)
+    ]
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+# ---- kinds of types --------------------------------------------------------------------------------------------------
+
+
+def alternatives(kind: typing.Any) -> tuple:
+    """``str`` and ``list[str]`` of ``str | list[str] | None``; a type that is no union is its only alternative."""
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return tuple(k for k in (typing.get_args(kind) if is_union else (kind,)) if k is not type(None))
+
+
+def is_optional(kind: typing.Any) -> bool:
+    return type(None) in typing.get_args(kind)
+
+
+def is_switch(kind: typing.Any) -> bool:
+    return bool in alternatives(kind)
+
+
+def is_text(kind: typing.Any) -> bool:
+    """A setting of one text: any, or one of some (``Literal``)."""
+    return any(k is str or typing.get_origin(k) is typing.Literal for k in alternatives(kind))
+
+
+def list_items(kind: typing.Any) -> typing.Any:
+    """``X`` of a list of scalars ``list[X]``; None for what is no such list."""
+    for candidate in alternatives(kind):
+        if typing.get_origin(candidate) is list:
+            (item,) = typing.get_args(candidate)
+            if item in (int, float) or is_text(item):
+                return item
+    return None
+
+
+def inner_dataclass(kind: typing.Any) -> type | None:
+    """The dataclass inside ``X``, ``X | None`` or ``list[X]``, if there is one."""
+    for candidate in (kind, *typing.get_args(kind)):
+        if dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
