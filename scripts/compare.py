@@ -13,17 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
-from data.storage.text_files import read_json, write_json
-from model.evaluation.outcomes import QueryRanks, read_ranks
-from model.evaluation.recall import METRICS, format_table, mean_table, recall_table
-from model.evaluation.statistics import (
-    Units,
-    difference_tests,
-    format_interval,
-    holm,
-    intervals,
-    resampled_recall,
-)
+from data.storage.text_files import write_json
+from model.evaluation.compare import compare_evaluations, read_evaluation
+from model.evaluation.recall import format_table
+from model.evaluation.statistics import Units, format_interval
 
 
 @dataclass
@@ -50,85 +43,22 @@ class Options:
 
 
 def main(options: Options) -> None:
-    a, b = (_Evaluation(path) for path in (options.a, options.b))
-    _check_same_queries(a, b)
-    names = list(a.ranks)
-    rows = {name: _compare([a.ranks[name]], [b.ranks[name]], options) for name in names}
-    if len(names) > 1:
-        rows["all"] = _compare(list(a.ranks.values()), list(b.ranks.values()), options)
-    cells = [cell for row in rows.values() for cell in row.values()]
-    for cell, p in zip(cells, holm([cell["p"] for cell in cells])):
-        cell["p_holm"] = p
-
-    images, captions = len(a.img_ids), sum(map(len, a.txt_ids.values()))
+    a, b = (read_evaluation(path) for path in (options.a, options.b))
+    rows = compare_evaluations(a, b, options.bootstrap, options.resample)
+    images, captions, num_tests = len(a.img_ids), a.num_captions, sum(map(len, rows.values()))
     print(f"A: {a.path}\nB: {b.path}\n{images} images, {captions} captions")
     print(f"95% intervals of B - A from {options.bootstrap:,} paired resamples of {options.resample}")
     for name, row in rows.items():
         print(f"\n{name}\n{format_table({metric: _printed(cell) for metric, cell in row.items()}, str, column=16)}")
     print(
         "\np: two-sided, exact McNemar test or paired sign flips. p (Holm): corrected for looking at all "
-        f"{len(cells)} at once;\nhold this one against 0.05 unless one metric was chosen beforehand."
+        f"{num_tests} at once;\nhold this one against 0.05 unless one metric was chosen beforehand."
     )
     if options.json:
         facts = {"a": str(a.path), "b": str(b.path), "images": images, "captions": captions}
         how = {"resamples": options.bootstrap, "resample": options.resample}
         write_json(options.json, facts | how | {"comparison": rows})
         print(f"wrote {options.json}")
-
-
-class _Evaluation:
-    """What ``eval_itm.py`` wrote: ``img_ids`` [I], and for each task ``txt_ids`` and ``ranks``."""
-
-    def __init__(self, path: str):
-        self.path = Path(path, "results.json") if Path(path).is_dir() else Path(path)
-        try:
-            results = read_json(self.path, "give a results.json of eval_itm.py")
-            recall, name = results["recall"], results["ranks"]
-        except KeyError as error:
-            raise BadInput(f"{self.path}: no {error} in it: evaluate again with this version of eval_itm.py") from None
-        ranks_path = self.path.with_name(name)
-        self.img_ids, self.txt_ids, self.ranks = read_ranks(ranks_path)
-        for task, ranks in self.ranks.items():
-            table = recall_table(ranks.t2i, ranks.i2t)
-            if any(abs(table[metric] - recall.get(task, {}).get(metric, -1)) > 1e-6 for metric in METRICS):
-                raise BadInput(f"{ranks_path}: not of the same evaluation as {self.path} ({task}): evaluate again")
-
-
-def _check_same_queries(a: _Evaluation, b: _Evaluation) -> None:
-    if list(a.ranks) != list(b.ranks):
-        raise BadInput(f"{a.path} has {', '.join(a.ranks)}, {b.path} has {', '.join(b.ranks)}: evaluate one split")
-    kinds = {"image": (a.img_ids, b.img_ids)}
-    kinds |= {f"{name} caption": (a.txt_ids[name], b.txt_ids[name]) for name in a.ranks}
-    for kind, (ours, theirs) in kinds.items():
-        for number, pair in enumerate(zip(ours, theirs)):
-            if pair[0] != pair[1]:
-                raise BadInput(
-                    f"{a.path} and {b.path}: not the same queries in the same order: {kind} {number} is {pair[0]} in the "
-                    f"first and {pair[1]} in the second; evaluate both on one split"
-                )
-        if len(ours) != len(theirs):
-            number = min(len(ours), len(theirs))
-            extra, path = (ours[number], a.path) if len(ours) > number else (theirs[number], b.path)
-            raise BadInput(f"{a.path} and {b.path}: not the same queries: {kind} {number}, {extra}, is only in {path}")
-    for name in a.ranks:
-        if (a.ranks[name].image_of != b.ranks[name].image_of).any():
-            raise BadInput(
-                f"{a.path} and {b.path}: captions ({name}) belong to other images; evaluate both on one split"
-            )
-
-
-def _compare(a: list[QueryRanks], b: list[QueryRanks], options: Options) -> dict[str, dict]:
-    """Metric → a, b, difference, low, high, test, p: of one task, or of the mean of several."""
-    before, after = (mean_table([recall_table(task.t2i, task.i2t) for task in tasks]) for tasks in (a, b))
-    samples = resampled_recall([a, b], options.bootstrap, options.resample).mean(axis=2)  # [B,2,7]
-    bounds = intervals(samples[:, 1] - samples[:, 0])
-    tests = difference_tests(a, b, options.bootstrap, options.resample)
-    return {
-        metric: {"a": before[metric], "b": after[metric], "difference": after[metric] - before[metric]}
-        | bounds[metric]
-        | dict(zip(("test", "p"), tests[metric]))
-        for metric in METRICS
-    }
 
 
 def _printed(cell: dict) -> dict[str, str]:

@@ -24,7 +24,7 @@ from data.search.base import SearchOptions
 from data.storage.text_files import write_json
 from model.precision import choose_device
 from model.retrieval.contact_sheet import picture_files, sheet_pictures, write_contact_sheet
-from model.retrieval.retriever import Hit, Retriever, read_queries
+from model.retrieval.retriever import Hit, Retriever, check_kind, read_queries
 
 
 @dataclass
@@ -131,9 +131,7 @@ def open_retriever(options: Options) -> Retriever:
     device = choose_device(options.device)
     searching = SearchOptions(options.backend, options.target_recall, options.uri, options.token, str(device))
     backend = open_backend(options.index, searching)
-    if backend.kind != ("txt" if options.image else "img"):
-        found, expected = ("images", "captions") if options.image else ("captions", "images")
-        raise BadInput(f"{options.index}: is an index of {found}, this query needs one of {expected}")
+    check_kind(backend, "txt" if options.image else "img")
     regions = RegionDB(options.regions, options.boxes) if options.regions else None
     return Retriever.from_pretrained(
         options.checkpoint, backend, options.reranker, regions, tokenizer=options.tokenizer, device=device,

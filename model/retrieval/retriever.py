@@ -27,7 +27,7 @@ from data.search import open_backend
 from data.search.base import SearchBackend, SearchOptions
 from data.storage.text_files import read_lines
 from model.bi_encoder import LightningDOT
-from model.precision import for_inference
+from model.precision import Precision, for_inference
 from model.retrieval.encoding import encode_image, encode_queries
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.sources import check_width
@@ -43,6 +43,13 @@ def read_queries(path: str | Path) -> list[str]:
     if not queries:
         raise BadInput(f"{path}: holds no query, expected one a line")
     return queries
+
+
+def check_kind(backend: SearchBackend, kind: str) -> None:
+    """Raise BadInput unless the index holds what a query looks for: "img" or "txt"."""
+    if backend.kind != kind:
+        found, expected = ("images", "captions") if kind == "txt" else ("captions", "images")
+        raise BadInput(f"{backend.place}: is an index of {found}, this query needs one of {expected}")
 
 
 class Hit(NamedTuple):
@@ -113,8 +120,8 @@ class Retriever:
         search: SearchOptions | None = None,
         tokenizer: str | Path | None = None,
         device: torch.device | str = "cpu",
-        precision: str = "fp32",
-        **options,
+        precision: Precision = "fp32",
+        candidates: int = 50,
     ) -> Retriever:
         """Read everything from disk.
 
@@ -127,7 +134,7 @@ class Retriever:
             tokenizer: folder or vocab.txt; none: the one that the checkpoint carries
             device: "cpu" or "cuda"
             precision: of matrix products; with "bf16" a query takes half as long
-            options: as ``Retriever``
+            candidates: how many first results a re-ranker sees (at least k)
 
         Raises:
             BadInput: anything missing, damaged or of another model.
@@ -151,7 +158,7 @@ class Retriever:
             for_inference(scoring, device, precision)
             reranker = RegionReranker(scoring, regions, device, precision)
         words = CaptionTokenizer.from_pretrained(tokenizer or Path(checkpoint) / "tokenizer") if backend.kind == "img" else None
-        return cls(model, backend, words, regions, reranker, device=device, precision=precision, **options)
+        return cls(model, backend, words, regions, reranker, candidates, device, precision)
 
     def search_images(self, text: str | Sequence[str], k: int = 10):
         """The best images for a text: a list of at most k ``Hit``; for several texts a list of such lists.
@@ -159,7 +166,7 @@ class Retriever:
         Raises:
             BadInput: no text, an empty one, k < 1, or an index of captions.
         """
-        self._needs("img")
+        check_kind(self.backend, "img")
         texts = [text] if isinstance(text, str) else list(text or ())
         if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
             raise BadInput("a query is empty: give the words to find images for")
@@ -178,7 +185,7 @@ class Retriever:
         Raises:
             BadInput: an unknown id, no region database, features or a vector of another width, k < 1, an index of images.
         """
-        self._needs("txt")
+        check_kind(self.backend, "txt")
         return self._hits(self.encode_image(image), k)[0]
 
     def search_timed(self, query: str | Sequence[str], k: int = 10) -> tuple[list, dict[str, float]]:
@@ -199,21 +206,21 @@ class Retriever:
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """→ [Q,D] float32"""
         if self.tokenizer is None:
-            raise BadInput(f"{self._name}: no tokenizer to read a text with: give one")
+            raise BadInput(f"{self.backend.place}: no tokenizer to read a text with: give one")
         return encode_queries(self.model, self.tokenizer, texts, self.device, self.precision)
 
     def encode_image(self, image) -> np.ndarray:
         """An id, ``Regions`` or an embedding [D] → [1,D] float32"""
         if isinstance(image, str):
             if self.regions is None:
-                raise BadInput(f"{self._name}: image {image!r} is looked up in a region database: give --regions IMG_DB")
+                raise BadInput(f"{self.backend.place}: image {image!r} is looked up in a region database: give --regions IMG_DB")
             image = self.regions.get(image, soft_labels=False)
         if isinstance(image, Regions):
             return encode_image(self.model, image, self.device, self.precision)
         vector = np.asarray(image, np.float32)
         if vector.ndim != 1:
             raise BadInput(
-                f"{self._name}: an array of shape {vector.shape}: give an image id, Regions(features, norm_bb, conf, None) or an "
+                f"{self.backend.place}: an array of shape {vector.shape}: give an image id, Regions(features, norm_bb, conf, None) or an "
                 "embedding [D]"
             )
         return vector[None]
@@ -227,17 +234,8 @@ class Retriever:
         ids = [self.tokenizer.cls_id, *self.tokenizer.input_ids(text), self.tokenizer.sep_id]
         scores = np.asarray(self.reranker.rerank_images(ids, [hit.id for hit in hits]), np.float32)
         if scores.shape != (len(hits),) or not np.isfinite(scores).all():
-            raise BadInput(f"{self._name}: the re-ranker gave no finite score for each of {len(hits)} images")
+            raise BadInput(f"{self.backend.place}: the re-ranker gave no finite score for each of {len(hits)} images")
         return [Hit(hits[n].id, float(scores[n])) for n in np.argsort(-scores, kind="stable")]
-
-    def _needs(self, kind: str) -> None:
-        if self.backend.kind != kind:
-            found, expected = ("images", "captions") if kind == "txt" else ("captions", "images")
-            raise BadInput(f"{self._name}: is an index of {found}, this query needs one of {expected}")
-
-    @property
-    def _name(self):
-        return self.backend.place
 
 
 def _timed(function, *arguments):
