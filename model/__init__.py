@@ -1,1 +1,1 @@
-"""What is computed: the two towers, the objectives, the metrics."""
+"""What is computed: the two towers and the re-ranker, objectives, retrieval, metrics, region extractors."""

@@ -1,1 +1,1 @@
-"""What changes parameters: optimizer, schedule, precision, and the state of a run."""
+"""What changes parameters: the loop and its tasks, optimizer, schedule, and the state of a run."""

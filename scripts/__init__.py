@@ -1,0 +1,1 @@
+"""One command each: its options, its ``main``, and what it prints."""

@@ -99,3 +99,9 @@ def test_every_file_that_a_document_a_recipe_or_a_docstring_names_is_there():
         if not name.startswith("tests/") and name != "configs/downloads.yaml" and (ROOT / name).exists():  # names others'
             for path in named_paths((ROOT / name).read_text(encoding="utf-8")):
                 assert "NAME" in path or any(ROOT.glob(path)), f"{name} names {path}, which is not there"
+
+
+def test_every_room_says_what_it_holds():
+    for name in product_files():
+        if name.endswith("/__init__.py"):
+            assert ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8"))), f"{name}: no docstring"
