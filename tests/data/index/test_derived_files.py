@@ -9,7 +9,7 @@ from data.errors import BadInput
 from data.index.derived import DerivedFiles
 from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex
-from tests.data.index.test_index import write
+from tests.small_indexes import write
 
 
 def test_they_fit_the_state_that_they_were_made_of_and_go_with_it(tmp_path):

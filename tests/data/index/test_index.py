@@ -1,4 +1,4 @@
-"""The feature index: layout, round trip, exact search against a naive twin, and what it refuses."""
+"""The feature index: layout, round trip, and what it refuses."""
 
 import json
 import os
@@ -7,85 +7,13 @@ import zlib
 import lmdb
 import numpy as np
 import pytest
-import torch
 
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex, data_fingerprint
 from data.index.writer import IndexWriter
-from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
-from data.search.faiss import HnswSearch
 from data.storage.lmdb_env import close_env
-
-
-def write(folder, vectors, ids=None, dtype="fp32", batch=100, kind="img", model="m0"):
-    ids = ids or [f"id_{i:05d}.npz" for i in range(len(vectors))]
-    with IndexWriter(folder, kind, vectors.shape[1], model=model, data="d0", dtype=dtype) as writer:
-        for start in range(0, len(vectors), batch):
-            writer.add(ids[start : start + batch], vectors[start : start + batch])
-    return EmbeddingIndex(folder)
-
-
-def naive_search(queries, vectors, k):
-    """The full matrix in fp64, rounded to fp32; equal scores in row order."""
-    scores = (queries.astype(np.float64)[:, None] * vectors.astype(np.float64)).sum(-1).astype(np.float32)
-    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, rows, 1), rows
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found[1], expected[1])
-    np.testing.assert_array_equal(found[0], expected[0])
-    assert found[0].dtype == np.float32 and found[1].dtype == np.int64
-
-
-def galleries(rng):
-    base = rng.standard_normal((700, 24)).astype(np.float32)
-    one = rng.standard_normal((1, 24)).astype(np.float32)
-    close = one + rng.standard_normal((700, 24)).astype(np.float32) * 1e-7
-    huge = np.round(base * 4)
-    huge[:, 0], huge[:, 1] = 2**15, -(2**15)  # large terms that cancel: fp32 sums of them lose the small ones
-    return {
-        "random": base,
-        "duplicates": base[rng.integers(0, 40, 700)],
-        "all equal": np.repeat(one, 700, axis=0),
-        "nearly equal": close,
-        "cancelling": huge,
-        "zeros": np.zeros((700, 24), np.float32),
-    }
-
-
-@pytest.mark.parametrize("name", list(galleries(np.random.default_rng(0))))
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_search_is_the_naive_search(tmp_path, name, dtype):
-    rng = np.random.default_rng(1)
-    vectors = galleries(rng)[name]
-    queries = rng.standard_normal((9, 24)).astype(np.float32)
-    if name == "cancelling":  # whole numbers: fp64 sums are exact in any order
-        queries = np.round(queries * 4)
-        queries[:, :2] = 1000
-    queries[0] = vectors[5]
-    index = write(tmp_path / "index", vectors, dtype=dtype)
-    stored = vectors.astype(np.float16) if dtype == "fp16" else vectors
-    for k in (1, 10, 699, 5000):
-        assert_same(ExactSearch(index).search(queries, k), naive_search(queries, stored, k))
-
-
-def test_search_over_many_blocks_and_query_batches(tmp_path, monkeypatch):
-    """Blocks, spans and query batches all end in the middle of something; one query alone gives the same."""
-    monkeypatch.setattr("data.index.writer.BLOCK_BYTES", 1)  # 256 rows, the least
-    monkeypatch.setattr("data.search.exact.QUERIES_AT_ONCE", 7)
-    monkeypatch.setattr("data.search.exact.FEW_QUERIES", 3)  # the last two are searched for by torch's own threads
-    monkeypatch.setattr("data.search.exact.SCORES_AT_ONCE", 7 * 600)
-    rng = np.random.default_rng(2)
-    vectors = rng.standard_normal((300, 16)).astype(np.float32)[rng.integers(0, 300, 2000)]
-    queries = rng.standard_normal((23, 16)).astype(np.float32)
-    index = write(tmp_path / "index", vectors, batch=333)
-    assert [start for start, _ in index.blocks()] == list(range(0, 2000, 256))
-    expected = naive_search(queries, vectors, 40)
-    assert_same(ExactSearch(index).search(queries, 40), expected)
-    assert_same(ExactSearch(index).search(queries[:1], 40), (expected[0][:1], expected[1][:1]))
-    assert ExactSearch(index).search(queries[:0], 3)[0].shape == (0, 3)
+from tests.small_indexes import write
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
@@ -98,48 +26,6 @@ def test_a_few_vectors_are_those_of_many(tmp_path, monkeypatch, dtype):
     for rows in ([899, 0, 899, 400], [[7], [750]], [3], np.arange(900)[::-1]):
         np.testing.assert_array_equal(index.vectors(rows), stored[np.array(rows)])
         assert index.vectors(rows).dtype == np.float32
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
-def test_search_on_a_gpu_is_the_naive_search(tmp_path, dtype):
-    rng = np.random.default_rng(5)
-    for name, vectors in galleries(rng).items():
-        index = write(tmp_path / name.replace(" ", "_"), vectors, dtype=dtype)
-        queries = np.round(rng.standard_normal((9, 24)) * 8).astype(np.float32)
-        stored = index.vectors(np.arange(700))
-        for k in (1, 10, 5000):
-            assert_same(ExactSearch(index, SearchOptions(device="cuda")).search(queries, k), naive_search(queries, stored, k))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="no GPU"):
-        ExactSearch(write(tmp_path / "index", np.ones((3, 4), np.float32)), SearchOptions(device="cuda"))
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_both_passes_on_any_number_of_threads(tmp_path, monkeypatch, dtype, threads):
-    """The 8-bit pass and the fp32 pass, each alone, leave nothing to fp64 on ordinary vectors, and are right."""
-    monkeypatch.setattr("data.index.writer.BLOCK_BYTES", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    rng = np.random.default_rng(6)
-    index = write(tmp_path / "index", rng.standard_normal((3000, 32)).astype(np.float32), dtype=dtype)
-    queries = rng.standard_normal((11, 32)).astype(np.float32)  # more than a few, which are shared out
-    expected = naive_search(queries, index.vectors(np.arange(3000)), 10)
-    for name in ("_int8_pass", "_fp32_pass"):
-        search = ExactSearch(index)
-        search._passes = [getattr(search, name)]
-        monkeypatch.setattr(search, "_search_fp64", None)
-        assert_same(search.search(queries, 10), expected)
-        assert_same(search.search(queries[:1], 10), (expected[0][:1], expected[1][:1]))
-
-
-def test_scores_near_the_end_of_fp32(tmp_path):
-    vectors = np.array([[1e19, 0], [1.8e19, 0], [-1e19, 0], [0, 1]] * 50, np.float32)
-    queries = np.array([[1.8e19, 0], [0, 1], [-1e9, 0]], np.float32)
-    assert_same(ExactSearch(write(tmp_path / "index", vectors)).search(queries, 7), naive_search(queries, vectors, 7))
 
 
 def test_rows_ids_and_vectors(tmp_path, monkeypatch):
@@ -246,22 +132,9 @@ def test_refuses_bad_ids(tmp_path, ids):
 
 
 def test_refuses_wrong_width(tmp_path):
-    index = write(tmp_path / "index", np.ones((3, 4), np.float32))
-    with pytest.raises(BadInput, match=r"\(1, 5\).*expected \[Q,4\]"):
-        ExactSearch(index).search(np.ones((1, 5)), 1)
-    with pytest.raises(BadInput, match="expected"):
-        ExactSearch(index).search(np.ones(4), 1)
     with pytest.raises(BadInput, match=r"\(2, 5\) for 2 ids, expected \(2, 4\)"):
         with IndexWriter(tmp_path / "other", "img", 4, model="m", data="d") as writer:
             writer.add(["a", "b"], np.ones((2, 5)))
-
-
-def test_refuses_bad_queries(tmp_path):
-    index = write(tmp_path / "index", np.ones((3, 4), np.float32))
-    with pytest.raises(BadInput, match="NaN"):
-        ExactSearch(index).search(np.full((1, 4), np.nan), 1)
-    with pytest.raises(BadInput, match="k is 0"):
-        ExactSearch(index).search(np.ones((1, 4)), 0)
 
 
 def test_refuses_another_models_query(tmp_path):
@@ -324,31 +197,3 @@ def test_data_fingerprint():
     inputs = [("db", ["a", "b"]), ("db", ["ab"]), ("db", ["b", "a"]), ("db2", ["a", "b"])]
     assert len({data_fingerprint(*i) for i in inputs}) == 4
     assert data_fingerprint("db", iter("ab")) == data_fingerprint("db", ["a", "b"])
-
-
-def test_norms_of_tiny_vectors_are_no_zero(tmp_path):
-    vectors = np.random.default_rng(0).integers(-127, 128, (3000, 24)).astype(np.float32) * np.float32(2.0**-100)
-    index = write(tmp_path / "index", vectors)
-    assert index.header["max_norm"] == pytest.approx(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
-    queries = np.random.default_rng(1).standard_normal((20, 24)).astype(np.float32) * np.float32(1e8)
-    assert_same(ExactSearch(index).search(queries, 500), naive_search(queries, vectors, 500))
-
-
-@pytest.mark.parametrize("kind", ["int8", "vec"])
-def test_a_damaged_page_is_one_line_and_no_wrong_answer(tmp_path, kind):
-    vectors = np.random.default_rng(2).standard_normal((20000, 64)).astype(np.float32)
-    write(tmp_path / "index", vectors)
-    key, file = f"{kind}/00000002".encode(), tmp_path / "index/data.mdb"
-    value = bytes(EmbeddingIndex(tmp_path / "index")._value(key))
-    close_env(tmp_path / "index")
-    content = bytearray(file.read_bytes())
-    place = content.index(value)
-    content[place + 8192 : place + 12288] = bytes(4096)
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy/data.mdb").write_bytes(content)
-    index = EmbeddingIndex(tmp_path / "copy")
-    first = 4096 * 2 + (8192 // 256 + 4 if kind == "vec" else 0)  # a row whose vector is zero now
-    with pytest.raises(BadInput, match=f"copy: damaged index, {kind}/00000002"):
-        ExactSearch(index).search(vectors[first : first + 1], 10)
-    with pytest.raises(BadInput, match=f"damaged index, {kind}/00000002 is not what was written"):
-        HnswSearch(index).prepare()

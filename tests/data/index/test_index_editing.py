@@ -18,7 +18,7 @@ from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
 from data.search.exact import ExactSearch
 from data.storage.lmdb_env import close_env
-from tests.data.index.test_index import assert_same, naive_search, write
+from tests.small_indexes import assert_same, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[3]
 

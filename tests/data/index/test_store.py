@@ -11,7 +11,7 @@ from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex
 from data.index.store import Block, BlockStore
 from data.index.writer import IndexWriter
-from tests.data.index.test_index import write
+from tests.small_indexes import write
 
 HEADER = {
     "format": "feature-index", "version": 2, "kind": "img", "dim": 2, "dtype": "fp32", "count": 0, "rows_per_block": 4,

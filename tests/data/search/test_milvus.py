@@ -14,7 +14,7 @@ from data.search import open_backend
 from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
 from data.search.milvus import export_to_milvus
-from tests.data.index.test_index import assert_same, galleries, naive_search, write
+from tests.small_indexes import assert_same, galleries, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[3]
 

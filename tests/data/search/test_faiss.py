@@ -1,4 +1,4 @@
-"""HNSW: true dot products, what it finds, what it does not find, and faiss beside torch in one process."""
+"""HNSW and IVFPQ: true dot products, what they find and do not find, files beside an index, faiss beside torch in one process."""
 
 import resource
 import subprocess
@@ -16,7 +16,7 @@ from data.search.exact import ExactSearch
 from data.search.faiss import HnswIndex, HnswOptions, main_axes
 from data.search.topk import share_found
 from scripts.benchmarking.galleries import Synthetic
-from tests.data.index.test_index import galleries, write
+from tests.small_indexes import galleries, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[3]
 LOCAL = [name for name in BACKENDS if name != "milvus"]  # that search a feature index where it is
@@ -27,12 +27,6 @@ def prepared(backend, index, target_recall=None, queries=None):
     search = open_backend(index, SearchOptions(backend, target_recall))
     search.prepare(queries)
     return search
-
-
-def naive_search(queries, vectors, k):
-    scores = (queries.astype(np.float64)[:, None] * vectors.astype(np.float64)).sum(-1).astype(np.float32)
-    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, rows, 1), rows
 
 
 @pytest.fixture(scope="module")
