@@ -11,7 +11,7 @@ import pytest
 from data.errors import BadInput
 from data.index.editor import IndexEditor
 from data.search import BACKENDS, open_backend
-from data.search.base import SearchOptions
+from data.search.base import FeatureIndexBackend, SearchOptions
 from data.search.exact import ExactSearch
 from data.search.faiss import HnswIndex, HnswOptions, main_axes
 from data.search.topk import share_found
@@ -19,7 +19,7 @@ from scripts.benchmarking.galleries import Synthetic
 from tests.small_indexes import galleries, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[3]
-LOCAL = [name for name in BACKENDS if name != "milvus"]  # that search a feature index where it is
+LOCAL = [name for name, backend in BACKENDS.items() if issubclass(backend, FeatureIndexBackend)]
 
 
 def prepared(backend, index, target_recall=None, queries=None):
