@@ -12,9 +12,11 @@ import numpy as np
 
 from data.errors import BadInput
 
+BUCKET_SIZE = 8192  # pairs that are sorted together; more means less padding and less shuffling
+
 
 def token_buckets(
-    txt_lengths: np.ndarray, img_lengths: np.ndarray, budget: int, rng: np.random.Generator, bucket_size: int = 8192
+    txt_lengths: np.ndarray, img_lengths: np.ndarray, budget: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """One epoch in batches of similar length, each pair in one batch.
 
@@ -25,13 +27,12 @@ def token_buckets(
         txt_lengths: [N] tokens of each caption, [CLS] and [SEP] included
         img_lengths: [N] tokens of its image, [CLS] included
         budget: most tokens of a batch, padding included: pairs × (longest text + longest image)
-        bucket_size: pairs sorted together; more means less padding and less shuffling
 
     Yields: index arrays
     """
     order = rng.permutation(len(txt_lengths))
-    for start in range(0, len(order), bucket_size):
-        bucket = order[start : start + bucket_size]
+    for start in range(0, len(order), BUCKET_SIZE):
+        bucket = order[start : start + BUCKET_SIZE]
         bucket = bucket[_by_shape(txt_lengths[bucket], img_lengths[bucket], budget)]
         batches, first, txt_max, img_max = [], 0, 0, 0
         for position, index in enumerate(bucket):
