@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from model import checkpoints
+from model.costs import Load, Work, trained
 from model.text_encoders import text_encoder_named
 from model.text_encoders.base import TextEncoderConfig
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
@@ -82,6 +83,14 @@ class RegionEmbeddings(nn.Module):
         x = self.img_layer_norm(self.img_linear(features)) + self.pos_layer_norm(self.pos_linear(positions.to(dtype)))
         return self.dropout(self.LayerNorm(x + type_embedding))
 
+    def work(self, rows: float, masked: bool, load: Load) -> Work:
+        """What the regions of ``rows`` images cost. The features need no gradient, unless a mask embedding is learnt."""
+        width, h, low = self.img_linear.in_features, self.img_linear.out_features, load.bytes_per_number
+        learning, regions = trained(self), rows * load.regions
+        kept = regions * (low * width + (2 * low + 4) * h) if learning else 0.0
+        passes = (3 if masked else 2) if learning else 1
+        return Work("image regions", regions * 2 * (width + 7) * h, passes, learning, kept, "region activations")
+
 
 class ImageBert(Bert):
     """Image encoder: [CLS] followed by the regions, in no order, through the same blocks as a text."""
@@ -109,6 +118,10 @@ class ImageBert(Bert):
         mask = torch.cat([region_mask.new_ones(len(features), 1), region_mask], dim=1)
         return self.encoder(torch.cat([cls, regions.to(cls.dtype)], dim=1), mask, first_only)
 
+    def parts(self) -> dict[str, nn.Module]:
+        own = super().parts()
+        return {"embeddings": own.pop("embeddings"), "regions": self.img_embeddings} | own
+
 
 class Tower(nn.Module):
     """An encoder and the projection of its position 0 to the shared embedding space."""
@@ -130,6 +143,12 @@ class Tower(nn.Module):
     def embed(self, hidden: Tensor) -> Tensor:
         """Hidden states [B,L,h] → embeddings [B,D]."""
         return self.encode_proj(hidden[:, 0])
+
+    def projection_work(self, side: str, rows: float) -> list[Work]:
+        """What the projection of ``rows`` embeddings costs."""
+        layers = [layer for layer in self.encode_proj.modules() if isinstance(layer, nn.Linear)]
+        flops, learning = rows * sum(2 * layer.in_features * layer.out_features for layer in layers), trained(self.encode_proj)
+        return [Work(f"{side} projection", flops, 3 if learning else 1, learning)] if layers else []
 
 
 class LightningDOT(nn.Module):
@@ -170,6 +189,24 @@ class LightningDOT(nn.Module):
         for tower in self._frozen:
             tower.eval()
         return self
+
+    def text_work(self, rows: float, load: Load, first_only: bool = True) -> list[Work]:
+        """What ``rows`` texts cost in the text encoder."""
+        return self.txt_model.bert.work("text", rows, load.txt_length, first_only, load)
+
+    def image_work(self, rows: float, load: Load, first_only: bool = True, masked: bool = False) -> list[Work]:
+        """What ``rows`` images cost in the image encoder; ``masked``: some of their regions are."""
+        encoder = self.img_model.bert
+        works = encoder.work("image", rows, load.img_length, first_only, load)
+        return [*works, encoder.img_embeddings.work(rows, masked, load)]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """All its parts by name, for counts of their parameters."""
+        parts = {}
+        for side, tower in (("text", self.txt_model), ("image", self.img_model)):
+            parts |= {f"{side} {name}": part for name, part in tower.bert.parts().items()}
+            parts[f"{side} projection"] = tower.encode_proj
+        return parts
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed texts.

@@ -1,23 +1,26 @@
 """What training costs on paper: parameters, floating-point operations, memory, bytes exchanged.
 
-Everything follows from sizes; nothing is built or run. One multiplication with its addition counts as two operations, so
-[m,k] times [k,n] is 2·m·k·n. Only matrix products and attention count. A batch is B pairs of one size, without padding.
+Every module says what it costs, in a method beside its ``forward`` (`Bert.work`, `Tower.work`, `RegionEmbeddings.work`), and so
+does every objective (`Objective.work`); here it is added up. Nothing is run: the modules may be on the meta device
+(`empty_weights`). One multiplication with its addition counts as two operations, so [m,k] times [k,n] is 2·m·k·n. Only
+matrix products and attention count. A batch is B pairs of one size, without padding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from data.errors import BadInput
-from model.bi_encoder import LightningDOTConfig
-from model.transformer import EncoderConfig
+from torch import Tensor, nn
 
-Parts = dict[str, float]  # name of a part of the model, which starts with its tower → how much of something
+from data.errors import BadInput
+
+Parts = dict[str, float]  # name of a part → how much of something
 
 
 @dataclass(frozen=True)
 class Load:
-    """The batch of one rank.
+    """The batch of one rank, and how it is computed.
 
     Args:
         pairs: B, hard negatives not included
@@ -26,7 +29,8 @@ class Load:
         hard_negatives: of a pair
         third_view: whether the text tower also reads captions of the images themselves, as long as the texts
         ranks: processes whose embeddings are each other's negatives
-        word_mask_prob, region_mask_prob: shares that VMLM and SMRM predict
+        grad_cache: rows that CMR embeds at a time, and all of it forward twice; 0: all at once, and once
+        low_precision: matrix products in bf16 or fp16; weights stay in fp32
     """
 
     pairs: float
@@ -35,8 +39,8 @@ class Load:
     hard_negatives: int = 0
     third_view: bool = False
     ranks: int = 1
-    word_mask_prob: float = 0.15
-    region_mask_prob: float = 0.15
+    grad_cache: int = 0
+    low_precision: bool = False
 
     @property
     def rows(self) -> float:
@@ -51,229 +55,105 @@ class Load:
     def img_length(self) -> float:
         return self.regions + 1
 
-    def predictions(self, task: str) -> float:
-        """What the loss of ``task`` is a mean over."""
-        if task == "cmr":
-            return self.pairs
-        share, of = (self.word_mask_prob, self.words) if task == "vmlm" else (self.region_mask_prob, self.regions)
-        return self.pairs * max(1.0, share * of)  # at least one is masked
+    @property
+    def bytes_per_number(self) -> int:
+        """Of what a matrix product reads and writes."""
+        return 2 if self.low_precision else 4
 
 
 @dataclass(frozen=True)
-class Training:
-    """What about training changes its cost, beside the model and the batch.
+class Work:
+    """What one batch asks of one part of a model.
 
-    Args:
-        fusion: of pre-training; "none" leaves the other tower out of VMLM and SMRM
-        freeze_txt, freeze_img: a tower without gradients
-        activation_checkpointing: blocks run forward twice
-        grad_cache: rows that CMR embeds at a time, and all of it forward twice; 0: all at once, and once
-        low_precision: matrix products in bf16 or fp16; weights stay in fp32
-        dropout: whether there is any
+    Attributes:
+        name: of the part
+        flops: operations of its forward pass
+        passes: how often those are done in a step, forward and backward. Backward is twice forward, once for the inputs'
+            gradients and once for the weights'; activation checkpointing goes forward once more
+        gradients: parameters that get a gradient from it, which the ranks sum
+        kept: bytes that forward keeps for backward
+        kept_as: what those bytes are called
+        gathered: bytes of all ranks' rows that each of them receives
     """
 
-    fusion: str = "add"
-    freeze_txt: bool = False
-    freeze_img: bool = False
-    activation_checkpointing: bool = False
-    grad_cache: int = 0
-    low_precision: bool = False
-    dropout: bool = True
-
-    def trains(self, part: str) -> bool:
-        return not ((self.freeze_txt and part.startswith("text ")) or (self.freeze_img and part.startswith("image ")))
+    name: str
+    flops: float = 0.0
+    passes: float = 1.0
+    gradients: int = 0
+    kept: float = 0.0
+    kept_as: str = "activations"
+    gathered: float = 0.0
 
 
-# ---- parameters ------------------------------------------------------------------------------------------------------
+def count(part: nn.Module | Tensor | None) -> int:
+    """Parameters of a module, a shared one once."""
+    if part is None:
+        return 0
+    return part.numel() if isinstance(part, Tensor) else sum(p.numel() for p in part.parameters())
 
 
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+def trained(part: nn.Module | Tensor) -> int:
+    """Parameters that are not frozen."""
+    parameters = [part] if isinstance(part, Tensor) else part.parameters()
+    return sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def parameters(config: LightningDOTConfig, heads: bool = True) -> dict[str, int]:
-    """Parameters of each part; ``heads``: those of pre-training too."""
-    h, width, features = config.img.hidden_size, config.project_dim, config.feature_dim
-    parts = {}
-    for side, sizes in (("text", config.txt), ("image", config.img)):
-        s, i = sizes.hidden_size, sizes.intermediate_size
-        rows = sizes.vocab_size + sizes.max_position_embeddings + sizes.type_vocab_size
-        parts[f"{side} embeddings"] = rows * s + 2 * s
-        if side == "image":
-            parts["image regions"] = _linear(features, h) + _linear(7, h) + 2 * features + 3 * 2 * h
-        block = 4 * _linear(s, s) + _linear(s, i) + _linear(i, s) + 2 * 2 * s
-        parts[f"{side} blocks"] = sizes.num_hidden_layers * block
-        parts[f"{side} pooler"] = _linear(s, s)
-        parts[f"{side} projection"] = _linear(s, 2 * s) + 2 * 2 * s + _linear(2 * s, width) if width else 0
-    if heads:
-        net = _linear(h, h) + 2 * h
-        parts["word head"] = net + config.txt.vocab_size
-        parts["feature head"] = net + features
-        parts["class head"] = net + _linear(h, config.num_labels) if config.num_labels else 0
+def forward_flops(works: Iterable[Work]) -> Parts:
+    """Forward operations of one batch on one rank, by part."""
+    return {work.name: work.flops for work in works if work.flops}
+
+
+def step_flops(works: Iterable[Work]) -> Parts:
+    """Operations of one batch on one rank, forward and backward, by part."""
+    return {work.name: work.flops * work.passes for work in works if work.flops}
+
+
+def activation_bytes(works: Iterable[Work]) -> Parts:
+    """What the forward pass of one batch keeps for backward on one rank, by what it holds."""
+    parts: Parts = {}
+    for work in works:
+        if work.kept:
+            parts[work.kept_as] = parts.get(work.kept_as, 0) + work.kept
     return parts
 
 
-def _heads_of(task: str) -> str:
-    return {"vmlm": "word head", "mrfr": "feature head", "mrckl": "class head", "mrc": "class head"}.get(task, "")
+def exchanged_parameters(works: Iterable[Work]) -> int:
+    """Parameters that a step has gradients for, which the ranks sum. Poolers of towers never have any."""
+    return sum(work.gradients for work in works)
 
 
-def exchanged_parameters(config: LightningDOTConfig, task: str, training: Training) -> int:
-    """Parameters that a step of ``task`` has gradients for, which the ranks sum. The poolers never have any."""
-    used = {_heads_of(task)}
-    for side, own in (("text", task == "vmlm"), ("image", task not in ("vmlm", "cmr"))):
-        if own or task == "cmr" or training.fusion != "none":
-            used |= {f"{side} embeddings", f"{side} blocks", f"{side} regions"}
-        if task == "cmr":
-            used.add(f"{side} projection")
-    counts = parameters(config)
-    if task == "vmlm" and "image embeddings" not in used:  # the decoder's weight is tied to the words among them
-        used.add("image embeddings")
-        counts["image embeddings"] = config.img.vocab_size * config.img.hidden_size
-    return sum(count for part, count in counts.items() if part in used and training.trains(part))
-
-
-# ---- floating-point operations ---------------------------------------------------------------------------------------
-
-
-def block_flops(config: EncoderConfig, length: float, queries: float) -> float:
-    """Forward operations of one block on one sequence, of which ``queries`` positions are computed."""
-    h, i = config.hidden_size, config.intermediate_size
-    keys_and_values, rest = 2 * 2 * length * h * h, 2 * 2 * queries * h * h
-    attention = 2 * 2 * queries * length * h
-    return keys_and_values + rest + attention + 2 * 2 * queries * h * i
-
-
-def tower_flops(config: EncoderConfig, length: float, first_only: bool) -> float:
-    """Forward operations of all blocks on one sequence; the last computes position 0 alone with ``first_only``."""
-    last = block_flops(config, length, 1 if first_only else length)
-    return (config.num_hidden_layers - 1) * block_flops(config, length, length) + last
-
-
-def forward_flops(config: LightningDOTConfig, task: str, load: Load, fusion: str = "add") -> Parts:
-    """Forward operations of one batch of ``task`` on one rank, by part."""
-    h, features = config.img.hidden_size, config.feature_dim
-    txt = load.rows * tower_flops(config.txt, load.txt_length, first_only=task != "vmlm")
-    img = load.rows * tower_flops(config.img, load.img_length, first_only=task in ("cmr", "vmlm"))
-    parts = {
-        "text blocks": txt * (2 if load.third_view and task == "cmr" else 1),
-        "image blocks": img,
-        "image regions": load.rows * load.regions * 2 * (features + 7) * h,
-    }
-    n = load.predictions(task)
-    if task == "cmr":
-        for side, sizes in (("text", config.txt), ("image", config.img)):
-            if config.project_dim:
-                rows = load.rows * (2 if side == "text" and load.third_view else 1)
-                s = sizes.hidden_size
-                parts[f"{side} projection"] = rows * 2 * 2 * s * (s + config.project_dim)
-        parts["scores"] = 2 * 2 * n * load.rows * load.ranks * config.embedding_dim  # both ways
-        return parts
-    if fusion == "none":
-        parts = {name: value for name, value in parts.items() if name.startswith("text") == (task == "vmlm")}
-    outputs = {"vmlm": config.txt.vocab_size, "mrfr": features}.get(task, config.num_labels)
-    return parts | {_heads_of(task): n * 2 * h * (h + outputs)}
-
-
-def step_flops(config: LightningDOTConfig, task: str, load: Load, training: Training) -> Parts:
-    """Operations of one batch of ``task`` on one rank, forward and backward, by part.
-
-    Backward is twice forward, once for the inputs' gradients and once for the weights'; the region features themselves need
-    none, unless some are masked (a mask embedding is learnt then).
-    """
-    parts = {}
-    for part, forward in forward_flops(config, task, load, training.fusion).items():
-        passes = 3.0 if training.trains(part) else 1.0
-        if part == "image regions" and passes == 3 and task in ("cmr", "vmlm"):
-            passes = 2.0
-        if training.activation_checkpointing and passes == 3 and part.endswith("blocks"):
-            passes += 1
-        if training.grad_cache and task == "cmr" and part != "scores":
-            passes += 1
-        parts[part] = forward * passes
-    return parts
-
-
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-def _block_bytes(config: EncoderConfig, length: float, queries: float, training: Training) -> float:
-    """What one block keeps for backward of one sequence. Attention is one fused kernel: its weights are not kept."""
-    h, i = config.hidden_size, config.intermediate_size
-    low = 2 if training.low_precision else 4
-    norms = 4 * 4 * queries * h  # what goes into and out of both layer norms, always fp32
-    copies = low * (2 * length + 2 * queries) * h if training.low_precision else 0  # of the linear layers' inputs
-    # keys and values; queries and what attention gives; what goes into and out of GELU
-    products = low * (2 * length * h + 2 * queries * h + 2 * queries * i)
-    masks = 2 * queries * h if training.dropout else 0
-    return norms + copies + products + masks
-
-
-def _tower_bytes(config: EncoderConfig, length: float, first_only: bool, training: Training) -> float:
-    """Of one sequence, from its embeddings on."""
-    embeddings = length * config.hidden_size * (2 * 4 + (1 if training.dropout else 0))
-    last = _block_bytes(config, length, 1 if first_only else length, training)
-    whole = _block_bytes(config, length, length, training)
-    if training.activation_checkpointing:  # the input of every block, and one block's while it is computed again
-        kept = (config.num_hidden_layers - 1) * 4 * length * config.hidden_size
-        return embeddings + kept + max(whole if config.num_hidden_layers > 1 else 0, last)
-    return embeddings + (config.num_hidden_layers - 1) * whole + last
-
-
-def activation_bytes(config: LightningDOTConfig, task: str, load: Load, training: Training) -> Parts:
-    """What the forward pass of one batch of ``task`` keeps for backward on one rank, by part."""
-    low = 2 if training.low_precision else 4
-    h, n = config.img.hidden_size, load.predictions(task)
-    rows = min(load.rows, training.grad_cache or load.rows) if task == "cmr" else load.rows
-    txt = _tower_bytes(config.txt, load.txt_length, task != "vmlm", training)
-    parts = {
-        "text activations": rows * txt * (2 if load.third_view and task == "cmr" else 1),
-        "image activations": rows * _tower_bytes(config.img, load.img_length, task in ("cmr", "vmlm"), training),
-        "region activations": rows * load.regions * (low * config.feature_dim + (2 * low + 4) * h),
-    }
-    if training.fusion == "none" and task != "cmr":
-        parts = {name: value for name, value in parts.items() if name.startswith("text") == (task == "vmlm")}
-    for side, name in (("text", "text activations"), ("image", "image activations"), ("image", "region activations")):
-        if not training.trains(f"{side} blocks") and name in parts:
-            parts[name] = 0
-    if task == "cmr":  # two score matrices, masked, their logarithms of softmax; embeddings of all ranks
-        candidates = load.rows * load.ranks
-        return parts | {"scores": 4 * n * candidates * 6, "embeddings": 4 * 2 * candidates * config.embedding_dim}
-    outputs = {"vmlm": config.txt.vocab_size, "mrfr": config.feature_dim}.get(task, config.num_labels)
-    return parts | {"predictions": n * outputs * (low + 4 + 4) + n * h * 4 * 4}  # logits, in fp32, their softmax
-
-
-def memory(config: LightningDOTConfig, tasks: list[str], load: Load, training: Training) -> Parts:
-    """Bytes of one rank when it is fullest, by what they hold. The allocator's own waste is not in it."""
-    counts = parameters(config, heads=tasks != ["cmr"])
-    total, trained = sum(counts.values()), sum(n for part, n in counts.items() if training.trains(part))
-    products = sum(n for part, n in counts.items() if part.endswith(("blocks", "projection", "regions", "head")))
-    fullest = max((activation_bytes(config, task, load, training) for task in tasks), key=lambda a: sum(a.values()))
-    exchanged = max(exchanged_parameters(config, task, training) for task in tasks)
-    pair = load.regions * (2 * config.feature_dim + 4 * 7 + 1) + load.txt_length * 9
-    return {
-        "weights": 4 * total,
-        "weights in low precision": 2 * products if training.low_precision else 0,  # autocast's copies
-        "gradients": 4 * trained,
-        "optimizer": 2 * 4 * trained,  # AdamW's two moments
-        "exchange buffers": 4 * exchanged if load.ranks > 1 else 0,
-        "batch": load.rows * pair,
-        **fullest,
-    }
-
-
-# ---- bytes exchanged -------------------------------------------------------------------------------------------------
-
-
-def exchanged_bytes(config: LightningDOTConfig, task: str, load: Load, training: Training) -> dict[str, float]:
-    """What each rank sends (and receives as much) for one batch of ``task``, by ring algorithms.
+def exchanged_bytes(works: list[Work], load: Load) -> Parts:
+    """What each rank sends (and receives as much) for one batch, by ring algorithms.
 
     Returns: gradients (summed once an update), embeddings (gathered with every batch, their gradients summed)
     """
     if load.ranks < 1:
         raise BadInput(f"ranks must be at least 1, found {load.ranks}")
     others = (load.ranks - 1) / load.ranks
-    found = {"gradients": 2 * others * 4 * exchanged_parameters(config, task, training), "embeddings": 0.0}
-    if task == "cmr":
-        everyones = 4 * load.rows * load.ranks * config.embedding_dim * (3 if load.third_view else 2)
-        found["embeddings"] = others * everyones * (1 + 2)  # gathered forward, summed backward
-    return found
+    gathered = sum(work.gathered for work in works)
+    return {
+        "gradients": 2 * others * 4 * exchanged_parameters(works),
+        "embeddings": others * gathered * (1 + 2),  # gathered forward, summed backward
+    }
+
+
+def memory(modules: list[nn.Module], tasks: list[list[Work]], load: Load, feature_dim: int) -> Parts:
+    """Bytes of one rank when it is fullest, by what they hold. The allocator's own waste is not in it.
+
+    Args:
+        modules: all that is trained
+        tasks: the work of a batch of each task
+    """
+    total, learning = sum(map(count, modules)), sum(map(trained, modules))
+    fullest = max(map(activation_bytes, tasks), key=lambda parts: sum(parts.values()))
+    multiplied = {work.name: work.gradients for works in tasks for work in works if work.flops}
+    pair = load.regions * (2 * feature_dim + 4 * 7 + 1) + load.txt_length * 9
+    return {
+        "weights": 4 * total,
+        "weights in low precision": 2 * sum(multiplied.values()) if load.low_precision else 0,  # autocast's copies
+        "gradients": 4 * learning,
+        "optimizer": 2 * 4 * learning,  # AdamW's two moments
+        "exchange buffers": 4 * max(map(exchanged_parameters, tasks)) if load.ranks > 1 else 0,
+        "batch": load.rows * pair,
+        **fullest,
+    }

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from data.errors import BadInput
+from model.costs import Load, Work, trained
 
 
 @dataclass
@@ -157,6 +158,21 @@ class Block(nn.Module):
         y = self.attention["output"](self.attention["self"](queries, x, mask), queries)
         return self.output(self.activation(self.intermediate["dense"](y)), y)
 
+    def flops(self, length: float, queries: float) -> float:
+        """Forward operations on one sequence, of which ``queries`` positions are computed."""
+        h, i = self.output.dense.out_features, self.output.dense.in_features
+        keys_and_values, rest = 2 * 2 * length * h * h, 2 * 2 * queries * h * h
+        return keys_and_values + rest + 2 * 2 * queries * length * h + 2 * 2 * queries * h * i
+
+    def kept_bytes(self, length: float, queries: float, load: Load) -> float:
+        """What is kept of one sequence for backward. Attention is one fused kernel: its weights are not kept."""
+        h, i, low = self.output.dense.out_features, self.output.dense.in_features, load.bytes_per_number
+        norms = 4 * 4 * queries * h  # what goes into and out of both layer norms, always fp32
+        copies = low * (2 * length + 2 * queries) * h if load.low_precision else 0  # of the linear layers' inputs
+        # keys and values; queries and what attention gives; what goes into and out of GELU
+        products = low * (2 * length * h + 2 * queries * h + 2 * queries * i)
+        return norms + copies + products + (2 * queries * h if self.output.dropout.p else 0)
+
 
 class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
@@ -175,6 +191,20 @@ class Encoder(nn.Module):
             saving = self.checkpointing and self.training and torch.is_grad_enabled()
             x = checkpoint(block, *inputs, use_reentrant=False) if saving else block(*inputs)
         return x
+
+    def flops(self, length: float, first_only: bool) -> float:
+        """Forward operations on one sequence."""
+        *others, last = self.layer
+        return sum(block.flops(length, length) for block in others) + last.flops(length, 1 if first_only else length)
+
+    def kept_bytes(self, length: float, first_only: bool, load: Load) -> float:
+        """What is kept of one sequence for backward."""
+        *others, last = self.layer
+        whole = [block.kept_bytes(length, length, load) for block in others]
+        end = last.kept_bytes(length, 1 if first_only else length, load)
+        if self.checkpointing:  # the input of every block, and one block's while it is computed again
+            return len(others) * 4 * length * last.output.dense.out_features + max([*whole, end])
+        return sum(whole) + end
 
 
 class Pooler(nn.Module):
@@ -201,6 +231,22 @@ class Bert(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> Tensor:
         return self.encoder(self.embeddings(input_ids), attention_mask.bool(), first_only)
+
+    def work(self, side: str, rows: float, length: float, first_only: bool, load: Load) -> list[Work]:
+        """What ``rows`` sequences of ``length`` cost in this, the encoder of ``side``: "text" or "image"."""
+        learning = trained(self.encoder)
+        embeddings = length * self.pooler.dense.in_features * (2 * 4 + (1 if self.embeddings.dropout.p else 0))
+        kept = rows * (embeddings + self.encoder.kept_bytes(length, first_only, load)) if learning else 0.0
+        passes = (4 if self.encoder.checkpointing else 3) if learning else 1
+        flops = rows * self.encoder.flops(length, first_only)
+        return [
+            Work(f"{side} blocks", flops, passes, learning, kept, f"{side} activations"),
+            Work(f"{side} embeddings", gradients=trained(self.embeddings)),
+        ]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Its parts, for counts of their parameters."""
+        return {"embeddings": self.embeddings, "blocks": self.encoder, "pooler": self.pooler}
 
     def draw_weights(self, std: float) -> None:
         """Random weights as BERT's (`init_weights`)."""

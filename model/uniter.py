@@ -22,6 +22,7 @@ from data.errors import BadInput
 from data.storage.atomic import atomic_file
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
+from model.costs import Load, Work, trained
 from model.initial import EncoderOptions, check_fits, check_longest, check_tokenizer, random_encoder
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
 
@@ -78,6 +79,25 @@ class Reranker(nn.Module):
     def set_checkpointing(self, on: bool) -> None:
         """Activation checkpointing: keep no activations inside blocks, and compute them again in backward."""
         self.bert.set_checkpointing(on)
+
+    def work(self, load: Load) -> list[Work]:
+        """What one batch costs whose pairs have ``load.hard_negatives`` each, as in `forward_ranking`.
+
+        A pair is read by itself, and with each negative's image and each negative's caption.
+        """
+        sequences, length = load.pairs * (1 + 2 * load.hard_negatives), load.txt_length + load.regions
+        h = self.config.encoder.hidden_size
+        heads = [self.bert.pooler, self.rank_output]
+        return [
+            *self.bert.work("pair", sequences, length, True, load),
+            self.bert.img_embeddings.work(load.rows, False, load),
+            Work("pooler and head", sequences * 2 * h * (h + 1), 3, sum(map(trained, heads))),
+        ]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """All its parts by name, for counts of their parameters."""
+        bert = {f"pair {name}": part for name, part in self.bert.parts().items()}
+        return {**bert, "image regions": self.bert.img_embeddings, "rank head": self.rank_output, "match head": self.itm_output}
 
     def forward(
         self,

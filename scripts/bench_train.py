@@ -99,13 +99,16 @@ def main(options: Options) -> None:
 
 def _row(options: Options, timed: TimedModel, case: Case, found: Measured) -> dict:
     ranks = timed.ranks
-    load = costs.Load(case.batch, options.words, options.regions, ranks=ranks.size)
-    training = costs.Training(
-        activation_checkpointing=options.activation_checkpointing,
+    load = costs.Load(
+        case.batch,
+        options.words,
+        options.regions,
+        ranks=ranks.size,
         grad_cache=case.grad_cache,
         low_precision=case.precision != "fp32",
     )
-    flops = sum(costs.step_flops(timed.model.config, case.task, load, training).values())  # of one rank
+    works = OBJECTIVES[case.task]().work(timed.model, timed.heads, load)
+    flops = sum(costs.step_flops(works).values())  # of one rank
     pairs, median = case.batch * ranks.size, statistics.median(found.seconds[case])
     return asdict(case) | {
         "seconds_per_step": spread(found.seconds[case]),

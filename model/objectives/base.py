@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch, Examples
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.costs import Load, Work, trained
 from model.distributed import SINGLE, Ranks
 from model.objectives.contrastive import Siblings
 
@@ -124,6 +125,10 @@ class Objective(ABC):
             sizes: rows of every rank's batch; None when there is one rank
         """
 
+    def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:
+        """What a batch costs on paper (model/costs.py). Without it scripts/plan.py cannot plan the objective."""
+        raise BadInput(f"objective {self.name} does not say what it costs; it needs a method work")
+
     def right(self, outcome: Outcome) -> Tensor | None:
         """[N] bool, which predictions are right, for the accuracy of validation; None when there is no such thing."""
         return None
@@ -144,3 +149,11 @@ def width_misfit(config: LightningDOTConfig, why: str) -> str | None:
         f"towers of one width ({why}); text has hidden_size {config.txt.hidden_size}, image {config.img.hidden_size}; "
         "cmr alone trains towers that differ"
     )
+
+
+def head_work(name: str, head: nn.Module, predictions: float, hidden_size: int, outputs: int, load: Load) -> Work:
+    """What ``predictions`` of a head cost that has a layer of ``hidden_size`` and one to ``outputs``, tied or not."""
+    low = load.bytes_per_number
+    kept = predictions * outputs * (low + 4 + 4) + predictions * hidden_size * 4 * 4  # logits, in fp32, their softmax
+    flops = predictions * 2 * hidden_size * (hidden_size + outputs)
+    return Work(name, flops, 3, trained(head), kept, "predictions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from data.batches.batch import Batch, Examples, collate_pairs, collate_texts
 from model.bi_encoder import LightningDOT
+from model.costs import Load, Work
 from model.distributed import SINGLE, Ranks
 from model.objectives.base import Objective, Outcome
 from model.objectives.contrastive import contrastive_loss
@@ -93,6 +95,27 @@ class CrossModalRetrieval(Objective):
             losses = (distillation_loss(*each, temperature) for each in ((found.t2i, t2i), (found.i2t, i2t)))
             loss = loss + self.options.distill_weight * sum(losses) / 2
         return Outcome(loss, found.t2i, image_ids)
+
+    def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:
+        texts = load.rows * (2 if load.third_view else 1)
+        towers = [
+            *model.text_work(texts, load),
+            *model.image_work(load.rows, load),
+            *model.txt_model.projection_work("text", texts),
+            *model.img_model.projection_work("image", load.rows),
+        ]
+        if load.grad_cache:  # forward twice, and activations of so many rows at a time
+            share = min(load.rows, load.grad_cache) / load.rows
+            towers = [dataclasses.replace(each, passes=each.passes + 1, kept=each.kept * share) for each in towers]
+        candidates, width = load.rows * load.ranks, model.config.embedding_dim
+        gathered = 4 * candidates * width * (3 if load.third_view else 2)
+        # two score matrices, masked, their logarithms of softmax
+        kept = 4 * load.pairs * candidates * 6
+        return [
+            *towers,
+            Work("scores", 2 * 2 * load.pairs * candidates * width, 3, 0, kept, "scores", gathered),
+            Work("embeddings", kept=4 * 2 * candidates * width, kept_as="embeddings"),
+        ]
 
     def right(self, outcome: Outcome) -> Tensor:
         guess, images = outcome.logits.argmax(dim=-1), outcome.target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from data.batches.batch import Batch, Examples, collate_pairs
 from data.batches.masking import choose
 from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.costs import Load, Work
 from model.distributed import SINGLE, Ranks
-from model.objectives.base import Objective, Outcome, fuse, width_misfit
+from model.objectives.base import Objective, Outcome, fuse, head_work, width_misfit
 
 
 def _region_net(hidden_size: int) -> list[nn.Module]:
@@ -46,7 +48,13 @@ class ClassHead(nn.Module):
 
 
 class MaskedRegions(Objective):
-    """Predict something of masked regions from h_region + x_0 (equation 3), x_0 being the text tower's position 0."""
+    """Predict something of masked regions from h_region + x_0 (equation 3), x_0 being the text tower's position 0.
+
+    Attributes:
+        predicts: what of a region its head predicts, in one word
+    """
+
+    predicts: ClassVar[str]
 
     def misfit(self, config: LightningDOTConfig) -> str | None:
         if self.options.fusion == "none":
@@ -85,6 +93,17 @@ class MaskedRegions(Objective):
             x0 = model.txt_model.bert(batch.input_ids, batch.attention_mask, first_only=True)[:, 0]  # [B,h]
         return self.predict(model, heads, fuse(self.options.fusion, regions, x0)[masked], batch)
 
+    def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:
+        predictions = load.pairs * max(1.0, self.options.region_mask_prob * load.regions)  # at least one is masked
+        hidden_size, outputs = model.config.img.hidden_size, self.num_outputs(model.config)
+        text = [] if self.options.fusion == "none" else model.text_work(load.rows, load)
+        image = model.image_work(load.rows, load, first_only=False, masked=True)
+        return [*text, *image, head_work(f"{self.predicts} head", heads[self.head], predictions, hidden_size, outputs, load)]
+
+    @abstractmethod
+    def num_outputs(self, config: LightningDOTConfig) -> int:
+        """How many numbers are predicted of each region."""
+
     @abstractmethod
     def predict(self, model: LightningDOT, heads: nn.ModuleDict, hidden: Tensor, batch: Batch) -> Outcome:
         """The head on the fused states of the masked regions, ``hidden`` [N,h]."""
@@ -95,6 +114,10 @@ class RegionFeatures(MaskedRegions):
 
     name = "mrfr"
     head = "feat_regress"
+    predicts = "feature"
+
+    def num_outputs(self, config: LightningDOTConfig) -> int:
+        return config.feature_dim
 
     def build_head(self, config: LightningDOTConfig) -> nn.Module:
         return FeatureHead(config.img.hidden_size, config.feature_dim)
@@ -107,7 +130,11 @@ class RegionFeatures(MaskedRegions):
 
 class _RegionLabels(MaskedRegions):
     head = "region_classifier"
+    predicts = "class"
     reads_soft_labels = True
+
+    def num_outputs(self, config: LightningDOTConfig) -> int:
+        return config.num_labels
 
     def misfit(self, config: LightningDOTConfig) -> str | None:
         if not config.num_labels:

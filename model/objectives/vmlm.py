@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from data.batches.batch import Batch, Examples, collate_pairs, collate_texts
 from data.batches.masking import NOT_MASKED, mask_words
 from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.costs import Load, Work, trained
 from model.distributed import SINGLE, Ranks
-from model.objectives.base import Objective, Outcome, fuse, width_misfit
+from model.objectives.base import Objective, Outcome, fuse, head_work, width_misfit
 from model.transformer import ACTIVATIONS, EncoderConfig
 
 
@@ -83,6 +84,16 @@ class MaskedWords(Objective):
         hidden = fuse(self.options.fusion, words, z0)[masked]  # [N,h]
         logits = heads["cls"]["predictions"](hidden, model.img_model.bert.embeddings.word_embeddings.weight)  # [N,V]
         return Outcome(F.cross_entropy(logits.float(), target, reduction="none"), logits, target)
+
+    def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:
+        predictions = load.pairs * max(1.0, self.options.word_mask_prob * load.words)  # at least one is masked
+        sizes, words = model.config.txt, model.img_model.bert.embeddings.word_embeddings
+        head = head_work("word head", heads["cls"], predictions, sizes.hidden_size, sizes.vocab_size, load)
+        if self.options.fusion == "none":  # of the image tower the decoder's tied weight alone
+            image = [Work("image embeddings", gradients=trained(words))]
+        else:
+            image = model.image_work(load.rows, load)
+        return [*model.text_work(load.rows, load, first_only=False), *image, head]
 
     def right(self, outcome: Outcome) -> Tensor:
         return outcome.logits.argmax(dim=-1) == outcome.target

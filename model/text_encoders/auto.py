@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import BadInput
+from model import checkpoints
+from model.costs import Load, Work, trained
 from model.text_encoders.base import TextEncoder
+from model.transformer import empty_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -89,6 +92,7 @@ class AutoEncoder(nn.Module):
         from transformers import AutoModel  # slow to import, and only such towers need it
 
         self.config = config
+        self.checkpointing = False
         with torch.device("cpu"):  # it has buffers that no checkpoint holds: not on the meta device
             self.model = AutoModel.from_config(_transformers_config(config.settings), dtype=torch.float32)
 
@@ -103,6 +107,29 @@ class AutoEncoder(nn.Module):
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask.long())[0]
         return hidden[:, :1] if first_only else hidden
 
+    def work(self, side: str, rows: float, length: float, first_only: bool, load: Load) -> list[Work]:
+        """What ``rows`` texts cost: every linear layer once a token, and attention of all tokens to all. All positions are
+        computed in the last block, too, and sizes between layers are estimated from those of its linear layers."""
+        config = self.model.config
+        layers = [
+            m for name, m in self.model.named_modules() if isinstance(m, nn.Linear) and "pooler" not in name
+        ]
+        products = sum(2 * length * layer.in_features * layer.out_features for layer in layers)
+        attention = config.num_hidden_layers * 2 * 2 * length * length * config.hidden_size
+        learning = trained(self.model)
+        saving = learning and self.checkpointing
+        per_token = load.bytes_per_number * sum(layer.out_features + (layer.in_features if load.low_precision else 0) for layer in layers)
+        per_token += 4 * 4 * config.hidden_size * config.num_hidden_layers
+        if saving:  # the input of every block, and one block's while it is computed again
+            per_token = 4 * config.hidden_size * config.num_hidden_layers + per_token / config.num_hidden_layers
+        kept = rows * length * per_token if learning else 0.0
+        passes = (4 if saving else 3) if learning else 1
+        return [Work(f"{side} encoder", rows * (products + attention), passes, learning, kept, f"{side} activations")]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Its parts, for counts of their parameters."""
+        return {"encoder": self.model}
+
     def draw_weights(self, std: float) -> None:
         """Nothing: building the model drew its weights, each kind of model its own way."""
 
@@ -115,6 +142,7 @@ class AutoEncoder(nn.Module):
         else:
             kind = self.model.config.model_type
             raise BadInput(f"activation_checkpointing: transformers has none for {kind}; leave it out")
+        self.checkpointing = on
 
 
 def read_auto_encoder(folder: str | Path) -> tuple[AutoEncoderConfig, dict[str, Tensor]]:
@@ -164,4 +192,13 @@ def _transformers_config(settings: dict[str, Any]) -> PreTrainedConfig:
     return transformers.CONFIG_MAPPING[kind].from_dict(settings)
 
 
-AUTO = TextEncoder(AutoEncoderConfig, AutoEncoder, read_auto_encoder, optional=r"pooler\.")
+def read_auto_config(folder: str | Path) -> AutoEncoderConfig:
+    """Its sizes alone, from its config.json."""
+    from transformers import AutoModel  # slow to import, and only such towers need it
+
+    settings = checkpoints.read_settings(Path(folder) / "config.json")
+    with empty_weights():
+        return AutoEncoderConfig.from_model(AutoModel.from_config(_transformers_config(settings)))
+
+
+AUTO = TextEncoder(AutoEncoderConfig, AutoEncoder, read_auto_encoder, read_auto_config, optional=r"pooler\.")

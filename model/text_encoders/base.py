@@ -43,12 +43,15 @@ class TextEncoder:
         config_class: its sizes, a `TextEncoderConfig`, with ``from_dict(values)``
         module_class: the module, built from such a config. Its ``forward(input_ids [B,L], attention_mask [B,L], first_only)``
             gives hidden states [B,L,h], or [B,1,h] of position 0 alone; ``draw_weights(std)`` draws initial weights;
-            ``set_checkpointing(on)`` turns activation checkpointing on or off; ``costs`` says what it costs (model/costs.py)
+            ``set_checkpointing(on)`` turns activation checkpointing on or off; ``work`` and ``parts`` say what it costs
+            (model/costs.py)
         read: a folder → its config, and the module's tensors by name. BadInput for a folder that it cannot take
+        read_config: the same folder → its config alone, without looking at weights
         optional: regular expression of the tensors that such a folder may lack
     """
 
     config_class: type
     module_class: type[nn.Module]
     read: Callable[[str | Path], tuple[TextEncoderConfig, dict[str, Tensor]]]
+    read_config: Callable[[str | Path], TextEncoderConfig]
     optional: str

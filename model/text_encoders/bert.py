@@ -17,4 +17,10 @@ def read_words_encoder(folder: str | Path) -> tuple[EncoderConfig, dict[str, Ten
     return config, {name: tensor for name, tensor in tensors.items() if not name.startswith("img_embeddings.")}
 
 
-BERT = TextEncoder(EncoderConfig, Bert, read_words_encoder, optional=r"^pooler\.")
+def read_bert_config(folder: str | Path) -> EncoderConfig:
+    """Its sizes alone."""
+    path = Path(folder) / "config.json"
+    return checkpoints.bert_config(checkpoints.read_settings(path), str(path))
+
+
+BERT = TextEncoder(EncoderConfig, Bert, read_words_encoder, read_bert_config, optional=r"^pooler\.")
