@@ -56,8 +56,8 @@ def main(options: Options) -> None:
     )
     if options.json:
         facts = {"a": str(a.path), "b": str(b.path), "images": images, "captions": captions}
-        how = {"resamples": options.bootstrap, "resample": options.resample}
-        write_json(options.json, facts | how | {"comparison": rows})
+        resampling = {"resamples": options.bootstrap, "resample": options.resample}
+        write_json(options.json, facts | resampling | {"comparison": rows})
         print(f"wrote {options.json}")
 
 
