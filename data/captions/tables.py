@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import BadInput
-from data.storage.columns import Lists, Numbers, SelectedStrings, Strings, Table, store, string_arrays
+from data.storage.columns import Lists, Numbers, SelectedStrings, Strings, Table, store_arrays, string_arrays
 
 JSON_TABLES = ("id2len.json", "txt2img.json", "img2txts.json", "txt2lang.json")  # the last one is ours
 
@@ -84,7 +84,7 @@ def _smallest(numbers: np.ndarray) -> np.ndarray:
 
 def store_columns(folder: Path, tables: Mapping[str, Mapping]) -> None:
     """Store the columns of `tables`, whose JSON files are in the folder. Raises OSError when they cannot be written."""
-    store(folder / "columns", table_files(folder), build_columns(folder, tables.__getitem__))
+    store_arrays(folder / "columns", table_files(folder), build_columns(folder, tables.__getitem__))
 
 
 class CaptionTables:

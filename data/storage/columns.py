@@ -22,9 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from data.storage.atomic import flush
+from data.storage.text_files import read_json
 
 STORED_FROM = 100_000  # rows; what is smaller is built from its sources in about a second
 _CHUNK = 1 << 14  # rows made into Python objects at a time
+_COMPARED = 1 << 16  # strings whose bytes are compared at a time
 
 
 class Column(Sequence):
@@ -107,14 +109,17 @@ class Strings(Column):
     def __contains__(self, name) -> bool:
         return self.find(name) >= 0
 
-    def index(self, name, start: int = 0, stop: int | None = None) -> int:
-        row = self.find(name)
-        if not start <= row < (len(self) if stop is None else stop):
-            raise ValueError(f"{name!r} is not in it")
-        return row
-
     def match(self, wanted: Sequence[str]) -> np.ndarray:
-        """[N] int32, the rows here of N strings, -1 where they are absent; those of another table all at once."""
+        """The rows here of N strings: [N] int32, -1 where they are absent.
+
+        Those of another table are looked up all at once: first by hash, then byte by byte, since other strings may have the
+        same hash. For instance::
+
+            self: "cat" "dog" "owl"    wanted: "owl" "cow" "dog"    where "cow" happens to have the hash of "cat"
+            rows by hash               [2, 0, 1]
+            are the bytes the same?    [True, False, True]
+            "cow" is looked up alone   [2, -1, 1]
+        """
         if not isinstance(wanted, Strings | SelectedStrings):
             return np.array([self.find(name) for name in wanted], np.int32)
         other, rows = wanted, np.arange(len(wanted))
@@ -122,28 +127,34 @@ class Strings(Column):
             other, rows = wanted.strings, wanted.rows.astype(np.int64)
         if len(self) == 0:
             return np.full(len(rows), -1, np.int32)
-        at = np.minimum(self._hashes.searchsorted(other._hashes), len(self) - 1)  # of sorted ones: fast
-        found = np.empty(len(other), np.int32)
-        found[other._rows] = np.where(self._hashes[at] == other._hashes, self._rows[at], -1)
-        found = found[rows]
-        for start in range(0, len(rows), 1 << 16):
-            ours, theirs = found[start : start + (1 << 16)], rows[start : start + (1 << 16)]
-            other_string = ~self._equal(ours, other, theirs) & (ours >= 0)  # of the same hash: look at all of them
+        found = self._rows_by_hash(other)[rows]
+        for start in range(0, len(rows), _COMPARED):
+            ours, theirs = found[start : start + _COMPARED], rows[start : start + _COMPARED]
+            other_string = (ours >= 0) & ~self._have_same_bytes(ours, other, theirs)
             for n in np.flatnonzero(other_string):
                 ours[n] = self.find(other[int(theirs[n])])
         return found
 
-    def _equal(self, ours: np.ndarray, other: Strings, theirs: np.ndarray) -> np.ndarray:
-        """[n] bool: whether the strings at these rows [n] of both tables are the same; rows of -1 are not."""
+    def _rows_by_hash(self, other: Strings) -> np.ndarray:
+        """Join two tables by hash: for each row of `other` a row here whose string has the same hash, -1 where none has."""
+        at = np.minimum(self._hashes.searchsorted(other._hashes), len(self) - 1)  # both are sorted: fast
+        found = np.empty(len(other), np.int32)
+        found[other._rows] = np.where(self._hashes[at] == other._hashes, self._rows[at], -1)
+        return found
+
+    def _have_same_bytes(self, ours: np.ndarray, other: Strings, theirs: np.ndarray) -> np.ndarray:
+        """Compare the strings at rows [n] here and at rows [n] of `other`: [n] bool; False where our row is -1."""
         starts, their_starts = self._ends[ours], other._ends[theirs]
         lengths = self._ends[ours + 1] - starts
         same = (ours >= 0) & (lengths == other._ends[theirs + 1] - their_starts)
-        lengths = np.where(same, lengths, 0)  # bytes to compare
+        lengths = np.where(same, lengths, 0)  # only strings of one length are compared
+        # all bytes to compare, of one string after the other: byte b is the (b - first)th of its string
         ends = np.cumsum(lengths)
-        position = np.arange(ends[-1])
-        mine = self._bytes[position + np.repeat(starts - ends + lengths, lengths)]
-        differ = np.flatnonzero(mine != other._bytes[position + np.repeat(their_starts - ends + lengths, lengths)])
-        same[np.searchsorted(ends, differ, side="right")] = False
+        firsts = ends - lengths
+        byte = np.arange(ends[-1])
+        mine = self._bytes[byte + np.repeat(starts - firsts, lengths)]
+        differ = np.flatnonzero(mine != other._bytes[byte + np.repeat(their_starts - firsts, lengths)])
+        same[np.searchsorted(ends, differ, side="right")] = False  # the strings that these bytes are of
         return same
 
 
@@ -293,14 +304,14 @@ def load_columns(
         return arrays
     for place in places:
         try:
-            store(place, sources, arrays)
+            store_arrays(place, sources, arrays)
         except OSError:  # a read-only or full disk
             continue
         return _stored(place, sources) or arrays
     return arrays
 
 
-def store(place: Path, sources: Sequence[Path], arrays: dict[str, np.ndarray]) -> None:
+def store_arrays(place: Path, sources: Sequence[Path], arrays: dict[str, np.ndarray]) -> None:
     """Write a folder of ``.npy`` files, and ``sources.json``: what they were made from. Raises OSError."""
     partial = place.with_name(f".{place.name}.{platform.node()}.{os.getpid()}.partial")
     try:
@@ -330,7 +341,7 @@ def store(place: Path, sources: Sequence[Path], arrays: dict[str, np.ndarray]) -
 def _stored(place: Path, sources: Sequence[Path]) -> dict[str, np.ndarray] | None:
     """The arrays in a folder; None when there are none, of these sources and whole."""
     try:
-        meta = json.loads((place / "sources.json").read_text(encoding="utf-8"))
+        meta = read_json(place / "sources.json")
         if meta["sources"].keys() != {path.name for path in sources}:
             return None
         for path in sources:
@@ -340,7 +351,7 @@ def _stored(place: Path, sources: Sequence[Path]) -> dict[str, np.ndarray] | Non
         arrays = {name: _map(place / f"{name}.npy") for name in meta["arrays"]}
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         return arrays if shapes == meta["arrays"] else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of a truncated or other file
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of a truncated or other file; also BadInput
         return None
 
 
