@@ -146,10 +146,10 @@ class FaissSearch(FeatureIndexBackend):
             self._tune(target or self.about.get("target_recall", TARGET_RECALL), queries)
 
     @abstractmethod
-    def _untrained(self, sample: np.ndarray) -> np.ndarray:
+    def _untrained(self, sample: np.ndarray) -> tuple[np.ndarray, dict]:
         """Make ``self._found``, FAISS's index without vectors, for vectors such as ``sample`` [n,D].
 
-        Returns: [D] what is to be taken from every vector before it goes in
+        Returns: [D] what is to be taken from every vector before it goes in; what NAME.json is to say of the index
         """
 
     @abstractmethod
@@ -206,7 +206,7 @@ class FaissSearch(FeatureIndexBackend):
         faiss, count = self._faiss, self.count
         rows = np.random.default_rng(0).permutation(count)[:TRAINED_WITH]
         sample = self.index.vectors(np.sort(rows))
-        mean = self._untrained(sample)
+        mean, facts = self._untrained(sample)
         self._found.train(np.resize(sample - mean, (max(256, len(sample)), self.dim)))
         with tqdm(total=count, desc=f"building {self.name}", unit="vector", delay=2) as bar:
             for start, block in self.index.blocks():
@@ -222,7 +222,7 @@ class FaissSearch(FeatureIndexBackend):
             except RuntimeError as error:
                 reason = str(error).rsplit(": ", 1)[-1].strip()
                 raise BadInput(f"{self._file}: cannot be written ({reason}); free disk space or copy the index") from None
-        about = {"bytes": self._file.stat().st_size}
+        about = facts | {"bytes": self._file.stat().st_size}
         self._files.describe(about)
         return about
 
@@ -267,7 +267,7 @@ class HnswSearch(FaissSearch):
 
     name = "hnsw"
 
-    def _untrained(self, sample: np.ndarray) -> np.ndarray:
+    def _untrained(self, sample: np.ndarray) -> tuple[np.ndarray, dict]:
         faiss, graph = self._faiss, HnswOptions()
         mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)  # a query's product with it is the same for all
         sample = sample - mean
@@ -279,7 +279,7 @@ class HnswSearch(FaissSearch):
         self._graph = faiss.IndexHNSWSQ(axes.shape[1], faiss.ScalarQuantizer.QT_bf16, graph.m, faiss.METRIC_INNER_PRODUCT)
         self._graph.hnsw.efConstruction = graph.ef_construction
         self._found = faiss.IndexPreTransform(self._turn, self._graph)  # which does not keep its two parts alive
-        return mean
+        return mean, {"axes": axes.shape[1]}
 
     def _new_parameters(self, effort: int, k: int) -> tuple:
         num_candidates = min(max(2 * k, effort // 4), self.count)
@@ -293,14 +293,14 @@ class IvfpqSearch(FaissSearch):
 
     name = "ivfpq"
 
-    def _untrained(self, sample: np.ndarray) -> np.ndarray:
+    def _untrained(self, sample: np.ndarray) -> tuple[np.ndarray, dict]:
         faiss, dim = self._faiss, self.dim
         lists = max(1, min(int(4 * self.count**0.5), self.count // 39))
         parts = next(parts for parts in range(max(1, dim // 8), 0, -1) if dim % parts == 0)
         self._centres = faiss.IndexFlatIP(dim)
         self._found = faiss.IndexIVFPQ(self._centres, dim, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
         self._found.cp.min_points_per_centroid = self._found.pq.cp.min_points_per_centroid = 1
-        return np.zeros(dim, np.float32)
+        return np.zeros(dim, np.float32), {}
 
     def _new_parameters(self, effort: int, k: int) -> tuple:
         num_candidates = min(4 * k + 16 * effort, self.count)
