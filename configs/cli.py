@@ -4,13 +4,14 @@
 file.yaml``, then the command line (``--optim.lr 1e-4``). Unknown keys are errors that suggest the nearest valid one.
 A command whose settings depend on what it makes gives a ``Choice`` of configs instead of one.
 Exit status: 0; 2 with one line on stderr for anything the user must fix; 75 when a signal stopped a run that is to be
-started again.
+started again; 130 when Ctrl-C stopped another command.
 """
 
 import dataclasses
 import functools
 import json
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable
@@ -30,11 +31,11 @@ from configs.yaml_file import (
     group_assignments,
     read_mapping,
 )
-from data.errors import BadInput, Stopped
+from data.errors import STOPPED, BadInput, Stopped
 
 Config = typing.TypeVar("Config")
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+INTERRUPTED = 128 + signal.SIGINT  # what a shell says of a command that Ctrl-C ended
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Choice:
 
 def run(main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = ()) -> None:
     """Parse ``sys.argv`` into a config, call ``main`` with it; ``BadInput`` becomes one line and status 2,
-    ``Stopped`` one line and status 75."""
+    ``Stopped`` one line and status 75, Ctrl-C one line and status 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
     message, status = None, 2
     try:
@@ -72,6 +73,8 @@ def run(main: Callable[[Config], None], config: type[Config] | Choice, positiona
         message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front
     except Stopped as stopped:
         message, status = str(stopped), STOPPED
+    except KeyboardInterrupt:
+        message, status = "stopped by Ctrl-C; what was there before is whole", INTERRUPTED
     except BrokenPipeError:  # `... | head`: the reader has what it wanted
         sys.stderr.close()
     if message is not None:  # out here the exception is gone, and the progress bars it held have ended their lines

@@ -13,5 +13,8 @@ class CannotWrite(BadInput):
     """The disk is full or not writable: no record is at fault, and going on with the next one helps nobody."""
 
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 class Stopped(Exception):
     """A run was asked to stop, and has saved what it needs to go on: exit status 75, the same command goes on."""

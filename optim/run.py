@@ -136,7 +136,8 @@ class Run:
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGUSR1, which schedulers send before they kill: the run saves after the update it is in.
+    """Notes SIGTERM and SIGUSR1, which schedulers send before they kill, and Ctrl-C, also a second one: the run saves after
+    the update it is in.
 
     Attributes:
         received: name of the signal, None before there is one
@@ -144,7 +145,7 @@ class StopSignal:
 
     def __init__(self):
         self.received: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:

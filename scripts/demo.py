@@ -6,7 +6,6 @@ python scripts/demo.py                   # what `make demo` runs: under six minu
 
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.processes import run_command
 from data.storage.text_files import read_json, write_json
 from model.evaluation.recall import format_table
 
@@ -76,7 +76,7 @@ def main(options: Options) -> None:
 def _run(line: str) -> float:
     print(f"\n$ python {line}", flush=True)
     started = time.perf_counter()
-    if subprocess.run([sys.executable, *shlex.split(line)], cwd=ROOT).returncode:
+    if run_command([sys.executable, *shlex.split(line)], cwd=ROOT):
         raise BadInput(f"the demo stopped at: python {line}")
     return round(time.perf_counter() - started, 1)
 

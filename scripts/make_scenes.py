@@ -20,6 +20,7 @@ from configs import cli
 from data.errors import BadInput
 from data.scenes import world as scenes
 from data.storage.atomic import atomic_file
+from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
 
 
 @dataclass
@@ -74,7 +75,9 @@ def main(options: Options) -> None:
 
     draw = partial(write_picture, photos=photos, seed=options.seed, size=options.size)
     if options.workers > 1:
-        with multiprocessing.Pool(options.workers) as pool:
+        with starting_workers():
+            pool = multiprocessing.Pool(options.workers, leave_ctrl_c_to_parent)
+        with pool:
             lines = list(tqdm(pool.imap(draw, jobs, chunksize=16), "rendering", len(jobs), unit=" pictures"))
     else:
         lines = [draw(job) for job in tqdm(jobs, "rendering", unit=" pictures")]

@@ -8,7 +8,6 @@ python scripts/prepare.py --photos photos --captions captions.tsv --format pairs
 
 import os
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from data.captions.build import keep_extracted
 from data.checks.inspection import require_sound
 from data.errors import BadInput
 from data.regions.db import layout_of
+from data.storage.processes import run_command
 from data.storage.text_files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def spell_option(word: str) -> list[str]:
 def run_script(script: str, words: list[str]) -> None:
     """Run one of our commands, and stop where it stops."""
     print(f"$ python {script} {shlex.join(words)}", flush=True)
-    if subprocess.run([sys.executable, str(ROOT / script), *words]).returncode:
+    if run_command([sys.executable, str(ROOT / script), *words]):
         raise BadInput(f"stopped at: python {script} {shlex.join(words)}")
 
 

@@ -9,7 +9,6 @@ python scripts/reproduce.py demo                                   # the same st
 
 import os
 import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import yaml
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.processes import run_command
 from data.storage.text_files import read_json, write_json
 from eval_itm import EvalConfig
 from model.evaluation.published import compare_with_published
@@ -114,7 +114,7 @@ def run_step(step: list[str]) -> float:
     """Run a command → the seconds it took."""
     print(f"$ python {shlex.join(step)}", flush=True)
     started = time.perf_counter()
-    if subprocess.run([sys.executable, str(ROOT / step[0]), *step[1:]]).returncode:
+    if run_command([sys.executable, str(ROOT / step[0]), *step[1:]]):
         raise BadInput(f"stopped at: python {shlex.join(step)}")
     return round(time.perf_counter() - started, 1)
 

@@ -21,6 +21,7 @@ from data.checks.report import Findings, Report
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from data.storage.lmdb_env import open_env
+from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
 
 SAMPLE = 256  # records read without `verify`
 
@@ -104,9 +105,11 @@ def _checked_chunks(check, chunks: list[list], workers: int, name: str) -> Itera
         yield from map(check, chunks)
         return
     # spawned, so that each worker opens the database itself and the map that a damaged page ruins is its own
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), leave_ctrl_c_to_parent) as pool:
         try:
-            yield from pool.map(check, chunks)
+            with starting_workers():
+                found = pool.map(check, chunks)
+            yield from found
         except BrokenProcessPool:
             raise BadInput(
                 f"{name}: a process died reading it: the LMDB is damaged, or memory ran out; copy the database again"

@@ -21,6 +21,7 @@ import lmdb
 
 from data.errors import BadInput, CannotWrite
 from data.storage.digest import RecordsDigest, remember_digest
+from data.storage.processes import ctrl_c_held
 
 MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
 _BATCH_BYTES = 64 << 20  # of values kept in memory between commits, so that a batch can be written again
@@ -274,9 +275,10 @@ class LmdbWriter:
             if self._digest is not None:
                 remember_digest(self.partial, self._digest)
             shutil.rmtree(old, ignore_errors=True)
-            if self.folder.exists():
-                self.folder.rename(old)
-            self.partial.rename(self.folder)
+            with ctrl_c_held():
+                if self.folder.exists():
+                    self.folder.rename(old)
+                self.partial.rename(self.folder)
             shutil.rmtree(old, ignore_errors=True)
         except (OSError, lmdb.Error) as error:
             raise self._cannot_write(error) from None

@@ -16,6 +16,7 @@ import torch
 from data.errors import BadInput
 from data.regions.db import Found, Problem, Regions
 from data.regions.photos import Photo, read_photo
+from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
 from model.extractors.base import Detections, Extractor
 from model.extractors.box_ops import norm_boxes
 
@@ -60,11 +61,12 @@ class PhotoImages:
             return
         # Spawned, because a fork would inherit torch's threads in an undefined state.
         spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(self.workers, len(jobs)), spawn, set_up_worker, (self.extractor, self.device))
+        pool = ProcessPoolExecutor(min(self.workers, len(jobs)), spawn, _start_worker, (self.extractor, self.device))
         try:
             waiting: deque = deque()
             for job in jobs:
-                waiting.append(pool.submit(extract_job, job))
+                with starting_workers():
+                    waiting.append(pool.submit(extract_job, job))
                 if len(waiting) > 3 * self.workers:  # results are large: never more of them than the writer keeps up with
                     yield from waiting.popleft().result()
             while waiting:
@@ -79,6 +81,11 @@ class PhotoImages:
 
 
 # ---- in a worker -----------------------------------------------------------------------------------------------------
+
+
+def _start_worker(extractor: Extractor, device: torch.device) -> None:
+    leave_ctrl_c_to_parent()
+    set_up_worker(extractor, device)
 
 
 def set_up_worker(extractor: Extractor, device: torch.device) -> None:

@@ -23,6 +23,7 @@ from data.batches.batch import collate_images, collate_texts
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
 from data.regions.db import Regions
+from data.storage.processes import leave_ctrl_c_to_parent
 from model import distributed
 from model.bi_encoder import LightningDOT
 from model.precision import Precision, autocast, dropout_off
@@ -70,6 +71,7 @@ def encode_batches(source: Source, encoding: Encoding) -> Iterator[tuple[list[in
         batch_size=None,  # an element is a batch already
         collate_fn=partial(_load_batch, source.load, source.names),
         num_workers=encoding.workers,
+        worker_init_fn=leave_ctrl_c_to_parent,
         pin_memory=torch.device(encoding.device).type == "cuda",
         generator=torch.Generator(),  # iterating must not draw from the generator that training draws from
     )

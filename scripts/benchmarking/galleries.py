@@ -16,6 +16,7 @@ from data.index.writer import IndexWriter
 from data.search import open_backend
 from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
+from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
 from scripts.benchmarking.measuring import process_bytes
 from scripts.benchmarking.retrieval_models import RetrievalSettings
 from scripts.benchmarking.retrieval_report import BATCH, FLAT
@@ -72,7 +73,9 @@ class Gallery:
         tuning, asked = (shape.queries(rng, some[rng.integers(len(some), size=1024)]) for _ in range(2))
 
         # Opening and touching are measured in a process of their own, where nothing else has been read.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with starting_workers():
+            pool = multiprocessing.get_context("spawn").Pool(1, leave_ctrl_c_to_parent)
+        with pool:
             self.facts["opening"] = pool.apply(opening, (str(self.index.folder), asked[:1], settings.k))
 
         self.searches: dict = {}

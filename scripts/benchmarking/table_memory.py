@@ -19,6 +19,7 @@ from data.batches.samplers import epoch_draws, token_buckets
 from data.captions.db import CaptionDB, read_table
 from data.captions.tables import JSON_TABLES
 from data.regions.db import BoxOptions, RegionDB
+from data.storage.processes import starting_workers
 from scripts.benchmarking.synthetic_databases import COUNTS
 
 BOXES = BoxOptions()
@@ -110,8 +111,9 @@ def run_processes(target: Callable, number: int, *arguments) -> list[dict]:
         context.Process(target=target, args=(*((n,) if target is measure_training else ()), *arguments, *extra[0]))
         for n in range(number)
     ]
-    for process in processes:
-        process.start()
+    with starting_workers():
+        for process in processes:
+            process.start()
     found = [results.get() for _ in processes]
     for process in processes:
         process.join()

@@ -164,6 +164,8 @@ def test_killed_at_random_moments(forker, small_world, uninterrupted, tmp_path, 
         ("pretrain.py", "SIGUSR1", 2),
         ("train_itm.py", "SIGUSR1", 1),
         ("train_itm.py", "SIGTERM", 2),
+        ("pretrain.py", "SIGINT", 2),
+        ("train_itm.py", "SIGINT", 1),
     ],
 )
 def test_a_signal_saves_and_leaves_with_its_own_status(
@@ -176,7 +178,12 @@ def test_a_signal_saves_and_leaves_with_its_own_status(
     while not (run / "metrics.jsonl").exists():
         time.sleep(0.001)
     os.killpg(pids[-1], getattr(signal, name))  # one rank is told, with its data worker; all save at the same step
+    if name == "SIGINT":  # who pressed Ctrl-C presses it again
+        for _ in range(20):
+            time.sleep(0.01)
+            os.killpg(pids[-1], signal.SIGINT)
     assert forker.wait(pids) == [75] * ranks, log.read_text()[-3000:]
+    assert "Traceback" not in log.read_text()
     assert "the same command goes on from here" in log.read_text().splitlines()[-1]
     assert 0 < last_step(run) and (run / "last" / "training.pt").is_file()
     assert forker.wait(forker.start(words, log, ranks)) == [0] * ranks

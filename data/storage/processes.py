@@ -1,0 +1,88 @@
+"""Processes that this one starts: Ctrl-C is their parent's to handle, and they end with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from data.errors import STOPPED, Stopped
+
+
+@contextmanager
+def ctrl_c_held() -> Iterator[None]:
+    """Ctrl-C comes through when the block ends: for what must not be left half done."""
+    received: list[tuple[int, Any]] = []
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield  # only the main thread hears signals
+        return
+    before = signal.signal(signal.SIGINT, lambda *how: received.append(how))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """The processes that are started in this block never hear Ctrl-C, which a terminal sends to all of a command's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_ctrl_c_to_parent(worker: int | None = None) -> None:
+    """Call this in a worker: it leaves Ctrl-C to its parent, and ends when that is gone, however it went.
+
+    Args:
+        worker: its number, which torch's data loader gives; not used
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def run_command(words: Sequence[str], cwd: str | Path | None = None) -> int:
+    """Run a command of ours to its end → its exit status. SIGTERM is passed on to it; Ctrl-C it hears by itself. Either way
+    it ends in its own time: a training saves.
+
+    Raises:
+        Stopped: the command was, and goes on when it is given again.
+        KeyboardInterrupt: Ctrl-C has ended the command.
+    """
+    interrupted = False
+    with subprocess.Popen(words, cwd=cwd) as process:
+        main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate()) if main_thread else None
+        try:
+            while process.returncode is None:
+                try:
+                    process.wait()
+                except KeyboardInterrupt:
+                    interrupted = True
+        finally:
+            if main_thread:
+                signal.signal(signal.SIGTERM, before)
+    if process.returncode == STOPPED:
+        raise Stopped(f"stopped at: {shlex.join(words)}; the same command goes on from there")
+    if interrupted and process.returncode != 0:
+        raise KeyboardInterrupt
+    return process.returncode

@@ -1,0 +1,109 @@
+"""Ctrl-C and the processes that a command has started."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data.errors import Stopped
+from data.storage.processes import ctrl_c_held, run_command
+
+ROOT = Path(__file__).resolve().parents[3]
+
+POOL = """
+import sys, time
+sys.path.insert(0, {root!r})
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from configs import cli
+from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
+from dataclasses import dataclass
+
+@dataclass
+class Options:
+    \"\"\"Nothing.\"\"\"
+
+def main(options):
+    pool = ProcessPoolExecutor(2, get_context({method!r}), leave_ctrl_c_to_parent)
+    with starting_workers():
+        jobs = [pool.submit(time.sleep, 0.05) for _ in range(2)]
+    [job.result() for job in jobs]
+    print(*pool._processes, flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+if __name__ == "__main__":
+    cli.run(main, Options)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ends(pids: list[int], seconds: float = 10) -> bool:
+    until = time.monotonic() + seconds
+    while any(map(is_running, pids)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return not any(map(is_running, pids))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_pool_leaves_ctrl_c_to_its_command_and_ends_with_it(tmp_path, method, name):
+    (tmp_path / "pool.py").write_text(POOL.format(root=str(ROOT), method=method))
+    with subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        if name == "SIGINT":  # a terminal sends it to all
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(getattr(signal, name))
+        _, said = process.communicate(timeout=20)
+    assert ends(workers)
+    assert process.returncode == (130 if name == "SIGINT" else -getattr(signal, name))
+    if name == "SIGINT":
+        assert said == "stopped by Ctrl-C; what was there before is whole\n"
+
+
+def test_what_must_not_be_left_half_done_is_finished_first():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with ctrl_c_held():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+    assert done == [1]
+    with pytest.raises(ZeroDivisionError), ctrl_c_held():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def command(*statements: str) -> list[str]:
+    return [sys.executable, "-c", "; ".join(("import os, signal, time", *statements))]
+
+
+def test_a_command_ends_in_its_own_time(tmp_path):
+    assert run_command(command("exit(3)")) == 3
+    assert run_command(command("print(os.getcwd(), file=open('out', 'w'))"), cwd=tmp_path) == 0
+    assert (tmp_path / "out").read_text() == f"{tmp_path}\n"
+    press = "os.kill(os.getppid(), signal.SIGINT)"
+    with pytest.raises(Stopped, match="the same command goes on"):
+        run_command(command(press, "time.sleep(0.5)", press, "time.sleep(0.5)", "exit(75)"))
+    with pytest.raises(KeyboardInterrupt):
+        run_command(command(press, "time.sleep(0.5)", "exit(130)"))
+    assert run_command(command(press, "time.sleep(0.5)")) == 0  # it had ended anyway
+    handler = "signal.signal(signal.SIGTERM, lambda *_: os._exit(75))"
+    with pytest.raises(Stopped):
+        run_command(command(handler, "os.kill(os.getppid(), signal.SIGTERM)", "time.sleep(20)"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,0 +1,52 @@
+"""Ctrl-C in commands that are no trainings: one line, status 130, no process left, and what was there is whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def group(leader: int) -> set[int]:
+    """Running processes of a process group."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == leader and fields[0] != "Z":
+            found.add(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("name", ["make_scenes", "make_scenes in one process", "extract_regions", "inspect_db", "prepare"])
+def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
+    extract = ["--photos", small_world / "photos", "--out", tmp_path / "out", "--feature-dim", 32, "--num-labels", 11]
+    words, started = {
+        "make_scenes": (["--out", tmp_path, "--train", 50_000, "--workers", 2], "rendering"),
+        "make_scenes in one process": (["--out", tmp_path, "--train", 50_000, "--workers", 1], "rendering"),
+        "extract_regions": ([*extract, "--size", 1200, "--workers", 2], "%"),
+        "inspect_db": ([small_world / "regions", "--verify", "--workers", 2], "%"),
+        "prepare": (["--photos", small_world / "photos", "--captions", small_world / "captions.jsonl", "--out", tmp_path / "out",
+                     "--extract", "size=1200", "workers=2", "feature-dim=32"], "%"),
+    }[name]  # fmt: skip
+    command = [sys.executable, str(ROOT / "scripts" / f"{name.split()[0]}.py"), *map(str, words)]
+    log = tmp_path / "log"
+    with open(log, "w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    while started not in log.read_text() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()[-3000:]
+    text = log.read_text()
+    assert "Traceback" not in text and text.splitlines()[-1].startswith("stopped by Ctrl-C"), text[-3000:]
+    until = time.monotonic() + 10
+    while group(process.pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not group(process.pid)
