@@ -11,13 +11,12 @@ and inode of the file. Who reads a database asks ``data.storage.contents``.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from data.errors import BadInput
-from data.storage.text_files import write_json
+from data.storage.text_files import read_json, write_json
 
 FILE = "digest.json"
 BITS = 256
@@ -76,9 +75,9 @@ def remember_files(folder: Path, files: dict[str, dict]) -> None:
 def remembered_files(folder: Path) -> dict[str, dict]:
     """What is known of a folder's files: name → size, mtime_ns, inode and digest; nothing where nothing was noted."""
     for path in (folder / FILE, _cache_file(folder)):
-        with suppress(OSError, ValueError):
-            files = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(files, dict) and all(isinstance(file, dict) for file in files.values()):
+        with suppress(BadInput):
+            files = read_json(path)
+            if all(isinstance(file, dict) for file in files.values()):
                 return files
     return {}
 
