@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import cli
+from data.batches.identity import digests_of_pairs
 from data.batches.pairs import open_pairs
 from data.storage.text_files import write_json
 from model.evaluation.outcomes import write_ranks
@@ -80,6 +81,7 @@ def main(config: EvalConfig) -> None:
         results["reranker"] = {"model": reranker.fingerprint, "seconds": seconds, "top": by_top}
     if hnsw:
         results["found_of_exact_top_10"] = ranks.found
+    results["data"] = digests_of_pairs(pairs)
     results |= {"ranks": "ranks.npz", "images": len(pairs.images), "captions": len(pairs), "model": model.fingerprint}
     txt_ids = {language: [pairs.ids[row] for row in rows] for language, rows in split.languages.items()}
     write_ranks(out / results["ranks"], pairs.images, txt_ids, ranks.by_language)

@@ -99,6 +99,10 @@ def read_journal(path: Path, header: dict) -> dict[str, str]:
         except ValueError:
             break
         end += len(line) + 1
+    if lines and lines[0] != header and {**lines[0], "captions": header["captions"]} == header:
+        raise BadInput(
+            f"{path}: begun with other captions, some of those have changed since; delete it to translate what there is now"
+        )
     if not lines or lines[0] != header:
         raise BadInput(
             f"{path}: begun with other settings ({lines[0] if lines else 'none'}, now {header}); delete it to begin again"

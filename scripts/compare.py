@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.storage.text_files import write_json
-from model.evaluation.compare import compare_evaluations, read_evaluation
+from model.evaluation.compare import compare_evaluations, other_data, read_evaluation
 from model.evaluation.recall import format_table
 from model.evaluation.statistics import Units, format_interval
 
@@ -47,6 +47,8 @@ def main(options: Options) -> None:
     rows = compare_evaluations(a, b, options.bootstrap, options.resample)
     images, captions, num_tests = len(a.img_ids), a.num_captions, sum(map(len, rows.values()))
     print(f"A: {a.path}\nB: {b.path}\n{images} images, {captions} captions")
+    for name in other_data(a, b):
+        print(f"{name}: A and B were measured on different ones")
     print(f"95% intervals of B - A from {options.bootstrap:,} paired resamples of {options.resample}")
     for name, row in rows.items():
         print(f"\n{name}\n{format_table({metric: _printed(cell) for metric, cell in row.items()}, str, column=16)}")

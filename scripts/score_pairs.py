@@ -60,6 +60,7 @@ class Options:
 
 def main(options: Options) -> None:
     # torch is slow to import: --help and wrong options do without
+    from data.batches.identity import digests_of_pairs
     from data.batches.pairs import open_pairs
     from data.batches.teacher import write_teacher_scores
     from model.bi_encoder import LightningDOT
@@ -83,7 +84,9 @@ def main(options: Options) -> None:
     started = time.perf_counter()
     scorer = PairScorer(reranker, device, options.precision, options.batch_size)
     images, scores = score_for_distillation(scorer, miner, pairs, options.top)
-    write_teacher_scores(options.out, list(pairs.ids), list(pairs.images), images, scores)
+    write_teacher_scores(
+        options.out, list(pairs.ids), list(pairs.images), images, scores, digests_of_pairs(pairs)
+    )
     first = np.where(images >= 0, scores, -np.inf).argmax(axis=1)
     own_first = np.take_along_axis(images, first[:, None], axis=1)[:, 0] == pairs.image_of
     print(

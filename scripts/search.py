@@ -104,6 +104,7 @@ def main(options: Options) -> None:
     texts = {}
     if options.captions and options.image:
         captions = CaptionDB(options.captions)
+        retriever.backend.check_contents(captions.folder, captions.fingerprint())
         texts = {hit.id: captions[hit.id]["raw"] for hit in found[0] if hit.id in captions}
     for query, hits in zip(queries, found, strict=True):
         if len(queries) > 1:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from data.batches.pairs import PairDataset
 
 
-def digests_of_pairs(pairs: PairDataset, role: str) -> dict[str, str]:
+def digests_of_pairs(pairs: PairDataset, role: str = "") -> dict[str, str]:
     """Digests of the databases of a dataset, each under a name for people.
 
     Args:
-        role: what the dataset is for, for instance ``training``; the names begin with it
+        role: what the dataset is for, for instance ``training``; the names begin with it, where it is given
 
     Returns: for instance ``{"training captions": "1f…", "training regions": "8a…"}``; joined databases share one entry
     """
@@ -20,4 +20,4 @@ def digests_of_pairs(pairs: PairDataset, role: str) -> dict[str, str]:
     }
     if pairs.image_captions is not None:
         digests[f"{role} image captions"] = [pairs.image_captions.captions.fingerprint()]
-    return {name: " ".join(found) for name, found in digests.items()}
+    return {name.strip(): " ".join(found) for name, found in digests.items()}

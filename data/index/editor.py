@@ -68,6 +68,7 @@ class IndexEditor:
         try:
             if kind is None:
                 self.header["commits"] += 1
+                self.header["created"].pop("contents", None)  # rows of another state of the database, or of another one
                 self.header["data"] = self._changes.hexdigest()[:16]
                 self._store.publish(gone=[name for name, row in self._rows.items() if row is None])
         finally:

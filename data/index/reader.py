@@ -86,6 +86,16 @@ class EmbeddingIndex:
                 f"{fingerprint}: give the checkpoint that made the index, or build it again"
             )
 
+    def check_contents(self, database: Path, contents: str) -> None:
+        """Raise BadInput where the index was built from other contents of a database than ``contents``, its fingerprint. An
+        index that was changed since, or that does not say, is let pass."""
+        built_from = self.header["created"].get("contents")
+        if built_from is not None and built_from.partition("+")[0] != contents:  # behind a +, the captions of a third view
+            raise BadInput(
+                f"{database}: does not hold what {self.folder} was built from (contents {contents}, the index says {built_from}): "
+                "give the database of the index, or build the index again with scripts/build_index.py"
+            )
+
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """All vectors in row order: (first row, [n,D]); read-only views of the memory map for fp32 and fp16, else fp32."""
         for start in range(0, self.count, self._per_block):

@@ -82,6 +82,9 @@ class SearchBackend(ABC):
     def ids(self, rows) -> list[str]:
         """Ids of the given rows [n]."""
 
+    def check_contents(self, database: Path, contents: str) -> None:  # noqa: B027  (a backend may not know)
+        """Raise BadInput where the index was built from other contents of a database than ``contents``, its fingerprint."""
+
     @abstractmethod
     def check_model(self, fingerprint: str) -> None:
         """Raise BadInput unless the model with this fingerprint made the index."""
@@ -103,6 +106,9 @@ class FeatureIndexBackend(SearchBackend):
 
     def ids(self, rows) -> list[str]:
         return self.index.ids(rows)
+
+    def check_contents(self, database: Path, contents: str) -> None:
+        self.index.check_contents(database, contents)
 
     def check_model(self, fingerprint: str) -> None:
         self.index.check_model(fingerprint)

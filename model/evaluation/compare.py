@@ -26,12 +26,14 @@ class Evaluation:
         img_ids: [I] keys of the images
         txt_ids: task → ids of its captions
         ranks: task → ranks of its queries
+        data: digests of the databases it was measured on; empty where an older version did not write them
     """
 
     path: Path
     img_ids: list[str]
     txt_ids: dict[str, list[str]]
     ranks: dict[str, QueryRanks]
+    data: dict[str, str]
 
     @property
     def num_captions(self) -> int:
@@ -52,7 +54,7 @@ def read_evaluation(path: str | Path) -> Evaluation:
     except KeyError as error:
         raise BadInput(f"{path}: no {error} in it: evaluate again with this version of eval_itm.py") from None
     ranks_path = path.with_name(name)
-    evaluation = Evaluation(path, *read_ranks(ranks_path))
+    evaluation = Evaluation(path, *read_ranks(ranks_path), data=results.get("data", {}))
     for task, ranks in evaluation.ranks.items():
         table = recall_table(ranks.t2i, ranks.i2t)
         if any(abs(table[metric] - recall.get(task, {}).get(metric, -1)) > 1e-6 for metric in METRICS):
@@ -60,8 +62,18 @@ def read_evaluation(path: str | Path) -> Evaluation:
     return evaluation
 
 
+def other_data(a: Evaluation, b: Evaluation) -> list[str]:
+    """Which databases, of those that both name, had other contents in the one and in the other."""
+    return [name for name in a.data if name in b.data and a.data[name] != b.data[name]]
+
+
 def check_same_queries(a: Evaluation, b: Evaluation) -> None:
     """Raise BadInput unless both rank the same queries in the same order."""
+    if "captions" in other_data(a, b):
+        raise BadInput(
+            f"{a.path} and {b.path}: the captions are not the same in both, though their ids may be (contents {a.data['captions']} "
+            f"and {b.data['captions']}): the text DB was changed in between; evaluate both on what it holds now"
+        )
     if list(a.ranks) != list(b.ranks):
         raise BadInput(f"{a.path} has {', '.join(a.ranks)}, {b.path} has {', '.join(b.ranks)}: evaluate one split")
     kinds = {"image": (a.img_ids, b.img_ids)}

@@ -53,6 +53,7 @@ def build_index(
     model, names = source.model, source.names
     data = data_fingerprint(source.fingerprint(), names)
     made = {"precision": encoding.precision, "checkpoint": str(checkpoint), "database": str(source.folder)}
+    made["contents"] = source.fingerprint()
     wanted = {"kind": source.kind, "dtype": dtype, "model": model.fingerprint, "data": data, "precision": encoding.precision}
     index = _up_to_date(out, wanted)
     if index is not None:

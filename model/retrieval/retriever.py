@@ -149,6 +149,7 @@ class Retriever:
         if isinstance(reranker, (str, Path)):
             if regions is None:
                 raise BadInput(f"{reranker}: a re-ranker looks at regions: give the region database of the images")
+            backend.check_contents(regions.folder, regions.fingerprint())
             scoring = Reranker.from_pretrained(reranker)
             if scoring.config.encoder.vocab_size != model.config.txt.vocab_size:
                 raise BadInput(

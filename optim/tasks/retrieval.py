@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from data.batches.identity import digests_of_pairs
 from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
 from data.storage.contents import file_digest
@@ -83,7 +84,7 @@ class Retrieval(Finetuning):
         view = ThirdView(config.image_captions, config.val_image_captions, config.caption_score_weight)
         train, val = open_training_data(config, ranks, view)
         if config.distill.scores:
-            train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images)
+            train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images, digests_of_pairs(train))
         hard_negatives = HardNegatives(train, config.hard_negatives)
         regions = train.regions
         model = build_model(

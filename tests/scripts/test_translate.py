@@ -1,5 +1,6 @@
 """scripts/translate.py with a tiny random Marian model, whose tokenizer is trained here."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -160,3 +161,20 @@ def test_an_empty_translation_keeps_the_source(world, capsys):
     db = run(words, root / "out")
     assert db[first]["raw"] == db[first]["source_text"] and db.meta["translated"]["kept"] == [first]
     assert f"warning: 1 translations are empty, the source is kept, the first: {first}" in capsys.readouterr().err
+
+
+def test_one_corrected_caption_is_not_translated_as_it_was(world):
+    root, words = world
+    run(words, root / "out")
+    db = CaptionDB(root / "db")
+    captions = [
+        Caption(f"p{n}.jpg", db[f"p{n}#{language}0"]["raw"], f"p{n}#{language}0", "val", language, None, n)
+        for n in range(12)
+        for language in ("en", "de")
+    ]
+    for n, caption in enumerate(captions):
+        if caption.caption_id == "p7#de0":
+            captions[n] = dataclasses.replace(caption, text=caption.text[::-1])
+    write_caption_db(root / "db", captions, CaptionTokenizer.from_pretrained(root / "vocab.txt"), ["a.jsonl"])
+    with pytest.raises(BadInput, match=r"out.translations.jsonl: begun with other captions, some of those have changed"):
+        run(words, root / "out")

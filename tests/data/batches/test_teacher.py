@@ -51,3 +51,15 @@ def test_bad_files_are_refused(path, tmp_path):
     write_teacher_scores(path, ["t0"], ["a"], CANDIDATES[:1], SCORES[:1])
     with pytest.raises(BadInput, match=r"do not fit 1 captions, 1 images"):
         read_teacher_scores(path, ["t0"], ["a"])
+
+
+def test_scores_of_other_captions_are_refused(tmp_path):
+    path, data = tmp_path / "scores.npz", {"captions": "11", "regions": "22"}
+    write_teacher_scores(path, ["t0", "t1", "t2"], ["a", "b", "c"], CANDIDATES, SCORES, data)
+    read_teacher_scores(path, ["t0"], ["a"], data)
+    read_teacher_scores(path, ["t0"], ["a"])
+    with pytest.raises(BadInput, match=r"scores.npz: the captions that were scored are not those of the training data"):
+        read_teacher_scores(path, ["t0"], ["a"], data | {"captions": "12"})
+    with np.load(path) as file:  # as it was before the file said what it was made from
+        np.savez(tmp_path / "old.npz", **{name: file[name] for name in file if name != "data"})
+    read_teacher_scores(tmp_path / "old.npz", ["t0"], ["a"], data)

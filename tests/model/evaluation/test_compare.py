@@ -132,3 +132,19 @@ def test_bad_files(pair, tmp_path, capsys, command):
     assert done.stderr.startswith("error: ") and "nowhere" in done.stderr and done.stderr.count("\n") == 1
     with pytest.raises(BadInput, match="at least 1, found 0"):
         compare.Options("a", "b", bootstrap=0)
+
+
+def test_other_contents_of_one_name_are_not_compared(tmp_path, capsys):
+    a, b = write(tmp_path / "a", outcomes(0)), write(tmp_path / "b", outcomes(1, hit=0.7))
+
+    def says(folder, **data):
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps(results | {"data": data}))
+
+    says(a, captions="11", regions="22")
+    run(capsys, a, b)  # the other one is older and does not say
+    says(b, captions="11", regions="33")
+    assert "regions: A and B were measured on different ones" in run(capsys, a, b)
+    says(b, captions="12", regions="22")
+    with pytest.raises(BadInput, match=r"the captions are not the same in both, .*contents 11 and 12"):
+        run(capsys, a, b)

@@ -1,6 +1,7 @@
 """``scripts/search.py``: a text finds images, an image finds captions, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.annotations.records import Caption
+from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
+from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from model.retrieval.encoding import encode_queries
 from scripts import search
@@ -70,3 +74,16 @@ def test_index_of_another_model_is_one_line_and_status_2(world, indexes):
     assert done.returncode == 2 and done.stdout == ""
     error = done.stderr.splitlines()
     assert len(error) == 1 and error[0].startswith("error: ") and "index_regions" in error[0] and "made by" in error[0]
+
+
+def test_captions_that_are_not_the_indexs_are_refused(tmp_path, world, indexes, captions):
+    shutil.copytree(world / "captions", tmp_path / "captions")
+    db = CaptionDB(tmp_path / "captions")
+    records = [
+        Caption(f"{db.txt2img[i][:-4]}.png", db[i]["raw"] + " more" * (i == db.ids[3]), i, "val", "en") for i in db.ids
+    ]
+    tokenizer = CaptionTokenizer.from_pretrained(world / "model" / "tokenizer")
+    write_caption_db(tmp_path / "captions", records, tokenizer, ["test"])
+    words = ["--image", KEYS[3], "--regions", world / "regions", "--boxes.min-bb", 2, "--captions", tmp_path / "captions"]
+    with pytest.raises(BadInput, match=r"captions: does not hold what \S+ was built from"):
+        command(search, *words, "--index", indexes[1], "--checkpoint", world / "model", positional=("query",))
