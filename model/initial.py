@@ -96,12 +96,12 @@ def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels:
         model = _from_towers(options, meta, feature_dim, num_labels)
     folders = [folder for folder in (options.txt_init, options.img_init) if folder]
     source = options.init or ", ".join(dict.fromkeys(folders)) or "model"
-    check_fits(model.config, meta, feature_dim, source, regions)
+    check_model_fits(model.config, meta, feature_dim, source, regions)
     model.freeze(options.freeze_txt, options.freeze_img)
     return model.train()
 
 
-def check_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, model_source: str, regions: str) -> None:
+def check_model_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, model_source: str, regions: str) -> None:
     """Refuse a model whose tables are too small for the data, or whose feature width is another."""
     if config.feature_dim != feature_dim:
         raise BadInput(
@@ -126,7 +126,7 @@ def check_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, model_s
         )
 
 
-def check_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
+def check_same_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
     """Refuse captions whose words have other ids than in the checkpoint's tokenizer, where both carry one."""
     vocabularies = []
     for folder in (Path(checkpoint) / "tokenizer", captions.tokenizer_folder):
@@ -140,7 +140,7 @@ def check_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
         )
 
 
-def check_longest(config: LightningDOTConfig, dataset: PairDataset) -> None:
+def check_caption_lengths(config: LightningDOTConfig, dataset: PairDataset) -> None:
     """Refuse captions that the text tower has no positions for, before hours of training meet the first of them."""
     longest = int(dataset.txt_lengths.argmax())
     _check_length(config, dataset.captions, f"caption {dataset.ids[longest]} has", int(dataset.txt_lengths[longest]))

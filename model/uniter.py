@@ -23,7 +23,7 @@ from data.storage.atomic import atomic_file
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
 from model.costs import Load, Work, trained
-from model.initial import EncoderOptions, check_fits, check_longest, check_tokenizer, random_encoder
+from model.initial import EncoderOptions, check_caption_lengths, check_model_fits, check_same_tokenizer, random_encoder
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
 
 HEADS = "original_extra.safetensors"  # beside the encoder, where convert_checkpoint.py puts a UNITER's heads
@@ -332,6 +332,6 @@ def check_reranker(config: UniterConfig, source: str, pairs: PairDataset) -> Non
     towers = LightningDOTConfig(
         config.encoder, config.encoder, 0, config.feature_dim, config.num_labels, pairs.captions.meta["CLS"]
     )
-    check_fits(towers, pairs.captions.meta, pairs.regions.feature_dim, source, str(pairs.regions.folder))
-    check_tokenizer(source, pairs.captions)
-    check_longest(towers, pairs)
+    check_model_fits(towers, pairs.captions.meta, pairs.regions.feature_dim, source, str(pairs.regions.folder))
+    check_same_tokenizer(source, pairs.captions)
+    check_caption_lengths(towers, pairs)

@@ -84,12 +84,12 @@ def source_of(options: Options, model):
     """The images or captions that are to be encoded."""
     # torch is slow to import: --help and wrong options do without
     from data.batches.pairs import open_image_captions
-    from model.initial import check_tokenizer
+    from model.initial import check_same_tokenizer
     from model.retrieval.sources import caption_source, check_width, image_source, images_of_captions
 
     if options.captions:
         captions = CaptionDB(options.captions)
-        check_tokenizer(options.checkpoint, captions)
+        check_same_tokenizer(options.checkpoint, captions)
         return caption_source(model, captions, captions.ids)
     regions = RegionDB(options.regions, options.boxes)
     check_width(regions, model, options.checkpoint)

@@ -64,7 +64,7 @@ def main(options: Options) -> None:
     from data.batches.pairs import open_pairs
     from data.batches.teacher import write_teacher_scores
     from model.bi_encoder import LightningDOT
-    from model.initial import check_fits, check_tokenizer
+    from model.initial import check_model_fits, check_same_tokenizer
     from model.precision import choose_device, for_inference
     from model.retrieval.pair_scoring import PairScorer
     from model.retrieval.reranking import score_for_distillation
@@ -75,8 +75,8 @@ def main(options: Options) -> None:
         options.captions, options.regions, options.boxes, languages=options.languages, root=options.data_root
     )
     miner = LightningDOT.from_pretrained(options.checkpoint).to(device)
-    check_fits(miner.config, pairs.captions.meta, pairs.regions.feature_dim, options.checkpoint, options.regions)
-    check_tokenizer(options.checkpoint, pairs.captions)
+    check_model_fits(miner.config, pairs.captions.meta, pairs.regions.feature_dim, options.checkpoint, options.regions)
+    check_same_tokenizer(options.checkpoint, pairs.captions)
     reranker = Reranker.from_pretrained(options.reranker).to(device)
     check_reranker(reranker.config, options.reranker, pairs)
     for each in (miner, reranker):

@@ -19,7 +19,7 @@ from model.evaluation.outcomes import QueryRanks
 from model.evaluation.recall import folds, num_repeated
 from model.evaluation.settings import EvalConfig
 from model.evaluation.tasks import captions_by_language, ranker, wordings
-from model.initial import check_fits, check_longest, check_tokenizer
+from model.initial import check_caption_lengths, check_model_fits, check_same_tokenizer
 from model.precision import for_inference
 from model.retrieval.encoding import Encoding
 from model.retrieval.indexing import build_index
@@ -40,9 +40,9 @@ def open_models(
     """
     model = LightningDOT.from_pretrained(config.checkpoint).to(device)
     for_inference(model, device, config.precision)
-    check_fits(model.config, pairs.captions.meta, pairs.regions.feature_dim, config.checkpoint, config.regions)
-    check_tokenizer(config.checkpoint, pairs.captions)
-    check_longest(model.config, pairs)
+    check_model_fits(model.config, pairs.captions.meta, pairs.regions.feature_dim, config.checkpoint, config.regions)
+    check_same_tokenizer(config.checkpoint, pairs.captions)
+    check_caption_lengths(model.config, pairs)
     if config.coco_1k and len(pairs.images) < FOLD:
         raise BadInput(f"{config.captions}: --coco-1k needs at least 1,000 images, found {len(pairs.images)}")
     if config.coco_1k and len(captions_by_language(pairs)) > 1:

@@ -21,7 +21,7 @@ from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.evaluation.recall import format_table
 from model.evaluation.tasks import captions_by_language
-from model.initial import check_fits, check_longest, check_tokenizer
+from model.initial import check_caption_lengths, check_model_fits, check_same_tokenizer
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
 from model.uniter import Reranker
@@ -105,10 +105,10 @@ def check_towers(model: LightningDOT, source: str | None, *datasets: PairDataset
     """Raise BadInput unless a model fits the words, regions and lengths of the datasets; ``source`` is its folder."""
     for part, _ in (part for dataset in datasets for part in dataset.parts):
         regions = part.regions
-        check_fits(model.config, part.captions.meta, regions.feature_dim, source or "model", str(regions.folder))
-        check_longest(model.config, part)
+        check_model_fits(model.config, part.captions.meta, regions.feature_dim, source or "model", str(regions.folder))
+        check_caption_lengths(model.config, part)
         if source:
-            check_tokenizer(source, part.captions)
+            check_same_tokenizer(source, part.captions)
 
 
 class Finetuning(ABC):

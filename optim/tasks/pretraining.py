@@ -19,7 +19,7 @@ from data.batches.samplers import Draw, DrawStream, Source, token_buckets
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
-from model.initial import ModelOptions, build_model, check_fits, check_longest, check_tokenizer
+from model.initial import ModelOptions, build_model, check_caption_lengths, check_model_fits, check_same_tokenizer
 from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
 from model.objectives.base import Fusion, Objective, ObjectiveOptions
@@ -172,10 +172,10 @@ class Pretraining:
 
     def _check(self, model: LightningDOT, corpus: CorpusOptions, dataset: PairDataset) -> None:
         regions = dataset.regions
-        check_fits(model.config, dataset.captions.meta, regions.feature_dim, "model", str(regions.folder))
-        check_longest(model.config, dataset)
+        check_model_fits(model.config, dataset.captions.meta, regions.feature_dim, "model", str(regions.folder))
+        check_caption_lengths(model.config, dataset)
         if self.config.model.init:
-            check_tokenizer(self.config.model.init, dataset.captions)
+            check_same_tokenizer(self.config.model.init, dataset.captions)
         labelled = [task for task in corpus.tasks if self.objectives[task].reads_soft_labels]
         if labelled and regions.num_labels != (model.config.num_labels or None):
             raise BadInput(

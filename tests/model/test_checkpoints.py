@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.initial import ModelOptions, build_model, check_fits
+from model.initial import ModelOptions, build_model, check_model_fits
 from model.transformer import Bert, EncoderConfig
 from model.uniter import Reranker, UniterConfig
 
@@ -364,7 +364,7 @@ def test_image_tower_without_the_captions_cls_is_refused(tmp_path):
         build(meta=META | {"CLS": 40}, img_init=str(tmp_path))
 
 
-def test_check_fits_accepts_a_larger_vocabulary():
+def test_a_model_of_a_larger_vocabulary_fits():
     sizes = EncoderConfig(**SIZES)
     config = LightningDOTConfig(txt=sizes, img=sizes, project_dim=0, feature_dim=8, cls_token_id=3)
-    check_fits(config, META | {"v_range": [6, 31]}, 8, "model", "db/regions")
+    check_model_fits(config, META | {"v_range": [6, 31]}, 8, "model", "db/regions")
