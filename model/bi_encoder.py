@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import checkpoints
@@ -33,6 +35,7 @@ class LightningDOTConfig:
         feature_dim: width F of a region feature
         num_labels: C, classes of the region detector, background included; 0 when the regions have no soft labels
         cls_token_id: the word that starts an image sequence
+        similarity: of two embeddings, a dot product either way: "cosine" has them of length 1
     """
 
     txt: TextEncoderConfig = field(default_factory=EncoderConfig)
@@ -41,6 +44,7 @@ class LightningDOTConfig:
     feature_dim: int = 2048
     num_labels: int = 1601
     cls_token_id: int = 101
+    similarity: Literal["dot", "cosine"] = "dot"
 
     @property
     def embedding_dim(self) -> int:
@@ -217,7 +221,7 @@ class LightningDOT(nn.Module):
 
         Returns: [B,D]
         """
-        return self.txt_model.embed(self.txt_model.bert(input_ids, attention_mask, first_only=True))
+        return self._compared(self.txt_model.embed(self.txt_model.bert(input_ids, attention_mask, first_only=True)))
 
     def encode_image(self, features: Tensor, positions: Tensor, region_mask: Tensor) -> Tensor:
         """Embed images.
@@ -229,7 +233,12 @@ class LightningDOT(nn.Module):
 
         Returns: [B,D]
         """
-        return self.img_model.embed(self.img_model.bert(features, positions, region_mask.bool(), first_only=True))
+        hidden = self.img_model.bert(features, positions, region_mask.bool(), first_only=True)
+        return self._compared(self.img_model.embed(hidden))
+
+    def _compared(self, embedding: Tensor) -> Tensor:
+        """What the dot product takes: with cosine similarity, the unit vector, in fp32."""
+        return embedding if self.config.similarity == "dot" else F.normalize(embedding.float(), dim=-1)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dropout: float | None = None) -> LightningDOT:

@@ -32,6 +32,8 @@ def check_config(config) -> None:
             f"project_dim 0 needs towers of one width; text has hidden_size {config.txt.hidden_size}, "
             f"image {config.img.hidden_size}"
         )
+    if config.similarity not in ("dot", "cosine"):
+        raise BadInput(f"similarity {config.similarity!r} is neither dot nor cosine")
 
 
 def read_config(folder: str | Path) -> dict:

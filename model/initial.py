@@ -55,6 +55,8 @@ class ModelOptions(EncoderOptions):
         cls_token_id: the word that starts an image sequence; none: the captions' [CLS]. Where img_init has another vocabulary
             than the text tower, its own [CLS]: 101 in BERT's
         project_dim: width of the shared embedding; 0 takes the hidden state as it is
+        similarity: of two embeddings: dot (the paper) or cosine, which needs a loss with a temperature; none: as the
+            checkpoint, else dot
         freeze_txt: the text tower stays as it is
         freeze_img: the image tower stays as it is
     """
@@ -65,6 +67,7 @@ class ModelOptions(EncoderOptions):
     img_init: str | None = None
     cls_token_id: int | None = None
     project_dim: int = 768
+    similarity: Literal["dot", "cosine"] | None = None
     freeze_txt: bool = False
     freeze_img: bool = False
 
@@ -94,6 +97,8 @@ def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels:
         model = LightningDOT.from_pretrained(options.init, dropout=options.dropout)
     else:
         model = _from_towers(options, meta, feature_dim, num_labels)
+    if options.similarity is not None:
+        model.config.similarity = options.similarity
     folders = [folder for folder in (options.txt_init, options.img_init) if folder]
     source = options.init or ", ".join(dict.fromkeys(folders)) or "model"
     check_model_fits(model.config, meta, feature_dim, source, regions)

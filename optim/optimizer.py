@@ -88,6 +88,8 @@ def build_optimizer(modules: list[nn.Module], options: OptimOptions) -> torch.op
 
 
 def _decays(name: str, parameter: Tensor, no_decay: NoDecay) -> bool:
+    if parameter.ndim == 0:  # a learned scale
+        return False
     if no_decay == "original":
         return "bias" not in name and "LayerNorm.weight" not in name
     return parameter.ndim >= 2

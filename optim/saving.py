@@ -126,7 +126,7 @@ class Saver:
 
     def _write_model(self, folder: Path, files: dict, write: Callable) -> None:
         write(folder, files["model"])
-        if files["heads"] is not None:
+        if files["heads"]:  # a loss without weights of its own leaves none
             with atomic_file(folder / "heads.safetensors") as path:
                 checkpoints.save_tensors(files["heads"], path)
         if files["val"] is not None:

@@ -21,14 +21,17 @@ from model.distributed import Ranks, start_ranks
 from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
-from model.objectives.heads import PretrainingHeads
+from model.objectives.contrastive.options import LossOptions
+from model.objectives.heads import PretrainingHeads, heads_of
 from model.precision import loss_scaler
 from model.transformer import EncoderConfig
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 
 PAIRS, HARD = 7, 2
 IMAGES = [0, 1, 0, 2, 3, 1, 0, 5, 6]  # siblings stand on different ranks; the last two rows are hard negatives
-CASES = ("vmlm", "mrfr", "mrckl", "mrc", "cmr", "cmr_keep", "cmr_hard", "cmr_cached", "cmr_empty")
+CASES = ("vmlm", "mrfr", "mrckl", "mrc", "cmr", "cmr_keep", "cmr_hard", "cmr_cached", "cmr_empty",
+         "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached", "cmr_sigmoid_empty")  # fmt: skip
+HARD_CASES = ("cmr_hard", "cmr_cached", "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached")  # with a third view, a teacher
 
 
 def build(dropout: float = 0.0) -> tuple[LightningDOT, PretrainingHeads]:
@@ -71,7 +74,7 @@ def make_batch(case: str, rows: list[int]) -> Batch:
         batch.feature_targets = features[batch.masked_regions]
         features[batch.masked_regions] = 0
         batch.label_targets = torch.from_numpy(np.concatenate([soft[row][masked[row]] for row in rows]))
-    elif case in ("cmr_hard", "cmr_cached"):
+    elif case in HARD_CASES:
         batch.caption_ids, batch.caption_mask = collate_texts([captions[IMAGES[row]] for row in rows])
         batch.caption_weight = 0.2
         batch.teacher_images = torch.tensor([[0, 1, 2, IMAGES[row]] for row in rows])
@@ -81,9 +84,9 @@ def make_batch(case: str, rows: list[int]) -> Batch:
 
 def shares(case: str, size: int) -> list[tuple[list[int], int]]:
     """(rows of the problem, pairs among them) of each rank: uneven, one rank empty in its case."""
-    hard = case in ("cmr_hard", "cmr_cached")
+    hard = case in HARD_CASES
     bounds = {1: [0, 7], 2: [0, 5, 7], 3: [0, 1, 4, 7]}[size]
-    if case == "cmr_empty" and size > 1:
+    if case.endswith("_empty") and size > 1:
         bounds = [0, *[7] * size]
     parts = []
     for rank in range(size):
@@ -100,13 +103,18 @@ def compute(case: str, ranks: Ranks, model: LightningDOT, heads: PretrainingHead
     task = case.split("_")[0]
     batch.num_pairs = num_pairs if task == "cmr" else None
     distill = {"distill_weight": 0.5, "distill_temperature": 2.0} if batch.teacher_scores is not None else {}
-    objective = OBJECTIVES[task](ObjectiveOptions(siblings="keep" if case == "cmr_keep" else "mask", **distill))
+    loss = LossOptions("sigmoid") if "sigmoid" in case else LossOptions(temperature="learned" if "learned" in case else None)
+    options = ObjectiveOptions(siblings="keep" if case == "cmr_keep" else "mask", loss=loss, **distill)
+    objective = OBJECTIVES[task](options)
+    if list(loss.build().parameters()):
+        heads = heads_of(objective, model.config)
+    model.config.similarity = "cosine" if list(heads["contrast"].parameters()) else "dot"
     met = ranks.meet([0], batch.num_rows, objective.num_predictions(batch))
     scaler = loss_scaler(torch.device("cpu"), precision)
     parameters = [*model.named_parameters(), *heads.named_parameters()]
     for _, parameter in parameters:
         parameter.grad = None
-    step = Backward(model, heads, ranks, precision, cache_rows=2 if case == "cmr_cached" else 0)
+    step = Backward(model, heads, ranks, precision, cache_rows=2 if case.endswith("_cached") else 0)
     share = step.add_gradients(objective, batch, met, scaler, accumulation=1)
     ranks.sum_gradients([parameter for _, parameter in parameters])
     gradients = {name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None}

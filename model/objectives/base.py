@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,7 +15,8 @@ from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work, trained
 from model.distributed import SINGLE, Ranks
-from model.objectives.contrastive import Siblings
+from model.objectives.contrastive.options import LossOptions
+from model.objectives.contrastive.scores import Siblings
 
 Fusion = Literal["add", "none", "multiply"]
 
@@ -29,6 +30,7 @@ class ObjectiveOptions:
         word_mask_prob: share of the words that are masked
         region_mask_prob: share of the regions that are masked
         siblings: whether other captions of an image are negatives in retrieval: "mask" (they are not) or "keep"
+        loss: the contrastive loss of retrieval
         distill_weight: the divergence from a re-ranker's ranking is added to the contrastive loss so many times
         distill_temperature: of that ranking
     """
@@ -37,6 +39,7 @@ class ObjectiveOptions:
     word_mask_prob: float = 0.15
     region_mask_prob: float = 0.15
     siblings: Siblings = "mask"
+    loss: LossOptions = field(default_factory=LossOptions)
     distill_weight: float = 0.0
     distill_temperature: float = 1.0
 

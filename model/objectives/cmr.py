@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from data.batches.batch import Batch, Examples, collate_pairs, collate_texts
-from model.bi_encoder import LightningDOT
+from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work
 from model.distributed import SINGLE, Ranks
 from model.objectives.base import Objective, Outcome
-from model.objectives.contrastive import contrastive_loss
+from model.objectives.contrastive import LOSSES
+from model.objectives.contrastive.scores import pair_scores
 from model.objectives.distillation import distillation_loss, teacher_matrix
 
 
@@ -34,6 +35,13 @@ class CrossModalRetrieval(Objective):
     """
 
     name = "cmr"
+    head = "contrast"  # the loss, which may have weights of its own
+
+    def misfit(self, config: LightningDOTConfig) -> str | None:
+        return LOSSES[self.options.loss.name].misfit(self.options.loss.temperature, config.similarity)
+
+    def build_head(self, config: LightningDOTConfig) -> nn.Module:
+        return self.options.loss.build()
 
     def prepare(self, examples: Examples, rng: np.random.Generator | None = None) -> Batch:
         batch = collate_pairs(examples)
@@ -85,15 +93,16 @@ class CrossModalRetrieval(Objective):
         image_ids = everyones(batch.image_ids)  # [M]
         first = sum(sizes[: ranks.rank])
         queries = slice(first, first + batch.num_queries)  # N of M
-        found = contrastive_loss(txt, img, image_ids, self.options.siblings, queries, third, batch.caption_weight)
-        loss = found.loss  # [N]
+        loss_of, options = heads["contrast"], self.options
+        found = pair_scores(txt, img, image_ids, options.siblings, queries, third, batch.caption_weight)
+        found = found._replace(t2i=loss_of.logits(found.t2i), i2t=loss_of.logits(found.i2t))
+        loss = loss_of(found)  # [N]
         if batch.teacher_scores is not None:
             images, scores = everyones(batch.teacher_images), everyones(batch.teacher_scores)  # [M,K]
             t2i = teacher_matrix(images[queries], scores[queries], image_ids)  # [N,M]
             i2t = teacher_matrix(images, scores, image_ids[queries]).T  # [N,M]
-            temperature = self.options.distill_temperature
-            losses = (distillation_loss(*each, temperature) for each in ((found.t2i, t2i), (found.i2t, i2t)))
-            loss = loss + self.options.distill_weight * sum(losses) / 2
+            losses = (distillation_loss(*each, options.distill_temperature) for each in ((found.t2i, t2i), (found.i2t, i2t)))
+            loss = loss + options.distill_weight * sum(losses) / 2
         return Outcome(loss, found.t2i, image_ids)
 
     def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:

@@ -20,6 +20,7 @@ from data.errors import BadInput
 from data.storage.atomic import atomic_file, atomic_folder
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig
+from model.objectives.heads import is_of_loss
 from model.original import weights as original
 from model.transformer import Bert, EncoderConfig, empty_weights
 
@@ -191,13 +192,20 @@ def _towers_to_file(source: Path, destination: Path, values: dict, own: dict, ex
     if not isinstance(config.txt, EncoderConfig):
         raise BadInput(f"{source}: its text tower is not of the BERT family; the original's files have no place for it")
     heads = source / "heads.safetensors"
-    kind, prefix = ("pretrained", "bert.") if heads.is_file() else ("finetuned", "")  # as the original names them
+    trained = checkpoints.read_tensors(heads) if heads.is_file() else {}
+    of_loss = [name for name in trained if is_of_loss(name)]
+    if of_loss:
+        trained = {name: tensor for name, tensor in trained.items() if name not in of_loss}
+        notes.append(f"{', '.join(of_loss)}: left out, the original's loss learns nothing itself")
+    if config.similarity != "dot":
+        notes.append("similarity cosine: the original compares by dot product, so that scores will be others there")
+    kind, prefix = ("pretrained", "bert.") if trained else ("finetuned", "")  # as the original names them
     record = values.get("original", {})
     if record.get("kind") != kind:  # a run of ours, or heads that were taken away
         beside = {name: {} for name in original.BESIDE_MODEL} if kind == "finetuned" else None
         record, extra = {"module": "", "prefix": prefix, "beside": beside}, {}
     if kind == "pretrained":
-        extra = checkpoints.read_tensors(heads) | extra
+        extra = trained | extra
         if not config.num_labels:
             raise BadInput(
                 f"{source}: pre-trained without soft labels; the original's format always has a region classifier. "

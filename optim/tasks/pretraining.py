@@ -23,8 +23,9 @@ from model.initial import ModelOptions, build_model, check_caption_lengths, chec
 from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
 from model.objectives.base import Fusion, Objective, ObjectiveOptions
-from model.objectives.contrastive import Siblings
-from model.objectives.heads import PretrainingHeads
+from model.objectives.contrastive.options import LossOptions
+from model.objectives.contrastive.scores import Siblings
+from model.objectives.heads import PretrainingHeads, start_heads_from
 from model.precision import autocast
 from optim.loop import MicroBatch, Paused, Update, Validation
 from optim.losses import reason_of_nan
@@ -69,6 +70,7 @@ class PretrainConfig(TrainingSettings):
         model: where the weights start
         fusion: how the other modality's position 0 enters VMLM and SMRM: add (the paper), none, multiply
         siblings: other captions of an image in a CMR batch: mask (no negatives) or keep (negatives, as the original)
+        loss: the contrastive loss of CMR
         grad_cache: pairs that CMR embeds at a time, so that a batch may be larger than memory; 0: all at once
         tokens_per_batch: padded tokens, text and regions, of one batch on one GPU
         num_steps: updates
@@ -82,6 +84,7 @@ class PretrainConfig(TrainingSettings):
     model: ModelOptions = field(default_factory=ModelOptions)
     fusion: Fusion = "add"
     siblings: Siblings = "mask"
+    loss: LossOptions = field(default_factory=LossOptions)
     grad_cache: int = 0
     tokens_per_batch: int = 10240
     num_steps: int = 300_000
@@ -96,6 +99,8 @@ class PretrainConfig(TrainingSettings):
             raise BadInput("data: no corpus is given, at least one is needed")
         if len({corpus.name for corpus in self.data}) < len(self.data):
             raise BadInput("data: corpora must have different names, their metrics are logged by name")
+        if self.model.similarity is not None:
+            self.loss.check_similarity(self.model.similarity)
         self.check_at_least_one("tokens_per_batch", "num_steps", "valid_every")
 
 
@@ -123,7 +128,9 @@ class Pretraining:
         with ranks.first_alone():  # what the first one has computed, the others find
             self.data = self._digests()
         self.sources = [(number, task) for number, corpus in enumerate(config.data) for task in corpus.tasks]
-        options = ObjectiveOptions(config.fusion, config.word_mask_prob, config.region_mask_prob, config.siblings)
+        options = ObjectiveOptions(
+            config.fusion, config.word_mask_prob, config.region_mask_prob, config.siblings, config.loss
+        )
         self.objectives = {task: OBJECTIVES[task](options) for _, task in self.sources}
         self.model, self.heads = self._built(options)
         self.step = Backward(self.model, self.heads, ranks, config.precision, config.grad_cache)
@@ -166,7 +173,7 @@ class Pretraining:
                 self._check(model, corpus, dataset)
         heads = PretrainingHeads(model.config, options, self.objectives)
         if config.model.init:
-            load_heads(heads, config.model.init)
+            start_heads_from(heads, config.model.init)
         model.set_checkpointing(config.activation_checkpointing)
         return model.to(self.device), heads.to(self.device)
 

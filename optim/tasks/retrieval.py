@@ -4,9 +4,10 @@ the ranking of a re-ranker to learn from."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batches.identity import digests_of_pairs
 from data.batches.teacher import read_teacher_scores
@@ -18,9 +19,12 @@ from model.initial import ModelOptions, build_model
 from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
 from model.objectives.cmr import CrossModalRetrieval
-from model.objectives.contrastive import Siblings
+from model.objectives.contrastive.options import LossOptions
+from model.objectives.contrastive.scores import Siblings
+from model.objectives.heads import heads_of, start_heads_from
 from model.retrieval.mining import HardNegatives
 from optim.loop import MicroBatch
+from optim.run import load_heads
 from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, ThirdView, check_towers, open_training_data
 
 
@@ -53,6 +57,7 @@ class RetrievalConfig(FinetuningSettings):
     Args:
         model: where the weights start
         siblings: other captions of an image in a batch: mask (no negatives) or keep (negatives, as the original)
+        loss: the contrastive loss
         image_captions: text DB with captions of the training images themselves, by a captioning model for instance: the
             third view
         val_image_captions: the same of the validation images; none: the same as image_captions
@@ -63,11 +68,17 @@ class RetrievalConfig(FinetuningSettings):
 
     model: ModelOptions = field(default_factory=ModelOptions)
     siblings: Siblings = "mask"
+    loss: LossOptions = field(default_factory=LossOptions)
     image_captions: str | None = None
     val_image_captions: str | None = None
     caption_score_weight: float = 0.0
     distill: DistillOptions = field(default_factory=DistillOptions)
     grad_cache: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model.similarity is not None:
+            self.loss.check_similarity(self.model.similarity)
 
 
 class Retrieval(Finetuning):
@@ -95,13 +106,26 @@ class Retrieval(Finetuning):
         distill = config.distill
         self.objective = CrossModalRetrieval(
             ObjectiveOptions(
-                siblings=config.siblings, distill_weight=distill.weight, distill_temperature=distill.temperature
+                siblings=config.siblings,
+                loss=config.loss,
+                distill_weight=distill.weight,
+                distill_temperature=distill.temperature,
             )
         )
         self.prepare = self.objective.prepare
         if distill.scores:
             self.data["training teacher scores"] = file_digest(distill.scores)
-        self.step = Backward(self.model, nn.ModuleDict(), ranks, config.precision, config.grad_cache)
+        heads = heads_of(self.objective, model.config).to(device)
+        if config.model.init:
+            start_heads_from(heads, config.model.init)
+        if any(True for _ in heads.parameters()):  # a loss that learns something itself
+            self.heads = heads
+        self.step = Backward(self.model, heads, ranks, config.precision, config.grad_cache)
+
+    def load(self, checkpoint: Path, training: dict) -> None:
+        super().load(checkpoint, training)
+        if self.heads is not None:
+            load_heads(self.heads, checkpoint)
 
     def backward(
         self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int

@@ -10,7 +10,7 @@ from ranks_worker import build, make_batch
 from model.distributed import SINGLE
 from model.objectives import OBJECTIVES
 from model.objectives.gradient_cache import backward_in_chunks
-from model.objectives.heads import PAPER
+from model.objectives.heads import PAPER, heads_of
 from model.precision import autocast, loss_scaler
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 
@@ -51,7 +51,8 @@ def test_gradient_cache_sees_the_dropout_of_the_gpu_twice():
     model = build(dropout=0.3)[0].to(GPU)
     batch = make_batch("cmr", list(range(7))).to(GPU)
     context = functools.partial(autocast, GPU, "bf16")
-    cmr, heads = OBJECTIVES["cmr"](), torch.nn.ModuleDict()
+    cmr = OBJECTIVES["cmr"]()
+    heads = heads_of(cmr, model.config)
 
     def loss_of(embedded):
         return cmr.contrast(embedded, heads, batch).share(7)

@@ -1,14 +1,31 @@
 """The contrastive and the distillation loss against recorded numbers and naive twins."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from model.objectives.contrastive import contrastive_loss
+from data.errors import BadInput
+from model.objectives.contrastive.options import LossOptions
+from model.objectives.contrastive.scores import pair_scores
+from model.objectives.contrastive.sigmoid import SigmoidLoss
+from model.objectives.contrastive.softmax import SoftmaxLoss
 from model.objectives.distillation import distillation_loss
+
+
+class Found(NamedTuple):
+    loss: torch.Tensor
+    t2i: torch.Tensor
+    i2t: torch.Tensor
+
+
+def contrastive_loss(*args, loss=None, **options) -> Found:
+    pairs = pair_scores(*args, **options)
+    loss = loss or SoftmaxLoss()
+    return Found(loss(pairs._replace(t2i=loss.logits(pairs.t2i), i2t=loss.logits(pairs.i2t))), pairs.t2i, pairs.i2t)
 
 
 def naive_contrastive(txt, img, image_ids, siblings, captions=None, weight=0.0, pairs=None):
@@ -63,6 +80,103 @@ def test_scores_are_exact_in_bf16_runs():
     with torch.autocast("cpu", torch.bfloat16):
         found = contrastive_loss(txt, img, torch.arange(4))
     assert torch.equal(found.t2i, txt @ img.T) and torch.equal(found.i2t, img @ txt.T)
+
+
+# ---- the other losses ------------------------------------------------------------------------------------------------
+
+
+def scored(n=9, pairs=5):
+    torch.manual_seed(0)
+    txt, img = (F.normalize(torch.randn(n, 5), dim=1).requires_grad_() for _ in range(2))
+    return txt, img, torch.tensor([0, 1, 0, 2, 3, 3, 3, 4, 1])[:n], slice(pairs)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, "learned"])
+def test_a_temperature_divides_the_scores(temperature):
+    txt, img, ids, queries = scored()
+    loss = SoftmaxLoss(temperature)
+    found = contrastive_loss(txt, img, ids, "mask", queries, loss=loss).loss
+    divided = (0.07 if temperature == "learned" else temperature) ** -0.5
+    torch.testing.assert_close(found, contrastive_loss(txt * divided, img * divided, ids, "mask", queries).loss)
+    found.sum().backward()
+    assert [p.grad.abs() > 0 for p in loss.parameters()] == [True] * (temperature == "learned")
+
+
+def test_a_learned_temperature_stays_above_a_hundredth():
+    txt, img, ids, queries = scored()
+    loss = SoftmaxLoss("learned")
+    torch.nn.init.constant_(loss.log_scale, 9.0)
+    found = contrastive_loss(txt, img, ids, "mask", queries, loss=loss).loss
+    torch.testing.assert_close(found, contrastive_loss(txt, img, ids, "mask", queries, loss=SoftmaxLoss(0.01)).loss)
+
+
+def naive_sigmoid(txt, img, image_ids, siblings, scale, bias, pairs):
+    """One pair of a text and an image at a time: each direction half, siblings neither right nor wrong."""
+    losses = []
+    for i in range(pairs):
+        total = 0.0
+        for j in range(len(txt)):
+            if siblings == "mask" and j != i and image_ids[j] == image_ids[i]:
+                continue
+            sign = 1.0 if i == j else -1.0
+            for score in (txt[i] @ img[j], img[i] @ txt[j]):
+                total += -torch.log(1 / (1 + torch.exp(-sign * (scale * score + bias)))) / 2
+        losses.append(total)
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("siblings", ["mask", "keep"])
+@pytest.mark.parametrize("pairs", [9, 5])
+def test_sigmoid_loss_and_gradients_match_their_naive_twin(siblings, pairs):
+    txt, img, ids, queries = scored(pairs=pairs)
+    loss = SigmoidLoss()
+    found = contrastive_loss(txt, img, ids, siblings, queries, loss=loss).loss
+    found.mean().backward()
+    gradients = [tensor.grad.clone() for tensor in (txt, img, loss.log_scale, loss.bias)]
+    scale, bias = torch.tensor(10.0, dtype=torch.float64).log().requires_grad_(), torch.tensor(-10.0, requires_grad=True)
+    twins = [tensor.detach().double().requires_grad_() for tensor in (txt, img)]
+    expected = naive_sigmoid(*twins, ids, siblings, scale.exp(), bias, pairs)
+    expected.mean().backward()
+    close(found.double(), expected)
+    for gradient, twin in zip(gradients, [*twins, scale, bias], strict=True):
+        close(gradient.double(), twin.grad.double())
+
+
+def test_without_hard_negatives_the_sigmoid_loss_is_the_papers():
+    """-1/B ΣΣ log σ(z(t x·y + b)) over all pairs once (Zhai et al., equation 1)."""
+    txt, img, _, _ = scored()
+    scores = 10 * txt @ img.T - 10
+    z = 2 * torch.eye(9) - 1
+    expected = -F.logsigmoid(z * scores).sum() / 9
+    close(contrastive_loss(txt, img, torch.arange(9), loss=SigmoidLoss()).loss.mean(), expected)
+
+
+def test_losses_without_queries_have_gradients_of_zero():
+    txt, img, ids, _ = scored()
+    for loss in (SoftmaxLoss("learned"), SigmoidLoss()):
+        contrastive_loss(txt, img, ids, "mask", slice(0), loss=loss).loss.sum().backward()
+        assert all(p.grad == 0 for p in loss.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("hinge", None), "loss.name 'hinge' is none of the losses softmax, sigmoid"),
+        (("softmax", 0.0), "loss.temperature must be above 0, found 0.0"),
+        (("sigmoid", 0.1), "loss.temperature 0.1: the sigmoid loss learns its own scale"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(BadInput, match=message):
+        LossOptions(*settings)
+
+
+def test_cosines_need_a_temperature():
+    with pytest.raises(BadInput, match="loss softmax needs a temperature for cosines"):
+        LossOptions().check_similarity("cosine")
+    LossOptions().check_similarity("dot")
+    LossOptions(temperature="learned").check_similarity("cosine")
+    LossOptions("sigmoid").check_similarity("cosine")
 
 
 # ---- recorded from the original --------------------------------------------------------------------------------------

@@ -7,10 +7,15 @@ import pytest
 import torch
 from ranks_worker import build, make_batch
 
+from model.bi_encoder import LightningDOTConfig
+from model.distributed import SINGLE
+from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
 from model.objectives.cmr import CrossModalRetrieval
+from model.objectives.contrastive.options import LossOptions
 from model.objectives.gradient_cache import backward_in_chunks
-from model.precision import autocast
+from model.objectives.heads import heads_of
+from model.precision import autocast, loss_scaler
 
 
 def gradients(model):
@@ -20,8 +25,11 @@ def gradients(model):
 CMR = CrossModalRetrieval(ObjectiveOptions(distill_weight=0.5, distill_temperature=2.0))
 
 
+HEADS = heads_of(CMR, LightningDOTConfig())
+
+
 def loss_of(batch):
-    return lambda embedded: CMR.contrast(embedded, torch.nn.ModuleDict(), batch).share(batch.num_queries)
+    return lambda embedded: CMR.contrast(embedded, HEADS, batch).share(batch.num_queries)
 
 
 def embed_with(model):
@@ -49,6 +57,23 @@ def test_gradients_are_those_of_the_whole_batch(batch, rows, frozen):
     assert found.keys() == expected.keys() and len(found) > 20
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("loss", [LossOptions(temperature="learned"), LossOptions("sigmoid")])
+def test_a_loss_with_weights_of_its_own_gets_their_gradients(batch, loss):
+    cmr = CrossModalRetrieval(ObjectiveOptions(loss=loss, distill_weight=0.5))
+    model, _ = build()
+    model.config.similarity = "cosine"
+    found = []
+    for rows in (0, 4):
+        model.zero_grad()
+        heads = heads_of(cmr, model.config)
+        step = Backward(model, heads, SINGLE, "fp32", rows)
+        step.add_gradients(cmr, batch, SINGLE.meet([0], 9, 7), loss_scaler(torch.device("cpu"), "fp32"), 2)
+        found.append(gradients(model) | gradients(heads))
+    assert found[0].keys() == found[1].keys() >= {"contrast.log_scale"}
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -154,7 +154,7 @@ def test_regions_of_a_tower_of_another_width_need_fusion_none():
     with pytest.raises(BadInput, match=r"objective mrfr needs towers of one width .fusion add.*fusion none needs no"):
         PretrainingHeads(config, tasks=["mrfr"])
     heads = PretrainingHeads(config, ObjectiveOptions("none"), ["mrfr", "mrc"])
-    assert set(heads) == {"feat_regress", "region_classifier"}
+    assert set(heads) == {"contrast", "feat_regress", "region_classifier"}
 
 
 def test_labels_of_a_detector_without_any_are_refused():
