@@ -30,6 +30,7 @@ def main(config: RetrievalConfig | RerankingConfig) -> None:
     stop = StopSignal()
     device = choose_device(config.device)
     ranks = start_ranks(config.distributed, device.type == "cuda", config.distributed_timeout)
+    ranks.claim_output(config.output_dir)
     torch.manual_seed(config.seed)
     task = (Reranking if isinstance(config, RerankingConfig) else Retrieval)(config, device, ranks)
     best = fit(task, config, device, ranks, stop)

@@ -16,6 +16,7 @@ import datetime
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from data.errors import BadInput
+from data.storage.locks import claim_output
 
 Backend = Literal["auto", "torch", "horovod", "none"]
 BUCKET_BYTES = 32 << 20  # gradients sent at a time
@@ -119,6 +121,22 @@ class Ranks:
         yield
         if self.is_first:
             self.barrier()
+
+    def claim_output(self, path: str | Path) -> None:
+        """Be the only run that writes to ``path``, of all ranks, until these processes end.
+
+        Raises:
+            BadInput: another process has claimed it.
+        """
+        problem = None
+        if self.is_first:
+            try:
+                claim_output(path)
+            except BadInput as error:
+                problem = error
+        if self.exchange([problem is not None]).any():  # together: nobody waits for a rank that is gone
+            self.close()
+            raise problem or BadInput(f"{path}: another process is writing there; the first rank says which")
 
     def meet(self, position: Sequence[int], rows: int, predictions: int, stop: object = None) -> Meeting:
         """Begin a batch together.

@@ -29,6 +29,7 @@ from data.annotations.web_pairs import read_downloaded
 from data.captions.build import keep_with_regions, write_split_dbs
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 
 
@@ -120,6 +121,7 @@ def read_and_split(options: Options, report: dict) -> list[Caption]:
 
 
 def main(options: Options) -> None:
+    claim_output(options.out)
     report: dict = {}
     source, photo_of = options.annotations, FORMATS[options.format].photo_of
     captions = read_and_split(options, report)

@@ -116,6 +116,7 @@ def main(options: Options) -> None:
 
     device = choose_device(options.device)
     ranks = start_ranks(options.distributed, device.type == "cuda", options.distributed_timeout)
+    ranks.claim_output(options.out)
     model = LightningDOT.from_pretrained(options.checkpoint).to(device)
     for_inference(model, device, options.precision)
     encoding, started = Encoding(device, options.precision, options.batch_size, options.workers), time.perf_counter()

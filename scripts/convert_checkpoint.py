@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.locks import claim_output
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Options:
 def main(options: Options) -> None:
     from model.original import files as conversion  # torch is slow to import
 
+    claim_output(options.dst)
     settings = (options.text_config, options.image_config, options.cls_token_id, options.tokenizer)
     if options.to == "ours":
         notes = conversion.to_ours(options.src, options.dst, *settings)

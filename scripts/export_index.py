@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.index.reader import EmbeddingIndex
+from data.storage.locks import claim_output
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Options:
 def main(options: Options) -> None:
     from data.search.milvus import export_to_milvus  # torch is slow to import: --help and wrong options do without
 
+    if "://" not in options.uri:
+        claim_output(options.uri)
     index, started = EmbeddingIndex(options.index), time.perf_counter()
     export_to_milvus(index, options.uri, options.collection, options.engine_index, options.token, options.timeout)
     print(f"{options.uri}: {index.count} vectors in {options.collection!r}, {time.perf_counter() - started:.1f} s")

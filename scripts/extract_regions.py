@@ -26,6 +26,7 @@ from data.errors import BadInput
 from data.regions.db import BoxOptions
 from data.regions.photos import find_photos
 from data.regions.precomputed import precomputed_images
+from data.storage.locks import claim_output
 from model.extractors.base import ExtractorOptions
 from model.extractors.extraction import Extraction, ExtractionSettings, build_extractor, parse_shard
 from model.extractors.pool import PhotoImages
@@ -111,6 +112,7 @@ def main(options: Options) -> None:
     extraction = Extraction(
         ExtractionSettings(Path(options.out), boxes, options.compressed, shard, options.overwrite, command)
     )
+    claim_output(extraction.out)
     if finished := extraction.finished_report():
         print(f"{extraction.out}: done already, {finished['written']} photos")
         return

@@ -20,6 +20,7 @@ from configs import cli
 from data.errors import BadInput
 from data.scenes import world as scenes
 from data.storage.atomic import atomic_file
+from data.storage.locks import claim_output
 from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
 
 
@@ -66,6 +67,7 @@ def main(options: Options) -> None:
         raise BadInput(f"--seed: found {options.seed}, expected 0 or more; choose another seed")
     jobs = list(enumerate(split for split, count in splits.items() for _ in range(count)))
 
+    claim_output(options.out)
     photos = Path(options.out) / "photos"
     photos.mkdir(parents=True, exist_ok=True)
     final = Path(options.out) / "captions.jsonl"

@@ -24,6 +24,7 @@ from data.captions.build import keep_extracted
 from data.checks.inspection import require_sound
 from data.errors import BadInput
 from data.regions.db import layout_of
+from data.storage.locks import claim_output
 from data.storage.processes import run_command
 from data.storage.text_files import write_json
 
@@ -67,6 +68,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    claim_output(options.out)
     out, report, source = Path(options.out), {}, options.captions
     captions = selection.read_usable_captions(source, options.format, ReadingOptions(needs_split=False), report)
     captions = selection.keep_chosen(captions, "language", options.languages, source)
@@ -111,9 +113,6 @@ def choose_splits(captions: list[Caption], options: Options, report: dict) -> li
     return captions
 
 
-# ---- the other commands ----------------------------------------------------------------------------------------------
-
-
 def spell_option(word: str) -> list[str]:
     """``feature-dim=512`` → ``--feature-dim 512``."""
     name, equals, value = word.partition("=")
@@ -133,10 +132,9 @@ def show_commands(options: Options, regions: Path, splits: list[str]) -> None:
     """Print the commands that train and evaluate."""
     layouts = [layout for path in sorted(regions.iterdir()) if (layout := layout_of(path.name))]
     boxes = next((boxes for boxes, _ in layouts if boxes is not None), None)
-    told = []
-    if boxes is not None and (boxes.conf_th, boxes.max_bb, boxes.min_bb) != (0.2, 100, 10):  # the default
-        for name in ("conf_th", "max_bb", "min_bb"):
-            told += [f"--boxes.{name.replace('_', '-')}", str(getattr(boxes, name))]
+    is_default = boxes is None or (boxes.conf_th, boxes.max_bb, boxes.min_bb) == (0.2, 100, 10)
+    names = () if is_default else ("conf_th", "max_bb", "min_bb")
+    told = [word for name in names for word in (f"--boxes.{name.replace('_', '-')}", str(getattr(boxes, name)))]
     out = Path(options.out)
     out = Path(os.path.relpath(out)) if out.is_absolute() and out.is_relative_to(Path.cwd()) else out
     words = ["train_itm.py", "--config", options.config, "--data-root", str(out), *told, "--output-dir", str(out / "run")]

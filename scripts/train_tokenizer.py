@@ -16,6 +16,7 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.captions.vocabulary import train_vocabulary
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.locks import claim_output
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    claim_output(options.out)
     texts = [c.text for c in read_captions(options.annotations, options.format) if c.split in options.splits]
     if not texts:
         raise BadInput(f"{options.annotations}: no caption in {options.splits}; name the splits with --splits")

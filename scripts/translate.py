@@ -22,6 +22,7 @@ from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.errors import BadInput
+from data.storage.locks import claim_output
 from model.precision import choose_device
 from model.translation import TranslationSettings, translate_captions
 
@@ -66,6 +67,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    claim_output(options.out)
     captions = CaptionDB(options.captions)
     sources = read_sources(captions, options.languages)
     tokenizer = CaptionTokenizer.from_pretrained(options.tokenizer, options.lowercase)

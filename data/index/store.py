@@ -8,10 +8,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import lmdb
 import numpy as np
@@ -32,6 +31,7 @@ from data.index.layout import (
     stored_value,
 )
 from data.storage.lmdb_env import is_whole, promised_bytes
+from data.storage.locks import only_writer
 
 MAP_SIZE = 1 << 30  # first size of the memory map in bytes; it doubles whenever it is full
 _FICLONE = 0x40049409  # Linux: share the blocks of a file on file systems that can (Btrfs, XFS)
@@ -70,7 +70,7 @@ class BlockStore:
         self._changed: dict[int, Block] = {}  # put, and not committed
         self._last: dict[int, Block] = {}  # the last block as it was committed, at hand where it has room
         self._env: lmdb.Environment | None = None
-        self._lock: IO | None = None
+        self._claims = ExitStack()
 
     def open(self, copy_of: Path | None = None) -> None:
         """Lock the folder against other writers, and open the LMDB: the one that stands there, or a new one.
@@ -81,7 +81,7 @@ class BlockStore:
         Raises:
             BadInput: another process writes there, or nothing can be written.
         """
-        self._lock = _locked(self.partial)
+        self._claims.enter_context(only_writer(self.partial))
         try:
             if copy_of is not None:
                 shutil.rmtree(self.partial, ignore_errors=True)
@@ -261,37 +261,12 @@ class BlockStore:
             self._env.close()
         if not keep:
             shutil.rmtree(self.partial, ignore_errors=True)
-        _unlock(self._lock)
+        self._claims.close()
 
     def _cannot_write(self, error: Exception) -> CannotWrite:
         return CannotWrite(
             f"{self.folder}: cannot write the database ({error}); free disk space or choose another folder"
         )
-
-
-def _locked(partial: Path) -> IO:
-    """Hold the right to write there until ``_unlock``; BadInput while another process has it."""
-    path = partial.with_name(f".{partial.name.lstrip('.')}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise BadInput(f"{partial}: another process is writing this index; wait for it, or end it") from None
-    except OSError:  # a file system without locks
-        pass
-    return lock
-
-
-def _unlock(lock: IO | None) -> None:
-    if lock is not None:
-        with suppress(OSError):
-            os.unlink(lock.name)
-        lock.close()
 
 
 def _copy(source: Path, target: Path) -> None:

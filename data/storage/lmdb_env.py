@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import lmdb
 
 from data.errors import BadInput, CannotWrite
 from data.storage.digest import RecordsDigest, remember_digest
+from data.storage.locks import only_writer
 from data.storage.processes import ctrl_c_held
 
 MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
@@ -185,7 +187,7 @@ class LmdbWriter:
 
     Raises:
         CannotWrite: the disk is full or not writable.
-        BadInput: a key is empty or too long, `folder` holds something else.
+        BadInput: a key is empty or too long, `folder` holds something else, another process is writing it.
     """
 
     def __init__(self, folder: str | Path, map_size: int = 1 << 30, commit_every: int = 1000, keep: bool = False):
@@ -194,6 +196,7 @@ class LmdbWriter:
         self.commit_every = commit_every
         self.keep = keep
         self._map_size = map_size
+        self._claims = ExitStack()
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
         self._digest: RecordsDigest | None = None  # of what is committed
@@ -203,6 +206,7 @@ class LmdbWriter:
             raise BadInput(
                 f"{self.folder}: exists and is no LMDB database, it will not be replaced; choose another folder"
             )
+        self._claims.enter_context(only_writer(self.partial))
         try:
             if not self.keep:
                 shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
@@ -214,6 +218,7 @@ class LmdbWriter:
                 for key, value in txn.cursor():  # what another process has written, from which this one goes on
                     self._digest.add(key, value)
         except (OSError, lmdb.Error) as error:
+            self._claims.close()
             raise self._cannot_write(error) from None
         return self
 
@@ -264,6 +269,7 @@ class LmdbWriter:
             self._env.close()
             if not self.keep:
                 shutil.rmtree(self.partial, ignore_errors=True)
+            self._claims.close()
 
     def _finish(self) -> None:
         """Write what is left and rename; a subclass adds its last records before."""

@@ -1,0 +1,90 @@
+"""Two commands with one output: the second is refused at once, before it reads anything, with the process that has it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import cli
+from data.errors import BadInput
+from data.storage.locks import only_writer
+from scripts import (
+    build_captions,
+    build_index,
+    convert_checkpoint,
+    export_index,
+    extract_regions,
+    make_scenes,
+    prepare,
+    train_tokenizer,
+    translate,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+MINE = f"process {os.getpid()} on .* is writing there; wait for it, or end it"
+COMMANDS = {
+    "build_captions": (build_captions, ["--annotations", "absent", "--tokenizer", "absent", "--out", "out"], "out"),
+    "build_index": (build_index, ["--checkpoint", "absent", "--regions", "absent", "--out", "out", "--device", "cpu"], "out"),
+    "delete from an index": (build_index, ["--checkpoint", "absent", "--delete", "absent", "--out", "out"], "out"),
+    "convert_checkpoint": (convert_checkpoint, ["absent", "out"], "out"),
+    "export_index": (export_index, ["--index", "absent", "--uri", "out.db"], "out.db"),
+    "extract_regions": (extract_regions, ["--photos", "absent", "--out", "out"], "out"),
+    "a shard of extract_regions": (
+        extract_regions,
+        ["--photos", "absent", "--out", "out", "--shard", "2/3"],
+        "out/part-2-of-3",
+    ),
+    "merge of extract_regions": (extract_regions, ["--photos", "absent", "--out", "out", "--merge"], "out"),
+    "make_scenes": (make_scenes, ["--out", "out"], "out"),
+    "prepare": (prepare, ["--photos", "absent", "--captions", "absent", "--out", "out"], "out"),
+    "train_tokenizer": (train_tokenizer, ["--annotations", "absent", "--out", "out"], "out"),
+    "translate": (translate, ["--captions", "absent", "--tokenizer", "absent", "--out", "out"], "out"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_second_command_is_refused(tmp_path, monkeypatch, name):
+    script, words, out = COMMANDS[name]
+    monkeypatch.chdir(tmp_path)
+    positional = ("src", "dst") if script is convert_checkpoint else ()
+    with only_writer(out):
+        with pytest.raises(BadInput, match=MINE):
+            script.main(cli.parse(script.Options, words, positional))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_shards_of_one_extraction_are_written_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with only_writer("out/part-1-of-2"), pytest.raises(BadInput, match="absent"):
+        words = ["--photos", "absent", "--out", "out", "--shard", "2/2"]
+        extract_regions.main(cli.parse(extract_regions.Options, words))
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("pretrain.py", ["--data", "[{name: a, captions: absent, regions: absent, tasks: {cmr: 1}}]"]),
+        ("train_itm.py", ["--train-captions", "absent", "--train-regions", "absent", "--val-captions", "absent"]),
+    ],
+)
+def test_a_run_folder_has_one_training_of_any_number_of_ranks(tmp_path, script, words):
+    words = [sys.executable, str(ROOT / script), *words, "--device", "cpu", "--output-dir", str(tmp_path / "run")]
+    for ranks in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            free_port = free.getsockname()[1]
+        together = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+        with only_writer(tmp_path / "run"):
+            processes = [
+                subprocess.Popen(words, stderr=subprocess.PIPE, text=True,
+                                 env=os.environ | (together | {"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}))
+                for r in range(ranks)
+            ]  # fmt: skip
+            said = [process.communicate(timeout=60)[1] for process in processes]
+        assert [process.returncode for process in processes] == [2] * ranks, said
+        assert f"{tmp_path / 'run'}: process {os.getpid()} on" in said[0] and said[0].count("\n") == 1
+        assert all("is writing there" in text for text in said)
+    assert list(tmp_path.iterdir()) == []
