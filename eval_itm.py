@@ -17,7 +17,9 @@ import numpy as np
 from configs import cli
 from data.batches.identity import digests_of_pairs
 from data.batches.pairs import open_pairs
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
+from model.evaluation.folders import evaluations_folder
 from model.evaluation.outcomes import write_ranks
 from model.evaluation.recall import chance_table
 from model.evaluation.reranked import rerank_split
@@ -31,13 +33,14 @@ from optim.run import environment
 
 
 def main(config: EvalConfig) -> None:
+    out = Path(config.output_dir or evaluations_folder(config.checkpoint) / Path(config.captions).name)
     device = choose_device(config.device)
     view = {"image_captions": config.image_captions, "caption_weight": config.caption_score_weight}
     root, languages = config.data_root, config.languages
     pairs = open_pairs(config.captions, config.regions, config.boxes, languages=languages, root=root, **view)
     model, reranker = open_models(config, pairs, device)
 
-    out = Path(config.output_dir or Path(config.checkpoint) / "eval" / Path(config.captions).name)
+    claim_output(out)
     started = time.perf_counter()
     encoding = Encoding(device, config.precision, config.batch_size, config.num_workers)
     split = encode_split(model, pairs, out, encoding, config.checkpoint)

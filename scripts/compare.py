@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Is B better than A? Recall of two evaluations of one split, query by query.
 
-python scripts/compare.py runs/a/best/eval/test runs/b/best/eval/test
+python scripts/compare.py runs/a runs/b                        # their best checkpoints, evaluated by eval_itm.py
+python scripts/compare.py runs/a/best runs/b/eval/step-00012000/test
 python scripts/compare.py a/results.json b/results.json --resample images --json comparison.json
 """
 
@@ -24,7 +25,7 @@ class Options:
     """Compare two evaluations of one split: differences of recall, their 95% intervals, and paired tests.
 
     Args:
-        a: results.json of eval_itm.py, or the folder that holds it
+        a: results.json of eval_itm.py, or the folder, checkpoint or run that holds it
         b: the other one; differences are B - A
         bootstrap: paired resamples for the intervals, and sign flips for the tests
         resample: what is drawn, and flipped: queries, or images with the queries of their captions

@@ -19,7 +19,7 @@ from typing import IO
 
 from data.errors import BadInput
 
-_held: dict[Path, IO] = {}  # lock file → its handle, of this process
+_held: dict[Path, tuple[IO, list[Path]]] = {}  # lock file → its handle, and the folders that were made for it
 _claimed: set[Path] = set()  # those of them that are held to its end
 
 
@@ -56,6 +56,7 @@ def _lock_file(path: str | Path) -> Path:
 
 def _lock(path: str | Path) -> Path | None:
     file = _lock_file(path)
+    made = [folder for folder in file.parents if not folder.exists()]
     while True:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def _lock(path: str | Path) -> Path | None:
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {platform.node()} ({Path(sys.argv[0]).name})")
     handle.flush()
-    _held[file] = handle
+    _held[file] = handle, made
     return file
 
 
@@ -93,10 +94,12 @@ def _is_still(file: Path, handle: IO) -> bool:
 
 
 def _unlock(file: Path | None) -> None:
-    handle = None if file is None else _held.pop(file, None)
-    if handle is not None:
-        with suppress(OSError):
+    if file in _held:
+        handle, made = _held.pop(file)
+        with suppress(OSError):  # a folder that something was written to stays
             os.unlink(file)
+            for folder in made:
+                folder.rmdir()
         handle.close()
 
 
@@ -108,7 +111,7 @@ def _unlock_all() -> None:
 
 def _leave_to_parent() -> None:
     """In a forked child: a lock is its parent's, and must not outlive that in the child's copy of the handle."""
-    for handle in _held.values():
+    for handle, _ in _held.values():
         handle.close()
     _held.clear()
     _claimed.clear()

@@ -1,6 +1,6 @@
 """Two evaluations of one split, query by query: differences of recall, how sure they are, and whether they are chance.
 
-    a, b = (read_evaluation(folder) for folder in ("runs/a/best/eval/test", "runs/b/best/eval/test"))
+    a, b = (read_evaluation(folder) for folder in ("runs/a", "runs/b/eval/step-00012000/test"))
     compare_evaluations(a, b, resamples=10_000)["all"]["AR"]["difference"]
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.errors import BadInput
 from data.storage.text_files import read_json
+from model.evaluation.folders import find_results
 from model.evaluation.outcomes import QueryRanks, read_ranks
 from model.evaluation.recall import METRICS, mean_table, recall_table
 from model.evaluation.statistics import Units, difference_tests, holm, intervals, resampled_recall
@@ -42,12 +43,12 @@ class Evaluation:
 
 
 def read_evaluation(path: str | Path) -> Evaluation:
-    """Read a results.json, or that of a folder, with the ranks beside it.
+    """Read a results.json, or that of a folder, checkpoint or run (`find_results`), with the ranks beside it.
 
     Raises:
-        BadInput: a file is missing or damaged, or they are of two evaluations.
+        BadInput: a file is missing or damaged, or they are of two evaluations; a run has several.
     """
-    path = Path(path, "results.json") if Path(path).is_dir() else Path(path)
+    path = find_results(path)
     try:
         results = read_json(path, "give a results.json of eval_itm.py")
         recall, name = results["recall"], results["ranks"]

@@ -20,7 +20,8 @@ class EvalConfig:
         regions: image DB
         data_root: relative folders of databases start here
         output_dir: where the feature indexes (img, txt), results.json and ranks.npz go; indexes there that were made by
-            this checkpoint from this data are used again. None: CHECKPOINT/eval/NAME_OF_CAPTIONS
+            this checkpoint from this data are used again. None: RUN/eval/STEP/NAME_OF_CAPTIONS for a
+            checkpoint of a run (RUN/best), else CHECKPOINT/eval/NAME_OF_CAPTIONS
         languages: only captions in these; none: all
         boxes: which boxes of the image DB are used
         image_captions: text DB with captions of the images themselves, for a model that was trained with a third view
