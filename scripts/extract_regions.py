@@ -23,9 +23,11 @@ import torch
 
 from configs import cli
 from data.errors import BadInput
+from data.regions.box_forms import BoxForm, BoxFormat, BoxUnits, SizeOrder
+from data.regions.conversion import GridOrder
 from data.regions.db import BoxOptions
 from data.regions.photos import find_photos
-from data.regions.precomputed import precomputed_images
+from data.regions.precomputed import PrecomputedImages, PrecomputedOptions
 from data.storage.locks import claim_output
 from model.extractors.base import ExtractorOptions
 from model.extractors.extraction import Extraction, ExtractionSettings, build_extractor, parse_shard
@@ -55,7 +57,10 @@ class Options:
         num_labels: random-conv and precomputed: classes of the soft labels, background included; 0 for none
         size: random-conv: longer side, in pixels, at which the network sees a photo; a multiple of 4
         seed: random-conv: seed of the frozen weights
-        size_order: precomputed: wh or hw, the order of width and height in a TSV of 6 columns
+        box_units: precomputed: boxes are in pixels or fractions; auto: recognised, of all images together
+        box_format: precomputed: a box is xyxy (two corners), xywh (a corner, width and height) or yxyx; auto: xyxy or xywh
+        size_order: precomputed: wh takes the images' width and height as they are given, hw swaps them; auto: recognised
+        grid_order: precomputed: axes of a map of features, hwc or chw; auto: recognised
         sizes: precomputed: JSON of image sizes, {name: [width, height]} or COCO's, for files that do not say them
         shard: I/N takes every N-th photo from the I-th (1 to N) and writes part-I-of-N below `out`; torchrun's ranks do by
             themselves
@@ -79,7 +84,10 @@ class Options:
     num_labels: int = 1601
     size: int = 192
     seed: int = 0
-    size_order: str = "wh"
+    box_units: BoxUnits = "auto"
+    box_format: BoxFormat = "auto"
+    size_order: SizeOrder = "auto"
+    grid_order: GridOrder = "auto"
     sizes: str | None = None
     shard: str | None = None
     merge: bool = False
@@ -94,16 +102,17 @@ class Options:
             raise BadInput(f"--min-bb {self.min_bb} --max-bb {self.max_bb}: expected 1 <= min-bb <= max-bb")
         if self.workers < 0:
             raise BadInput(f"--workers: found {self.workers}, expected 0 (this process only) or more")
-        if self.size_order not in ("wh", "hw"):
-            raise BadInput(f"--size-order: found {self.size_order}, expected wh or hw")
+        precomputed = self.precomputed()
         if self.extractor == "precomputed":
-            if self.num_labels < 0 or self.num_labels == 1:
-                raise BadInput(f"--num-labels: found {self.num_labels}, expected 0 (none) or at least 2 (with background)")
             for name in ("list", "weights"):
                 if getattr(self, name) is not None:
                     raise BadInput(f"--{name}: precomputed takes every image of --photos, without a network; leave it out")
-        elif self.sizes is not None:
-            raise BadInput(f"--sizes {self.sizes}: only precomputed features need them; leave it out")
+        elif precomputed.sizes is not None or (precomputed.form, precomputed.grid_order) != (BoxForm(), "auto"):
+            raise BadInput("--sizes, --box-units, --box-format, --size-order, --grid-order: only precomputed features need them")
+
+    def precomputed(self) -> PrecomputedOptions:
+        form = BoxForm(self.box_units, self.box_format, self.size_order)
+        return PrecomputedOptions(self.image_key, form, self.num_labels, self.sizes, self.max_bb, self.grid_order)
 
 
 def main(options: Options) -> None:
@@ -118,9 +127,7 @@ def main(options: Options) -> None:
         return
     extraction.check_output()
     if options.extractor == "precomputed":
-        images = precomputed_images(
-            options.photos, options.image_key, options.num_labels, options.size_order, options.sizes, options.max_bb
-        )
+        images = PrecomputedImages(options.photos, options.precomputed())
         report = extraction.merge(images.keys()) if options.merge else extraction.run(images)
     else:
         photos = find_photos(options.photos, options.list, options.image_key)
@@ -134,11 +141,7 @@ def main(options: Options) -> None:
             extractor = build_extractor(options.extractor, built_from)
             device = torch.device("cpu") if extractor.only_on_cpu else choose_device(options.device)
             report = extraction.run(PhotoImages(photos, extractor, options.workers, device))
-    print(f"{report.written} photos, {report.regions_per_photo:.1f} regions each, in {extraction.folder}")
-    if report.from_an_earlier_run:
-        print(f"{report.from_an_earlier_run} of them were there from an earlier run")
-    if report.skipped:
-        print(f"{report.skipped} photos could not be read and were skipped; {extraction.out / 'report.json'} lists them")
+    print(report.summary(extraction))
 
 
 if __name__ == "__main__":

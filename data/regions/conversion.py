@@ -1,31 +1,55 @@
 """Arrays as other people's files hold them → `Regions` as the database stores them.
 
 The arrays come under the names of `data.regions.precomputed.NAMES`: `features` with `boxes` (in pixels, or fractions) or `norm_bb`, or
-a map of grid features alone; where they are known also `conf`, `soft_labels` or `classes` and `class_conf`, `image_w` and `image_h`.
+a map of grid features alone; where they are known also `conf`, `soft_labels` or `classes` and `class_conf`, `image_w` and `image_h`
+(with `size_order`, as in `StoredBoxes`, where it is not `named`), and `num_boxes`. Arrays may have an axis of one image in front; rows of padding, which files of one length have, are no regions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
+from data.regions.box_forms import SLACK, BoxForm, StoredBoxes, corners_of
 from data.regions.db import Regions
 
-SLACK = 1 / 100  # of fractions: detectors round up to a pixel or two beyond the edge, half precision rounds sums
+CHANNELS = 64  # a feature map has at least so many channels, and a side of a grid fewer
+GridOrder = Literal["auto", "hwc", "chw"]
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How arrays are read.
+
+    Args:
+        boxes: form of the array `boxes`, without ``auto``
+        norm_bb: form of the array `norm_bb`, the same
+        num_labels: width of soft labels that are made from likeliest classes; 0 for none
+        max_bb: most regions of a map of grid features
+        grid_order: axes of such a map: hwc [rows, columns, F] or chw [F, rows, columns]; auto: recognised
+    """
+
+    boxes: BoxForm
+    norm_bb: BoxForm
+    num_labels: int
+    max_bb: int = 100
+    grid_order: GridOrder = "auto"
 
 
 def to_regions(
-    arrays: Mapping[str, Any], num_labels: int, size: tuple[float, float] | None = None, max_bb: int = 100
-) -> Regions:
+    arrays: Mapping[str, Any], reading: Conversion, size: tuple[float, float] | None = None
+) -> tuple[Regions, int]:
     """What a file holds of one image → what the database stores, most confident first (equal ones as in the file).
 
     Args:
         arrays: see the module
-        num_labels: width of soft labels that are made from likeliest classes; 0 for none
         size: width, height, where the file does not say them
-        max_bb: most regions of a map of grid features
+
+    Returns: the regions, and how many rows of padding were left out
 
     Raises:
         ValueError: arrays that do not fit each other, boxes in pixels of an image of unknown size, values beyond fp16,
@@ -33,21 +57,23 @@ def to_regions(
     """
     if "features" not in arrays:
         raise ValueError(f"no features; found {', '.join(arrays) or 'nothing'}")
-    features = np.asarray(arrays["features"])
-    if features.dtype.kind not in "fiu":
-        raise ValueError(f"features are {features.dtype}, expected numbers")
-    if features.ndim == 3 and not {"boxes", "norm_bb"} & arrays.keys():
-        features, corners = _pool_grid(features.astype(np.float32), max_bb)
+    if np.asarray(arrays["features"]).dtype.kind not in "fiu":
+        raise ValueError(f"features are {np.asarray(arrays['features']).dtype}, expected numbers")
+    padding = 0
+    if is_grid(arrays):
+        grid = _grid(np.asarray(arrays["features"]), reading.grid_order)
+        features, corners = _pool_grid(grid.astype(np.float32), reading.max_bb)
+        rows: Arrays = {name: _of_one_image(arrays, name, 1) for name in ("conf",) if name in arrays}
     else:
-        corners = _corners(arrays, size)
-    boxes = _norm_boxes(corners)
-    features = features.reshape(-1, features.shape[-1]).astype(np.float32)
+        rows, padding = image_rows(arrays)
+        features = rows["features"].astype(np.float32)
+        form = reading.norm_bb if "norm_bb" in rows else reading.boxes
+        corners = corners_of(stored_boxes(arrays, rows, size), form)
     n = len(features)
-    if boxes.shape != (n, 6) or n == 0:
-        raise ValueError(f"{n} features and {len(boxes)} boxes, expected as many of each and at least one")
-    conf = arrays.get("conf", arrays.get("class_conf"))
-    conf = np.ones(n, np.float32) if conf is None else np.asarray(conf, np.float32).reshape(n)
-    labels = _soft_labels(arrays, n, num_labels)
+    conf = rows.get("conf", rows.get("class_conf"))
+    conf = np.ones(n, np.float32) if conf is None else conf.astype(np.float32).reshape(n)
+    labels = _soft_labels(rows, n, reading.num_labels)
+    boxes = np.concatenate([corners, corners[:, 2:] - corners[:, :2]], 1)
     for name, values in (("features", features), ("boxes", boxes), ("conf", conf), ("soft_labels", labels)):
         with np.errstate(over="ignore"):
             if values is not None and not np.isfinite(values.astype(np.float16)).all():
@@ -61,7 +87,114 @@ def to_regions(
             "expected probabilities, which add up to 1"
         )
     order = np.argsort(-conf, kind="stable")
-    return Regions(*(None if v is None else v[order].astype(np.float16) for v in (features, boxes, conf, labels)))
+    found = (None if v is None else v[order].astype(np.float16) for v in (features, boxes, conf, labels))
+    return Regions(*found), padding
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+ROWS = {"features": 2, "norm_bb": 2, "boxes": 2, "conf": 1, "soft_labels": 2, "classes": 1, "class_conf": 1}  # their axes
+
+
+def image_rows(arrays: Mapping[str, Any]) -> tuple[Arrays, int]:
+    """The arrays that have a row for each region, without an axis of one image and without rows of padding; and the number of
+    the latter. Padding is what `num_boxes` does not count, and rows of zeros.
+
+    Raises:
+        ValueError: arrays of other shapes, or that do not fit each other.
+    """
+    rows = {name: _of_one_image(arrays, name, axes) for name, axes in ROWS.items() if name in arrays}
+    box_name = "norm_bb" if "norm_bb" in rows else "boxes"
+    if box_name not in rows:
+        raise ValueError("no boxes, and the features are no grid [rows, columns, F]")
+    boxes, n = rows[box_name], len(rows["features"])
+    if not 4 <= boxes.shape[1] <= 7:
+        raise ValueError(f"{box_name} have the shape {list(boxes.shape)}, expected 4 to 7 columns")
+    stored = max(n, len(boxes))
+    if "num_boxes" in arrays:
+        n = int(scalar(arrays, "num_boxes"))
+        if not 1 <= n <= min(stored, len(rows["features"])):
+            raise ValueError(f"num_boxes is {n}, and {len(rows['features'])} features are stored")
+        rows = {name: values[:n] for name, values in rows.items()}
+    for name, values in rows.items():
+        if len(values) != n or n == 0:
+            raise ValueError(f"{n} features and {len(values)} {name}, expected as many of each and at least one")
+    no_box, no_feature = ~rows[box_name].any(1), ~rows["features"].any(1)
+    no_conf = ~rows["conf"].astype(bool) if "conf" in rows else no_feature
+    padding = no_feature | (no_box & no_conf)
+    if (odd := no_box & ~padding).any():
+        raise ValueError(f"box {odd.argmax()} is all zeros, and its features are not")
+    if padding.all():
+        raise ValueError(f"all {n} rows are padding: zeros")
+    return {name: values[~padding] for name, values in rows.items()}, stored - n + int(padding.sum())
+
+
+def _of_one_image(arrays: Mapping[str, Any], name: str, axes: int) -> np.ndarray:
+    """An array with that many axes: those of length 1 in front and behind are left out. Raises ValueError for other shapes."""
+    values = np.asarray(arrays[name])
+    shape = list(values.shape)
+    while len(shape) > axes and shape[0] == 1:
+        shape = shape[1:]
+    while len(shape) > axes and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != axes:
+        expected = {1: "[n]", 2: "[n, columns]"}[axes]
+        raise ValueError(f"{name} have the shape {list(values.shape)}, expected {expected} (or [1, n, ...]) of one image")
+    return values.reshape(shape)
+
+
+def scalar(arrays: Mapping[str, Any], name: str) -> float:
+    """A number, which may be stored as an array of one. Raises ValueError for another."""
+    values = np.asarray(arrays[name])
+    if values.size != 1 or values.dtype.kind not in "fiu":
+        raise ValueError(f"{name} has the shape {list(values.shape)} and type {values.dtype}, expected one number")
+    return float(values.reshape(()))
+
+
+def stored_boxes(arrays: Mapping[str, Any], rows: Arrays, size: tuple[float, float] | None = None) -> StoredBoxes:
+    """The boxes of `image_rows`, and what is known of the image's size."""
+    name = "norm_bb" if "norm_bb" in rows else "boxes"
+    if "image_w" in arrays and "image_h" in arrays:
+        size = scalar(arrays, "image_w"), scalar(arrays, "image_h")
+    order = arrays.get("size_order", "named")
+    return StoredBoxes(rows[name].astype(np.float64), size, order, name == "norm_bb")
+
+
+# ---- grids -----------------------------------------------------------------------------------------------------------
+
+
+def is_grid(arrays: Mapping[str, Any]) -> bool:
+    """Whether the features are a map, which brings its own boxes: two axes of more than one cell beside the channels."""
+    return np.ndim(arrays["features"]) in (3, 4) and not {"boxes", "norm_bb"} & arrays.keys()
+
+
+def _grid(grid: np.ndarray, order: GridOrder) -> np.ndarray:
+    """The map as [rows, columns, F].
+
+    Raises:
+        ValueError: a batch of several, regions without boxes, or nothing tells which axis the features are.
+    """
+    shape = list(grid.shape)
+    if grid.ndim == 4:
+        if len(grid) != 1:
+            raise ValueError(f"features have the shape {shape}, expected a map of one image")
+        grid = grid[0]
+    elif len(grid) == 1 and order == "auto":
+        raise ValueError(
+            f"features have the shape {shape} and there are no boxes: regions without boxes, or a grid of one row? "
+            "say which: --grid-order hwc or chw"
+        )
+    if order == "auto":
+        first, middle, last = grid.shape
+        if last >= max(first, middle) and not (first >= CHANNELS and last < 4 * first):
+            order = "hwc"
+        elif first <= max(middle, last) and first < CHANNELS:
+            order = "hwc"
+        elif first >= CHANNELS and first > middle and (last < CHANNELS or first >= 4 * last):
+            order = "chw"
+        else:
+            raise ValueError(f"features have the shape {shape}: say which axis they are, --grid-order hwc or chw")
+    return grid.transpose(1, 2, 0) if order == "chw" else grid
 
 
 def window_side(rows: int, columns: int, max_bb: int) -> int:
@@ -70,8 +203,8 @@ def window_side(rows: int, columns: int, max_bb: int) -> int:
 
 
 def _pool_grid(grid: np.ndarray, max_bb: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the windows (see `window_side`) of a map [rows, columns, F], and their boxes [n, 4]; a window at the edge
-    averages what is there."""
+    """Means of the windows (see `window_side`) of a map [rows, columns, F]: [n, F], and their boxes [n, 4]; a window at the
+    edge averages what is there."""
     rows, columns = grid.shape[:2]
     k = window_side(rows, columns, max_bb)
     y, x = np.arange(0, rows, k), np.arange(0, columns, k)
@@ -79,47 +212,21 @@ def _pool_grid(grid: np.ndarray, max_bb: int) -> tuple[np.ndarray, np.ndarray]:
     sums = np.add.reduceat(np.add.reduceat(grid, y, 0), x, 1)
     y, x = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
     corners = [x / columns, y / rows, (x + k).clip(max=columns) / columns, (y + k).clip(max=rows) / rows]
-    return sums / (height[:, None] * width)[..., None], np.stack(corners, 1)
+    means = sums / (height[:, None] * width)[..., None]
+    return means.reshape(-1, grid.shape[2]), np.stack(corners, 1)
 
 
-def _corners(arrays: Mapping[str, Any], size: tuple[float, float] | None) -> np.ndarray:
-    """float [n, 4]: x1 y1 x2 y2, as fractions of the image."""
-    if "norm_bb" in arrays:
-        return np.asarray(arrays["norm_bb"], np.float64)[:, :4]
-    if "boxes" in arrays:
-        corners = np.asarray(arrays["boxes"], np.float64)[:, :4]
-        if "image_w" in arrays and "image_h" in arrays:
-            size = float(np.asarray(arrays["image_w"])), float(np.asarray(arrays["image_h"]))
-        if size is None and corners.size and corners.max() > 1:
-            raise ValueError("boxes are in pixels and the image's size is not known; give --sizes")
-        return corners / ([*size, *size] if size else 1)
-    raise ValueError("no boxes, and the features are no grid [rows, columns, F]")
-
-
-def _norm_boxes(corners: np.ndarray) -> np.ndarray:
-    """float [n, 6]: x1 y1 x2 y2 w h, inside the image."""
-    if corners.size and not ((corners >= -SLACK) & (corners <= 1 + SLACK)).all():
-        raise ValueError(
-            f"a box ends at {corners[:, 2].max():.3f} of the width and {corners[:, 3].max():.3f} of the height; are width "
-            "and height swapped (--size-order)?"
-        )
-    if (inverted := (corners[:, 2:] < corners[:, :2]).any(1)).any():
-        raise ValueError(f"box {inverted.argmax()} ends before it begins: {corners[inverted.argmax()].round(3).tolist()}")
-    corners = corners.clip(0, 1)
-    return np.concatenate([corners, corners[:, 2:] - corners[:, :2]], 1)
-
-
-def _soft_labels(arrays: Mapping[str, Any], n: int, num_labels: int) -> np.ndarray | None:
+def _soft_labels(rows: Arrays, n: int, num_labels: int) -> np.ndarray | None:
     if num_labels == 0:
         return None
-    if "soft_labels" in arrays:
-        return np.asarray(arrays["soft_labels"], np.float32).reshape(n, -1)
-    if "classes" not in arrays or "class_conf" not in arrays:
+    if "soft_labels" in rows:
+        return rows["soft_labels"].astype(np.float32)
+    if "classes" not in rows or "class_conf" not in rows:
         return None
-    classes = np.asarray(arrays["classes"]).reshape(n).astype(np.int64)
+    classes = rows["classes"].astype(np.int64)
     if classes.min() < 0 or classes.max() + 1 >= num_labels:
         raise ValueError(f"class {classes.max()} does not fit {num_labels} soft labels with the background; see --num-labels")
     labels = np.zeros((n, num_labels), np.float32)
-    labels[np.arange(n), classes + 1] = np.asarray(arrays["class_conf"]).reshape(n)
+    labels[np.arange(n), classes + 1] = rows["class_conf"]
     labels[:, 0] = 1 - labels[:, 1:].sum(1)
     return labels

@@ -99,11 +99,13 @@ class Found(NamedTuple):
         name: where it is, for reports
         key: in the image DB
         regions: its regions, or why there are none
+        padding: rows of zeros that were left out of them
     """
 
     name: str
     key: str
     regions: Regions | Problem
+    padding: int = 0
 
 
 def count_boxes(conf: np.ndarray, boxes: BoxOptions) -> int:
@@ -197,12 +199,19 @@ class RegionDB:
         self.folder = self._find(candidates)
         self.compressed = self.folder.name.endswith("_compressed")
         self._records = Records(self.folder)
+        self._counted_in = nbb_path.name if nbb_path else self.folder.name  # where the number of boxes to use stands
 
         sources = [self.folder / "data.mdb", *([nbb_path] if nbb_path else [])]
         build = functools.partial(self._build, nbb_path)
         rule = "_".join(map(str, dataclasses.astuple(self.boxes)))
         arrays = load_columns(self.folder, f"columns_{rule}", sources, build, rows="count")
         self.keys: Sequence[str] = Strings(arrays, "key")
+        if (none := arrays["count"] < 1).any():
+            key, source = self.keys[int(none.argmax())], nbb_path or self.folder
+            raise BadInput(
+                f"{source}: key {key!r} has {arrays['count'][none.argmax()]} boxes to use, expected at least 1; "
+                + ("delete the file to have the counts computed" if nbb_path else "extract this picture again")
+            )
         self.num_regions: Mapping[str, int] = Table(self.keys, Numbers(arrays["count"]))
         first = self._decode(self.keys[0], MEMBERS)
         self.feature_dim: int = first["features"].shape[1]
@@ -237,7 +246,11 @@ class RegionDB:
     def _read_nbb(self, path: Path, keys: list[str]) -> np.ndarray:
         try:
             counts = read_json(path, "delete it to have the box counts computed")
-            return np.array([counts[key] for key in keys], np.int32)
+            found = [counts[key] for key in keys]
+            odd = next((key for key, count in zip(keys, found) if type(count) is not int), None)
+            if odd is not None:
+                raise ValueError(f"{odd!r} has {counts[odd]!r}, expected a whole number")
+            return np.array(found, np.int32)
         except KeyError as error:
             raise BadInput(
                 f"{path}: no box count for {error}, which is in {self.folder.name}; "
@@ -280,6 +293,11 @@ class RegionDB:
             raise BadInput(
                 f"{self.folder}: key {key!r} has soft_labels {labels.shape}, expected ({rows}, {self.num_labels}); "
                 "extract this picture again"
+            )
+        if rows < count and count != self.boxes.min_bb:  # UNITER's tools write min_bb for a picture of fewer boxes
+            raise BadInput(
+                f"{self.folder}: key {key!r} stores {rows} boxes, and {count} are to be used ({self._counted_in}); extract this "
+                "picture again, or delete a box-count file to have the counts computed"
             )
         labels = labels[:count] if labels is not None else None
         return Regions(features[:count], boxes[:count], arrays["conf"][:count], labels)

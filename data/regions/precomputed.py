@@ -5,12 +5,12 @@
 - bottom-up attention's TSV, without a header: 6 columns (image_id, image_w, image_h, num_boxes, boxes, features) or LXMERT's 10
   (img_id, img_h, img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, features), arrays in base64;
 - a folder of one file per image: `.npz` (UNITER's: norm_bb, features, conf, soft_labels; bottom-up attention's: x, bbox, image_w,
-  image_h), `.h5` (data sets of these names), `.npy` (a map of grid features [rows, columns, F], merged by k x k
+  image_h), `.h5` (data sets of these names), `.npy` (a map of grid features [rows, columns, F] or [F, rows, columns], merged by k x k
   means to at most max_bb regions; or [n, F] with the boxes in `STEM_boxes.npy` or `STEM.boxes.npy`);
 - an HDF5 file of all images: groups named by image, or data sets `ID_features`, `ID_boxes`, `ID_cls_prob`.
 
-Boxes may be in pixels where the file or `sizes` says how large the image is. Where there are no confidences they are 1: every box
-counts. Soft labels are the file's own (background at position 0); or, from the likeliest class and its probability, that at
+Boxes may be fractions, or pixels where the file or `sizes` says how large the image is: the form is recognised, of the whole source
+(`data.regions.box_forms`). Where there are no confidences they are 1: every box counts. Soft labels are the file's own (background at position 0); or, from the likeliest class and its probability, that at
 position class + 1 and the rest at the background; or none.
 """
 
@@ -19,15 +19,17 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from data.errors import BadInput
-from data.regions.conversion import to_regions
-from data.regions.db import Found, Problem, Regions
+from data.regions.box_forms import BoxForm, StoredBoxes, recognise_form
+from data.regions.conversion import Conversion, GridOrder, image_rows, is_grid, stored_boxes, to_regions
+from data.regions.db import Found, Problem
 from data.regions.keys import key_of_image
 from data.regions.photos import PICTURE_SUFFIXES
 from data.storage.text_files import read_json
@@ -49,84 +51,134 @@ NAMES = {  # ours: what others call it
     "class_conf": ("class_conf", "objects_conf"),
     "image_w": ("image_w", "img_w", "image_width", "width"),
     "image_h": ("image_h", "img_h", "image_height", "height"),
+    "num_boxes": ("num_boxes", "num_bbox", "num_bb", "nbb", "n_boxes", "num_box"),
 }
 THEIR_NAMES = [other for others in NAMES.values() for other in others]
-Item = tuple[str, str, Callable[[], Regions]]  # name for reports, key, and what reads it
 
 
 @dataclass
-class PrecomputedImages:
-    """The images of a file or folder of features, in its order; they can be gone through once.
+class PrecomputedOptions:
+    """How features of somebody else are read.
 
     Args:
-        count: how many images there are; None where only reading tells
-        items: what they are
+        image_key: see `key_of_image`
+        form: of the boxes, as far as the user says it
+        num_labels: width of the soft labels that are made from likeliest classes, with the background; 0 for none
+        sizes: JSON of image sizes, {name: [width, height]} or a COCO annotation file (its "images"), for files without
+        max_bb: most regions of a map of grid features
+        grid_order: axes of such a map
     """
 
-    count: int | None
-    items: Iterator[Item]
+    image_key: str = "{stem}.npz"
+    form: BoxForm = field(default_factory=BoxForm)
+    num_labels: int = 1601
+    sizes: str | None = None
+    max_bb: int = 100
+    grid_order: GridOrder = "auto"
 
-    def keys(self) -> Iterator[str]:
-        return (key for _, key, _ in self.items)
-
-    def found(self, is_wanted: Callable[[str, str], bool]) -> tuple[int | None, Iterator[Found]]:
-        """See `model.extractors.extraction.Images`."""
-        wanted = (item for item in self.items if is_wanted(*item[:2]))
-        return self.count, (Found(name, key, _regions_or_problem(key, read)) for name, key, read in wanted)
-
-
-def _regions_or_problem(key: str, read: Callable[[], Regions]) -> Regions | Problem:
-    try:
-        key.encode()
-        return read()
-    except Exception as error:  # numpy, zip and HDF5 raise almost anything on damaged files
-        return Problem(f"{type(error).__name__}: {error}")
+    def __post_init__(self) -> None:
+        if self.num_labels < 0 or self.num_labels == 1:
+            raise BadInput(f"--num-labels: found {self.num_labels}, expected 0 (none) or at least 2 (with background)")
+        if self.grid_order not in get_args(GridOrder):
+            raise BadInput(f"--grid-order: found {self.grid_order}, expected one of {', '.join(get_args(GridOrder))}")
 
 
-def precomputed_images(
-    source: str,
-    template: str = "{stem}.npz",
-    num_labels: int = 1601,
-    size_order: str = "wh",
-    sizes: str | None = None,
-    max_bb: int = 100,
-) -> PrecomputedImages:
-    """The images of a file or folder (see the module).
+class Item(NamedTuple):
+    """An image of a source: its name for reports, its stem, and what reads its arrays (under our names)."""
+
+    name: str
+    stem: str
+    read: Callable[[], dict[str, Any]]
+
+
+class PrecomputedImages:
+    """The images of a file or folder of features, in its order.
 
     Args:
         source: TSV or HDF5 file, or folder
-        template: see `key_of_image`
-        num_labels: width of the soft labels that are made from likeliest classes, with the background; 0 for none
-        size_order: wh or hw, the order of width and height in a TSV of 6 columns (both are in circulation)
-        sizes: JSON of image sizes, {name: [width, height]} or a COCO annotation file (its "images"), for files without
-        max_bb: most regions of a map of grid features
+        options: how it is read
+
+    Attributes:
+        count: how many images there are; None where only reading tells
 
     Raises:
         BadInput: no such file, an unknown form, h5py is missing.
     """
+
+    def __init__(self, source: str, options: PrecomputedOptions):
+        self._source, self._options = source, options
+        self._sizes = image_sizes(options.sizes) if options.sizes else {}
+        self.count, self._items = source_items(source)
+
+    def keys(self) -> Iterator[str]:
+        return (self._key(item) for item in self._items())
+
+    def found(self, is_wanted: Callable[[str, str], bool]) -> tuple[int | None, Iterator[Found]]:
+        """See `model.extractors.extraction.Images`.
+
+        Raises:
+            BadInput: the form of the boxes cannot be told.
+        """
+        reading = self._conversion()
+        items = ((item, self._key(item)) for item in self._items())
+        wanted = ((item, key) for item, key in items if is_wanted(item.name, key))
+        return self.count, (self._regions_or_problem(item, key, reading) for item, key in wanted)
+
+    def _key(self, item: Item) -> str:
+        return key_of_image(_picture_name(item.stem), self._options.image_key)
+
+    def _size(self, item: Item) -> tuple[float, float] | None:
+        return self._sizes.get(stem_of(_picture_name(item.stem)))
+
+    def _regions_or_problem(self, item: Item, key: str, reading: Conversion) -> Found:
+        try:
+            key.encode()
+            return Found(item.name, key, *to_regions(item.read(), reading, self._size(item)))
+        except Exception as error:  # numpy, zip and HDF5 raise almost anything on damaged files
+            return Found(item.name, key, Problem(f"{type(error).__name__}: {error}"))
+
+    def _conversion(self) -> Conversion:
+        options = self._options
+        forms = (
+            recognise_form(partial(self._stored_boxes, member), options.form, f"--photos {self._source}")
+            for member in ("boxes", "norm_bb")
+        )
+        return Conversion(*forms, options.num_labels, options.max_bb, options.grid_order)
+
+    def _stored_boxes(self, member: str) -> Iterator[tuple[str, StoredBoxes]]:
+        """Name and boxes of the images that have such an array; those that cannot be read are left to who reports them."""
+        for item in self._items():
+            try:
+                arrays = item.read()
+                if is_grid(arrays) or (member == "boxes") == ("norm_bb" in arrays):
+                    continue
+                boxes = stored_boxes(arrays, image_rows(arrays)[0], self._size(item))
+            except Exception:  # as above
+                continue
+            yield item.name, boxes
+
+
+def _picture_name(stem: str) -> str:
+    return stem if PurePosixPath(stem).suffix.lower() in PICTURE_SUFFIXES else f"{stem}.jpg"
+
+
+def source_items(source: str) -> tuple[int | None, Callable[[], Iterator[Item]]]:
+    """How many images a file or folder has, where that is known, and what goes through them. Raises BadInput as above."""
     path = Path(source)
-    known = image_sizes(sizes) if sizes else {}
-
-    def item(name: str, stem: str, read: Callable[[], dict[str, Any]]) -> Item:
-        image = stem if PurePosixPath(stem).suffix.lower() in PICTURE_SUFFIXES else f"{stem}.jpg"
-        size = known.get(stem_of(image))
-        return name, key_of_image(image, template), lambda: to_regions(read(), num_labels, size, max_bb)
-
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in FEATURE_SUFFIXES and not _is_companion(p))
         if not files:
             raise BadInput(f"--photos {source}: found no feature files, expected names ending in {', '.join(FEATURE_SUFFIXES)}")
         if any(p.suffix.lower() in (".h5", ".hdf5") for p in files):
             _h5py(source)
-        return PrecomputedImages(len(files), (item(str(p), p.stem, lambda p=p: arrays_of_file(p)) for p in files))
+        return len(files), lambda: (Item(str(p), p.stem, partial(arrays_of_file, p)) for p in files)
     if not path.is_file():
         raise BadInput(f"--photos {source}: no such file or folder; give the features that are to be read")
     if path.suffix.lower() in (".h5", ".hdf5"):
         images = images_of_hdf5(path)
-        items = (item(f"{source}:{i}", i, lambda m=m: arrays_of_hdf5(path, m)) for i, m in images.items())
-        return PrecomputedImages(len(images), items)
+        return len(images), lambda: (Item(f"{source}:{i}", i, partial(arrays_of_hdf5, path, m)) for i, m in images.items())
     if path.suffix.lower() == ".tsv":
-        return PrecomputedImages(None, _tsv_items(path, size_order, item))
+        return None, partial(_tsv_items, path)
     raise BadInput(f"--photos {source}: not a form that is read, expected .tsv, .h5, .hdf5 or a folder of {', '.join(FEATURE_SUFFIXES)}")
 
 
@@ -154,21 +206,16 @@ def image_sizes(path: str) -> dict[str, tuple[float, float]]:
 # ---- files → arrays --------------------------------------------------------------------------------------------------
 
 
-def _tsv_items(path: Path, size_order: str, item: Callable[..., Item]) -> Iterator[Item]:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
+def _tsv_items(path: Path) -> Iterator[Item]:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, 1):
             columns = line.rstrip("\r\n").split("\t")
             if columns[0] in ("image_id", "img_id"):
                 continue  # a header, which some copies have
-            name = f"{path}: line {number}"
-
-            def read(columns=columns) -> dict[str, Any]:
-                return parse_tsv(columns, size_order)
-
-            yield item(f"{name} ({columns[0][:60]})", columns[0], read)
+            yield Item(f"{path}: line {number} ({columns[0][:60]})", columns[0], partial(parse_tsv, columns))
 
 
-def parse_tsv(columns: list[str], size_order: str = "wh") -> dict[str, Any]:
+def parse_tsv(columns: list[str]) -> dict[str, Any]:
     """The values of one line, under our names.
 
     Raises:
@@ -177,10 +224,9 @@ def parse_tsv(columns: list[str], size_order: str = "wh") -> dict[str, Any]:
     if len(columns) not in TSV:
         raise ValueError(f"{len(columns)} columns, expected {' or '.join(map(str, TSV))}")
     values: dict[str, Any] = dict(zip(TSV[len(columns)], columns))
-    if len(columns) == 6 and size_order == "hw":
-        values["image_w"], values["image_h"] = values["image_h"], values["image_w"]
     values["image_w"], values["image_h"] = float(values["image_w"]), float(values["image_h"])
-    n = int(values["num_boxes"])
+    values["size_order"] = "unknown" if len(columns) == 6 else "known"  # copies of the former differ in it
+    values["num_boxes"] = n = int(values["num_boxes"])
     if n < 1:
         raise ValueError(f"num_boxes is {n}, expected at least 1")
     shapes = {"boxes": (n, 4), "features": (n, -1)}

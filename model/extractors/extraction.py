@@ -82,6 +82,7 @@ class Report:
         written: images in the database
         skipped: images that are not, of which `bad_photos` tells name → reason
         from_an_earlier_run: of those written
+        padding_rows: rows of the input that were no regions, in the images that this run added
         regions_per_photo: boxes that readers use, on average
         seconds: of this run
         photos_per_second: those that it added
@@ -92,11 +93,24 @@ class Report:
     written: int
     skipped: int
     from_an_earlier_run: int
+    padding_rows: int
     regions_per_photo: float
     seconds: float
     photos_per_second: float
     bad_photos: dict[str, str]
     settings: dict[str, Any]
+
+    def summary(self, extraction: Extraction) -> str:
+        """What a user is told at the end, in lines."""
+        lines = [f"{self.written} photos, {self.regions_per_photo:.1f} regions each, in {extraction.folder}"]
+        if self.from_an_earlier_run:
+            lines.append(f"{self.from_an_earlier_run} of them were there from an earlier run")
+        if self.padding_rows:
+            lines.append(f"{self.padding_rows} rows of padding (zeros, or beyond num_boxes) are no regions and were left out")
+        if self.skipped:
+            report = extraction.out / "report.json"
+            lines.append(f"{self.skipped} photos could not be read and were skipped; {report} lists them")
+        return "\n".join(lines)
 
 
 def build_extractor(name: str, options: ExtractorOptions) -> Extractor:
@@ -147,6 +161,7 @@ class Extraction:
         self.out = settings.out if count == 1 else settings.out / f"part-{index}-of-{count}"
         self._writer = RegionWriter(self.out, settings.boxes, settings.compressed, settings.of_records)
         self.folder = self._writer.folder
+        self._padding_rows = 0
 
     def finished_report(self) -> dict | None:
         """What an earlier run with these settings reported of this shard; None when there is no shard, or no such run."""
@@ -205,6 +220,7 @@ class Extraction:
             written=len(done),
             skipped=len(bad),
             from_an_earlier_run=before,
+            padding_rows=self._padding_rows,
             regions_per_photo=round(sum(done.values()) / max(len(done), 1), 2),
             seconds=round(seconds, 2),
             photos_per_second=round((len(done) - before) / seconds, 2),
@@ -217,20 +233,21 @@ class Extraction:
     def _add_images(self, images: Images, bad: dict[str, str]) -> Iterable[str]:
         index, count = self.settings.shard
         turn = itertools.cycle(number == index for number in range(1, count + 1))
-        keys: dict[str, None] = {}
+        keys: dict[str, bool] = {}  # of all shards' images: whether it is this one's
 
         def is_wanted(name: str, key: str) -> bool:
             """Of this shard and not stored yet. A file that was itself continued may hold a torn record, and later the same
-            image again: that one counts."""
-            if not next(turn):
+            image again, which goes to the same shard: that one counts, and whole ones after it are reported."""
+            is_repeated, is_turn = key in keys, next(turn)
+            if not keys.setdefault(key, is_turn):
                 return False
-            if key in keys and key in self._writer.done:
+            if is_repeated and key in self._writer.done:
                 bad[name] = f"another image has the key {key}, too"
-            keys[key] = None
             return key not in self._writer.done
 
         total, found = images.found(is_wanted)
-        for name, key, regions in tqdm(found, "extracting regions", total, unit=" photos"):
+        for name, key, regions, padding in tqdm(found, "extracting regions", total, unit=" photos"):
+            self._padding_rows += padding
             if isinstance(regions, Problem):
                 bad[name] = regions.reason
             else:
@@ -278,6 +295,7 @@ class Extraction:
     def _add_parts(self, parts: dict[Path, dict], keys: Iterable[str], bad: dict[str, str]) -> Iterable[str]:
         for part, report in parts.items():
             bad |= report["bad_photos"]
+            self._padding_rows += report.get("padding_rows", 0)
             if not report["written"]:
                 continue
             folder = part / self.folder.name

@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
-from data.regions.precomputed import parse_tsv, precomputed_images
+from data.regions.precomputed import PrecomputedImages, PrecomputedOptions, parse_tsv
 from scripts.extract_regions import Options, main
 
 N, DIM, WIDTH, HEIGHT = 12, 8, 640, 427
@@ -84,9 +84,10 @@ def test_bottom_up_attention_s_tsv_has_no_confidence(tmp_path):
     assert list(db.keys) == ["coco_000000000009.npz"] and len(db[db.keys[0]]) == N
     check(db[db.keys[0]], conf=False, labels=False)
     (tmp_path / "y.tsv").write_text(tsv_line("9", lxmert=False, size=(HEIGHT, WIDTH)))
+    check(extract(tmp_path / "y.tsv", tmp_path / "auto")[0]["9.npz"], conf=False, labels=False)  # in the other order
     check(extract(tmp_path / "y.tsv", tmp_path / "hw", size_order="hw")[0]["9.npz"], conf=False, labels=False)
     with pytest.raises(BadInput, match=r"none of 1 .*line 1 \(9\): ValueError: a box ends at .*--size-order"):
-        extract(tmp_path / "y.tsv", tmp_path / "wh")
+        extract(tmp_path / "y.tsv", tmp_path / "wh", size_order="wh")
 
 
 def test_bad_lines_are_listed_and_skipped(tmp_path):
@@ -334,7 +335,7 @@ def test_without_h5py_there_is_one_clear_line(tmp_path, monkeypatch):
     (tmp_path / "x.h5").write_bytes(b"x")
     for source in (tmp_path / "x.h5", tmp_path):
         with pytest.raises(BadInput, match="needs h5py, which is not installed: pip install h5py"):
-            precomputed_images(str(source))
+            PrecomputedImages(str(source), PrecomputedOptions())
 
 
 def test_parts_and_going_on(tmp_path):
@@ -350,6 +351,27 @@ def test_parts_and_going_on(tmp_path):
         np.testing.assert_array_equal(whole[key].features[:10], merged[key].features[:10])
 
 
+def test_a_record_that_stands_twice_is_the_same_with_and_without_shards(tmp_path):
+    """A torn record that comes again counts the second time; of two whole ones the first counts, and the other is reported."""
+    lines = [tsv_line("a", 0), tsv_line("b", 1), tsv_line("torn", 2)[:-9] + "\n", tsv_line("a", 3), tsv_line("c", 4)]
+    (tmp_path / "x.tsv").write_text("".join([*lines, tsv_line("a", 5), tsv_line("torn", 6), tsv_line("b", 7)]))
+    whole, report = extract(tmp_path / "x.tsv", tmp_path / "whole")
+    words = {"extractor": "precomputed", "num_labels": 21, "conf_th": 0.0, "workers": 0}
+    for shards in (2, 3):
+        out = str(tmp_path / f"{shards}")
+        for index in range(1, shards + 1):
+            main(Options(str(tmp_path / "x.tsv"), out, **words, shard=f"{index}/{shards}"))
+        main(Options(str(tmp_path / "x.tsv"), out, **words, merge=True))
+        merged = RegionDB(out, BoxOptions(0.0))
+        assert list(merged.keys) == list(whole.keys) and len(whole) == 4
+        for key, seed in {"a.npz": 0, "b.npz": 1, "c.npz": 4, "torn.npz": 6}.items():
+            check(whole[key], seed)
+            check(merged[key], seed)
+        assert json.loads(Path(out, "report.json").read_text())["bad_photos"] == report["bad_photos"]
+    assert len(report["bad_photos"]) == 4
+    assert sum("another image has the key" in reason for reason in report["bad_photos"].values()) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("absent", "no such file or folder"), ("x.csv", r"not a form that is read, expected \.tsv"), ("", "found no feature files")],
@@ -357,14 +379,14 @@ def test_parts_and_going_on(tmp_path):
 def test_what_cannot_be_read(tmp_path, name, message):
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(BadInput, match=message):
-        precomputed_images(str(tmp_path / name))
+        PrecomputedImages(str(tmp_path / name), PrecomputedOptions())
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"images": [{"id": 1}]}', '{"a": 3}'])
 def test_bad_sizes(tmp_path, content):
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(BadInput, match=r"s\.json: (the file is not JSON|holds )"):
-        precomputed_images(str(tmp_path), sizes=str(tmp_path / "s.json"))
+        PrecomputedImages(str(tmp_path), PrecomputedOptions(sizes=str(tmp_path / "s.json")))
 
 
 def test_a_line_as_numpy_reads_it():

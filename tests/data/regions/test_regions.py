@@ -212,6 +212,31 @@ def test_more_boxes_counted_than_stored(tmp_path):
     assert len(RegionDB(tmp_path)["a.npz"]) == 4
 
 
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, r"nbb_th0.2_max100_min10.json: key 'a.npz' has 0 boxes to use"),
+        (-3, "has -3 boxes to use"),
+        (13, r"key 'a.npz' stores 12 boxes, and 13 are to be used \(nbb_th0.2_max100_min10.json\)"),
+        (11.5, "'a.npz' has 11.5, expected a whole number"),
+        (None, "'a.npz' has None, expected a whole number"),
+    ],
+)
+def test_box_counts_that_cannot_be(tmp_path, count, message):
+    write(tmp_path, {"a.npz": make_regions(0, rows=12), "b.npz": make_regions(1, rows=12)})
+    (tmp_path / "nbb_th0.2_max100_min10.json").write_text(json.dumps({"b.npz": 12, "a.npz": count}))
+    with pytest.raises(BadInput, match=message):
+        RegionDB(tmp_path)["a.npz"]
+
+
+def test_a_fixed_number_of_boxes_that_is_not_stored(tmp_path):
+    boxes = BoxOptions(conf_th=-1, num_bb=12)
+    write(tmp_path, {"a.npz": make_regions(0, rows=12)}, boxes)
+    (tmp_path / "feat_numbb12").rename(tmp_path / "feat_numbb36")
+    with pytest.raises(BadInput, match="stores 12 boxes, and 36 are to be used"):
+        RegionDB(tmp_path, BoxOptions(conf_th=-1, num_bb=36))["a.npz"]
+
+
 def test_without_key_list(tmp_path):
     values = {key: encode_plain(arrays_of(regions)) for key, regions in PICTURES.items()}
     store(tmp_path / "all", values, keys=False)
