@@ -26,6 +26,7 @@ from model.evaluation.reranked import rerank_split
 from model.evaluation.settings import EvalConfig
 from model.evaluation.split import encode_split, open_models, rank_folds, rank_split
 from model.evaluation.tables import Table, as_json, format_intervals, format_recall, mean_of_tasks, task_tables
+from model.made_from import boxes_for
 from model.precision import choose_device
 from model.retrieval.encoding import Encoding
 from model.retrieval.pair_scoring import PairScorer
@@ -37,7 +38,8 @@ def main(config: EvalConfig) -> None:
     device = choose_device(config.device)
     view = {"image_captions": config.image_captions, "caption_weight": config.caption_score_weight}
     root, languages = config.data_root, config.languages
-    pairs = open_pairs(config.captions, config.regions, config.boxes, languages=languages, root=root, **view)
+    boxes = boxes_for(config.checkpoint, config.boxes)
+    pairs = open_pairs(config.captions, config.regions, boxes, languages=languages, root=root, **view)
     model, reranker = open_models(config, pairs, device)
 
     claim_output(out)

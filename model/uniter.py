@@ -24,6 +24,7 @@ from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
 from model.costs import Load, Work, trained
 from model.initial import EncoderOptions, check_caption_lengths, check_model_fits, check_same_tokenizer, random_encoder
+from model.made_from import check_regions
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
 
 HEADS = "original_extra.safetensors"  # beside the encoder, where convert_checkpoint.py puts a UNITER's heads
@@ -333,5 +334,7 @@ def check_reranker(config: UniterConfig, source: str, pairs: PairDataset) -> Non
         config.encoder, config.encoder, 0, config.feature_dim, config.num_labels, pairs.captions.meta["CLS"]
     )
     check_model_fits(towers, pairs.captions.meta, pairs.regions.feature_dim, source, str(pairs.regions.folder))
+    for part, _ in pairs.parts:
+        check_regions(source, part.regions)
     check_same_tokenizer(source, pairs.captions)
     check_caption_lengths(towers, pairs)

@@ -20,6 +20,7 @@ from data.batches.batch import Batch
 from data.batches.pairs import PairDataset
 from data.errors import Stopped
 from model.distributed import Meeting, Ranks
+from model.made_from import MadeFrom
 from model.precision import loss_scaler
 from optim.losses import RecentLosses
 from optim.optimizer import apply_update, build_optimizer
@@ -102,6 +103,7 @@ class Task(Protocol):
         model: what is trained and saved as ``model.safetensors``
         heads: what else is trained, saved as ``heads.safetensors``; None: nothing
         tokenizer: folder that is copied into every checkpoint; None: none
+        made_from: what every checkpoint remembers of the data
         worst_score: what every first validation is better than
         data: digests of what it reads, by names for people; those of validation begin with ``validation``
         facts: for ``run.json`` and the first lines on the screen: sizes of data and model, the effective batch
@@ -110,6 +112,7 @@ class Task(Protocol):
     model: nn.Module
     heads: nn.Module | None
     tokenizer: Path | None
+    made_from: MadeFrom
     worst_score: float
     data: dict[str, str]
     facts: dict[str, Any]
@@ -196,7 +199,8 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
     optimizer = build_optimizer(modules, settings.optim)
     scaler = loss_scaler(device, settings.precision)
     run = Run(settings, ranks, task.facts)
-    saver = Saver(run.folder, ranks, settings.keep_checkpoints, task.tokenizer, settings.distributed_timeout)
+    timeout = settings.distributed_timeout
+    saver = Saver(run.folder, ranks, settings.keep_checkpoints, task.tokenizer, timeout, task.made_from)
     seed_dropout(settings.seed, ranks)
     updater = Updater(task, optimizer, scaler, ranks, settings.optim.grad_clip)
     recent = updater.recent

@@ -1,7 +1,7 @@
 """Checkpoints of a run: a copy is taken between two updates, and written while training goes on.
 
 checkpoints/step-00001000/
-    model.safetensors config.json tokenizer/ [heads.safetensors] [val.json]     by rank 0
+    model.safetensors config.json data.json tokenizer/ [heads.safetensors] [val.json]     by rank 0
     training.pt                     by rank 0: step, best so far, data order, loss scale
     optimizer-00000-of-00002.pt     by each rank: its share of the optimizer's state
     rank-00000-of-00002.pt          by each rank: its random generators, its losses since the last line of metrics
@@ -31,6 +31,8 @@ from data.storage.text_files import write_json
 from model import checkpoints
 from model.bi_encoder import LightningDOT
 from model.distributed import Ranks
+from model.made_from import FILE as MADE_FROM_FILE
+from model.made_from import MadeFrom
 from model.uniter import Reranker
 
 
@@ -42,11 +44,16 @@ class Saver:
         ranks: all of them call `save` at the same step
         keep: so many of the newest checkpoints stay, besides the best and the last
         tokenizer: folder to copy, so that a checkpoint can answer a query by itself
+        made_from: what the model is trained on, which every checkpoint remembers; None: it does not
         timeout: seconds that rank 0 waits for the files of the others
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, keep: int, tokenizer: Path | None, timeout: float):
+    def __init__(
+        self, folder: Path, ranks: Ranks, keep: int, tokenizer: Path | None, timeout: float,
+        made_from: MadeFrom | None = None,
+    ):  # fmt: skip
         self.folder, self.ranks, self.keep, self.tokenizer, self.timeout = folder, ranks, keep, tokenizer, timeout
+        self.made_from = made_from
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         if ranks.is_first:
@@ -131,6 +138,8 @@ class Saver:
                 checkpoints.save_tensors(files["heads"], path)
         if files["val"] is not None:
             write_json(folder / "val.json", files["val"])
+        if self.made_from is not None:
+            write_json(folder / MADE_FROM_FILE, self.made_from.to_json())
         if self.tokenizer is not None:
             (folder / "tokenizer").mkdir(exist_ok=True)
             for file in self.tokenizer.iterdir():  # without its mode: a read-only copy could not be pruned

@@ -22,7 +22,7 @@ from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex
-from data.regions.db import BoxOptions, RegionDB
+from data.regions.db import BoxChoice, RegionDB
 from data.storage.text_files import read_lines
 
 
@@ -49,7 +49,7 @@ class Options:
         device: "cpu", "cuda", or "auto" for a GPU when there is one
         distributed: processes that share the work: "auto" takes the launcher (torchrun, horovodrun), when there is one
         distributed_timeout: seconds to wait for another process
-        boxes: which boxes of the region database are used
+        boxes: which boxes of the region database are used; those that are not given are the checkpoint's
     """
 
     checkpoint: str
@@ -68,7 +68,7 @@ class Options:
     device: str = "auto"
     distributed: Literal["auto", "torch", "horovod", "none"] = "auto"
     distributed_timeout: float = 1800.0
-    boxes: BoxOptions = field(default_factory=BoxOptions)
+    boxes: BoxChoice = field(default_factory=BoxChoice)
 
     def __post_init__(self):
         if self.delete:
@@ -85,13 +85,15 @@ def source_of(options: Options, model):
     # torch is slow to import: --help and wrong options do without
     from data.batches.pairs import open_image_captions
     from model.initial import check_same_tokenizer
+    from model.made_from import boxes_for, check_regions
     from model.retrieval.sources import caption_source, check_width, image_source, images_of_captions
 
     if options.captions:
         captions = CaptionDB(options.captions)
         check_same_tokenizer(options.checkpoint, captions)
         return caption_source(model, captions, captions.ids)
-    regions = RegionDB(options.regions, options.boxes)
+    regions = RegionDB(options.regions, boxes_for(options.checkpoint, options.boxes))
+    check_regions(options.checkpoint, regions)
     check_width(regions, model, options.checkpoint)
     keys = images_of_captions(CaptionDB(options.images_of), regions) if options.images_of else regions.keys
     view = open_image_captions(options.image_captions, options.caption_score_weight)

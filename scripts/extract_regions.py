@@ -26,11 +26,12 @@ from data.errors import BadInput
 from data.regions.box_forms import BoxForm, BoxFormat, BoxUnits, SizeOrder
 from data.regions.conversion import GridOrder
 from data.regions.db import BoxOptions
+from data.regions.extractor_record import PRECOMPUTED, ExtractorRecord
 from data.regions.photos import find_photos
 from data.regions.precomputed import PrecomputedImages, PrecomputedOptions
 from data.storage.locks import claim_output
 from model.extractors.base import ExtractorOptions
-from model.extractors.extraction import Extraction, ExtractionSettings, build_extractor, parse_shard
+from model.extractors.extraction import Extraction, ExtractionSettings, build_extractor, extractor_record, parse_shard
 from model.extractors.pool import PhotoImages
 from model.precision import choose_device
 
@@ -128,7 +129,7 @@ def main(options: Options) -> None:
     extraction.check_output()
     if options.extractor == "precomputed":
         images = PrecomputedImages(options.photos, options.precomputed())
-        report = extraction.merge(images.keys()) if options.merge else extraction.run(images)
+        report = extraction.merge(images.keys()) if options.merge else extraction.run(images, ExtractorRecord(PRECOMPUTED))
     else:
         photos = find_photos(options.photos, options.list, options.image_key)
         if options.merge:
@@ -140,7 +141,8 @@ def main(options: Options) -> None:
             )
             extractor = build_extractor(options.extractor, built_from)
             device = torch.device("cpu") if extractor.only_on_cpu else choose_device(options.device)
-            report = extraction.run(PhotoImages(photos, extractor, options.workers, device))
+            made_by = extractor_record(options.extractor, extractor, built_from)
+            report = extraction.run(PhotoImages(photos, extractor, options.workers, device), made_by)
     print(report.summary(extraction))
 
 

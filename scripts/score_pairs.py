@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
-from data.regions.db import BoxOptions
+from data.regions.db import BoxChoice
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Options:
         top: images of each caption, besides its own
         data_root: relative folders of databases start here
         languages: only captions in these; none: all
-        boxes: which boxes of the image DB are used
+        boxes: which boxes of the image DB are used; those that are not given are the checkpoint's
         batch_size: pairs scored at a time
         precision: of matrix products: fp32 or bf16
         device: auto, cpu, cuda or cuda:N
@@ -48,7 +48,7 @@ class Options:
     top: int = 20
     data_root: str = "."
     languages: list[str] | None = None
-    boxes: BoxOptions = field(default_factory=BoxOptions)
+    boxes: BoxChoice = field(default_factory=BoxChoice)
     batch_size: int = 256
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
@@ -65,6 +65,7 @@ def main(options: Options) -> None:
     from data.batches.teacher import write_teacher_scores
     from model.bi_encoder import LightningDOT
     from model.initial import check_model_fits, check_same_tokenizer
+    from model.made_from import boxes_for, check_regions
     from model.precision import choose_device, for_inference
     from model.retrieval.pair_scoring import PairScorer
     from model.retrieval.reranking import score_for_distillation
@@ -72,10 +73,13 @@ def main(options: Options) -> None:
 
     device = choose_device(options.device)
     pairs = open_pairs(
-        options.captions, options.regions, options.boxes, languages=options.languages, root=options.data_root
-    )
+        options.captions, options.regions, boxes_for(options.checkpoint, options.boxes), languages=options.languages,
+        root=options.data_root,
+    )  # fmt: skip
     miner = LightningDOT.from_pretrained(options.checkpoint).to(device)
     check_model_fits(miner.config, pairs.captions.meta, pairs.regions.feature_dim, options.checkpoint, options.regions)
+    for part, _ in pairs.parts:
+        check_regions(options.checkpoint, part.regions)
     check_same_tokenizer(options.checkpoint, pairs.captions)
     reranker = Reranker.from_pretrained(options.reranker).to(device)
     check_reranker(reranker.config, options.reranker, pairs)

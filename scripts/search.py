@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.captions.db import CaptionDB
 from data.errors import BadInput
-from data.regions.db import BoxOptions, RegionDB
+from data.regions.db import BoxChoice, RegionDB
 from data.search import open_backend
 from data.search.base import SearchOptions
 from data.storage.text_files import write_json
+from model.made_from import boxes_for
 from model.precision import choose_device
 from model.retrieval.contact_sheet import picture_files, sheet_pictures, write_contact_sheet
 from model.retrieval.retriever import Hit, Retriever, check_kind, read_queries
@@ -54,7 +55,7 @@ class Options:
         candidates: how many of them it sees
         device: "cpu", "cuda", or "auto" for a GPU when there is one
         precision: how the model computes
-        boxes: which boxes of the region database are used
+        boxes: which boxes of the region database are used; those that are not given are the checkpoint's
     """
 
     index: str
@@ -77,7 +78,7 @@ class Options:
     candidates: int = 50
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
-    boxes: BoxOptions = field(default_factory=BoxOptions)
+    boxes: BoxChoice = field(default_factory=BoxChoice)
 
     def __post_init__(self):
         asked = [bool(self.query and self.query.strip()), self.queries is not None, self.image is not None]
@@ -133,7 +134,7 @@ def open_retriever(options: Options) -> Retriever:
     searching = SearchOptions(options.backend, options.target_recall, options.uri, options.token, str(device))
     backend = open_backend(options.index, searching)
     check_kind(backend, "txt" if options.image else "img")
-    regions = RegionDB(options.regions, options.boxes) if options.regions else None
+    regions = RegionDB(options.regions, boxes_for(options.checkpoint, options.boxes)) if options.regions else None
     return Retriever.from_pretrained(
         options.checkpoint, backend, options.reranker, regions, tokenizer=options.tokenizer, device=device,
         candidates=options.candidates, precision=options.precision,

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from data.errors import BadInput
 from data.regions.codec import MEMBERS, decode_compressed, decode_plain
+from data.regions.extractor_record import PRECOMPUTED, read_extractor
 from data.storage.columns import Numbers, Strings, Table, json_parts, load_columns, string_arrays
 from data.storage.contents import content_digest
 from data.storage.lmdb_env import Records
@@ -55,6 +56,28 @@ class BoxOptions:
     max_bb: int = 100
     min_bb: int = 10
     num_bb: int = 36
+
+
+@dataclass
+class BoxChoice:
+    """Box settings that somebody gives; those that are left out come from a checkpoint.
+
+    Args:
+        conf_th: boxes above this confidence count; -1 takes the first num_bb
+        max_bb: most boxes of an image
+        min_bb: fewest boxes of an image
+        num_bb: boxes of an image when conf_th is -1
+    """
+
+    conf_th: float | None = None
+    max_bb: int | None = None
+    min_bb: int | None = None
+    num_bb: int | None = None
+
+    def settled(self, kept: BoxOptions) -> BoxOptions:
+        """``kept``, but for what is given."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return dataclasses.replace(kept, **given)
 
 
 @dataclass
@@ -182,6 +205,7 @@ class RegionDB:
     Attributes:
         keys: of its pictures; like the next one a view of `data.storage.columns`
         num_regions: key -> number of boxes to use
+        made_by: the extractor of its regions; None where nothing says it
 
     Raises:
         BadInput: the database is missing, truncated or empty, or its parts disagree.
@@ -199,6 +223,8 @@ class RegionDB:
         self.folder = self._find(candidates)
         self.compressed = self.folder.name.endswith("_compressed")
         self._records = Records(self.folder)
+        record = read_extractor(self.folder)
+        self.made_by = record if record and record.name != PRECOMPUTED else None
         self._counted_in = nbb_path.name if nbb_path else self.folder.name  # where the number of boxes to use stands
 
         sources = [self.folder / "data.mdb", *([nbb_path] if nbb_path else [])]

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from data.errors import BadInput
 from data.regions.codec import MEMBERS, encode_compressed, encode_plain
 from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, stored_arrays
+from data.regions.extractor_record import FILE as EXTRACTOR_FILE
+from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
 from data.storage.lmdb_env import LmdbWriter
 
 
@@ -25,6 +27,9 @@ class RegionWriter(LmdbWriter):
         compressed: write the compressed layout (about 0.6 of the size, read several times slower)
         settings: what makes the records, as JSON-able values. When they are given, a block that ends otherwise leaves what it
             has written, and the next writer with the same settings goes on from there: `done` holds those keys
+
+    Attributes:
+        made_by: the extractor of the regions, which the database remembers; to be set before the block begins
 
     Raises:
         BadInput: what was begun has other settings, arrays of a wrong shape, one key twice, nothing written, a full disk.
@@ -42,6 +47,7 @@ class RegionWriter(LmdbWriter):
         folder = Path(img_db, name + "_compressed" * compressed)
         super().__init__(folder, commit_every=1000 if settings is None else 32, keep=settings is not None)
         self._settings = settings
+        self.made_by: ExtractorRecord | None = None
         self._compressed = compressed
         self._nbb_path = Path(img_db, nbb_name) if nbb_name else None
         self._min_rows = self._boxes.num_bb if self._boxes.conf_th == -1 else 1
@@ -69,7 +75,16 @@ class RegionWriter(LmdbWriter):
         if self.keep:
             self.write_file(begun.name, now)
             self._take_up()
+        if self.made_by is not None:
+            self._write_extractor(self.made_by)
         return self
+
+    def _write_extractor(self, made_by: ExtractorRecord) -> None:
+        before = read_extractor(self.partial)
+        if self._num_regions and before is not None and not before.is_same(made_by):
+            then, now = described_apart(before, made_by)
+            raise BadInput(f"{self.partial}: was begun with {then}, now it is {now}; give the same, or delete the folder to begin anew")
+        self.write_file(EXTRACTOR_FILE, json.dumps(made_by.to_json(), indent=1))
 
     def __exit__(self, kind, error, traceback) -> None:
         super().__exit__(kind, error, traceback)

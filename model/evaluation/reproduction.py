@@ -9,7 +9,7 @@ from typing import Any
 
 from data.captions.db import CaptionDB
 from data.errors import BadInput
-from data.regions.db import RegionDB
+from data.regions.db import BoxChoice, BoxOptions, RegionDB
 from model.checkpoints import read_config, read_settings
 
 Names = str | list[str]  # a database, or several that are joined
@@ -143,6 +143,8 @@ class TablePlan:
     def _need_databases(self, recipe: Recipe, pairs: Iterable[tuple[Names, Names]]) -> None:
         """Note text DBs with their image DBs, as the recipe names them."""
         root, boxes = self._data_root(recipe), recipe.config.boxes
+        if isinstance(boxes, BoxChoice):  # of an evaluation
+            boxes = boxes.settled(BoxOptions())
         for captions, regions in pairs:
             for name in [captions] if isinstance(captions, str) else captions:
                 self._need(root / name, name, lambda path=root / name: CaptionDB(path))

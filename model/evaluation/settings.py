@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.errors import BadInput
-from data.regions.db import BoxOptions
+from data.regions.db import BoxChoice
 from data.search.faiss import HnswOptions
 from model.evaluation.statistics import Units
 from model.precision import Precision
@@ -23,7 +23,7 @@ class EvalConfig:
             this checkpoint from this data are used again. None: RUN/eval/STEP/NAME_OF_CAPTIONS for a
             checkpoint of a run (RUN/best), else CHECKPOINT/eval/NAME_OF_CAPTIONS
         languages: only captions in these; none: all
-        boxes: which boxes of the image DB are used
+        boxes: which boxes of the image DB are used; those that are not given are the checkpoint's
         image_captions: text DB with captions of the images themselves, for a model that was trained with a third view
         caption_score_weight: its share in an image's score; 0: there is none
         coco_1k: also the mean over consecutive folds of 1,000 images (COCO's 1K protocol: five folds of the 5K split)
@@ -48,7 +48,7 @@ class EvalConfig:
     data_root: str = "."
     output_dir: str | None = None
     languages: list[str] | None = None
-    boxes: BoxOptions = field(default_factory=BoxOptions)
+    boxes: BoxChoice = field(default_factory=BoxChoice)
     image_captions: str | None = None
     caption_score_weight: float = 0.0
     coco_1k: bool = False

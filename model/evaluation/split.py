@@ -20,6 +20,7 @@ from model.evaluation.recall import folds, num_repeated
 from model.evaluation.settings import EvalConfig
 from model.evaluation.tasks import captions_by_language, ranker, wordings
 from model.initial import check_caption_lengths, check_model_fits, check_same_tokenizer
+from model.made_from import check_regions
 from model.precision import for_inference
 from model.retrieval.encoding import Encoding
 from model.retrieval.indexing import build_index
@@ -41,6 +42,8 @@ def open_models(
     model = LightningDOT.from_pretrained(config.checkpoint).to(device)
     for_inference(model, device, config.precision)
     check_model_fits(model.config, pairs.captions.meta, pairs.regions.feature_dim, config.checkpoint, config.regions)
+    for part, _ in pairs.parts:
+        check_regions(config.checkpoint, part.regions)
     check_same_tokenizer(config.checkpoint, pairs.captions)
     check_caption_lengths(model.config, pairs)
     if config.coco_1k and len(pairs.images) < FOLD:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from data.regions.db import BoxOptions
+from model.checkpoints import fingerprint
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Extractor(nn.Module):
         takes_name: its name ends in ``:NAME``, which says what network it wraps
         takes_weights: `ExtractorOptions.weights` may be given
         only_on_cpu: it is not moved to a GPU
+        feature_options: of `ExtractorOptions` (``max_bb`` is that of its boxes) those on which its features depend
     """
 
     feature_dim: int
@@ -68,6 +70,7 @@ class Extractor(nn.Module):
     takes_name = False
     takes_weights = False
     only_on_cpu = False
+    feature_options: tuple[str, ...] = ()
 
     @classmethod
     def build(cls, name: str, options: ExtractorOptions) -> Extractor:
@@ -80,6 +83,10 @@ class Extractor(nn.Module):
             BadInput: an unknown name, weights that cannot be loaded, an impossible setting.
         """
         raise NotImplementedError
+
+    def weights_digest(self) -> str:
+        """Digest of the weights, by which two extractors of one name are told apart."""
+        return fingerprint(self.state_dict())
 
     def detect(self, picture: Image.Image) -> Detections:
         """The regions of one RGB picture.

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.errors import BadInput, CannotWrite
 from data.regions.db import BoxOptions, Found, Problem, Regions, read_keys, stored_arrays
+from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import Records
 from data.storage.text_files import read_json, write_json
@@ -129,6 +130,12 @@ def build_extractor(name: str, options: ExtractorOptions) -> Extractor:
     return extractor.build(model, options)
 
 
+def extractor_record(name: str, extractor: Extractor, options: ExtractorOptions) -> ExtractorRecord:
+    """What a database remembers of the extractor called `name`, which was built from `options`."""
+    values = asdict(options) | {"max_bb": options.boxes.max_bb}
+    return ExtractorRecord(name, {n: values[n] for n in extractor.feature_options}, extractor.weights_digest())
+
+
 def parse_shard(shard: str | None, merging: bool) -> tuple[int, int]:
     """(I, N) of ``I/N``, or else of torchrun's environment; (1, 1) for all images, which `merging` wants.
 
@@ -179,15 +186,16 @@ class Extraction:
                 f"{other}: the database exists in the other layout (--compressed); delete it or give another --out"
             )
 
-    def run(self, images: Images) -> Report:
+    def run(self, images: Images, made_by: ExtractorRecord | None = None) -> Report:
         """Store the regions of this shard's images, going on from where an earlier run with these settings was stopped.
 
-        An image without regions is listed in the report, and never stops the rest.
+        An image without regions is listed in the report, and never stops the rest. `made_by` is remembered.
 
         Raises:
             BadInput: the output folder is taken, no image has regions.
             CannotWrite: the disk is full.
         """
+        self._writer.made_by = made_by
         return self._written(partial(self._add_images, images))
 
     def merge(self, keys: Iterable[str]) -> Report:
@@ -196,7 +204,9 @@ class Extraction:
         Raises:
             BadInput: parts are missing, not finished or of other settings, or as `run`.
         """
-        return self._written(partial(self._add_parts, self._find_parts(), keys))
+        parts = self._find_parts()
+        self._writer.made_by = self._extractor_of(part for part, report in parts.items() if report["written"])
+        return self._written(partial(self._add_parts, parts, keys))
 
     def _written(self, add: Callable[[dict[str, str]], Iterable[str]]) -> Report:
         """The database and its report, with what `add` adds; it fills a dict name → reason, and returns the keys in order."""
@@ -291,6 +301,17 @@ class Extraction:
             if others := self._differing(report):
                 raise BadInput(f"{part}: was made with other settings of {', '.join(others)}; give the same to merge")
         return found
+
+    def _extractor_of(self, parts: Iterable[Path]) -> ExtractorRecord | None:
+        """The extractor of all parts. Raises BadInput when they have several."""
+        first = None
+        for part in parts:
+            record = read_extractor(part / self.folder.name)
+            if first is not None and record is not None and not first.is_same(record):
+                then, now = described_apart(first, record)
+                raise BadInput(f"{part}: was made by {now}, the parts before it by {then}; extract them with one extractor")
+            first = first or record
+        return first
 
     def _add_parts(self, parts: dict[Path, dict], keys: Iterable[str], bad: dict[str, str]) -> Iterable[str]:
         for part, report in parts.items():

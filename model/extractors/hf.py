@@ -36,6 +36,7 @@ class HfBackbone(Extractor):
 
     num_labels = 0
     takes_name = True
+    feature_options = ("max_bb",)  # by which cells are merged
 
     @classmethod
     def build(cls, name: str, options: ExtractorOptions) -> HfBackbone:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data.errors import BadInput
+from model.checkpoints import fingerprint
 from model.extractors.base import Detections, Extractor, ExtractorOptions
 from model.extractors.box_ops import roi_align, roi_weights
 from model.extractors.proposals import propose_boxes
@@ -39,6 +40,7 @@ class RandomConv(Extractor):
     """
 
     only_on_cpu = True
+    feature_options = ("seed", "size", "feature_dim")
 
     @classmethod
     def build(cls, name: str, options: ExtractorOptions) -> RandomConv:
@@ -97,6 +99,10 @@ class RandomConv(Extractor):
             getattr(self, f"scale{block}").copy_(values.std(0) + 1e-3)
         if self.num_labels:
             self.usual.copy_(self.embed(tuple(map(torch.cat, zip(*samples)))).mean(0))
+
+    def weights_digest(self) -> str:
+        """Of what is drawn from the seed: what is measured on noise has other last digits on another machine."""
+        return fingerprint({name: getattr(self, name) for name in ("edges", "textures", "tints")})
 
     def detect(self, picture: Image.Image) -> Detections:
         seen = resize(picture, self.size)

@@ -24,6 +24,7 @@ from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex, data_fingerprint
 from data.index.writer import IndexWriter
 from model import distributed
+from model.made_from import read_made_from
 from model.retrieval.encoding import Encoding, encode_batches
 from model.retrieval.sources import Source
 
@@ -54,6 +55,8 @@ def build_index(
     data = data_fingerprint(source.fingerprint(), names)
     made = {"precision": encoding.precision, "checkpoint": str(checkpoint), "database": str(source.folder)}
     made["contents"] = source.fingerprint()
+    if checkpoint is not None and (kept := read_made_from(checkpoint)) is not None:
+        made["checkpoint_made_from"] = kept.to_json()
     wanted = {"kind": source.kind, "dtype": dtype, "model": model.fingerprint, "data": data, "precision": encoding.precision}
     index = _up_to_date(out, wanted)
     if index is not None:

@@ -27,6 +27,7 @@ from data.search import open_backend
 from data.search.base import SearchBackend, SearchOptions
 from data.storage.text_files import read_lines
 from model.bi_encoder import LightningDOT
+from model.made_from import boxes_for, check_regions
 from model.precision import Precision, for_inference
 from model.retrieval.encoding import encode_image, encode_queries
 from model.retrieval.pair_scoring import PairScorer
@@ -129,7 +130,7 @@ class Retriever:
             checkpoint: folder of the towers
             index: folder of a feature index, or an opened one, or what searches it already
             reranker: folder of a re-ranker (needs ``regions``), or an object with ``rerank_images``; none: dot products
-            regions: region database
+            regions: region database; of a path the boxes that the checkpoint was trained on are read
             search: what searches the index; none: the exact search, on ``device``
             tokenizer: folder or vocab.txt; none: the one that the checkpoint carries
             device: "cpu" or "cuda"
@@ -145,11 +146,14 @@ class Retriever:
         backend.prepare()
         for_inference(model, device, precision)
         if isinstance(regions, (str, Path)):
-            regions = RegionDB(regions)
+            regions = RegionDB(regions, boxes_for(checkpoint))
+        if regions is not None:
+            check_regions(checkpoint, regions)
         if isinstance(reranker, (str, Path)):
             if regions is None:
                 raise BadInput(f"{reranker}: a re-ranker looks at regions: give the region database of the images")
             backend.check_contents(regions.folder, regions.fingerprint())
+            check_regions(reranker, regions)
             scoring = Reranker.from_pretrained(reranker)
             if scoring.config.encoder.vocab_size != model.config.txt.vocab_size:
                 raise BadInput(

@@ -22,6 +22,7 @@ from model.distributed import Meeting, Ranks
 from model.evaluation.recall import format_table
 from model.evaluation.tasks import captions_by_language
 from model.initial import check_caption_lengths, check_model_fits, check_same_tokenizer
+from model.made_from import check_made_from, check_regions, made_from_pairs
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
 from model.uniter import Reranker
@@ -108,6 +109,7 @@ def check_towers(model: LightningDOT, source: str | None, *datasets: PairDataset
         check_model_fits(model.config, part.captions.meta, regions.feature_dim, source or "model", str(regions.folder))
         check_caption_lengths(model.config, part)
         if source:
+            check_regions(source, regions)
             check_same_tokenizer(source, part.captions)
 
 
@@ -144,6 +146,9 @@ class Finetuning(ABC):
         self.miner = miner.to(device)
         model.set_checkpointing(config.activation_checkpointing)
         self.tokenizer = train.captions.tokenizer_folder
+        self.made_from = made_from_pairs([train])
+        for part, _ in val.parts:
+            check_made_from(self.made_from, "the model is trained", part.regions)
         self.groups = list(captions_by_language(train).values()) if config.language_temperature != 1 else []
         with ranks.first_alone():  # what the first one has computed, the others find
             self.data = digests_of_pairs(train, "training") | digests_of_pairs(val, "validation")

@@ -20,6 +20,7 @@ from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.initial import ModelOptions, build_model, check_caption_lengths, check_model_fits, check_same_tokenizer
+from model.made_from import check_made_from, check_regions, made_from_pairs
 from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
 from model.objectives.base import Fusion, Objective, ObjectiveOptions
@@ -127,6 +128,7 @@ class Pretraining:
             ]
         with ranks.first_alone():  # what the first one has computed, the others find
             self.data = self._digests()
+        self.made_from = made_from_pairs(self.train)
         self.sources = [(number, task) for number, corpus in enumerate(config.data) for task in corpus.tasks]
         options = ObjectiveOptions(
             config.fusion, config.word_mask_prob, config.region_mask_prob, config.siblings, config.loss
@@ -181,7 +183,9 @@ class Pretraining:
         regions = dataset.regions
         check_model_fits(model.config, dataset.captions.meta, regions.feature_dim, "model", str(regions.folder))
         check_caption_lengths(model.config, dataset)
+        check_made_from(self.made_from, "the model is trained", regions)
         if self.config.model.init:
+            check_regions(self.config.model.init, regions)
             check_same_tokenizer(self.config.model.init, dataset.captions)
         labelled = [task for task in corpus.tasks if self.objectives[task].reads_soft_labels]
         if labelled and regions.num_labels != (model.config.num_labels or None):

@@ -1,0 +1,121 @@
+"""What a checkpoint was trained on, as far as it has to be the same again: the regions' extractor, their boxes, the tokenizer.
+
+A run writes it into ``data.json`` of each checkpoint. Checkpoints that were made before, or elsewhere, have no such file, and
+nothing is asked of the data that they are used on.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from data.batches.pairs import PairDataset
+from data.errors import BadInput
+from data.regions.db import BoxChoice, BoxOptions, RegionDB
+from data.regions.extractor_record import FILE as EXTRACTOR_FILE
+from data.regions.extractor_record import ExtractorRecord, described_apart
+from data.storage.contents import file_digest
+from data.storage.text_files import read_json
+
+FILE = "data.json"
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """What a model was trained on.
+
+    Args:
+        boxes: of its image DBs
+        extractors: of their regions, each once; None among them where a database does not say it
+        tokenizer: digest of the captions' tokenizer; None where they carry none
+    """
+
+    boxes: BoxOptions
+    extractors: tuple[ExtractorRecord | None, ...]
+    tokenizer: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        extractors = [None if each is None else each.to_json() for each in self.extractors]
+        return {"boxes": asdict(self.boxes), "extractors": extractors, "tokenizer": self.tokenizer}
+
+
+def made_from_pairs(datasets: Iterable[PairDataset]) -> MadeFrom:
+    """What training on these pairs makes a model from."""
+    parts = [part for dataset in datasets for part, _ in dataset.parts]
+    extractors: list[ExtractorRecord | None] = []
+    for made_by in (part.regions.made_by for part in parts):
+        if not any(made_by is each or (each and made_by and each.is_same(made_by)) for each in extractors):
+            extractors.append(made_by)
+    if len(extractors) > 1:
+        names = " and ".join("nobody who says so" if each is None else each.described() for each in extractors)
+        say_once(f"the training regions were made by {names}")
+    folder = parts[0].captions.tokenizer_folder
+    files = [] if folder is None else [path for name in ("tokenizer.json", "vocab.txt") if (path := folder / name).is_file()]
+    return MadeFrom(parts[0].regions.boxes, tuple(extractors), file_digest(files[0]) if files else None)
+
+
+def read_made_from(checkpoint: str | Path) -> MadeFrom | None:
+    """What a checkpoint was trained on; None where it does not say so.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    path = Path(checkpoint) / FILE
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    try:
+        boxes, stored, tokenizer = BoxOptions(**values["boxes"]), list(values["extractors"]), values["tokenizer"]
+    except (TypeError, KeyError) as error:
+        raise BadInput(f"{path}: does not say what the model was trained on ({error!r}); copy the file again") from None
+    return MadeFrom(boxes, tuple(None if each is None else ExtractorRecord.from_json(each, path) for each in stored), tokenizer)
+
+
+def boxes_for(checkpoint: str | Path, choice: BoxChoice | BoxOptions | None = None) -> BoxOptions:
+    """Which boxes a model reads: those that it was trained on, but for what is chosen."""
+    if isinstance(choice, BoxOptions):  # all of them
+        return choice
+    kept = read_made_from(checkpoint)
+    return (choice or BoxChoice()).settled(kept.boxes if kept else BoxOptions())
+
+
+def check_regions(checkpoint: str | Path, regions: RegionDB) -> None:
+    """Refuse regions that another extractor made than those that a checkpoint was trained on; say what nothing tells, and
+    boxes that are others.
+
+    Raises:
+        BadInput: another extractor.
+    """
+    kept = read_made_from(checkpoint)
+    if kept is not None:
+        check_made_from(kept, f"{checkpoint} was trained", regions)
+
+
+def check_made_from(kept: MadeFrom, subject: str, regions: RegionDB) -> None:
+    """As `check_regions`; ``subject`` is what the message says of ``kept``."""
+    made_by = regions.made_by
+    known = [each for each in kept.extractors if each is not None]
+    if made_by is None and known:
+        say_once(f"{regions.folder}: does not say who made its regions; {subject} on those of {known[0].described()}")
+    elif made_by is not None and not any(made_by.is_same(each) for each in known):
+        if None not in kept.extractors:
+            found, expected = described_apart(made_by, known[0])
+            raise BadInput(
+                f"{regions.folder}: regions were made by {found}, {subject} on {expected}; extract these pictures with that "
+                f"extractor (to take them all the same, remove {regions.folder / EXTRACTOR_FILE})"
+            )
+        say_once(f"{regions.folder}: regions were made by {made_by.described()}; {subject} on regions that do not say who made them")
+    names = [each.name for each in fields(BoxOptions) if getattr(kept.boxes, each.name) != getattr(regions.boxes, each.name)]
+    if names:
+        now, then = (", ".join(f"{name} {getattr(boxes, name)}" for name in names) for boxes in (regions.boxes, kept.boxes))
+        say_once(f"{regions.folder}: read with boxes {now}; {subject} with {then}")
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Tell the user something that is no error; the same line once a process, however many parts notice it."""
+    print(line, file=sys.stderr, flush=True)
