@@ -122,8 +122,8 @@ class Retrieval(Finetuning):
             self.heads = heads
         self.step = Backward(self.model, heads, ranks, config.precision, config.grad_cache)
 
-    def load(self, checkpoint: Path, training: dict) -> None:
-        super().load(checkpoint, training)
+    def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
+        super().load(checkpoint, training, changed)
         if self.heads is not None:
             load_heads(self.heads, checkpoint)
 
