@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.batches.batch import Examples
+from data.batches.joined import JoinedRegions, ListColumn, distinct_databases, names_apart, short_names
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB, Regions
@@ -138,8 +139,12 @@ class PairDataset:
 class JoinedPairs(PairDataset):
     """The pairs of several databases as one dataset: COCO's train and restval, for instance.
 
+    Equal keys of two region databases are two pictures, and equal ids of two caption databases two captions: those of the later
+    database get its name in front (``flickr/train/17``). Of one region database a key is one picture, whichever captions are about it.
+
     Raises:
-        BadInput: the databases have other special words, feature widths or soft labels than the first.
+        BadInput: the databases have other special words, feature widths or soft labels than the first; one caption database comes
+            twice.
     """
 
     def __init__(self, parts: Sequence[PairDataset]):
@@ -149,20 +154,35 @@ class JoinedPairs(PairDataset):
                 _check_same(part.captions.folder, name, part.captions.meta[name], first.captions.meta[name])
             for name in ("feature_dim", "num_labels"):
                 _check_same(part.regions.folder, name, getattr(part.regions, name), getattr(first.regions, name))
+        _check_different([part.captions for part in parts])
         self.captions, self.image_captions, self.teacher = first.captions, first.image_captions, None
-        self.regions = _JoinedRegions([part.regions for part in parts])
-        self.ids = _ListColumn(i for part in parts for i in part.ids)
-        twice = first_repeated(self.ids)
-        if twice is not None:
-            raise BadInput(f"{parts[-1].captions.folder}: caption id {twice} is in another of the joined databases too")
-        self.images = _ListColumn(dict.fromkeys(key for part in parts for key in part.images))
-        number = {key: n for n, key in enumerate(self.images)}
-        rows = [np.array([number[key] for key in part.images], np.int32) for part in parts]
+        captions_called = short_names([part.captions.folder for part in parts])
+        self.ids = ListColumn(i for own in names_apart([part.ids for part in parts], captions_called) for i in own)
+        names = self._name_pictures(parts)
+        self.images = ListColumn(dict.fromkeys(name for own in names for name in own))
+        number = {name: n for n, name in enumerate(self.images)}
+        rows = [np.array([number[name] for name in own], np.int32) for own in names]
         self.image_of = np.concatenate([of[part.image_of] for part, of in zip(parts, rows, strict=True)])
         self.txt_lengths = np.concatenate([part.txt_lengths for part in parts])
         self.img_lengths = np.concatenate([part.img_lengths for part in parts])
         self._parts = list(zip(parts, rows, strict=True))
         self._starts = np.cumsum([0, *map(len, parts)])
+
+    def _name_pictures(self, parts: Sequence[PairDataset]) -> list[list[str]]:
+        """The names of each part's pictures in this dataset; also sets `regions`, which finds them by those names."""
+        of = distinct_databases([part.regions for part in parts])
+        databases = [parts[of.index(n)].regions for n in range(max(of) + 1)]
+        keys = [dict.fromkeys(k for part, m in zip(parts, of, strict=True) if m == n for k in part.images) for n in range(max(of) + 1)]
+        apart = names_apart(keys, short_names([database.img_db for database in databases]))
+        name_of = [dict(zip(own, names, strict=True)) for own, names in zip(keys, apart, strict=True)]
+        renamed = next(((db, k, n) for db, named in zip(databases, name_of) for k, n in named.items() if n != k), None)
+        if renamed and self.image_captions is not None:
+            raise BadInput(
+                f"{renamed[0].folder}: key {renamed[1]!r} is in another of the joined databases too, and image_captions cannot tell "
+                "the two pictures apart; join databases of different keys, or leave the third view out"
+            )
+        self.regions = JoinedRegions(databases, name_of)
+        return [[name_of[n][key] for key in part.images] for part, n in zip(parts, of, strict=True)]
 
     @property
     def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
@@ -177,39 +197,17 @@ class JoinedPairs(PairDataset):
             for column, values in zip(found, part._rows(indices[rows] - self._starts[n], soft_labels), strict=True):
                 for row, value in zip(rows, values, strict=True):
                     column[row] = value
-        return tuple(found)
+        return self.ids.take(indices), self.images.take(self.image_of[indices]), *found[2:]
 
 
-def first_repeated(names: Iterable[str]) -> str | None:
-    """The first name that was there before, found in one pass; None when all differ."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
-
-
-class _ListColumn(list):
-    """A list that is read like the databases' columns."""
-
-    def take(self, rows: np.ndarray) -> list:
-        return [self[row] for row in rows]
-
-
-class _JoinedRegions:
-    """Several region databases, asked one after the other, with what a dataset reads of one."""
-
-    def __init__(self, parts: list[RegionDB]):
-        self._parts = parts
-        self.folder = ", ".join(dict.fromkeys(str(part.folder) for part in parts))
-        self.feature_dim, self.num_labels = parts[0].feature_dim, parts[0].num_labels
-
-    def get(self, key: str, soft_labels: bool = True) -> Regions:
-        return next((part for part in self._parts if key in part), self._parts[0]).get(key, soft_labels)
-
-    def __getitem__(self, key: str) -> Regions:
-        return self.get(key)
+def _check_different(captions: Sequence[CaptionDB]) -> None:
+    """Raise BadInput where one caption database comes twice: as one folder, or as a copy."""
+    numbers = distinct_databases(captions)
+    for n, database in enumerate(captions):
+        for m, other in enumerate(captions[:n]):
+            is_copy = len(other) == len(database) and other.ids[0] == database.ids[0]  # else it cannot be one
+            if numbers[n] == numbers[m] or (is_copy and other.fingerprint() == database.fingerprint()):
+                raise BadInput(f"{database.folder}: is joined with itself ({other.folder}); give each caption database once")
 
 
 def _check_same(folder: Path, name: str, found: Any, expected: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from data.annotations.records import Caption
 from data.batches.batch import collate_images, collate_texts
 from data.batches.loader import batch_loader
-from data.batches.pairs import ImageCaptions, PairDataset, first_repeated, open_pairs
+from data.batches.pairs import ImageCaptions, PairDataset, open_pairs
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
@@ -368,8 +368,10 @@ def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
     folders = [world / "captions", second / "captions"], [world / "regions", second / "regions"]
     joined, other = open_pairs(*folders, options), open_pairs(folders[0][1], folders[1][1], options)
     assert joined.ids == [*pairs.ids, *other.ids] and len(joined) == len(pairs) + len(other)
-    assert joined.images == [*pairs.images, "q0.npz", "q1.npz"]  # p1 is in both, and is one picture
-    assert [joined.images[of] for of in joined.image_of] == [d.images[of] for d in (pairs, other) for of in d.image_of]
+    named = [f"{second.name}/regions/{stem}.npz" for stem in ("q0", "q1", "p1")]
+    assert joined.images == [*pairs.images, *named]  # p1 is in both databases, and is two pictures
+    names = [Path(joined.images[of]).name for of in joined.image_of]
+    assert names == [d.images[of] for d in (pairs, other) for of in d.image_of]
     assert list(joined.txt_lengths) == [*pairs.txt_lengths, *other.txt_lengths]
     assert list(joined.img_lengths) == [*pairs.img_lengths, *other.img_lengths]
 
@@ -386,29 +388,48 @@ def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
         if task == "mrckl":
             expected[batch.masked_regions[row, :boxes]] = 0
         assert torch.equal(batch.features[row, :boxes], expected)
-        assert joined.images[int(batch.image_ids[row])] == alone.img_keys[0] == batch.img_keys[row]
-    assert joined.regions["q1.npz"].features.shape == other.regions["q1.npz"].features.shape
+        assert Path(joined.images[int(batch.image_ids[row])]).name == alone.img_keys[0] == Path(batch.img_keys[row]).name
+    assert joined.regions[named[1]].features.shape == other.regions["q1.npz"].features.shape
     batch_of(pickle.loads(pickle.dumps(joined)), np.array(chosen))  # as a data worker gets it
 
 
-def test_a_repeated_id_is_looked_for_in_one_pass():
-    class Id(str):  # counts how often ids are compared
-        compared = 0
-        __hash__ = str.__hash__
+def test_equal_keys_and_ids_of_two_databases_are_two_pictures_and_two_captions(world, second, pairs, tmp_path):
+    tokenizer = CaptionTokenizer.from_pretrained(world / "vocab.txt")
+    words = {"p0#0": ("p0", "du"), "p1#0": ("p1", "ba be")}  # ids and pictures of the first database, and other contents
+    records = [Caption(f"{image}.jpg", text, i, "train", "en") for i, (image, text) in words.items()]
+    write_caption_db(tmp_path / "b/captions", records, tokenizer, ["b.jsonl"])
+    with RegionWriter(tmp_path / "b/regions", BOXES) as writer:
+        for seed, stem in enumerate(("p0", "p1")):
+            writer.add(f"{stem}.npz", make_regions(3, seed=70 + seed))
+    folders = [world / "captions", tmp_path / "b/captions"], [world / "regions", tmp_path / "b/regions"]
+    joined, other = open_pairs(*folders, BOXES), open_pairs(folders[0][1], folders[1][1], BOXES)
+    assert joined.ids == [*pairs.ids, "b/captions/p0#0", "b/captions/p1#0"]
+    assert joined.images == [*pairs.images, "b/regions/p0.npz", "b/regions/p1.npz"]
+    assert len(set(joined.image_of.tolist())) == len(pairs.images) + 2
+    for index, name in enumerate(joined.ids):
+        dataset, local = (pairs, index) if index < len(pairs) else (other, index - len(pairs))
+        expected, found = (d.examples(np.array([i])) for d, i in ((dataset, local), (joined, index)))
+        assert found.words[0].tolist() == expected.words[0].tolist(), name
+        assert np.array_equal(found.regions[0].features, expected.regions[0].features), name
+        by_name = joined.regions[joined.images[joined.image_of[index]]]
+        assert np.array_equal(by_name.features, expected.regions[0].features), name
+    view = {"image_captions": str(world / "captions"), "caption_weight": 0.5}
+    with pytest.raises(BadInput, match="image_captions cannot tell the two pictures apart"):
+        open_pairs(*folders, BOXES, **view)
 
-        def __eq__(self, other):
-            Id.compared += 1
-            return str.__eq__(self, other)
 
-    names = [Id(f"caption {n}") for n in range(3000)]
-    assert first_repeated(names) is None
-    assert first_repeated([*names, Id("caption 2999"), Id("caption 7")]) == "caption 2999"
-    assert Id.compared < 4 * len(names)
+def test_captions_of_one_region_database_are_about_one_picture(world, pairs, tmp_path):
+    """COCO's train and restval: other captions, the same regions, which may be given by two paths."""
+    record = [Caption("p1.jpg", "du", "r0", "restval", "en")]
+    write_caption_db(tmp_path / "restval", record, CaptionTokenizer.from_pretrained(world / "vocab.txt"), ["b.jsonl"])
+    (tmp_path / "link").symlink_to(world / "regions")
+    joined = open_pairs([world / "captions", tmp_path / "restval"], [world / "regions", tmp_path / "link"], BOXES)
+    assert joined.images == list(pairs.images) and joined.images[joined.image_of[-1]] == "p1.npz"
 
 
 def test_databases_that_do_not_go_together_are_not_joined(world, second, tmp_path):
     options = BOXES
-    with pytest.raises(BadInput, match=r"caption id p0#0 is in another of the joined databases too"):
+    with pytest.raises(BadInput, match=r"captions: is joined with itself .*; give each caption database once"):
         open_pairs([world / "captions"] * 2, world / "regions", options)
     with pytest.raises(BadInput, match=r"3 text DBs .* need one image DB or as many, found 2"):
         open_pairs([world / "captions"] * 3, [world / "regions"] * 2, options)

@@ -1,0 +1,80 @@
+"""What several databases hold under one name is told apart: pictures and captions of joined databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data.errors import BadInput
+from data.regions.db import RegionDB, Regions
+
+
+class ListColumn(list):
+    """A list that is read like the databases' columns."""
+
+    def take(self, rows) -> list:
+        return [self[row] for row in rows]
+
+
+class JoinedRegions:
+    """Several region databases, with what a dataset reads of one.
+
+    Args:
+        databases: those of the pictures, each once
+        names: for each database, key → the picture's name in the joined dataset
+    """
+
+    def __init__(self, databases: Sequence[RegionDB], names: Sequence[dict[str, str]]):
+        self._first = databases[0]
+        self._place = {
+            name: (database, key)
+            for database, named in zip(databases[1:], names[1:], strict=True)
+            for key, name in named.items()
+        }
+        self.folder = ", ".join(dict.fromkeys(str(database.folder) for database in databases))
+        self.feature_dim, self.num_labels = databases[0].feature_dim, databases[0].num_labels
+
+    def get(self, name: str, soft_labels: bool = True) -> Regions:
+        """The regions of a picture of the joined dataset; the first database's pictures keep their keys as names."""
+        database, key = self._place.get(name, (self._first, name))
+        return database.get(key, soft_labels)
+
+    def __getitem__(self, name: str) -> Regions:
+        return self.get(name)
+
+
+def names_apart(columns: Sequence[Iterable[str]], databases: Sequence[str]) -> list[list[str]]:
+    """The names in several databases, told apart: where a database has a name that one before it has, all of its names get the
+    database's in front.
+
+    Args:
+        columns: the names in each database
+        databases: what each is called, see `short_names`
+    """
+    seen: set[str] = set()
+    apart = []
+    for column, database in zip(columns, databases, strict=True):
+        own = list(column)
+        if not seen.isdisjoint(own):
+            own = [f"{database}/{name}" for name in own]
+        if not seen.isdisjoint(own):
+            raise BadInput(f"{database}: {min(seen.intersection(own))} is a name in another of the joined databases too")
+        seen.update(own)
+        apart.append(own)
+    return apart
+
+
+def short_names(folders: Sequence[str | Path]) -> list[str]:
+    """For each of some folders, all different, the end of its path that no other has: ``coco/train`` and ``flickr/train``."""
+    parts = [Path(folder).absolute().parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def distinct_databases(databases: Sequence) -> list[int]:
+    """For each region or caption database, which of the distinct ones it is: one folder under two names is one database."""
+    numbers: dict[Path, int] = {}
+    return [numbers.setdefault(Path(database.folder).resolve(), len(numbers)) for database in databases]
