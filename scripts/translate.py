@@ -93,7 +93,7 @@ def main(options: Options) -> None:
     translated = {"from": options.captions, "models": models, "num_beams": options.num_beams, "kept": empty}
     counts = write_caption_db(
         options.out, records, tokenizer, captions.meta.get("annotations", []), extra_fields=more,
-        extra_meta={"translated": translated},
+        extra_meta={"translated": translated}, keys={record.image: record.image for record in records},
     )  # fmt: skip
     if empty:
         print(

@@ -34,6 +34,7 @@ def write_caption_db(
     image_key: str = "{stem}.npz",
     extra_fields: Mapping[str, dict] | None = None,
     extra_meta: dict | None = None,
+    keys: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
     """Tokenise captions and write them as one text DB, with a copy of the tokenizer; all or nothing appears.
 
@@ -44,6 +45,7 @@ def write_caption_db(
         image_key: makes the image-DB key of a picture, see `key_of_image`
         extra_fields: caption id -> what its record holds besides
         extra_meta: what ``meta.json`` holds besides
+        keys: file name of a picture -> its image-DB key, where that is known; `image_key` makes the others
 
     Returns:
         counts: ``captions``, ``images``, ``pieces`` (word pieces in all) and ``unknown`` (those the vocabulary lacks)
@@ -57,7 +59,7 @@ def write_caption_db(
     tables, unknown = _Tables(), 0
     with LmdbWriter(folder) as writer:
         for caption, encoding in _encode(tqdm(captions, desc=str(folder), unit="caption", delay=2), tokenizer):
-            key = key_of_image(caption.image, image_key)
+            key = (keys or {}).get(caption.image) or key_of_image(caption.image, image_key)
             try:
                 tables.add(caption, key, len(encoding.ids))
             except BadInput as error:

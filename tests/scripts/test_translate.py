@@ -178,3 +178,11 @@ def test_one_corrected_caption_is_not_translated_as_it_was(world):
     write_caption_db(root / "db", captions, CaptionTokenizer.from_pretrained(root / "vocab.txt"), ["a.jsonl"])
     with pytest.raises(BadInput, match=r"out.translations.jsonl: begun with other captions, some of those have changed"):
         run(words, root / "out")
+
+
+@pytest.mark.parametrize("key", ["{stem}", "{lower}.v2.npz", "x_{stem:0>6}.jpg"])
+def test_keys_stay_as_they_are(world, key):
+    root, words = world
+    captions = [Caption(f"Scene_{n}.jpg", "a dog runs", f"s{n}", "val", "en") for n in range(3)]
+    write_caption_db(root / "db", captions, CaptionTokenizer.from_pretrained(root / "vocab.txt"), ["a.jsonl"], key)
+    assert dict(run(words, root / "out").txt2img.items()) == dict(CaptionDB(root / "db").txt2img.items())
