@@ -48,7 +48,7 @@ class Options:
         seed: of that
         tokenizer: Hugging Face BERT-family folder, or a vocab.txt; default is to train one on the captions
         vocab_size: word pieces of one that is trained
-        extractor: of regions, as in scripts/extract_regions.py
+        extractor: of regions, as in scripts/extract_regions.py; default is the best for photographs that can run here
         extract: its other options, NAME=VALUE
         config: recipe of the training command
     """
@@ -62,7 +62,7 @@ class Options:
     seed: int = 0
     tokenizer: str | None = None
     vocab_size: int = 2000
-    extractor: str = "random-conv"
+    extractor: str | None = None
     extract: list[str] = field(default_factory=list)
     config: str = "configs/finetune/own_small.yaml"
 
@@ -74,8 +74,12 @@ def main(options: Options) -> None:
     captions = selection.keep_chosen(captions, "language", options.languages, source)
     regions = out / "regions"
     if not list(regions.glob("feat_*/data.mdb")) and not list(regions.glob("all*/data.mdb")):
-        words = ["--photos", options.photos, "--out", str(regions), "--extractor", options.extractor]
-        run_script("scripts/extract_regions.py", words + [part for word in options.extract for part in spell_option(word)])
+        from model.extractors.choice import choose_extractor  # imports torch, which is slow
+
+        own = [spell_option(word) for word in options.extract]
+        extractor = options.extractor or choose_extractor(name.removeprefix("--") for name, _ in own)
+        words = ["--photos", options.photos, "--out", str(regions), "--extractor", extractor]
+        run_script("scripts/extract_regions.py", words + [part for option in own for part in option])
     else:
         print(f"{regions}: is there already and used as it is; delete it to extract regions again")
     captions = keep_extracted(captions, regions, Path(options.photos), report)
