@@ -4,7 +4,7 @@
 python scripts/build_captions.py --annotations captions.jsonl --tokenizer runs/demo/tokenizer --out db/text
 python scripts/build_captions.py --annotations dataset_flickr30k.json --format karpathy --tokenizer bert-base-cased \\
     --out db/text --regions db/flickr30k --image-key 'flickr30k_{stem:0>12}.npz'
-python scripts/build_captions.py --annotations multi30k --format multi30k --tokenizer bert-base-multilingual-cased --out db/text
+python scripts/build_captions.py --annotations multi30k --format multi30k --tokenizer bert-base-multilingual-cased --out db
 python scripts/build_captions.py --annotations Train_GCC-training.tsv --format pairs --downloaded files.tsv --photos cc \\
     --tokenizer bert-base-cased --out db/cc
 python scripts/build_captions.py --annotations region_descriptions.json --format visual-genome --shares train=0.98 val=0.02 \\
@@ -16,6 +16,7 @@ python scripts/build_captions.py --annotations dataset_coco.json --format karpat
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
@@ -23,10 +24,10 @@ from configs import cli
 from data.annotations import FORMATS, FormatName, selection
 from data.annotations.photographs import read_addresses
 from data.annotations.published import COUNTS
-from data.annotations.records import Caption, ReadingOptions, require_split_name
-from data.annotations.splits import draw_splits, parse_shares
+from data.annotations.records import Caption, ReadingOptions
+from data.annotations.splits import check_one_source, draw_splits, parse_shares
 from data.annotations.web_pairs import read_downloaded
-from data.captions.build import keep_with_regions, write_split_dbs
+from data.captions.build import keep_with_regions, settle_former_splits, write_split_dbs
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.storage.locks import claim_output
@@ -48,9 +49,10 @@ class Options:
         lowercase: lower-case the captions first; default is as the tokenizer says
         languages: keep only these; default is all
         splits: write only these; default is all
+        former_splits: keep or remove the splits in OUT of an earlier build that this one does not have
         restval_as_train: add Karpathy's split restval to train
         fields: jsonl: keys of a line that hold captions; a language is taken from the first that has it
-        split: of formats that name none: that of all captions
+        split: of files and lines that name none: that of all captions, default train; wins over the name of a COCO file
         split_lists: files of picture names, one a line, that say the split: train=FILE, or FILE named after it; pictures
             in none are left out
         shares: splits drawn by picture: train=0.8 val=0.1 test=0.1
@@ -76,9 +78,10 @@ class Options:
     lowercase: bool | None = None
     languages: list[str] | None = None
     splits: list[str] | None = None
+    former_splits: Literal["keep", "remove"] = "keep"
     restval_as_train: bool = False
     fields: list[str] = field(default_factory=lambda: ["captions"])
-    split: str = "train"
+    split: str | None = None
     split_lists: list[str] | None = None
     shares: list[str] | None = None
     seed: int = 0
@@ -93,9 +96,7 @@ class Options:
     image_key: str = "{stem}.npz"
 
     def __post_init__(self):
-        require_split_name("--split", self.split)
-        if self.split_lists and self.shares:
-            raise BadInput("--split-lists and --shares both say the split; give one of them")
+        check_one_source({"--split": self.split, "--split-lists": self.split_lists, "--shares": self.shares}, self.format)
         if self.expect not in (None, "none", *COUNTS):
             raise BadInput(f"--expect: found {self.expect}, expected one of {', '.join(COUNTS)}, none")
 
@@ -104,8 +105,9 @@ def read_and_split(options: Options, report: dict) -> list[Caption]:
     """The captions of the file with their splits; bad records and missing pictures go to the report."""
     settings = ReadingOptions(
         fields=tuple(options.fields),
-        split=options.split,
-        needs_split=not (options.shares or options.split_lists),
+        split=options.split or "train",
+        split_is_given=options.split is not None,
+        needs_split=not (options.shares or options.split_lists or options.split),
         downloaded=read_downloaded(options.downloaded) if options.downloaded else None,
     )
     source = options.annotations
@@ -122,8 +124,7 @@ def read_and_split(options: Options, report: dict) -> list[Caption]:
 
 def main(options: Options) -> None:
     claim_output(options.out)
-    report: dict = {}
-    source, photo_of = options.annotations, FORMATS[options.format].photo_of
+    report, source, photo_of = {}, options.annotations, FORMATS[options.format].photo_of
     captions = read_and_split(options, report)
     same = read_addresses(options.addresses or [])
     if options.exclude:
@@ -131,15 +132,16 @@ def main(options: Options) -> None:
     if options.restval_as_train:
         captions = [replace(c, split="train") if c.split == "restval" else c for c in captions]
     selection.report_photos_in_several_splits(captions, photo_of, same, report)
-    captions = selection.keep_chosen(captions, "split", options.splits, source)
-    captions = selection.keep_chosen(captions, "language", options.languages, source)
+    captions = selection.keep_chosen(captions, "split", options.splits, source, report)
+    captions = selection.keep_chosen(captions, "language", options.languages, source, report)
     by_split: dict[str, list[Caption]] = {c.split: [] for c in captions}
     if options.regions:
-        captions = keep_with_regions(captions, options.regions, options.image_key, source, options.skip_missing)
+        captions = keep_with_regions(captions, options.regions, options.image_key, source, options.skip_missing, report)
     for caption in captions:
         by_split[caption.split].append(caption)
     tokenizer = CaptionTokenizer.from_pretrained(options.tokenizer, options.lowercase)
-    counts = write_split_dbs(options.out, by_split, tokenizer, source, options.image_key)
+    counts = write_split_dbs(options.out, by_split, tokenizer, source, options.image_key, report)
+    settle_former_splits(options.out, by_split, options.former_splits == "remove", report)
     report = {"annotations": source, "settings": cli.to_dict(options), **report, "splits": counts}
     write_json(Path(options.out) / "report.json", report)
 

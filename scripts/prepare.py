@@ -71,7 +71,7 @@ def main(options: Options) -> None:
     claim_output(options.out)
     out, report, source = Path(options.out), {}, options.captions
     captions = selection.read_usable_captions(source, options.format, ReadingOptions(needs_split=False), report)
-    captions = selection.keep_chosen(captions, "language", options.languages, source)
+    captions = selection.keep_chosen(captions, "language", options.languages, source, report)
     regions = out / "regions"
     if not list(regions.glob("feat_*/data.mdb")) and not list(regions.glob("all*/data.mdb")):
         from model.extractors.choice import choose_extractor  # imports torch, which is slow
@@ -94,6 +94,7 @@ def main(options: Options) -> None:
         words = [*annotations, "--vocab-size", str(options.vocab_size), "--out", tokenizer]
         run_script("scripts/train_tokenizer.py", words)
     words = [*annotations, "--tokenizer", tokenizer, "--regions", str(regions), "--out", str(out / "db")]
+    words += ["--former-splits", "remove"]  # all of OUT/db is made of OUT/captions.jsonl
     run_script("scripts/build_captions.py", words)
     splits = list(dict.fromkeys(c.split for c in captions))
     report["checks"] = {}

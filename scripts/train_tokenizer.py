@@ -5,13 +5,15 @@ python scripts/train_tokenizer.py --annotations captions.jsonl --vocab-size 1000
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
-from data.annotations import FormatName, read_captions
+from data.annotations import FormatName, selection
+from data.annotations.records import ReadingOptions
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.vocabulary import train_vocabulary
 from data.errors import BadInput
@@ -42,9 +44,14 @@ class Options:
 
 def main(options: Options) -> None:
     claim_output(options.out)
-    texts = [c.text for c in read_captions(options.annotations, options.format) if c.split in options.splits]
+    settings = ReadingOptions(needs_split=False)
+    captions = selection.read_usable_captions(options.annotations, options.format, settings, {})
+    texts = [c.text for c in captions if c.split in options.splits]
     if not texts:
         raise BadInput(f"{options.annotations}: no caption in {options.splits}; name the splits with --splits")
+    others = Counter(c.split for c in captions if not c.split.startswith(("val", "test", *options.splits)))
+    if others:
+        print(f"not learned from: {', '.join(f'{n:,} captions of split {name}' for name, n in others.items())}")
     vocabulary = train_vocabulary(texts, options.vocab_size, options.lowercase)
     out = Path(options.out)
     with atomic_file(out / "vocab.txt") as path:

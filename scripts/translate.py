@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
-from data.annotations.records import Caption
+from data.annotations.records import Caption, has_word
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     records, more, empty = [], {}, []
     for caption_id, source in sources.items():
         text = english.get(caption_id, source["raw"])
-        if not text.strip():  # a caption must have words
+        if not has_word(text):
             empty.append(caption_id)
             text = source["raw"]
         records.append(Caption(source["img_fname"], text, caption_id, "", captions.languages[caption_id]))

@@ -3,49 +3,88 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from data.annotations.records import ADVICE, STRICT, AnnotationFormat, Caption, ReadingOptions, kept_if_valid, require
+from data.annotations.records import (
+    ADVICE,
+    STRICT,
+    AnnotationFormat,
+    Caption,
+    ReadingOptions,
+    id_text,
+    kept_if_valid,
+    number_of_id,
+    require,
+)
+from data.errors import BadInput
 from data.storage.text_files import read_json
 
 
 def read_coco(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
     """Captions of COCO's ``captions_train2014.json``, ``captions_val2017.json`` and their like, by picture, all English.
 
-    Caption ids are the file's numbers of annotations. The split is the one in the file's name, else ``settings.split``.
+    Caption ids are the file's numbers of annotations. The split is the one in the file's name, a word of it such as
+    val2017, unless ``settings.split_is_given``; else ``settings.split``.
 
     Raises:
-        BadInput: a file that is not of this form; and, reported, an annotation without its picture, an empty caption or
-            an id used twice.
+        BadInput: a file that is not of this form; and, reported, an annotation without its picture or of an id that several
+            pictures have, an empty caption or an id used twice.
     """
     content = read_json(path, ADVICE, expected=None)
     for name in ("images", "annotations"):
         value = content.get(name) if isinstance(content, dict) else None
         require(isinstance(value, list), str(path), name, value, "a list, as in COCO's captions_*.json")
-    named = re.search(r"(train|val|test)\d{4}", Path(path).name)
-    split = named[1] if named else settings.split
-    annotations: dict[Any, list[tuple[str, dict]]] = {}
-    known: dict[Any, str] = {}
-    for n, image in enumerate(content["images"]):
-        if isinstance(image, dict) and isinstance(image.get("file_name"), str) and isinstance(image.get("id"), int):
-            known[image["id"]] = image["file_name"]
-        else:
-            settings.on_bad_record(f"{path}: images[{n}] is {str(image)[:60]!r}, expected an object with id and file_name")
+    named = None if settings.split_is_given else split_of_name(Path(path).name)
+    names = _names_of_pictures(path, content["images"], settings)
+    annotations: dict[str, list[tuple[str, str, object]]] = defaultdict(list)
     for n, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotations[{n}]"
-        if not isinstance(annotation, dict) or not {"id", "image_id", "caption"} <= annotation.keys():
-            settings.on_bad_record(f"{where} is {str(annotation)[:60]!r}, expected an object with id, image_id and caption")
-        elif isinstance(annotation["image_id"], (list, dict)) or annotation["image_id"] not in known:
-            settings.on_bad_record(f"{where}: image_id {annotation['image_id']} is not among the file's images")
+        try:
+            right = isinstance(annotation, dict) and {"id", "image_id", "caption"} <= annotation.keys()
+            require(right, where, "it", annotation, "an object with id, image_id and caption")
+            image_id, caption_id = (id_text(where, name, annotation[name]) for name in ("image_id", "id"))
+            if image_id not in names:
+                raise BadInput(f"{where}: image_id {image_id} is not among the file's images")
+            if len(names[image_id]) > 1:
+                raise BadInput(
+                    f"{where}: image_id {image_id} is the id of {' and of '.join(names[image_id])}; correct it"
+                )
+        except BadInput as error:
+            settings.on_bad_record(str(error), 1)
         else:
-            annotations.setdefault(annotation["image_id"], []).append((where, annotation))
+            annotations[image_id].append((where, caption_id, annotation["caption"]))
     seen: set[str] = set()
-    for image_id, name in known.items():
-        for where, annotation in annotations.get(image_id, []):
-            caption = Caption(name, annotation["caption"], str(annotation["id"]), split, "en", None, image_id)
+    for image_id, (name, *_) in names.items():
+        if image_id not in annotations:
+            settings.on_picture_without_captions(name)
+        for where, caption_id, text in annotations[image_id]:
+            caption = Caption(name, text, caption_id, named or settings.split, "en", None, number_of_id(image_id))
             yield from kept_if_valid(where, caption, seen, settings)
+
+
+def _names_of_pictures(path: str | Path, images: list, settings: ReadingOptions) -> dict[str, list[str]]:
+    """Id of a picture -> its file name; several where the file gives one id to several pictures."""
+    names: dict[str, list[str]] = {}
+    for n, image in enumerate(images):
+        where = f"{path}: images[{n}]"
+        try:
+            right = isinstance(image, dict) and isinstance(image.get("file_name"), str) and image["file_name"]
+            require(right, where, "it", image, "an object with id and file_name")
+            of_id = names.setdefault(id_text(where, "id", image.get("id")), [])
+        except BadInput as error:
+            settings.on_bad_record(str(error), 0)  # its captions are counted, each by itself
+            continue
+        if image["file_name"] not in of_id:
+            of_id.append(image["file_name"])
+    return names
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that is a word of a file's name: val of captions_val2017.json, none of captions_latest2023.json."""
+    found = re.search(r"(?<![A-Za-z0-9])(train|val|test)20\d\d(?![A-Za-z0-9])", name)
+    return found[1] if found else None
 
 
 def data_set_of(name: str) -> str | None:

@@ -16,7 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from data.annotations.records import ADVICE, STRICT, AnnotationFormat, Caption, ReadingOptions, kept_if_valid
+from data.annotations.records import (
+    ADVICE,
+    STRICT,
+    AnnotationFormat,
+    Caption,
+    ReadingOptions,
+    kept_if_valid,
+    photo_of_flickr,
+)
 from data.errors import BadInput
 from data.storage.text_files import read_lines
 
@@ -90,18 +98,19 @@ def _captions(
     seen: set[str],
     settings: ReadingOptions,
 ) -> Iterator[Caption]:
+    texts: list[str] = []
     try:
-        texts = [line.strip() for line in read_lines(file, ADVICE)]
+        texts += (line.strip() for line in read_lines(file, ADVICE))
         if len(texts) != len(pictures):
             raise BadInput(f"{file}: {len(texts):,} captions, but {listing} lists {len(pictures):,} pictures")
     except BadInput as error:
-        settings.on_bad_record(f"{error}; the file is left out")
+        settings.on_bad_record(f"{error}; the file is left out", len(texts) or len(pictures))
         return
     for n, (picture, text) in enumerate(zip(pictures, texts, strict=True), 1):
         caption = Caption(picture, text, f"{PurePosixPath(picture).stem}#{mark}", split, language)
         yield from kept_if_valid(f"{file}: line {n}", caption, seen, settings)
 
 
-FORMAT = AnnotationFormat(read_both, data_set_of=lambda name: "multi30k")
-FORMAT_TASK1 = AnnotationFormat(read_task1, ("*/",), lambda name: "multi30k-task1")
-FORMAT_TASK2 = AnnotationFormat(read_task2, data_set_of=lambda name: "multi30k-task2")
+FORMAT = AnnotationFormat(read_both, data_set_of=lambda name: "multi30k", photo_of=photo_of_flickr, names_splits=True)
+FORMAT_TASK1 = AnnotationFormat(read_task1, ("*/",), lambda name: "multi30k-task1", photo_of_flickr, names_splits=True)
+FORMAT_TASK2 = AnnotationFormat(read_task2, data_set_of=lambda name: "multi30k-task2", photo_of=photo_of_flickr, names_splits=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from data.annotations import FORMATS, guess_format, read_captions
-from data.annotations.records import ADVICE, Caption, photo_of, require
+from data.annotations.records import ADVICE, Caption, photo_of_flickr, require
 from data.errors import BadInput
 from data.storage.text_files import read_json, read_lines
 
@@ -56,6 +56,11 @@ def all_names(photo: str, same: Mapping[str, set[str]]) -> set[str]:
     return found
 
 
+def bare_name(photo: str) -> str:
+    """What a photograph is called where the file does not tell whose number it is: ``name:1000092795`` for Flickr's."""
+    return f"name:{photo.removeprefix('flickr:')}" if photo.startswith("flickr:") else photo
+
+
 def read_excluded_photos(word: str) -> set[str]:
     """The photographs of ``FILE`` or ``FILE:val,test``: a list of picture names, or annotations.
 
@@ -69,7 +74,7 @@ def read_excluded_photos(word: str) -> set[str]:
     if path.endswith(".txt"):
         if splits:
             raise BadInput(f"--exclude {word}: a list of pictures has no splits; give {path}")
-        return {photo_of(line.strip().partition("#")[0]) for line in read_lines(path) if line.strip()}
+        return {photo_of_flickr(line.strip().partition("#")[0]) for line in read_lines(path) if line.strip()}
     form = guess_format(path)
     found = list(read_captions(path, form))
     for split in splits or []:
@@ -93,7 +98,8 @@ def leave_out_photos(
     for caption in captions:
         if caption.split in splits:
             if caption.image not in is_out:
-                is_out[caption.image] = not excluded.isdisjoint(all_names(photo_of(caption.image), same))
+                names = all_names(photo_of(caption.image), same)
+                is_out[caption.image] = not excluded.isdisjoint(names | {bare_name(photo) for photo in names})
             if is_out[caption.image]:
                 dropped[caption.split].add(caption.image)
                 continue

@@ -7,10 +7,10 @@ import sys
 SHOWN = 100  # cases of each kind that a report lists
 
 
-def note_case(report: dict, kind: str, line: str) -> None:
-    """Count a case of something, such as a bad record, under ``report[kind]``; the first ones are listed."""
+def note_case(report: dict, kind: str, line: str, count: int = 1) -> None:
+    """Count a case of something, such as a bad record of so many captions, under ``report[kind]``; the first ones are listed."""
     noted = report.setdefault(kind, {"count": 0, "first": []})
-    noted["count"] += 1
+    noted["count"] += count
     if len(noted["first"]) < SHOWN:
         noted["first"].append(line)
 

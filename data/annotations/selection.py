@@ -6,11 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data.annotations import read_captions
 from data.annotations.photographs import (
     all_names,
+    bare_name,
     describe_photo,
     find_photos_in_several_splits,
     leave_out_photos,
@@ -24,27 +25,37 @@ from data.errors import BadInput
 
 
 def read_usable_captions(path: str, form: str, settings: ReadingOptions, report: dict, strict: bool = False) -> list[Caption]:
-    """All captions of a file; its bad records and missing pictures are noted in the report.
+    """All captions of a file; bad ones, missing pictures, and pictures without captions are noted in the report and told.
 
     Args:
-        settings: how the file is read; what it does with bad records and missing pictures is replaced
+        settings: how the file is read; what it does with bad records and pictures is replaced
         strict: stop at the first bad record
 
     Raises:
         BadInput: the file has no caption that can be used, or with `strict` a bad record.
     """
 
-    def on_bad_record(message: str) -> None:
+    def on_bad_record(message: str, captions: int) -> None:
         if strict:
             raise BadInput(message)
-        note_case(report, "bad_records", message)
+        note_case(report, "bad_records", message, captions)
+
+    def on_picture_without_captions(name: str) -> None:
+        note_case(report, "pictures_without_captions", name)
 
     def on_missing_picture(name: str) -> None:
         note_case(report, "missing_pictures", name)
 
-    settings = replace(settings, on_bad_record=on_bad_record, on_missing_picture=on_missing_picture)
+    settings = replace(
+        settings,
+        on_bad_record=on_bad_record,
+        on_missing_picture=on_missing_picture,
+        on_picture_without_captions=on_picture_without_captions,
+    )
     captions = list(read_captions(path, form, settings))
-    warn_of_cases(report, "bad_records", f"{path}: left out {{n:,}} bad records, the first: {{first}}")
+    warn_of_cases(report, "bad_records", f"{path}: left out {{n:,}} bad captions, the first: {{first}}")
+    text = f"{path}: {{n:,}} pictures have no caption and are left out, the first: {{first}}"
+    warn_of_cases(report, "pictures_without_captions", text)
     if not captions:
         raise BadInput(report.get("bad_records", {}).get("first", [f"{path}: no captions in it"])[0])
     return captions
@@ -52,10 +63,16 @@ def read_usable_captions(path: str, form: str, settings: ReadingOptions, report:
 
 def keep_listed_pictures(captions: list[Caption], lists: Sequence[str], source: str, report: dict) -> list[Caption]:
     """The captions of pictures that the lists give a split, with that split. Raises BadInput when there are none."""
-    captions, outside = assign_listed_splits(captions, read_split_lists(lists))
+    split_of = read_split_lists(lists)
+    stems = {PurePosixPath(caption.image).stem for caption in captions}
+    captions, outside = assign_listed_splits(captions, split_of)
     if outside:
         report["in_no_split_list"] = outside
         print(f"left out: {outside:,} captions whose picture is in none of {', '.join(lists)}")
+    for stem in split_of:
+        if stem not in stems:
+            note_case(report, "listed_without_captions", f"{stem} of {split_of[stem]}")
+    warn_of_cases(report, "listed_without_captions", "{n:,} listed pictures have no caption in it, the first: {first}")
     if not captions:
         raise BadInput(f"{source}: no picture of it is in {', '.join(lists)}")
     return captions
@@ -107,6 +124,7 @@ def leave_out_excluded(
     """
     excluded = set().union(*(read_excluded_photos(word) for word in words))
     excluded = set().union(*(all_names(photo, same) for photo in excluded))
+    excluded |= {bare_name(photo) for photo in excluded}
     captions, dropped = leave_out_photos(captions, photo_of, excluded, same, splits)
     report["excluded_pictures"] = dict(dropped)
     left_out = ", ".join(f"{n:,} pictures of {split}" for split, n in dropped.items()) or "no picture"
@@ -132,8 +150,12 @@ def settle_splits(captions: list[Caption], photo_of: Callable[[str], str], repor
     return captions
 
 
-def keep_chosen(captions: list[Caption], name: str, wanted: Sequence[str] | None, source: str) -> list[Caption]:
+def keep_chosen(
+    captions: list[Caption], name: str, wanted: Sequence[str] | None, source: str, report: dict
+) -> list[Caption]:
     """The captions whose ``split`` or ``language`` is among those wanted; all, where None are.
+
+    How many captions of which others are left out is noted in the report; of splits it is told, too.
 
     Raises:
         BadInput: one that no caption has.
@@ -144,4 +166,9 @@ def keep_chosen(captions: list[Caption], name: str, wanted: Sequence[str] | None
     for value in wanted:
         if value not in found:
             raise BadInput(f"{source}: no caption of {name} {value}, found {dict(found)}")
+    others = {value: count for value, count in found.items() if value not in wanted}
+    if others:
+        report[f"left_out_{name}s"] = others
+    if others and name == "split":
+        print(f"left out: {', '.join(f'{count:,} captions of split {value}' for value, count in others.items())}")
     return [c for c in captions if getattr(c, name) in wanted]

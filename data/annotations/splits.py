@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from data.annotations import FORMATS
 from data.annotations.photographs import describe_photo, find_photos_in_several_splits
 from data.annotations.records import ADVICE, Caption, require_split_name
 from data.errors import BadInput
@@ -57,6 +58,22 @@ def parse_shares(words: Sequence[str]) -> dict[str, float]:
     for name in shares:
         require_split_name("--shares", name)
     return shares
+
+
+def check_one_source(given: Mapping[str, object], form: str) -> None:
+    """Refuse two options that both say the split of all captions, and one for files that say it themselves.
+
+    Args:
+        given: ``--split``, ``--split-lists`` and ``--shares`` -> what the user gave, or None
+        form: of the annotations, a key of ``FORMATS``
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise BadInput(f"{' and '.join(given)} both say the split; give one of them")
+    if "--split" in given:
+        require_split_name("--split", given["--split"])
+        if FORMATS[form].names_splits:
+            raise BadInput(f"--split {given['--split']}: {form} says the split of every picture; choose with --splits")
 
 
 def draw_splits(captions: Iterable[Caption], shares: Mapping[str, float], seed: int) -> list[Caption]:

@@ -13,6 +13,7 @@ from data.annotations.records import (
     captions_of_records,
     kept_if_valid,
     numbered_lines,
+    photo_of_flickr,
     require,
 )
 
@@ -41,4 +42,4 @@ def data_set_of(name: str) -> str | None:
     return "flickr30k" if name.startswith("results") else None
 
 
-FORMAT = AnnotationFormat(read_token, ("*.token",), data_set_of)
+FORMAT = AnnotationFormat(read_token, ("*.token",), data_set_of, photo_of_flickr)

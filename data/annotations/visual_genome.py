@@ -12,7 +12,9 @@ from data.annotations.records import (
     Caption,
     ReadingOptions,
     captions_of_records,
-    kept_if_valid,
+    captions_of_sentences,
+    id_text,
+    number_of_id,
     require,
 )
 from data.errors import BadInput
@@ -31,17 +33,24 @@ def read_visual_genome(path: str | Path, settings: ReadingOptions = STRICT) -> I
     require(isinstance(content, list), str(path), "the file", content, "a list, as in region_descriptions.json")
     seen: set[str] = set()
 
-    def captions_of_image(where: str, image: dict) -> Iterator[Caption]:
+    def captions_of_image(where: str, image: object) -> Iterator[Caption]:
+        regions = image.get("regions") if isinstance(image, dict) else None
         try:
-            number = int(image["id"])
-            for region in image["regions"]:
-                caption_id = f"{number}#{region['region_id']}"
-                caption = Caption(f"{number}.jpg", region["phrase"], caption_id, settings.split, "en", None, number)
-                yield from kept_if_valid(where, caption, seen, settings)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(
-                f"{where} lacks something ({error!r}); expected id and regions of region_id and phrase"
-            ) from None
+            require(isinstance(image, dict), where, "it", image, "an object with id and regions")
+            number = number_of_id(id_text(where, "id", image.get("id")))
+            require(number is not None, where, "id", image.get("id"), "a number")
+            require(isinstance(regions, list), where, "regions", regions, "a list of region_id and phrase")
+        except BadInput as error:
+            settings.on_bad_record(str(error), max(1, len(regions)) if isinstance(regions, list) else 1)
+            return
+        if not regions:
+            settings.on_picture_without_captions(f"{number}.jpg")
+
+        def caption_of(at: str, region: dict) -> Caption:
+            caption_id = f"{number}#{id_text(at, 'region_id', region['region_id'])}"
+            return Caption(f"{number}.jpg", region["phrase"], caption_id, settings.split, "en", None, number)
+
+        yield from captions_of_sentences(where, regions, caption_of, seen, settings)
 
     return captions_of_records(((f"{path}: [{n}]", image) for n, image in enumerate(content)), captions_of_image, settings)
 

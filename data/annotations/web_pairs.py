@@ -18,8 +18,9 @@ from data.annotations.records import (
     numbered_lines,
     require,
 )
+from data.annotations.tables import read_table
 from data.errors import BadInput
-from data.storage.text_files import parse_json, read_json, read_lines
+from data.storage.text_files import is_utf8, parse_json, read_json, read_lines
 
 PICTURE_KEYS = ("image", "file", "url", "image_url")  # of JSON records of pairs, the first that is there
 
@@ -27,7 +28,9 @@ PICTURE_KEYS = ("image", "file", "url", "image_url")  # of JSON records of pairs
 def read_pairs(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
     """Conceptual Captions, SBU and their like: one caption of one picture at a time, all English. One of
 
-    - ``*.tsv``: ``caption<TAB>file`` or ``caption<TAB>address``, more columns ignored
+    - ``*.tsv``, ``*.csv``, ``*.txt``: a table whose header line names the columns, ``filepath<TAB>title``, ``image,caption``,
+      ``image_name| comment_number| comment``; without one ``caption<TAB>file`` or ``caption<TAB>address``, or the other way
+      round where what stands in front is an address or a picture's file; more columns ignored
     - ``*.jsonl``: objects of ``caption`` and one of image, file, url, image_url
     - ``*.json``: a list of such objects, or SBU's ``{"image_urls": [...], "captions": [...]}``
     - SBU's ``*_urls.txt``, with ``*_captions.txt`` beside it, line by line
@@ -44,6 +47,7 @@ def read_pairs(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[
     def caption_of_pair(where: str, record: Any) -> Iterator[Caption]:
         number, text, picture = record
         require(isinstance(picture, str) and picture, where, "the picture", picture, "a file name or an address")
+        require(is_utf8(picture), where, "the picture", picture, "UTF-8 text")
         if settings.downloaded is not None:
             if picture not in settings.downloaded:
                 settings.on_missing_picture(picture)
@@ -51,7 +55,7 @@ def read_pairs(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[
             picture = settings.downloaded[picture]
         yield from kept_if_valid(where, Caption(picture, text, str(number), settings.split, "en"), seen, settings)
 
-    records = {"json": _json_pairs, "jsonl": _jsonl_pairs, "txt": _sbu_pairs}.get(kind, _tsv_pairs)(path, settings)
+    records = {"json": _json_pairs, "jsonl": _jsonl_pairs, "txt": _sbu_pairs}.get(kind, read_table)(path, settings)
     return captions_of_records(_refuse_addresses(records, settings), caption_of_pair, settings)
 
 
@@ -78,17 +82,9 @@ def read_downloaded(path: str | Path) -> dict[str, str]:
             address, _, file = line.partition("\t")
         right = isinstance(address, str) and isinstance(file, str) and address and file
         require(right, where, "the line", line.strip(), "an address, a tab and a file, or JSON of url and file")
-        found[address] = file
+        if found.setdefault(address, file) != file:
+            raise BadInput(f"{where}: {address[:60]} is {file} here and {found[address]} before; an address has one file")
     return found
-
-
-def _tsv_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
-    for n, (where, line) in enumerate(numbered_lines(path)):
-        text, tab, rest = line.partition("\t")
-        if tab:
-            yield where, (n, text, rest.split("\t")[0])
-        else:
-            settings.on_bad_record(f"{where} has no tab, expected a caption, a tab and a file or an address")
 
 
 def _jsonl_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
@@ -96,7 +92,7 @@ def _jsonl_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[s
         try:
             yield where, _object_pair(n, parse_json(line, where), where)
         except BadInput as error:
-            settings.on_bad_record(str(error))
+            settings.on_bad_record(str(error), 1)
 
 
 def _json_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
@@ -113,11 +109,11 @@ def _json_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[st
         try:
             yield f"{path}: [{n}]", _object_pair(n, record, f"{path}: [{n}]")
         except BadInput as error:
-            settings.on_bad_record(str(error))
+            settings.on_bad_record(str(error), 1)
 
 
 def _object_pair(n: int, record: Any, where: str) -> tuple[int, Any, Any]:
-    named = [name for name in PICTURE_KEYS if name in record] if isinstance(record, dict) else []
+    named = [name for name in PICTURE_KEYS if record.get(name)] if isinstance(record, dict) else []
     right = named and "caption" in record
     require(right, where, "the record", record, f"an object with caption and one of {', '.join(PICTURE_KEYS)}")
     return n, record["caption"], record[named[0]]
@@ -126,7 +122,7 @@ def _object_pair(n: int, record: Any, where: str) -> tuple[int, Any, Any]:
 def _sbu_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, tuple[int, Any, Any]]]:
     urls, captions = Path(path), Path(str(path).replace("_urls.txt", "_captions.txt"))
     if urls == captions:  # not SBU's: one file of lines
-        yield from _tsv_pairs(path, settings)
+        yield from read_table(path, settings)
         return
     pictures, texts = (list(read_lines(p, ADVICE)) for p in (urls, captions))
     if len(pictures) != len(texts):
@@ -135,4 +131,4 @@ def _sbu_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str
         yield f"{urls}: line {n + 1}", (n, *pair)
 
 
-FORMAT = AnnotationFormat(read_pairs)
+FORMAT = AnnotationFormat(read_pairs, ("*.tsv", "*.csv"))

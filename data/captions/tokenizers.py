@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from data.errors import BadInput
 from data.storage.atomic import cannot_write_is_bad_input
-from data.storage.text_files import read_json, write_json
+from data.storage.text_files import is_utf8, read_json, read_lines, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -107,7 +107,13 @@ class CaptionTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """The ``ids``, ``tokens`` and ``offsets`` of each text's word pieces, without [CLS] and [SEP]."""
-        return self.backend.encode_batch(list(texts), add_special_tokens=False)
+        try:
+            return self.backend.encode_batch(list(texts), add_special_tokens=False)
+        except TypeError:
+            for text in texts:
+                if not (isinstance(text, str) and is_utf8(text)):
+                    raise BadInput(f"the text {ascii(text)[:60]} is no UTF-8 text; correct or remove it") from None
+            raise
 
     def input_ids(self, text: str) -> list[int]:
         """Ids of a text's word pieces, without [CLS] and [SEP]."""
@@ -165,10 +171,7 @@ def _from_tokenizer_json(folder: Path) -> CaptionTokenizer:
 
 def _from_vocabulary(path: Path, lowercase: bool | None, config: dict) -> CaptionTokenizer:
     """BERT's cleaning, splitting and special tokens around a vocabulary file."""
-    try:
-        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would cut inside pieces
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: no vocabulary, not UTF-8 text ({error}); expected one word piece per line") from None
+    words = list(read_lines(path, "expected a vocabulary, one word piece per line"))
     vocabulary = {word: i for i, word in enumerate(words)}
     special_tokens = {name: usual[0] for name, usual in _SPECIAL_TOKENS.items()}
     missing = [token for token in special_tokens.values() if token not in vocabulary]

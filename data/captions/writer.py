@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import lz4.frame
 import msgpack
 from tqdm import tqdm
 
-from data.annotations.records import Caption
+from data.annotations.records import Caption, number_of_id, refuse_record
 from data.captions.tables import store_columns
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
@@ -35,7 +36,8 @@ def write_caption_db(
     extra_fields: Mapping[str, dict] | None = None,
     extra_meta: dict | None = None,
     keys: Mapping[str, str] | None = None,
-) -> dict[str, int]:
+    on_wordless: Callable[[str], None] = refuse_record,
+) -> dict:
     """Tokenise captions and write them as one text DB, with a copy of the tokenizer; all or nothing appears.
 
     Args:
@@ -46,33 +48,38 @@ def write_caption_db(
         extra_fields: caption id -> what its record holds besides
         extra_meta: what ``meta.json`` holds besides
         keys: file name of a picture -> its image-DB key, where that is known; `image_key` makes the others
+        on_wordless: called with a line about each caption that has no word piece; when it returns, the caption is left out
 
     Returns:
-        counts: ``captions``, ``images``, ``pieces`` (word pieces in all) and ``unknown`` (those the vocabulary lacks)
+        counts: ``captions``, ``images``, ``pieces`` (word pieces), ``unknown`` (of them), ``languages`` (language -> captions)
 
     Raises:
         BadInput: no caption at all, an id used twice, a caption without words, a bad `image_key`, a full disk.
     """
-    captions = list(captions)
+    captions, source = list(captions), ", ".join(annotations)
     if not captions:
-        raise BadInput(f"{', '.join(annotations)}: no caption for {folder}; check the split and the languages")
+        raise BadInput(f"{source}: no caption for {folder}; check the split and the languages")
     tables, unknown = _Tables(), 0
     with LmdbWriter(folder) as writer:
         for caption, encoding in _encode(tqdm(captions, desc=str(folder), unit="caption", delay=2), tokenizer):
+            if not encoding.ids:
+                on_wordless(f"{source}: caption {caption.caption_id} ({caption.text!r}) has no word; correct or remove it")
+                continue
             key = (keys or {}).get(caption.image) or key_of_image(caption.image, image_key)
             try:
                 tables.add(caption, key, len(encoding.ids))
             except BadInput as error:
-                raise BadInput(f"{', '.join(annotations)}: caption {caption.caption_id}{error}") from None
+                raise BadInput(f"{source}: caption {caption.caption_id}{error}") from None
             unknown += encoding.ids.count(tokenizer.unk_id)
             record = make_record(caption, encoding, len(tables.img2txts) - 1, key)
             record |= (extra_fields or {}).get(caption.caption_id, {})
             writer.put(caption.caption_id.encode(), pack_record(record))
+        if not tables.lengths:
+            raise BadInput(f"{source}: no caption for {folder} has a word; check the tokenizer")
         meta = _meta(tokenizer, annotations, folder) | (extra_meta or {})
         tables.write(writer, meta)
         tokenizer.save_pretrained(writer.partial / "tokenizer")
-    pieces = sum(tables.lengths.values())
-    return {"captions": len(tables.lengths), "images": len(tables.pictures), "pieces": pieces, "unknown": unknown}
+    return tables.counts() | {"unknown": unknown}
 
 
 @dataclass
@@ -89,8 +96,6 @@ class _Tables:
         """Enter a caption of `length` word pieces. Raises BadInput: the end of a sentence about the caption."""
         if caption.caption_id in self.lengths:
             raise BadInput(" occurs twice; caption ids must differ")
-        if not length:
-            raise BadInput(f" ({caption.text!r}) has no word; correct or remove it")
         other = self.pictures.setdefault(key, caption.image)
         if other != caption.image:
             raise BadInput(
@@ -99,6 +104,12 @@ class _Tables:
         self.lengths[caption.caption_id] = length
         self.txt2img[caption.caption_id], self.txt2lang[caption.caption_id] = key, caption.language
         self.img2txts.setdefault(key, []).append(caption.caption_id)
+
+    def counts(self) -> dict:
+        """What `write_caption_db` returns, but for the unknown word pieces."""
+        languages = dict(Counter(self.txt2lang.values()))
+        pieces = sum(self.lengths.values())
+        return {"captions": len(self.lengths), "images": len(self.pictures), "pieces": pieces, "languages": languages}
 
     def write(self, writer: LmdbWriter, meta: dict) -> None:
         """Put the tables, and their columns where they are large, beside the LMDB."""
@@ -145,11 +156,11 @@ def make_record(caption: Caption, encoding: Encoding, imgid: int, key: str) -> d
         imgid: number of its picture within the database
         key: of its picture in the image DB
     """
-    text, stem = caption.text, PurePosixPath(caption.image).stem
+    text, stem, number = caption.text, PurePosixPath(caption.image).stem, number_of_id(caption.caption_id)
     continues = [start > 0 and not text[start - 1].isspace() for start, _ in encoding.offsets]
     return {
         "raw": text,
-        "sentid": int(caption.caption_id) if caption.caption_id.isdecimal() else caption.caption_id,
+        "sentid": caption.caption_id if number is None else number,
         "imgid": imgid,
         "tokens": list(caption.tokens or text.lower().split()),
         "image_id": caption.image_id if caption.image_id is not None else stem,

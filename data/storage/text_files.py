@@ -92,3 +92,12 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
         content = (json.dumps(value, indent=indent) + "\n").encode()
     with atomic_file(path) as partial:
         partial.write_bytes(content)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair, which JSON's escapes can hold, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

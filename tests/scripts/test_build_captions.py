@@ -54,7 +54,7 @@ def test_bad_records_are_reported_and_the_rest_goes_on(build, tmp_path, capsys):
     assert report["bad_records"]["count"] == 1 and "a.jsonl: line 2 is not JSON" in report["bad_records"]["first"][0]
     assert report["splits"]["train"]["captions"] == 2 and CaptionDB(tmp_path / "db/train").ids[:] == ["a#en0", "b#en0"]
     warning = capsys.readouterr().err
-    assert warning.startswith(f"warning: {path}: left out 1 bad records, the first:") and warning.count("\n") == 1
+    assert warning.startswith(f"warning: {path}: left out 1 bad captions, the first:") and warning.count("\n") == 1
     with pytest.raises(BadInput, match="line 2 is not JSON"):
         build(path, "--strict")
     path.write_text("{\n{")
@@ -138,7 +138,7 @@ def test_shares_on_the_command_line(build, tmp_path):
     assert all(key.startswith("vg_") for key in CaptionDB(tmp_path / "db/train").img2txts)
     with pytest.raises(BadInput, match="--shares train: expected words such as"):
         build(path, *words, "train")
-    with pytest.raises(BadInput, match="both say the split"):
+    with pytest.raises(BadInput, match="--split-lists and --shares both say the split"):
         build(path, *words, "train=1", "--split-lists", "x.txt")
 
 
@@ -152,6 +152,10 @@ def test_shares_on_the_command_line(build, tmp_path):
         ("x/000000397133.jpg", "coco", "coco:397133"),
         ("1000092795.jpg", "karpathy", "flickr:1000092795"),
         ("1003163366_44323f5815.jpg", "jsonl", "flickr:1003163366"),
+        ("1000092795.jpg", "jsonl", "name:1000092795"),  # anybody's number
+        ("20240101_100000.jpg", "jsonl", "name:20240101_100000"),
+        ("20240101_100000.jpg", "karpathy", "name:20240101_100000"),
+        ("20240101_1000001234.jpg", "pairs", "name:20240101_1000001234"),
         ("36979.jpg", "token", "flickr:36979"),
         ("2316842.jpg", "visual-genome", "vg:2316842"),
         ("dog_2.jpg", "jsonl", "name:dog_2"),
@@ -209,12 +213,12 @@ def test_photographs_in_several_splits_are_reported(build, tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     lines = [
         ("1003163366_44323f5815.jpg", "train"),
-        ("1003163366.jpg", "val"),
+        ("1003163366_44323f5815_b.jpg", "val"),
         ("COCO_train2014_000000000001.jpg", "train"),
     ]
     path.write_text("\n".join(json.dumps({"image": n, "captions": {"en": ["a"]}, "split": s}) for n, s in lines))
     report = build(path)
-    expected = "flickr:1003163366: 1003163366_44323f5815.jpg in train, 1003163366.jpg in val"
+    expected = "flickr:1003163366: 1003163366_44323f5815.jpg in train, 1003163366_44323f5815_b.jpg in val"
     assert report["in_several_splits"] == {"count": 1, "first": [expected]}
     assert f"warning: 1 photographs are in several splits, the first: {expected}" in capsys.readouterr().err
     photo_of = FORMATS["visual-genome"].photo_of
@@ -292,3 +296,114 @@ def test_data_sets_are_known_by_their_files():
     assert FORMATS["coco"].data_set_of("captions_train2014.json") == "coco2014-train" and FORMATS["coco"].data_set_of("x.json") is None
     assert FORMATS["token"].data_set_of("results_20130124.token") == "flickr30k" and FORMATS["jsonl"].data_set_of("a.jsonl") is None
     assert {FORMATS[form].data_set_of("x") for form in ("multi30k", "multi30k-task1", "multi30k-task2")} < set(COUNTS)
+
+
+# ---- nothing is left in silence --------------------------------------------------------------------------------------
+
+
+def test_splits_that_are_left_out_are_named(build, tmp_path, capsys):
+    path = karpathy(tmp_path / "x.json", {1: "train", 2: "restval", 3: "val", 4: "restval"})
+    report = build(path, "--format", "karpathy", "--splits", "train", "val")
+    assert report["left_out_splits"] == {"restval": 2}
+    assert "left out: 2 captions of split restval" in capsys.readouterr().out
+    assert "left_out_splits" not in build(path, "--format", "karpathy", "--restval-as-train", "--splits", "train", "val")
+
+
+def test_a_split_that_a_rebuild_no_longer_has_is_told(build, tmp_path, capsys):
+    (tmp_path / "db/other").mkdir(parents=True)
+    first = karpathy(tmp_path / "x.json", {1: "train", 2: "val", 3: "test"})
+    assert "former_splits" not in build(first, "--format", "karpathy") and not capsys.readouterr().err
+    second = karpathy(tmp_path / "y.json", {1: "train", 2: "val"})
+    assert build(second, "--format", "karpathy")["former_splits"] == {"test": "kept"}
+    assert f"warning: {tmp_path}/db/test: is of an earlier build, this one has no split test; kept" in capsys.readouterr().err
+    assert (tmp_path / "db/test/data.mdb").is_file()
+    report = build(second, "--format", "karpathy", "--former-splits", "remove")
+    assert report["former_splits"] == {"test": "removed"} and "no split test; removed" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "db").iterdir()) == ["other", "report.json", "train", "val"]
+
+
+def test_one_key_of_two_pictures_in_two_splits_names_both(build, tmp_path):
+    """Case 3."""
+    names = {"cats/1.jpg": "train", "dogs/1.jpg": "val"}
+    images = [
+        {"filename": name, "split": split, "sentences": [{"raw": "a dog", "sentid": n}]}
+        for n, (name, split) in enumerate(names.items())
+    ]
+    (tmp_path / "x.json").write_text(json.dumps({"images": images}))
+    with pytest.raises(BadInput, match=r"cats/1.jpg \(split train\) and dogs/1.jpg \(split val\) both get the key 1.npz"):
+        build(tmp_path / "x.json", "--format", "karpathy")
+    assert not (tmp_path / "db/train").exists()
+
+
+def test_a_given_split_wins_or_is_refused(build, tmp_path):
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 1, "caption": "a dog"}]}
+    (tmp_path / "captions_val2017.json").write_text(json.dumps(content))
+    for words, split in (((), "val"), (("--split", "dev"), "dev"), (("--shares", "test=1"), "test")):
+        words = ("--format", "coco", "--expect", "none", *words)
+        assert list(build(tmp_path / "captions_val2017.json", *words)["splits"]) == [split]
+    path = karpathy(tmp_path / "x.json", {1: "train"})
+    with pytest.raises(BadInput, match="--split dev: karpathy says the split of every picture; choose with --splits"):
+        build(path, "--format", "karpathy", "--split", "dev")
+    with pytest.raises(BadInput, match="--split and --shares both say the split"):
+        build(path, "--split", "dev", "--shares", "a=1")
+    lines = [{"image": "a.jpg", "captions": {"en": ["a"]}}, {"image": "b.jpg", "captions": {"en": ["a"]}, "split": "val"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert set(build(tmp_path / "a.jsonl", "--split", "dev")["splits"]) == {"dev", "val"}
+
+
+def test_lost_captions_are_counted_one_by_one(build, tmp_path, capsys):
+    """Case 10, and pictures that have no caption."""
+    sentences = [{"raw": f"a dog {n}", "sentid": n} for n in range(5)]
+    images = [
+        {"filename": "a.jpg", "split": "train", "sentences": [sentences[0], {"sentid": 9}, *sentences[1:3]]},
+        {"filename": "b.jpg", "split": "", "sentences": sentences},
+        {"filename": "c.jpg", "split": "train", "sentences": []},
+    ]
+    (tmp_path / "x.json").write_text(json.dumps({"images": images}))
+    report = build(tmp_path / "x.json", "--format", "karpathy", "--languages", "en")
+    assert report["bad_records"]["count"] == 6 and report["splits"]["train"]["captions"] == 3
+    assert report["pictures_without_captions"] == {"count": 1, "first": ["c.jpg"]}
+    shown = capsys.readouterr().err
+    assert "left out 6 bad captions" in shown and "1 pictures have no caption and are left out, the first: c.jpg" in shown
+
+
+def test_a_caption_without_word_pieces_does_not_end_the_build(build, tmp_path, capsys, monkeypatch):
+    """What the reader takes for a word and the tokenizer does not."""
+    path = tmp_path / "a.jsonl"
+    texts = ["a dog", "\U000e0100\u200b", "a"]
+    path.write_text(json.dumps({"image": "a.jpg", "captions": {"en": texts}, "split": "train"}))
+    monkeypatch.setattr("data.annotations.records.has_word", lambda text: True)
+    report = build(path)
+    assert report["captions_without_words"]["count"] == 1 and report["splits"]["train"]["captions"] == 2
+    assert "left out 1 captions of which the tokenizer makes no word piece, the first:" in capsys.readouterr().err
+    assert CaptionDB(tmp_path / "db/train").ids[:] == ["a#en0", "a#en2"]
+
+
+def test_other_languages_are_counted_in_the_report(build, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"image": "a.jpg", "captions": {"en": ["a"], "de": ["a", "b"]}, "split": "train"}))
+    assert build(path, "--languages", "en")["left_out_languages"] == {"de": 2}
+
+
+def test_listed_pictures_without_captions_are_counted(build, tmp_path, capsys):
+    (tmp_path / "a.token").write_text("1.jpg#0\ta dog\n")
+    (tmp_path / "train.txt").write_text("1.jpg\n2.jpg\n")
+    report = build(tmp_path / "a.token", "--format", "token", "--split-lists", tmp_path / "train.txt")
+    assert report["listed_without_captions"] == {"count": 1, "first": ["2 of train"]}
+    assert "1 listed pictures have no caption in it, the first: 2 of train" in capsys.readouterr().err
+
+
+def test_phone_photos_are_no_flickr_photographs(build, tmp_path, capsys):
+    """Case 6."""
+    lines = [(f"20240101_1000{n:02d}.jpg", ("train", "val")[n % 2]) for n in range(6)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"image": n, "captions": {"en": ["a"]}, "split": s}) for n, s in lines))
+    assert "in_several_splits" not in build(path) and not capsys.readouterr().err
+    # yet a number alone keeps a photograph that Flickr30k tests on out of one's own training data
+    flickr = karpathy(tmp_path / "flickr.json", {100001: "test"})
+    path.write_text(json.dumps({"image": "x/100001.jpg", "captions": {"en": ["a"]}, "split": "train"}) + "\n" + path.read_text())
+    assert build(path, "--exclude", flickr)["excluded_pictures"] == {"train": 1}
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"image": "100001.jpg", "captions": {"en": ["a"]}, "split": "val"}))
+    mixed = karpathy(tmp_path / "mixed.json", {100001: "train", 100002: "train"})
+    assert build(mixed, "--format", "karpathy", "--exclude", own)["excluded_pictures"] == {"train": 1}

@@ -20,8 +20,9 @@ from data.storage.text_files import read_lines
 
 
 def kept_and_bad(reader, path, **how):
+    """The captions, and a line for each bad record."""
     bad = []
-    return list(reader(path, ReadingOptions(on_bad_record=bad.append, **how))), bad
+    return list(reader(path, ReadingOptions(on_bad_record=lambda line, captions: bad.append(line), **how))), bad
 
 
 def write(path, content):
@@ -66,8 +67,8 @@ def test_bad_records_of_coco_are_left_out(tmp_path):
         reports,
         (
             "annotations[1]: image_id 5 is not among",
-            "annotations[2]: image_id [1] is not among",
-            "annotations[4] is",
+            "annotations[2]: image_id is '[1]', expected a number or a text",
+            "annotations[4]: it is",
             "annotations[3]: caption 1 is ' '",
             "was used before",
         ),
@@ -106,7 +107,7 @@ def test_visual_genome(tmp_path):
     path = write(tmp_path / "region_descriptions.json", [{"id": 1, "regions": regions}, {"regions": []}, 3])
     captions, bad = kept_and_bad(read_visual_genome, path)
     assert captions == [Caption("1.jpg", "the clock is green", "1#1382", "train", "en", None, 1)]
-    assert len(bad) == 4 and "[0]: caption 1#1383 is ''" in bad[0] and "[1] lacks something" in bad[2]
+    assert len(bad) == 4 and "[0]: caption 1#1383 is ''" in bad[0] and "[1]: id is 'None', expected" in bad[2]
     with pytest.raises(BadInput, match="expected a list"):
         list(read_visual_genome(write(tmp_path / "x.json", {})))
 
@@ -240,7 +241,7 @@ def test_bad_records_of_jsonl_and_karpathy_are_left_out(tmp_path):
     line = {"image": "dog.jpg", "captions": {"en": ["A dog.", ""]}, "split": "train"}
     lines = [json.dumps(line), "{", json.dumps({**line, "image": "cat.jpg", "captions": {"en": "x", "de": ["y"]}})]
     captions, bad = kept_and_bad(read_jsonl, write(tmp_path / "a.jsonl", "\n".join(lines)))
-    assert [c.caption_id for c in captions] == ["dog#en0"] and len(bad) == 3
+    assert [c.caption_id for c in captions] == ["dog#en0", "cat#de0"] and len(bad) == 3
     sentences = [{"raw": "a", "sentid": 1}, {"raw": "", "sentid": 2}]
     images = [{"filename": "a.jpg", "split": "restval", "sentences": sentences}, {"split": "train"}]
     captions, bad = kept_and_bad(read_karpathy, write(tmp_path / "k.json", {"images": images}))

@@ -103,7 +103,7 @@ def test_round_trip_with_an_independent_reader(tmp_path, tokenizer):
             "v_range": [7, len(VOCABULARY)],
         },
     }
-    assert counts == {"captions": 3, "images": 2, "pieces": 17, "unknown": 2}  # "A" is not in this cased vocabulary
+    assert counts == {"captions": 3, "images": 2, "pieces": 17, "unknown": 2, "languages": {"en": 2, "de": 1}}  # "A" is not in this cased vocabulary
     with lmdb.open(str(folder), readonly=True, lock=False) as env, env.begin() as txn:
         stored = {key.decode(): msgpack.unpackb(lz4.frame.decompress(value)) for key, value in txn.cursor()}
     assert stored.keys() == keys.keys()

@@ -193,7 +193,7 @@ def test_bad_tokenizers(tmp_path):
     with pytest.raises(BadInput, match=r"capitals.txt: the tokenizer does not tell words apart"):
         read(capitals, lowercase=True)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadInput, match="binary: no vocabulary, not UTF-8"):
+    with pytest.raises(BadInput, match="binary: not UTF-8 text"):
         read(tmp_path / "binary")
     (tmp_path / "maskless").mkdir()
     raw = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "a": 4, "b": 5}, unk_token="[UNK]"))
