@@ -76,10 +76,9 @@ def main(options: Options) -> None:
     if not list(regions.glob("feat_*/data.mdb")) and not list(regions.glob("all*/data.mdb")):
         from model.extractors.choice import choose_extractor  # imports torch, which is slow
 
-        own = [spell_option(word) for word in options.extract]
-        extractor = options.extractor or choose_extractor(name.removeprefix("--") for name, _ in own)
+        extractor = options.extractor or choose_extractor(options.extract)
         words = ["--photos", options.photos, "--out", str(regions), "--extractor", extractor]
-        run_script("scripts/extract_regions.py", words + [part for option in own for part in option])
+        run_script("scripts/extract_regions.py", words + [part for word in options.extract for part in spell_option(word)])
     else:
         print(f"{regions}: is there already and used as it is; delete it to extract regions again")
     captions = keep_extracted(captions, regions, Path(options.photos), report)

@@ -64,13 +64,13 @@ def choose_extractor(options: Iterable[str], candidates: list[Candidate] | None 
     """Explain the choice on the screen, a line each, and make it.
 
     Args:
-        options: names of the options that are given to the extractor; one that only random-conv reads chooses it
+        options: NAME=VALUE, that are given to the extractor; one that only random-conv reads chooses it
         candidates: the best first; None: the usual ones
 
     Raises:
         BadInput: `weights` is given, which does not say whose they are.
     """
-    given = [name.replace("-", "_") for name in options]
+    given = [word.partition("=")[0].replace("-", "_") for word in options]
     if "weights" in given:
         raise BadInput("--extract weights=...: say whose weights they are: --extractor butd or torchvision:NAME")
     of_demo = [name for name in given if name in (*RandomConv.feature_options, "num_labels")]

@@ -34,10 +34,10 @@ def test_the_best_that_can_run_is_taken_and_each_is_a_line(capsys):
 
 
 def test_options_that_tell_the_extractor(capsys):
-    assert choose_extractor(["workers", "feature-dim"], [candidate("a")]) == "random-conv"
+    assert choose_extractor(["workers=2", "feature-dim=32"], [candidate("a")]) == "random-conv"
     assert "random-conv, since feature-dim is an option of it alone; it is for the demo only" in capsys.readouterr().out
     with pytest.raises(BadInput, match="say whose weights they are"):
-        choose_extractor(["weights"], [candidate("a")])
+        choose_extractor(["weights=x"], [candidate("a")])
 
 
 @pytest.fixture
