@@ -2,8 +2,7 @@
 """Your own pictures and captions → both databases, splits, checks, and the command that trains on them.
 
 python scripts/prepare.py --photos photos --captions captions.jsonl --out data_sets/mine
-python scripts/prepare.py --photos photos --captions captions.tsv --format pairs --tokenizer bert-base-cased --out data_sets/mine \\
-    --extract feature-dim=512 workers=8
+python scripts/prepare.py --photos photos --captions captions.tsv --format pairs --extractor hf:facebook/dinov2-base --out data_sets/mine
 """
 
 import os
@@ -23,7 +22,7 @@ from data.annotations.splits import draw_splits, parse_shares
 from data.captions.build import keep_extracted
 from data.checks.inspection import require_sound
 from data.errors import BadInput
-from data.regions.db import layout_of
+from data.regions.db import BoxOptions, layout_of
 from data.storage.locks import claim_output
 from data.storage.processes import run_command
 from data.storage.text_files import write_json
@@ -76,8 +75,8 @@ def main(options: Options) -> None:
     if not list(regions.glob("feat_*/data.mdb")) and not list(regions.glob("all*/data.mdb")):
         from model.extractors.choice import choose_extractor  # imports torch, which is slow
 
-        extractor = options.extractor or choose_extractor(options.extract)
-        words = ["--photos", options.photos, "--out", str(regions), "--extractor", extractor]
+        words = ["--photos", options.photos, "--out", str(regions), "--extractor"]
+        words += [options.extractor or choose_extractor(options.extract)]
         run_script("scripts/extract_regions.py", words + [part for word in options.extract for part in spell_option(word)])
     else:
         print(f"{regions}: is there already and used as it is; delete it to extract regions again")
@@ -136,15 +135,14 @@ def show_commands(options: Options, regions: Path, splits: list[str]) -> None:
     """Print the commands that train and evaluate."""
     layouts = [layout for path in sorted(regions.iterdir()) if (layout := layout_of(path.name))]
     boxes = next((boxes for boxes, _ in layouts if boxes is not None), None)
-    is_default = boxes is None or (boxes.conf_th, boxes.max_bb, boxes.min_bb) == (0.2, 100, 10)
-    names = () if is_default else ("conf_th", "max_bb", "min_bb")
+    names = () if boxes is None or boxes == BoxOptions() else ("conf_th", "max_bb", "min_bb")
     told = [word for name in names for word in (f"--boxes.{name.replace('_', '-')}", str(getattr(boxes, name)))]
     out = Path(options.out)
     out = Path(os.path.relpath(out)) if out.is_absolute() and out.is_relative_to(Path.cwd()) else out
     words = ["train_itm.py", "--config", options.config, "--data-root", str(out), *told, "--output-dir", str(out / "run")]
     print(f"train:    python {shlex.join(words)}")
-    tested = "test" if "test" in splits else "val"
-    words = ["eval_itm.py", "--checkpoint", str(out / "run/best"), "--captions", str(out / "db" / tested)]
+    words = ["eval_itm.py", "--checkpoint", str(out / "run/best")]
+    words += ["--captions", str(out / "db" / ("test" if "test" in splits else "val"))]
     print(f"evaluate: python {shlex.join([*words, '--regions', str(out / 'regions'), *told])}")
 
 
