@@ -17,7 +17,8 @@ from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from model.retrieval.contact_sheet import picture_files, sheet_pictures, write_contact_sheet
+from data.regions.pictures import PictureFiles, read_pictures
+from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
 from model.retrieval.retriever import Retriever, read_queries
 
 
@@ -28,7 +29,7 @@ class Options:
     Args:
         index: feature index of images
         checkpoint: the checkpoint folder that made it
-        photos: folder of pictures; a picture's file name without suffix is the index id without suffix
+        photos: folder of the pictures, as the index says them; where it does not, their names are tried as keys
         out: the PNG to write
         queries: text file, one query a line
         captions: caption database (text LMDB) to draw random captions from; their own pictures are framed
@@ -61,11 +62,11 @@ def main(options: Options) -> None:
         queries = [(text, set()) for text in read_queries(options.queries)]
     else:
         queries = random_captions(CaptionDB(options.captions), index, retriever.tokenizer, options)
-    photos = picture_files(options.photos)
+    photos = PictureFiles(options.photos, read_pictures(options.index))
     found = retriever.search_images([text for text, _ in queries], options.k)
     rows = [(text, sheet_pictures(hits, photos, right)) for (text, right), hits in zip(queries, found, strict=True)]
     write_contact_sheet(rows, options.out)
-    print(f"wrote {options.out}: {len(rows)} queries")
+    print("\n".join([*photos.remarks(), f"wrote {options.out}: {len(rows)} queries"]))
 
 
 def random_captions(

@@ -28,6 +28,7 @@ from data.regions.conversion import GridOrder
 from data.regions.db import BoxOptions
 from data.regions.extractor_record import PRECOMPUTED, ExtractorRecord
 from data.regions.photos import find_photos
+from data.regions.pictures import pictures_of
 from data.regions.precomputed import PrecomputedImages, PrecomputedOptions
 from data.storage.locks import claim_output
 from model.extractors.base import ExtractorOptions
@@ -49,7 +50,7 @@ class Options:
             Faster R-CNN), torchvision:NAME (its detectors), hf:NAME (patches of a Hugging Face vision backbone) or
             precomputed (features that are there already)
         weights: butd: folder of config.yaml and pytorch_model.bin, or a Hugging Face name; torchvision: file of weights
-        image_key: image-database key of a photo; {stem} is its name without extension, {lower} the same in lower case
+        image_key: key of a photo: {stem} its name without extension, {lower} in lower case, {parent} its folder, {parents} all
         compressed: write compressed values: smaller, slower to read
         conf_th: confidence above which a region counts
         max_bb: most regions of a photo that readers use, and a detector keeps
@@ -63,8 +64,7 @@ class Options:
         size_order: precomputed: wh takes the images' width and height as they are given, hw swaps them; auto: recognised
         grid_order: precomputed: axes of a map of features, hwc or chw; auto: recognised
         sizes: precomputed: JSON of image sizes, {name: [width, height]} or COCO's, for files that do not say them
-        shard: I/N takes every N-th photo from the I-th (1 to N) and writes part-I-of-N below `out`; torchrun's ranks do by
-            themselves
+        shard: I/N takes every N-th photo from the I-th, from 1, and writes part-I-of-N below `out`; torchrun's ranks do so
         merge: join the parts that all shards have written into one database
         workers: processes; 0 for this one only. The result does not depend on it
         device: auto, cpu, cuda or cuda:N; random-conv always runs on the CPU
@@ -119,9 +119,8 @@ class Options:
 def main(options: Options) -> None:
     boxes = BoxOptions(options.conf_th, options.max_bb, options.min_bb)
     shard, command = parse_shard(options.shard, options.merge), dataclasses.asdict(options)
-    extraction = Extraction(
-        ExtractionSettings(Path(options.out), boxes, options.compressed, shard, options.overwrite, command)
-    )
+    settings = ExtractionSettings(Path(options.out), boxes, options.compressed, shard, options.overwrite, command)
+    extraction = Extraction(settings)
     claim_output(extraction.out)
     if finished := extraction.finished_report():
         print(f"{extraction.out}: done already, {finished['written']} photos")
@@ -132,8 +131,9 @@ def main(options: Options) -> None:
         report = extraction.merge(images.keys()) if options.merge else extraction.run(images, ExtractorRecord(PRECOMPUTED))
     else:
         photos = find_photos(options.photos, options.list, options.image_key)
+        pictures = pictures_of(photos, options.photos, options.image_key)
         if options.merge:
-            report = extraction.merge(photo.key for photo in photos)
+            report = extraction.merge(pictures.names, pictures)
         else:
             torch.set_num_threads(1)  # as the workers do: the extractor's calibration must not depend on the machine either
             built_from = ExtractorOptions(
@@ -142,7 +142,7 @@ def main(options: Options) -> None:
             extractor = build_extractor(options.extractor, built_from)
             device = torch.device("cpu") if extractor.only_on_cpu else choose_device(options.device)
             made_by = extractor_record(options.extractor, extractor, built_from)
-            report = extraction.run(PhotoImages(photos, extractor, options.workers, device), made_by)
+            report = extraction.run(PhotoImages(photos, extractor, options.workers, device), made_by, pictures)
     print(report.summary(extraction))
 
 

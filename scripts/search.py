@@ -19,12 +19,13 @@ from configs import cli
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxChoice, RegionDB
+from data.regions.pictures import PictureFiles, read_pictures
 from data.search import open_backend
 from data.search.base import SearchOptions
 from data.storage.text_files import write_json
 from model.made_from import boxes_for
 from model.precision import choose_device
-from model.retrieval.contact_sheet import picture_files, sheet_pictures, write_contact_sheet
+from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
 from model.retrieval.retriever import Hit, Retriever, check_kind, read_queries
 
 
@@ -43,7 +44,7 @@ class Options:
         image: key of an image in --regions to find captions for, instead of a text
         regions: region database that holds the image, or the images that a re-ranker looks at
         captions: caption database, to print the text of the captions found
-        photos: folder of pictures; a picture's file name without suffix is the image key without suffix
+        photos: folder of the pictures, as the index (or --regions) says them; where none does, their names are tried as keys
         sheet: PNG to write with the pictures found (needs --photos)
         json: JSON file to write with the results
         backend: what searches: "exact", "hnsw" and "ivfpq" (approximate, built beside the index when absent or stale), or
@@ -88,8 +89,8 @@ class Options:
             raise BadInput("--image KEY and --regions IMG_DB go together")
         if self.reranker and (self.image or not self.regions):
             raise BadInput("--reranker sorts the images that a text finds: it needs a text query and --regions IMG_DB")
-        if self.regions and not (self.image or self.reranker):
-            raise BadInput("--regions is for --image KEY or --reranker")
+        if self.regions and not (self.image or self.reranker or self.photos):
+            raise BadInput("--regions is for --image KEY, --reranker or --photos")
         if self.sheet and (self.image or not self.photos):
             raise BadInput("--sheet shows the pictures that a text finds: it needs a text query and --photos DIR")
 
@@ -123,9 +124,9 @@ def main(options: Options) -> None:
         answers = [{"query": query, "results": [_result(hit, texts) for hit in hits]} for query, hits in zip(queries, found)]
         write_json(options.json, ({"queries": answers} if options.queries else answers[0]) | {"milliseconds": milliseconds})
     if options.sheet:
-        photos = picture_files(options.photos)
+        photos = PictureFiles(options.photos, read_pictures(options.index) or read_pictures(options.regions or options.index))
         write_contact_sheet([(q, sheet_pictures(hits, photos)) for q, hits in zip(queries, found)], options.sheet)
-        print(f"wrote {options.sheet}")
+        print("\n".join([*photos.remarks(), f"wrote {options.sheet}"]))
 
 
 def open_retriever(options: Options) -> Retriever:
@@ -134,7 +135,8 @@ def open_retriever(options: Options) -> Retriever:
     searching = SearchOptions(options.backend, options.target_recall, options.uri, options.token, str(device))
     backend = open_backend(options.index, searching)
     check_kind(backend, "txt" if options.image else "img")
-    regions = RegionDB(options.regions, boxes_for(options.checkpoint, options.boxes)) if options.regions else None
+    read = options.regions and (options.image or options.reranker)  # else it only says the pictures of keys
+    regions = RegionDB(options.regions, boxes_for(options.checkpoint, options.boxes)) if read else None
     return Retriever.from_pretrained(
         options.checkpoint, backend, options.reranker, regions, tokenizer=options.tokenizer, device=device,
         candidates=options.candidates, precision=options.precision,

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import io
+import os
+import posixpath
+import sys
 import tarfile
+import unicodedata
 import warnings
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import BadInput
-from data.regions.keys import key_of_image
+from data.regions.keys import clash_of_keys, key_of_image, normal_name
 from data.storage.text_files import read_lines
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+HEIF_SUFFIXES = (".heic", ".heif")
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES
+)  # fmt: skip
+ADVICE = {
+    ".avif": "Pillow cannot read AVIF here; install Pillow 11.3 or later, or save it as JPEG",
+    **dict.fromkeys(HEIF_SUFFIXES, "Pillow cannot read HEIC here; pip install pillow-heif, or save it as JPEG"),
+}
 MAX_SIDE = 4096  # a longer photo is shrunk while it is read: no network here looks at more
 MAX_PIXELS = 256 << 20  # what is decoded at most, 0.8 GB as RGB
 
@@ -28,20 +41,29 @@ class Photo:
         name: for reports: its path, or `file.tar:member`
         key: in the image DB
         path: its file, or the tar file
+        inside: its name in the folder or the tar
         offset, size: bytes of a tar's member; None for a file
-        twin: name of the photo before it that has this key, too; this one cannot be read
+        problem: why it cannot be read, where that is known already
     """
 
     name: str
     key: str
     path: Path
+    inside: str
     offset: int | None = None
     size: int = 0
-    twin: str | None = None
+    problem: str | None = None
+
+    def is_same_file(self, other: Photo) -> bool:
+        """Whether both are one file: one of them is a link."""
+        if self.offset is not None:
+            return (self.path, self.offset) == (other.path, other.offset)
+        return os.path.realpath(self.path) == os.path.realpath(other.path)
 
 
 def find_photos(source: str, listing: str | None = None, template: str = "{stem}.npz") -> list[Photo]:
-    """The photographs to read, sorted by name (or as listed); one that is missing or has another's key is for the report.
+    """The photographs to read, sorted by name (or as listed); one that is missing is for the report. Links are followed; of two
+    names of one file that get one key the first counts.
 
     Args:
         source: a folder, searched with its subfolders, or an uncompressed tar file
@@ -49,64 +71,146 @@ def find_photos(source: str, listing: str | None = None, template: str = "{stem}
         template: see `key_of_image`
 
     Raises:
-        BadInput: no such folder, tar or list, no photo in it.
+        BadInput: no such folder, tar or list, no photo in it, two photographs of one key.
     """
     root = Path(source)
     if root.is_dir():
-        everything = None
+        members = None
     elif root.is_file():
-        everything = _tar_members(root)
+        members = tar_members(root)
     else:
         raise BadInput(f"--photos {source}: no such folder; give the folder or the tar file that holds the photographs")
     if listing is not None:
-        names = _read_list(listing)
-    elif everything is None:
-        names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        names = _read_list(listing, root, members)
+    elif members is None:
+        names = picture_names(root)
     else:
-        names = sorted(name for name in everything if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES)
+        names = sorted(name for name in members if is_picture(name))
     if not names:
         raise BadInput(f"{listing or source}: found no photographs, expected names ending in {', '.join(PICTURE_SUFFIXES)}")
-    photos: list[Photo] = []
-    first: dict[str, str] = {}
+    first: dict[str, Photo] = {}
     for name in names:
         key = key_of_image(name, template)
-        if everything is None:
-            photo = Photo(str(root / name), key, root / name)
+        if members is None:
+            photo = Photo(str(root / name), key, root / name, name)
         else:
-            photo = Photo(f"{source}:{name}", key, root, *everything.get(name, (0, -1)))
-        other = first.setdefault(key, photo.name)
-        photos.append(photo if other == photo.name else replace(photo, twin=other))
-    return photos
+            member = members.get(name, Member(problem="No such file in the tar"))
+            photo = Photo(f"{source}:{name}", key, root, name, *member)
+        other = first.setdefault(key, photo)
+        if other is not photo and not photo.is_same_file(other):
+            raise BadInput(f"--photos {source}: {clash_of_keys(other.inside, name, key)}; or name those that are meant in --list")
+    return list(first.values())
 
 
-def _read_list(path: str) -> list[str]:
-    names = (line.strip() for line in read_lines(path, "give --list a file with a name per line"))
-    return [name for name in dict.fromkeys(names) if name]
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture."""
+    return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
 
 
-def _tar_members(path: Path) -> dict[str, tuple[int, int]]:
-    """Name → offset and size of the files in a tar. Only headers are read; a member is later read by its place."""
+def _read_list(path: str, root: Path, members: dict | None) -> list[str]:
+    """The names in a list, as the folder or tar spells them: in one of Unicode's forms."""
+    lines = (line.strip() for line in read_lines(path, "give --list a file with a name per line"))
+    spelled = {} if members is None else {normal_name(name): name for name in members}
+    found = []
+    for name in filter(None, lines):
+        if members is None:
+            forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+            found.append(next((each for each in forms if (root / each).exists()), name))
+        else:
+            found.append(spelled.get(normal_name(name.removeprefix("./")), name))
+    return list(dict.fromkeys(found))
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def picture_names(root: Path) -> list[str]:
+    """The pictures of a folder and its subfolders, relative to it and sorted. Linked folders are followed, each folder once; a
+    link that leads back to a folder around it, or to one that was read, is told on the screen.
+
+    Raises:
+        BadInput: a folder cannot be read.
+    """
+    names: list[str] = []
+    seen: set[str] = set()
+    todo = [root]
+    for start in todo:  # the real folders before those that are linked, whatever their names
+        target = os.path.realpath(start)
+        around = os.path.realpath(start.parent)
+        if start != root and (target in seen or os.path.commonpath([target, around]) == target):
+            print(f"{start}: is a link to {target}, which is read already or is around it; it is not followed", file=sys.stderr)
+            continue
+        for folder, subfolders, files in os.walk(start, onerror=_refuse_folder):
+            real = os.path.realpath(folder)
+            links = sorted(name for name in subfolders if os.path.islink(os.path.join(folder, name)))
+            subfolders[:] = [] if real in seen else sorted(set(subfolders) - set(links))
+            if real not in seen:
+                todo += [Path(folder, name) for name in links]
+                names += [os.path.relpath(os.path.join(folder, name), root) for name in files if is_picture(name)]
+            seen.add(real)
+    return sorted(name for name in names if (root / name).is_file() or (root / name).is_symlink())
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise BadInput(f"{error.filename}: the folder cannot be read ({error.strerror})")
+
+
+# ---- tar files -------------------------------------------------------------------------------------------------------
+
+
+class Member(NamedTuple):
+    """Where a file of a tar is: offset and size in bytes, or why it cannot be read."""
+
+    offset: int = 0
+    size: int = 0
+    problem: str | None = None
+
+
+def tar_members(path: Path) -> dict[str, Member]:
+    """Name → place of the files in a tar, links with them. Only headers are read; a member is later read by its place.
+
+    Raises:
+        BadInput: it is no uncompressed tar.
+    """
+    found: dict[str, Member] = {}
+    links: dict[str, str] = {}
     try:
         with tarfile.open(path, "r:") as archive:
-            return {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isfile() and not m.sparse}
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if member.issym():
+                    links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                elif member.islnk():
+                    links[name] = posixpath.normpath(member.linkname)
+                elif member.isfile():
+                    sparse = "a sparse file of the tar; pack it without --sparse" if member.sparse else None
+                    found[name] = Member(member.offset_data, member.size, sparse)
+                    links.pop(name, None)  # a name that comes again replaces the one before
     except (tarfile.TarError, OSError) as error:
         raise BadInput(
             f"--photos {path}: no folder, and cannot be read as an uncompressed tar ({error}); decompress a .tar.gz first"
         ) from None
+    for name in links:
+        target, steps = name, 0
+        while target in links and steps <= len(links):  # more steps are a loop
+            target, steps = links[target], steps + 1
+        found[name] = found.get(target, Member(problem=f"a link to {links[name]}, which is not a file of the tar"))
+    return found
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 def photo_bytes(photo: Photo) -> bytes:
     """The file as it is.
 
     Raises:
-        OSError, ValueError: it is not there, shorter than it should be, or has another's key.
+        OSError, ValueError: it is not there, or shorter than it should be.
     """
-    if photo.twin is not None:
-        raise ValueError(f"{photo.twin} has the key {photo.key}, too; rename one of them")
+    if photo.problem is not None:
+        raise FileNotFoundError(photo.problem)
     if photo.offset is None:
         data = photo.path.read_bytes()
-    elif photo.size < 0:
-        raise FileNotFoundError("No such file in the tar")
     else:
         with open(photo.path, "rb") as file:
             file.seek(photo.offset)
@@ -126,14 +230,29 @@ def read_photo(photo: Photo) -> Image.Image:
         Exception: almost any, on a damaged file: the caller reports it and goes on.
     """
     data = photo_bytes(photo)
+    suffix = PurePosixPath(photo.inside).suffix.lower()
+    if suffix in HEIF_SUFFIXES:
+        _learn_heif()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a large picture (we have our own limit) and of odd metadata
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return _upright_rgb(image)
+        except UnidentifiedImageError:
+            if advice := ADVICE.get(suffix):
+                raise ValueError(advice) from None
+            raise
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _learn_heif() -> None:
+    """Pillow reads the pictures of telephones with a package of its own."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener  # optional
+
+        register_heif_opener()
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from data.regions.codec import MEMBERS, encode_compressed, encode_plain
 from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, stored_arrays
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
+from data.regions.pictures import FILE as PICTURES_FILE
+from data.regions.pictures import Pictures
 from data.storage.lmdb_env import LmdbWriter
 
 
@@ -30,6 +33,7 @@ class RegionWriter(LmdbWriter):
 
     Attributes:
         made_by: the extractor of the regions, which the database remembers; to be set before the block begins
+        pictures: the pictures of the keys, which the database remembers, too; to be set before the block ends
 
     Raises:
         BadInput: what was begun has other settings, arrays of a wrong shape, one key twice, nothing written, a full disk.
@@ -48,6 +52,7 @@ class RegionWriter(LmdbWriter):
         super().__init__(folder, commit_every=1000 if settings is None else 32, keep=settings is not None)
         self._settings = settings
         self.made_by: ExtractorRecord | None = None
+        self.pictures: Pictures | None = None
         self._compressed = compressed
         self._nbb_path = Path(img_db, nbb_name) if nbb_name else None
         self._min_rows = self._boxes.num_bb if self._boxes.conf_th == -1 else 1
@@ -136,6 +141,9 @@ class RegionWriter(LmdbWriter):
         if not self._num_regions:
             raise BadInput(f"{self.folder}: no picture was added; give at least one")
         self.put(b"__keys__", json.dumps(list(self._num_regions)).encode())
+        if self.pictures is not None:
+            names = {key: name for key, name in self.pictures.names.items() if key in self._num_regions}
+            self.write_file(PICTURES_FILE, replace(self.pictures, names=names).to_json())
         if self._nbb_path is None:
             super()._finish()
         else:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from data.errors import BadInput, CannotWrite
 from data.regions.db import BoxOptions, Found, Problem, Regions, read_keys, stored_arrays
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
+from data.regions.pictures import Pictures
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import Records
 from data.storage.text_files import read_json, write_json
@@ -110,7 +111,8 @@ class Report:
             lines.append(f"{self.padding_rows} rows of padding (zeros, or beyond num_boxes) are no regions and were left out")
         if self.skipped:
             report = extraction.out / "report.json"
-            lines.append(f"{self.skipped} photos could not be read and were skipped; {report} lists them")
+            name, reason = next(iter(self.bad_photos.items()))
+            lines.append(f"{self.skipped} photos could not be read and were skipped; {report} lists them, the first: {name} ({reason})")
         return "\n".join(lines)
 
 
@@ -186,25 +188,26 @@ class Extraction:
                 f"{other}: the database exists in the other layout (--compressed); delete it or give another --out"
             )
 
-    def run(self, images: Images, made_by: ExtractorRecord | None = None) -> Report:
+    def run(self, images: Images, made_by: ExtractorRecord | None = None, pictures: Pictures | None = None) -> Report:
         """Store the regions of this shard's images, going on from where an earlier run with these settings was stopped.
 
-        An image without regions is listed in the report, and never stops the rest. `made_by` is remembered.
+        An image without regions is listed in the report, and never stops the rest. `made_by` and `pictures` are remembered.
 
         Raises:
             BadInput: the output folder is taken, no image has regions.
             CannotWrite: the disk is full.
         """
-        self._writer.made_by = made_by
+        self._writer.made_by, self._writer.pictures = made_by, pictures
         return self._written(partial(self._add_images, images))
 
-    def merge(self, keys: Iterable[str]) -> Report:
-        """Join what all shards have written; in the order of `keys`, those of all images.
+    def merge(self, keys: Iterable[str], pictures: Pictures | None = None) -> Report:
+        """Join what all shards have written; in the order of `keys`, those of all images. `pictures` are remembered.
 
         Raises:
             BadInput: parts are missing, not finished or of other settings, or as `run`.
         """
         parts = self._find_parts()
+        self._writer.pictures = pictures
         self._writer.made_by = self._extractor_of(part for part, report in parts.items() if report["written"])
         return self._written(partial(self._add_parts, parts, keys))
 

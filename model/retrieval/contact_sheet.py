@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data.errors import BadInput
-from data.regions.photos import PICTURE_SUFFIXES
+from data.regions.pictures import PictureFiles
 from data.storage.atomic import atomic_file
 from model.retrieval.retriever import Hit
 
@@ -26,14 +26,14 @@ class SheetPicture(NamedTuple):
     is_right: bool
 
 
-def sheet_pictures(hits: Iterable[Hit], photos: dict[str, Path], right: Collection[str] = ()) -> list[SheetPicture]:
+def sheet_pictures(hits: Iterable[Hit], photos: PictureFiles, right: Collection[str] = ()) -> list[SheetPicture]:
     """The pictures of a row, from what a text found.
 
     Args:
-        photos: what ``picture_files`` returns
+        photos: the folder of the pictures
         right: ids of the images that are right answers; empty when they are unknown
     """
-    return [SheetPicture(photos.get(Path(hit.id).stem), hit.score, hit.id in right) for hit in hits]
+    return [SheetPicture(photos.find(hit.id), hit.score, hit.id in right) for hit in hits]
 
 
 def write_contact_sheet(rows: Sequence[tuple[str, Sequence[SheetPicture]]], out: str | Path, thumb: int = 200) -> None:
@@ -124,16 +124,3 @@ def sheet_font(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib  # slow to import
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
-
-
-def picture_files(folder: str | Path) -> dict[str, Path]:
-    """Every picture under a folder: file name without suffix → path.
-
-    Raises:
-        BadInput: the folder is missing or holds no picture.
-    """
-    files = {p.stem: p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES}
-    if not files:
-        found = "no picture in it" if Path(folder).is_dir() else "no such folder"
-        raise BadInput(f"{folder}: {found}; --photos must be a folder of pictures (jpg, png, ...)")
-    return files

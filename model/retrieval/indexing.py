@@ -23,6 +23,7 @@ from data.errors import BadInput
 from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex, data_fingerprint
 from data.index.writer import IndexWriter
+from data.regions.pictures import keep_pictures
 from model import distributed
 from model.made_from import read_made_from
 from model.retrieval.encoding import Encoding, encode_batches
@@ -60,6 +61,8 @@ def build_index(
     wanted = {"kind": source.kind, "dtype": dtype, "model": model.fingerprint, "data": data, "precision": encoding.precision}
     index = _up_to_date(out, wanted)
     if index is not None:
+        if ranks.is_first and source.kind == "img":
+            keep_pictures(source.folder, out)
         if encoding.progress and ranks.is_first:
             print(f"{out}: up to date, {index.count} vectors", file=sys.stderr)
         return index
@@ -75,6 +78,8 @@ def build_index(
         for batch, vectors in _encode_by_ranks(source.take(left), encoding, ranks):
             if writer is not None:
                 writer.add(batch, vectors.cpu().numpy())
+    if ranks.is_first and source.kind == "img":
+        keep_pictures(source.folder, out)
     ranks.barrier()  # nobody opens it before it stands
     return EmbeddingIndex(out)
 
@@ -101,6 +106,8 @@ def update_index(source: Source, out: str | Path, encoding: Encoding, replace: b
             old = np.array([name in known for name in batch])
             editor.replace([name for name in batch if name in known], vectors[old])
             editor.add([name for name in batch if name not in known], vectors[~old])
+    if source.kind == "img":
+        keep_pictures(source.folder, out)
     return EmbeddingIndex(out)
 
 

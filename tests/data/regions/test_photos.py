@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from data.errors import BadInput
 from data.regions import photos
@@ -146,7 +146,7 @@ def test_a_folder_of_bad_photos(tmp_path):
     formats = ("jpg", "png", "webp", "gif", "tif", "bmp")
     assert {f"good_{name}" for name in formats} | {"one_pixel", "thin"} <= good
     assert {f"{kind}_{name}" for kind in ("half", "stub") for name in formats} <= bad.keys()
-    assert bad.keys() - {f"{kind}_{name}" for kind in ("half", "stub") for name in formats} == {"empty", "html", "float"}
+    assert bad.keys() - {f"{kind}_{name}" for kind in ("half", "stub") for name in formats} == {"empty", "html", "float", "nowhere"}
     assert bad["empty"] == "ValueError: the file is empty" and "floating-point" in bad["float"]
     assert all(bad.values()) and report["skipped"] == len(bad)
 
@@ -207,19 +207,79 @@ def test_a_tar_that_lost_its_end(folder, tmp_path):
         read_photo(photo)
 
 
-def test_photos_of_one_key(folder, tmp_path):
-    """The first counts, the others are listed; in every shard, and when the run goes on."""
+def test_two_photos_of_one_key_are_refused_by_name(folder, tmp_path):
+    """In a folder, in a tar, in a list; {parent} and {parents} tell them apart."""
     Image.fromarray(ramp()[::-1]).save(folder / "more" / "b.png")
-    settings = {"feature_dim": 64, "num_labels": 0, "workers": 0}
-    main(Options(str(folder), str(tmp_path / "db"), **settings))
-    for shard in ("1/2", "2/2"):
-        main(Options(str(folder), str(tmp_path / "parts"), shard=shard, **settings))
-    main(Options(str(folder), str(tmp_path / "parts"), merge=True, **settings))
-    for out in (tmp_path / "db", tmp_path / "parts"):
-        report = json.loads((out / "report.json").read_text())
-        assert list(RegionDB(out).keys) == ["b.npz", "c.npz", "a.npz"]
-        assert list(report["bad_photos"]) == [str(folder / "more" / "b.png")]
-        assert f"{folder / 'b.jpg'} has the key b.npz, too" in report["bad_photos"][str(folder / "more" / "b.png")]
+    tar = pack(folder, tmp_path / "x.tar")
+    (tmp_path / "list.txt").write_text("more/b.png\nb.jpg\n")
+    for source, listing in ((folder, None), (tar, None), (tar, str(tmp_path / "list.txt"))):
+        both = r"(b\.jpg and more/b\.png|more/b\.png and b\.jpg) both get the key b\.npz; .*'\{parent\}_\{stem\}\.npz'"
+        with pytest.raises(BadInput, match=both):
+            find_photos(str(source), listing)
+        keys = [photo.key for photo in find_photos(str(source), listing, "{parent}_{stem}.npz")]
+        assert {"more_b.npz", "_b.npz"} <= set(keys) and len(keys) == len(set(keys))
+        assert "more/b" in [photo.key for photo in find_photos(str(source), listing, "{parents}/{stem}")]
+    Image.fromarray(ramp()).save(folder / "b.png")
+    with pytest.raises(BadInput, match=r"b\.jpg and b\.png both get the key b\.npz; rename one of them"):
+        find_photos(str(folder))
+
+
+def test_linked_folders_are_followed_and_loops_are_noticed(folder, tmp_path, capsys):
+    far = tmp_path / "far"
+    (far / "deep").mkdir(parents=True)
+    Image.fromarray(ramp()).save(far / "deep" / "far.jpg")
+    (folder / "a_link").symlink_to(far)
+    (far / "deep" / "back").symlink_to(far)
+    (folder / "more" / "up").symlink_to(folder)
+    (folder / "b_again").symlink_to(folder / "more")
+    (folder / "c_outside").symlink_to(tmp_path)
+    (folder / "more" / "b.jpg").symlink_to(folder / "b.jpg")  # one file under two names
+    found = find_photos(str(folder))
+    assert [photo.inside for photo in found] == ["a_link/deep/far.jpg", "b.jpg", "c.webp", "more/a.PNG"]
+    told = capsys.readouterr().err
+    assert all(f"{folder / name}: is a link to" in told for name in ("a_link/deep/back", "more/up", "b_again", "c_outside"))
+    assert all(read_photo(photo).size == (32, 24) for photo in found)
+
+
+def test_links_in_a_tar(folder, tmp_path):
+    (folder / "hard.jpg").hardlink_to(folder / "b.jpg")
+    (folder / "more" / "soft.jpg").symlink_to("../c.webp")
+    (folder / "more" / "twice.jpg").symlink_to("soft.jpg")
+    (folder / "lost.jpg").symlink_to("nowhere.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "more" / "c.webp").symlink_to("../c.webp")  # one file under two names
+    found = {photo.inside: photo for photo in find_photos(str(pack(folder, tmp_path / "x.tar")))}
+    for name, target in (("hard.jpg", "b.jpg"), ("more/soft.jpg", "c.webp"), ("more/twice.jpg", "c.webp")):
+        np.testing.assert_array_equal(np.asarray(read_photo(found[name])), np.asarray(read_photo(found[target])))
+    for name in ("lost.jpg", "loop.jpg"):
+        with pytest.raises(FileNotFoundError, match="which is not a file of the tar"):
+            read_photo(found[name])
+    assert "more/c.webp" not in found and "c.webp" in found
+
+
+def test_names_of_both_unicode_forms(tmp_path):
+    """macOS writes é as e and an accent: the key is the same, and a list of either form finds the file."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for form, name in (("composed", composed), ("apart", apart)):
+        folder = tmp_path / form
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(ramp()).save(folder / name / f"{name}.jpg")
+        sources = [(folder, None)]
+        for listed in (composed, apart):
+            (tmp_path / f"{form} {listed}.txt").write_text(f"{listed}/{listed}.jpg\n")
+            sources += [(folder, f"{tmp_path / form} {listed}.txt"), (pack(folder, tmp_path / "x.tar"), f"{tmp_path / form} {listed}.txt")]
+        for source, listing in sources:
+            (photo,) = find_photos(str(source), listing, "{parent}_{stem}")
+            assert photo.key == f"{composed}_{composed}" and read_photo(photo).size == (32, 24)
+
+
+def test_other_endings_of_pictures(tmp_path):
+    for suffix, form in (("jfif", "JPEG"), ("jpe", "JPEG"), ("JFIF", "JPEG"), *([("avif", "AVIF")] * features.check("avif"))):
+        Image.fromarray(ramp()).save(tmp_path / f"{form}_{suffix}.{suffix}", form)
+        assert read(tmp_path / f"{form}_{suffix}.{suffix}").size == (32, 24)
+    (tmp_path / "telephone.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60))
+    with pytest.raises(Exception, match=r"HEIC|heif|HEIF"):
+        read(tmp_path / "telephone.HEIC")
 
 
 def test_a_list_with_a_byte_order_mark(folder, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from data.errors import BadInput
+from data.regions.pictures import PictureFiles
 from model.retrieval import contact_sheet
 from model.retrieval.contact_sheet import SheetPicture
 from scripts import contact_sheet as contact_sheet_command
@@ -14,9 +15,9 @@ from tests.gallery import KEYS, command
 
 
 def test_contact_sheet_frames_the_hits(tmp_path, world):
-    photos = contact_sheet.picture_files(world / "photos")
-    assert set(photos) == {Path(key).stem for key in KEYS}
-    first, second = photos["scene_00"], photos["scene_01"]
+    photos = PictureFiles(world / "photos")
+    assert all(photos.find(key).stem == Path(key).stem for key in KEYS) and photos.remarks() == []
+    first, second = photos.find("scene_00.npz"), photos.find("scene_01.npz")
     rows = [
         ("ein Hund läuft über die Straße, " * 8, [SheetPicture(first, 1.5, False), SheetPicture(second, 1.25, True)]),
         ("kůň", [SheetPicture(None, 0.5, False), SheetPicture(first, 0.25, False)]),
@@ -56,7 +57,7 @@ def test_contact_sheet_refuses(tmp_path):
             contact_sheet.write_contact_sheet(rows, tmp_path / "sheet.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="no picture"):
-        contact_sheet.picture_files(tmp_path / "empty")
+        PictureFiles(tmp_path / "empty")
     assert not (tmp_path / "sheet.png").exists()
 
 
