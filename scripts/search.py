@@ -98,11 +98,8 @@ class Options:
 def main(options: Options) -> None:
     queries = read_queries(options.queries) if options.queries else [options.image or options.query]
     retriever = open_retriever(options)
-    if options.image:
-        hits, milliseconds = retriever.search_timed(options.image, options.k)
-        found = [hits]
-    else:
-        found, milliseconds = retriever.search_timed(queries, options.k)
+    found, milliseconds = retriever.search_timed(options.image or queries, options.k)
+    found = [found] if options.image else found  # of one image its hits, of texts those of each
     texts = {}
     if options.captions and options.image:
         captions = CaptionDB(options.captions)
