@@ -61,7 +61,8 @@ def main(config: EvalConfig) -> None:
         tops, seconds["search"] = rerank_split(split, scorer, config)
     chance = Table("chance", chance_table(np.bincount(pairs.image_of, minlength=len(pairs.images))))
 
-    print(f"{config.checkpoint} on {config.captions}: {len(pairs.images)} images, {len(pairs)} captions")
+    print(f"{config.checkpoint} on {config.captions}: {len(pairs.images)} images, {len(pairs)} captions", end="")
+    print(f", {pairs.cut:,} of them cut to the model's length" * bool(pairs.cut))
     if hnsw:
         for language, found in ranks.found.items():
             print(f"search: hnsw, {language}: found {found['t2i']:.2%} of the exact top 10 images, ", end="")
@@ -87,7 +88,7 @@ def main(config: EvalConfig) -> None:
     if hnsw:
         results["found_of_exact_top_10"] = ranks.found
     results["data"] = digests_of_pairs(pairs)
-    results |= {"ranks": "ranks.npz", "images": len(pairs.images), "captions": len(pairs), "model": model.fingerprint}
+    results |= {"ranks": "ranks.npz", "images": len(pairs.images), "captions": len(pairs), "cut_captions": pairs.cut, "model": model.fingerprint}
     txt_ids = {language: [pairs.ids[row] for row in rows] for language, rows in split.languages.items()}
     write_ranks(out / results["ranks"], pairs.images, txt_ids, ranks.by_language)
     write_json(out / "results.json", results | {"config": cli.to_dict(config), "environment": environment()})

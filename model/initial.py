@@ -145,6 +145,27 @@ def check_same_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
         )
 
 
+LongCaptions = Literal["refuse", "truncate"]  # that are evaluated on
+
+
+def settle_long_captions(dataset: PairDataset, tokens: int, long_captions: LongCaptions) -> None:
+    """Cut or refuse captions to be evaluated on that are longer than the model's ``tokens``; ``dataset.cut`` counts them.
+
+    Raises:
+        BadInput: there are some, and they are to be refused.
+    """
+    lengths = dataset.txt_lengths
+    too_long, longest = int((lengths > tokens).sum()), int(lengths.argmax())
+    if too_long and long_captions == "refuse":
+        raise BadInput(
+            f"{dataset.captions.folder}: {too_long:,} of {len(dataset):,} captions are longer than the model's {tokens} positions "
+            f"for tokens, the longest is caption {dataset.ids[longest]} of {lengths[longest]} with [CLS] and [SEP]; shorten them, "
+            "or cut them with long_captions truncate"
+        )
+    if too_long:
+        dataset.cut_captions(tokens)
+
+
 def check_caption_lengths(config: LightningDOTConfig, dataset: PairDataset) -> None:
     """Refuse captions that the text tower has no positions for, before hours of training meet the first of them."""
     longest = int(dataset.txt_lengths.argmax())

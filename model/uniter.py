@@ -23,7 +23,7 @@ from data.storage.atomic import atomic_file
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
 from model.costs import Load, Work, trained
-from model.initial import EncoderOptions, check_caption_lengths, check_model_fits, check_same_tokenizer, random_encoder
+from model.initial import EncoderOptions, check_model_fits, check_same_tokenizer, random_encoder
 from model.made_from import check_regions
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
 
@@ -329,7 +329,7 @@ def _of_towers(folder: str) -> tuple[EncoderConfig, dict[str, Tensor], str]:
 
 
 def check_reranker(config: UniterConfig, source: str, pairs: PairDataset) -> None:
-    """Refuse a re-ranker that was made for other words, other features or shorter captions than those of ``pairs``."""
+    """Refuse a re-ranker that was made for other words or other features than those of ``pairs``."""
     towers = LightningDOTConfig(
         config.encoder, config.encoder, 0, config.feature_dim, config.num_labels, pairs.captions.meta["CLS"]
     )
@@ -337,4 +337,3 @@ def check_reranker(config: UniterConfig, source: str, pairs: PairDataset) -> Non
     for part, _ in pairs.parts:
         check_regions(source, part.regions)
     check_same_tokenizer(source, pairs.captions)
-    check_caption_lengths(towers, pairs)

@@ -64,7 +64,7 @@ def main(options: Options) -> None:
     from data.batches.pairs import open_pairs
     from data.batches.teacher import write_teacher_scores
     from model.bi_encoder import LightningDOT
-    from model.initial import check_model_fits, check_same_tokenizer
+    from model.initial import check_model_fits, check_same_tokenizer, settle_long_captions
     from model.made_from import boxes_for, check_regions
     from model.precision import choose_device, for_inference
     from model.retrieval.pair_scoring import PairScorer
@@ -83,6 +83,7 @@ def main(options: Options) -> None:
     check_same_tokenizer(options.checkpoint, pairs.captions)
     reranker = Reranker.from_pretrained(options.reranker).to(device)
     check_reranker(reranker.config, options.reranker, pairs)
+    settle_long_captions(pairs, reranker.config.encoder.max_tokens, "refuse")
     for each in (miner, reranker):
         for_inference(each, device, options.precision)
     started = time.perf_counter()

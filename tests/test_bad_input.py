@@ -195,8 +195,13 @@ def test_captions_of_a_larger_vocabulary(small_world, finetuned, recipes, refuse
 
 
 def test_captions_longer_than_the_model_can_read(small_world, recipes, refused, tmp_path):
-    words = [*recipes[pretrain], "--output-dir", tmp_path / "run", "--model.max-position-embeddings", 12]
-    assert says(refused(pretrain, *words), "caption scene_", "12 positions", "max_txt_len")
+    """Training drops them; validation refuses them and names the setting that cuts them."""
+    words = [*recipes[pretrain], "--output-dir", tmp_path / "run", "--model.max-position-embeddings", 3]
+    assert says(refused(pretrain, *words), "no caption of", "max_txt_len 3")
+    limit = int(np.median(CaptionDB(small_world / "db/val").lengths.column.array)) + 2
+    words = ["--config", small_world / "finetune.yaml", "--output-dir", tmp_path / "run", "--model.max-position-embeddings", limit]
+    error = refused(train_itm, *words)
+    assert says(error, small_world / "db/val", f"longer than the model's {limit} positions", "long_captions truncate")
 
 
 def test_features_of_another_width(small_world, finetuned, recipes, refused, tmp_path):

@@ -67,6 +67,8 @@ class PairDataset:
         images: the pictures of those captions, in the order of the annotations
         image_of: [N] int32, the caption's picture in ``images``; may be mapped from disk, read-only
         txt_lengths, img_lengths: [N] int32, [CLS] and [SEP] included
+        cut: captions that `cut_captions` made shorter
+        dropped: captions in those languages that are longer than ``max_txt_len``
         teacher: what `read_teacher_scores` gave for ``ids`` and ``images``; None without distillation
 
     Raises:
@@ -83,7 +85,8 @@ class PairDataset:
     ):
         self.captions, self.regions, self.image_captions = captions, regions, image_captions
         self.teacher: tuple[np.ndarray, np.ndarray] | None = None
-        self.ids, self.txt_lengths, of = _kept(captions, max_txt_len, languages)
+        self.languages, self.cut = languages, 0
+        self.ids, self.txt_lengths, of, self.dropped = _kept(captions, max_txt_len, languages)
         keys = captions.img2txts.names  # in the order of the annotations
         is_used = np.zeros(len(keys), bool)
         is_used[of] = True
@@ -109,6 +112,24 @@ class PairDataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def at_most(self, tokens: int) -> PairDataset:
+        """The pairs whose captions have at most so many tokens, [CLS] and [SEP] included; itself where all have.
+
+        Raises:
+            BadInput: none has.
+        """
+        if int(self.txt_lengths.max()) <= tokens:
+            return self
+        return PairDataset(self.captions, self.regions, tokens, self.languages, self.image_captions)
+
+    def cut_captions(self, tokens: int) -> None:
+        """Cut captions to so many tokens, [CLS] and [SEP] included, wherever those of this dataset are read."""
+        self.cut = max(self.cut, int((self.txt_lengths > tokens).sum()))  # lengths are of what an earlier cut left
+        for part, _ in self.parts:
+            part.captions.max_words = tokens - 2
+            part.txt_lengths = np.minimum(part.txt_lengths, tokens)
+        self.txt_lengths = np.minimum(self.txt_lengths, tokens)
 
     def examples(
         self, indices: np.ndarray, soft_labels: bool = False, num_pairs: int | None = None
@@ -165,8 +186,13 @@ class JoinedPairs(PairDataset):
         self.image_of = np.concatenate([of[part.image_of] for part, of in zip(parts, rows, strict=True)])
         self.txt_lengths = np.concatenate([part.txt_lengths for part in parts])
         self.img_lengths = np.concatenate([part.img_lengths for part in parts])
+        self.dropped, self.cut = sum(part.dropped for part in parts), 0
         self._parts = list(zip(parts, rows, strict=True))
         self._starts = np.cumsum([0, *map(len, parts)])
+
+    def at_most(self, tokens: int) -> PairDataset:
+        shorter = [part.at_most(tokens) for part, _ in self._parts]
+        return self if all(new is part for new, (part, _) in zip(shorter, self._parts, strict=True)) else JoinedPairs(shorter)
 
     def _name_pictures(self, parts: Sequence[PairDataset]) -> list[list[str]]:
         """The names of each part's pictures in this dataset; also sets `regions`, which finds them by those names."""
@@ -216,22 +242,24 @@ def _check_same(folder: Path, name: str, found: Any, expected: Any) -> None:
 
 
 def _kept(captions: CaptionDB, max_txt_len: int, languages: list[str] | None):
-    """Ids, lengths with [CLS] and [SEP], and rows of the pictures of the captions that are kept."""
+    """Ids, lengths with [CLS] and [SEP], and rows of the pictures of the captions that are kept; how many are too long."""
     lengths, image_of = captions.lengths.column.array + 2, captions.txt2img.column.rows
-    keep = lengths <= max_txt_len if max_txt_len >= 0 else np.ones(len(lengths), bool)
+    keep, fits = np.ones(len(lengths), bool), lengths <= (max_txt_len if max_txt_len >= 0 else lengths.max())
     if languages is not None:
         if captions.languages:
             stored = captions.languages.column
             keep &= np.array([name in languages for name in stored.strings])[stored.rows]
         else:  # the database does not say
             keep[:] = False
+    dropped = int((keep & ~fits).sum())
+    keep &= fits
     if keep.all():
-        return captions.ids, lengths, image_of
+        return captions.ids, lengths, image_of, 0
     if not keep.any():
         limits = f"max_txt_len {max_txt_len}, languages {languages or 'any'}"
         raise BadInput(f"{captions.folder}: no caption of {len(captions.ids)} is left ({limits})")
     rows = np.flatnonzero(keep).astype(np.int32)
-    return SelectedStrings(captions.ids, rows), lengths[rows], image_of[rows]
+    return SelectedStrings(captions.ids, rows), lengths[rows], image_of[rows], dropped
 
 
 def open_pairs(

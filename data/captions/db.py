@@ -42,6 +42,7 @@ class CaptionDB:
         lengths: caption id -> number of word pieces, without specials
         txt2img, img2txts: caption id -> picture key, and back
         languages: caption id -> language, "" where it is not said; empty for databases that do not say
+        max_words: `input_ids` gives no more than these of a caption; None: all
         meta: ids of the special tokens (``CLS, SEP, MASK, UNK``; ours also ``PAD``), ``v_range`` and more
 
     Raises:
@@ -50,6 +51,7 @@ class CaptionDB:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self.max_words: int | None = None
         self._records = Records(self.folder)
         self.meta: dict = read_table(self.folder, "meta.json")
         build = partial(build_columns, self.folder, partial(read_table, self.folder))
@@ -88,8 +90,8 @@ class CaptionDB:
         return read_caption(self._records.txn, self.folder, caption_id)
 
     def input_ids(self, caption_id: str) -> list[int]:
-        """Word-piece ids without [CLS] and [SEP]."""
-        return self[caption_id]["input_ids"]
+        """Word-piece ids without [CLS] and [SEP], cut to ``max_words``."""
+        return self[caption_id]["input_ids"][: self.max_words]
 
     def fingerprint(self) -> str:
         """Short hex that changes with any record, length, picture or language; the same for a copy of the folder."""

@@ -7,6 +7,7 @@ from data.errors import BadInput
 from data.regions.db import BoxChoice
 from data.search.faiss import HnswOptions
 from model.evaluation.statistics import Units
+from model.initial import LongCaptions
 from model.precision import Precision
 
 
@@ -23,6 +24,7 @@ class EvalConfig:
             this checkpoint from this data are used again. None: RUN/eval/STEP/NAME_OF_CAPTIONS for a
             checkpoint of a run (RUN/best), else CHECKPOINT/eval/NAME_OF_CAPTIONS
         languages: only captions in these; none: all
+        long_captions: refuse captions that are longer than the model, or truncate them and say how many
         boxes: which boxes of the image DB are used; those that are not given are the checkpoint's
         image_captions: text DB with captions of the images themselves, for a model that was trained with a third view
         caption_score_weight: its share in an image's score; 0: there is none
@@ -48,6 +50,7 @@ class EvalConfig:
     data_root: str = "."
     output_dir: str | None = None
     languages: list[str] | None = None
+    long_captions: LongCaptions = "refuse"
     boxes: BoxChoice = field(default_factory=BoxChoice)
     image_captions: str | None = None
     caption_score_weight: float = 0.0

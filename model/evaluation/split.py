@@ -19,7 +19,7 @@ from model.evaluation.outcomes import QueryRanks
 from model.evaluation.recall import folds, num_repeated
 from model.evaluation.settings import EvalConfig
 from model.evaluation.tasks import captions_by_language, ranker, wordings
-from model.initial import check_caption_lengths, check_model_fits, check_same_tokenizer
+from model.initial import check_caption_lengths, check_model_fits, check_same_tokenizer, settle_long_captions
 from model.made_from import check_regions
 from model.precision import for_inference
 from model.retrieval.encoding import Encoding
@@ -45,6 +45,7 @@ def open_models(
     for part, _ in pairs.parts:
         check_regions(config.checkpoint, part.regions)
     check_same_tokenizer(config.checkpoint, pairs.captions)
+    settle_long_captions(pairs, model.config.txt.max_tokens, config.long_captions)
     check_caption_lengths(model.config, pairs)
     if config.coco_1k and len(pairs.images) < FOLD:
         raise BadInput(f"{config.captions}: --coco-1k needs at least 1,000 images, found {len(pairs.images)}")
@@ -55,6 +56,7 @@ def open_models(
     reranker = Reranker.from_pretrained(config.reranker).to(device)
     for_inference(reranker, device, config.precision)
     check_reranker(reranker.config, config.reranker, pairs)
+    settle_long_captions(pairs, reranker.config.encoder.max_tokens, config.long_captions)
     check_count(max(config.rerank_top), len(pairs.images), len(pairs), config.captions)  # before hours of encoding
     return model, reranker
 

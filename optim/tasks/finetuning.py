@@ -21,12 +21,19 @@ from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.evaluation.recall import format_table
 from model.evaluation.tasks import captions_by_language
-from model.initial import check_caption_lengths, check_model_fits, check_same_tokenizer
+from model.initial import (
+    LongCaptions,
+    check_caption_lengths,
+    check_model_fits,
+    check_same_tokenizer,
+    settle_long_captions,
+)
 from model.made_from import check_made_from, check_regions, made_from_pairs
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
 from model.uniter import Reranker
 from optim.loop import MicroBatch, Paused, Update, Validation
+from optim.run import print_first
 from optim.settings import TrainingSettings
 
 Tables = dict[str, dict[str, float]]
@@ -41,6 +48,7 @@ class FinetuningSettings(TrainingSettings):
         train_regions: its image DB, or one for each text DB
         val_captions: text DB that the best epoch is chosen on
         val_regions: its image DB; none: the same as train_regions, when that is one
+        long_captions: of the validation captions: refuse those that are longer than the model, or truncate them and say how many
         languages: train and validate on captions in these; none: all
         language_temperature: a language's share of an epoch goes by its captions^(1/this): 1 takes every caption once,
             more takes those of small languages more often; the epoch stays as long
@@ -54,6 +62,7 @@ class FinetuningSettings(TrainingSettings):
     val_captions: str
     val_regions: str | None = None
     languages: list[str] | None = None
+    long_captions: LongCaptions = "refuse"
     language_temperature: float = 1.0
     hard_negatives: HardNegativeOptions = field(default_factory=HardNegativeOptions)
     batch_size: int = 96
@@ -100,6 +109,28 @@ def open_training_data(
             config.val_captions, config.val_regions or config.train_regions, image_captions=view.val or view.train
         )
     return train, val
+
+
+def fit_lengths(
+    train: PairDataset, val: PairDataset, tokens: int, long_captions: LongCaptions, ranks: Ranks
+) -> PairDataset:
+    """Make captions fit a model of so many tokens → the training pairs without those that are longer.
+
+    Longer validation captions are cut or refused. How many captions training goes without is said.
+    """
+    train = train.at_most(tokens)
+    settle_long_captions(val, tokens, long_captions)
+    if train.dropped:
+        print_first(ranks, f"left out of training: {train.dropped:,} captions longer than max_txt_len or the model")
+    if val.cut:
+        print_first(ranks, f"validation: {val.cut:,} captions are longer than the model and are cut to {tokens} tokens")
+    return train
+
+
+def length_facts(train: PairDataset, val: PairDataset | None) -> dict[str, int]:
+    """How many captions are dropped and cut, where there are any."""
+    found = {"dropped_train_captions": train.dropped, "cut_val_captions": val.cut if val is not None else 0}
+    return {name: count for name, count in found.items() if count}
 
 
 def check_towers(model: LightningDOT, source: str | None, *datasets: PairDataset) -> None:
@@ -160,7 +191,7 @@ class Finetuning(ABC):
             "effective_batch_pairs": config.batch_size * config.grad_accumulation * ranks.size,
             "steps": f"{config.epochs} epochs of {self._updates_for(len(train))}",
             "peak_lr": config.optim.lr,
-        }
+        } | length_facts(train, val)
 
     @abstractmethod
     def backward(

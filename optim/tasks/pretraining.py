@@ -155,6 +155,10 @@ class Pretraining:
             "effective_batch_tokens": config.tokens_per_batch * config.grad_accumulation * ranks.size,
             "peak_lr": config.optim.lr,
         }
+        for number, corpus in enumerate(config.data):
+            for name, pairs in ((corpus.name, self.train[number]), (f"{corpus.name}, validation", self.val[number])):
+                if pairs is not None and pairs.dropped:
+                    self.facts.setdefault("dropped_captions", {})[name] = pairs.dropped
 
     def _digests(self) -> dict[str, str]:
         digests = {}
@@ -170,6 +174,9 @@ class Pretraining:
     def _built(self, options: ObjectiveOptions) -> tuple[LightningDOT, PretrainingHeads]:
         config, captions, regions = self.config, self.train[0].captions, self.train[0].regions
         model = build_model(config.model, captions.meta, regions.feature_dim, regions.num_labels, str(regions.folder))
+        tokens = model.config.txt.max_tokens
+        self.train = [pairs.at_most(tokens) for pairs in self.train]
+        self.val = [pairs and pairs.at_most(tokens) for pairs in self.val]
         for corpus, *datasets in zip(config.data, self.train, self.val, strict=True):
             for dataset in filter(None, datasets):
                 self._check(model, corpus, dataset)

@@ -19,7 +19,7 @@ from model.retrieval.pair_scoring import PairScorer
 from model.uniter import RerankerModelOptions, build_reranker, check_reranker, forward_ranking
 from optim.loop import MicroBatch
 from optim.run import print_first
-from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, check_towers, open_training_data
+from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, check_towers, fit_lengths, open_training_data
 
 
 @dataclass
@@ -79,11 +79,13 @@ class Reranking(Finetuning):
 
     def __init__(self, config: RerankingConfig, device: torch.device, ranks: Ranks):
         train, val = open_training_data(config, ranks)
-        hard_negatives = HardNegatives(train, config.hard_negatives, random_first=True)
         model, origin = build_reranker(config.model, train)
         check_reranker(model.config, config.model.init or "model", val)
         print_first(ranks, f"re-ranker from {origin}")
         miner = LightningDOT.from_pretrained(config.reranker.miner)
+        tokens = min(model.config.encoder.max_tokens, miner.config.txt.max_tokens)
+        train = fit_lengths(train, val, tokens, config.long_captions, ranks)
+        hard_negatives = HardNegatives(train, config.hard_negatives, random_first=True)
         check_towers(miner, config.reranker.miner, train, val)
         super().__init__(config, train, val, hard_negatives, model, miner, device, ranks)
         self.data["training miner"] = self.data["validation miner"] = self.miner.fingerprint or ""

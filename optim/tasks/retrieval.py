@@ -25,7 +25,15 @@ from model.objectives.heads import heads_of, start_heads_from
 from model.retrieval.mining import HardNegatives
 from optim.loop import MicroBatch
 from optim.run import load_heads
-from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, ThirdView, check_towers, open_training_data
+from optim.tasks.finetuning import (
+    Finetuning,
+    FinetuningSettings,
+    Tables,
+    ThirdView,
+    check_towers,
+    fit_lengths,
+    open_training_data,
+)
 
 
 @dataclass
@@ -94,13 +102,14 @@ class Retrieval(Finetuning):
     def __init__(self, config: RetrievalConfig, device: torch.device, ranks: Ranks):
         view = ThirdView(config.image_captions, config.val_image_captions, config.caption_score_weight)
         train, val = open_training_data(config, ranks, view)
-        if config.distill.scores:
-            train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images, digests_of_pairs(train))
-        hard_negatives = HardNegatives(train, config.hard_negatives)
         regions = train.regions
         model = build_model(
             config.model, train.captions.meta, regions.feature_dim, regions.num_labels, str(regions.folder)
         )
+        train = fit_lengths(train, val, model.config.txt.max_tokens, config.long_captions, ranks)
+        if config.distill.scores:
+            train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images, digests_of_pairs(train))
+        hard_negatives = HardNegatives(train, config.hard_negatives)
         check_towers(model, config.model.init, train, val)
         super().__init__(config, train, val, hard_negatives, model, model, device, ranks)
         distill = config.distill

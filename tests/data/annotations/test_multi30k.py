@@ -78,10 +78,15 @@ def test_the_temperature_reaches_the_run(four, command):
     assert len(losses["run"]) == len(losses["plain"]) > 1 and losses["run"] != losses["plain"]
 
 
+def evaluation_of(four, name):
+    """results.json of the run's evaluation of a split."""
+    return json.loads(next((four / "run/eval").glob(f"*/{name}/results.json")).read_text())
+
+
 def test_a_table_of_languages(four, small_world, command):
     words = ["--checkpoint", four / "run/best", "--regions", small_world / "regions", "--captions", four / "db/test"]
     shown = command("eval_itm.py", *words, "--languages", *LANGUAGES, "--bootstrap", 20).stdout
-    results = json.loads((four / "run/best/eval/test/results.json").read_text())["recall"]
+    results = evaluation_of(four, "test")["recall"]
     assert set(results) == {*LANGUAGES, "all", "chance"}
     for metric in METRICS:
         assert results["all"][metric] == pytest.approx(np.mean([results[name][metric] for name in LANGUAGES]))
@@ -103,7 +108,7 @@ def test_a_translated_database_is_evaluated_by_language(four, small_world, comma
     words = ["--checkpoint", four / "run/best", "--regions", small_world / "regions", "--captions", four / "translated"]
     command("eval_itm.py", *words, "--languages", *LANGUAGES, "--bootstrap", 0)
     tables = [
-        json.loads((four / f"run/best/eval/{name}/results.json").read_text())["recall"]
+        evaluation_of(four, name)["recall"]
         for name in ("test", "translated")
     ]
     assert tables[0]["en"] == tables[1]["en"] and set(tables[1]) == {*LANGUAGES, "all", "chance"}

@@ -122,6 +122,22 @@ def test_max_txt_len_counts_cls_and_sep(world, limit, left):
         open_pairs("captions", "regions", BOXES, 2, root=str(world))
 
 
+def test_captions_that_are_too_long_are_counted(world):
+    dataset = open_pairs("captions", "regions", BOXES, root=str(world))
+    assert dataset.at_most(11) is dataset and dataset.dropped == 0
+    shorter = dataset.at_most(6)
+    assert shorter.txt_lengths.tolist() == [3, 5, 4, 6] and shorter.dropped == 3
+    assert open_pairs("captions", "regions", BOXES, 6, root=str(world)).dropped == 3
+    with pytest.raises(BadInput, match="no caption of 7 is left"):
+        dataset.at_most(2)
+    whole = {i: dataset.captions.input_ids(i) for i in dataset.ids}
+    dataset.cut_captions(6)
+    assert dataset.cut == 3 and dataset.txt_lengths.tolist() == [3, 6, 5, 6, 4, 6, 6]
+    assert {i: dataset.captions.input_ids(i) for i in dataset.ids} == {i: words[:4] for i, words in whole.items()}
+    dataset.cut_captions(5)
+    assert dataset.cut == 4 and batch_of(dataset, np.arange(7)).input_ids.shape[1] == 5
+
+
 def test_languages(world):
     def chosen(languages):
         return open_pairs(world / "captions", world / "regions", BOXES, languages=languages)
