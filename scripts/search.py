@@ -4,6 +4,7 @@
 python scripts/search.py "a dog on the beach" --index index/img --checkpoint runs/x/best
 python scripts/search.py "a dog on the beach" --index index/img --checkpoint runs/x/best --photos photos --sheet out.png
 python scripts/search.py --image beach.npz --regions db/regions --index index/txt --checkpoint runs/x/best --captions db/test
+python scripts/search.py --image my/photo.jpg --index index/txt --checkpoint runs/x/best --captions db/test
 python scripts/search.py --queries queries.txt --json out.json --backend hnsw --target-recall 0.99 --index index/img --checkpoint runs/x/best
 python scripts/search.py "a dog on the beach" --backend milvus --uri milvus.db --index img --checkpoint runs/x/best
 """
@@ -26,6 +27,7 @@ from data.storage.text_files import write_json
 from model.made_from import boxes_for
 from model.precision import choose_device
 from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
+from model.retrieval.own_pictures import is_picture_file
 from model.retrieval.retriever import Hit, Retriever, check_kind, read_queries
 
 
@@ -41,7 +43,8 @@ class Options:
         checkpoint: the checkpoint folder that made the index
         tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: number of results
-        image: key of an image in --regions to find captions for, instead of a text
+        image: key of an image in --regions to find captions for, instead of a text; or a picture file of one's own
+        extractor_weights: for a picture file: weights of the extractor of the training regions; none: where they were then
         regions: region database that holds the image, or the images that a re-ranker looks at
         captions: caption database, to print the text of the captions found
         photos: folder of the pictures, as the index (or --regions) says them; where none does, their names are tried as keys
@@ -66,6 +69,7 @@ class Options:
     tokenizer: str | None = None
     k: int = 10
     image: str | None = None
+    extractor_weights: str | None = None
     regions: str | None = None
     captions: str | None = None
     photos: str | None = None
@@ -85,8 +89,8 @@ class Options:
         asked = [bool(self.query and self.query.strip()), self.queries is not None, self.image is not None]
         if sum(asked) != 1:
             raise BadInput('give one of a text query, as in search.py "a dog on the beach", --queries FILE and --image KEY')
-        if self.image is not None and self.regions is None:
-            raise BadInput("--image KEY and --regions IMG_DB go together")
+        if self.image is not None and self.regions is None and not is_picture_file(self.image):
+            raise BadInput(f"--image {self.image}: no picture file is there; --image KEY and --regions IMG_DB go together")
         if self.reranker and (self.image or not self.regions):
             raise BadInput("--reranker sorts the images that a text finds: it needs a text query and --regions IMG_DB")
         if self.regions and not (self.image or self.reranker or self.photos):
@@ -111,12 +115,8 @@ def main(options: Options) -> None:
         for rank, (name, score) in enumerate(hits, 1):
             print(f"{rank:3d}  {score:9.4f}  {name}  {texts.get(name, '')}".rstrip())
     several = f" for {len(queries)} queries" if len(queries) > 1 else ""
-    print(
-        "encoding {encoding:.1f} ms, search among {size} {search:.1f} ms{several} "
-        "(first call: {first_encoding:.1f} ms, {first_search:.1f} ms)".format(
-            size=len(retriever.backend), several=several, **milliseconds
-        )
-    )
+    times = "encoding {encoding:.1f} ms, search among {size} {search:.1f} ms{several} (first call: {first_encoding:.1f} ms, {first_search:.1f} ms)"
+    print(times.format(size=len(retriever.backend), several=several, **milliseconds))
     if options.json:
         answers = [{"query": query, "results": [_result(hit, texts) for hit in hits]} for query, hits in zip(queries, found)]
         write_json(options.json, ({"queries": answers} if options.queries else answers[0]) | {"milliseconds": milliseconds})
@@ -136,7 +136,7 @@ def open_retriever(options: Options) -> Retriever:
     regions = RegionDB(options.regions, boxes_for(options.checkpoint, options.boxes)) if read else None
     return Retriever.from_pretrained(
         options.checkpoint, backend, options.reranker, regions, tokenizer=options.tokenizer, device=device,
-        candidates=options.candidates, precision=options.precision,
+        candidates=options.candidates, precision=options.precision, extractor_weights=options.extractor_weights,
     )  # fmt: skip
 
 

@@ -25,17 +25,19 @@ class ExtractorRecord:
         name: as --extractor takes it, for instance ``random-conv`` or ``hf:facebook/dinov2-base``
         options: those on which its features depend, and their values
         weights: digest of its weights; None where there are none
+        source: where they were read from, as --weights took it; None for the usual ones
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    source: str | None = None
 
     @classmethod
     def from_json(cls, values: Any, source: str | Path) -> ExtractorRecord:
         """Raises BadInput for values of another form; ``source`` is where they stand."""
         try:
-            record = cls(values["name"], dict(values["options"]), values["weights"])
+            record = cls(values["name"], dict(values["options"]), values["weights"], values.get("source"))
             if not isinstance(record.name, str) or not isinstance(record.weights, str | None):
                 raise TypeError("name and weights are no texts")
         except (TypeError, KeyError, ValueError) as error:

@@ -73,7 +73,7 @@ def choose_extractor(options: Iterable[str], candidates: list[Candidate] | None 
     given = [word.partition("=")[0].replace("-", "_") for word in options]
     if "weights" in given:
         raise BadInput("--extract weights=...: say whose weights they are: --extractor butd or torchvision:NAME")
-    of_demo = [name for name in given if name in (*RandomConv.feature_options, "num_labels")]
+    of_demo = [name for name in given if name in RandomConv.feature_options]
     if of_demo:
         print(f"extractor: random-conv, since {of_demo[0].replace('_', '-')} is an option of it alone; it is for the demo only")
         return "random-conv"

@@ -135,7 +135,8 @@ def build_extractor(name: str, options: ExtractorOptions) -> Extractor:
 def extractor_record(name: str, extractor: Extractor, options: ExtractorOptions) -> ExtractorRecord:
     """What a database remembers of the extractor called `name`, which was built from `options`."""
     values = asdict(options) | {"max_bb": options.boxes.max_bb}
-    return ExtractorRecord(name, {n: values[n] for n in extractor.feature_options}, extractor.weights_digest())
+    features = {name: values[name] for name in extractor.feature_options}
+    return ExtractorRecord(name, features, extractor.weights_digest(), options.weights)
 
 
 def parse_shard(shard: str | None, merging: bool) -> tuple[int, int]:

@@ -40,7 +40,7 @@ class RandomConv(Extractor):
     """
 
     only_on_cpu = True
-    feature_options = ("seed", "size", "feature_dim")
+    feature_options = ("seed", "size", "feature_dim", "num_labels")  # labels, too: what calibrates is drawn after their weights
 
     @classmethod
     def build(cls, name: str, options: ExtractorOptions) -> RandomConv:

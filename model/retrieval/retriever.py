@@ -6,6 +6,7 @@
 
     retriever = Retriever.from_pretrained("runs/x/best", "index/txt", regions="db/regions")
     retriever.search_captions("beach.npz", k=5)
+    retriever.search_captions("my/photo.jpg", k=5)            # a picture of one's own
     retriever.search_captions(Regions(features, norm_bb, conf), k=5)
 """
 
@@ -30,6 +31,7 @@ from model.bi_encoder import LightningDOT
 from model.made_from import boxes_for, check_regions
 from model.precision import Precision, for_inference
 from model.retrieval.encoding import encode_image, encode_queries
+from model.retrieval.own_pictures import OwnPictures, is_picture_file
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.sources import check_width
 from model.uniter import Reranker
@@ -95,6 +97,7 @@ class Retriever:
         reranker: sorts the first results of a text anew
         candidates: how many of them it sees (at least k)
         device, precision: where and how the model computes
+        pictures: what extracts the regions of picture files
 
     Raises:
         BadInput: another model made the index.
@@ -103,13 +106,14 @@ class Retriever:
     def __init__(
         self, model: LightningDOT, backend: SearchBackend, tokenizer=None, regions: RegionDB | None = None,
         reranker: ImageReranker | None = None, candidates: int = 50, device="cpu", precision: str = "fp32",
+        pictures: OwnPictures | None = None,
     ):  # fmt: skip
         backend.check_model(model.fingerprint)
         if regions is not None:
             check_width(regions, model)
         self.model, self.backend, self.tokenizer, self.regions = model.to(device).eval(), backend, tokenizer, regions
         self.reranker, self.candidates = reranker, candidates
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.pictures = device, precision, pictures
 
     @classmethod
     def from_pretrained(
@@ -123,6 +127,7 @@ class Retriever:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
         candidates: int = 50,
+        extractor_weights: str | None = None,
     ) -> Retriever:
         """Read everything from disk.
 
@@ -136,6 +141,8 @@ class Retriever:
             device: "cpu" or "cuda"
             precision: of matrix products; with "bf16" a query takes half as long
             candidates: how many first results a re-ranker sees (at least k)
+            extractor_weights: where the weights of the extractor of the training regions are now, for picture files; none: where
+                they were when those regions were extracted
 
         Raises:
             BadInput: anything missing, damaged or of another model.
@@ -163,7 +170,8 @@ class Retriever:
             for_inference(scoring, device, precision)
             reranker = RegionReranker(scoring, regions, device, precision)
         words = CaptionTokenizer.from_pretrained(tokenizer or Path(checkpoint) / "tokenizer") if backend.kind == "img" else None
-        return cls(model, backend, words, regions, reranker, candidates, device, precision)
+        pictures = OwnPictures(checkpoint, extractor_weights, device)
+        return cls(model, backend, words, regions, reranker, candidates, device, precision, pictures)
 
     def search_images(self, text: str | Sequence[str], k: int = 10):
         """The best images for a text: a list of at most k ``Hit``; for several texts a list of such lists.
@@ -185,7 +193,7 @@ class Retriever:
         """The best captions for an image: at most k ``Hit``.
 
         Args:
-            image: an id of the region database, its ``Regions``, or its embedding [D]
+            image: an id of the region database, a picture file, ``Regions``, or an embedding [D]
 
         Raises:
             BadInput: an unknown id, no region database, features or a vector of another width, k < 1, an index of images.
@@ -215,10 +223,13 @@ class Retriever:
         return encode_queries(self.model, self.tokenizer, texts, self.device, self.precision)
 
     def encode_image(self, image) -> np.ndarray:
-        """An id, ``Regions`` or an embedding [D] → [1,D] float32"""
+        """An id, a picture file, ``Regions`` or an embedding [D] → [1,D] float32"""
+        if isinstance(image, str | Path) and self.pictures is not None and not (self.regions and str(image) in self.regions):
+            if isinstance(image, Path) or is_picture_file(image):
+                image = self.pictures.regions(image)
         if isinstance(image, str):
             if self.regions is None:
-                raise BadInput(f"{self.backend.place}: image {image!r} is looked up in a region database: give --regions IMG_DB")
+                raise BadInput(f"{self.backend.place}: image {image!r} is no picture file that is there, and a key is looked up in a region database: give --regions IMG_DB")
             image = self.regions.get(image, soft_labels=False)
         if isinstance(image, Regions):
             return encode_image(self.model, image, self.device, self.precision)
