@@ -46,7 +46,7 @@ def read_jsonl(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[
         return next((name for name in names if owners.setdefault(name, image) == image), image)
 
     def captions_of_line(where: str, line: str) -> Iterator[Caption]:
-        record = parse_json(line, where, "every line is one object")
+        record = parse_json(line, where, "every line is one object", unique=True)
         try:
             image, split = _head_of_line(where, record, settings)
             texts_of = _texts_of_line(where, record, settings.fields)

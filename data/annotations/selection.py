@@ -142,11 +142,19 @@ def report_photos_in_several_splits(
 
 
 def settle_splits(captions: list[Caption], photo_of: Callable[[str], str], report: dict) -> list[Caption]:
-    """Put photographs that are in several splits into one of them; they are noted and told."""
+    """Put photographs that are in several splits into one of them; they are noted and told.
+
+    So are splits that training, validation and test do not read, such as Karpathy's restval.
+    """
     captions, several = put_photos_in_one_split(captions, photo_of)
     for line in several:
         note_case(report, "in_several_splits", line)
     warn_of_cases(report, "in_several_splits", "{n:,} photographs are in several splits, the first: {first}")
+    others = Counter(c.split for c in captions if c.split.partition("_")[0] not in ("train", "val", "test"))
+    if others:
+        report["other_splits"] = dict(others)
+        told = ", ".join(f"{count:,} captions of split {name}" for name, count in others.items())
+        print(f"warning: {told}: the training command does not read them", file=sys.stderr)
     return captions
 
 

@@ -50,7 +50,8 @@ def keep_with_regions(
 
 
 def keep_extracted(captions: list[Caption], regions: Path, photos: Path, report: dict) -> list[Caption]:
-    """The captions whose picture was extracted; pictures that are absent, bad, or whose key another photo has are noted.
+    """The captions whose picture was extracted; pictures that are absent, bad, or whose key another photo has are noted, and so
+    are extracted pictures that no caption is about.
 
     Args:
         regions: folder of the image DB, with the report of the extraction in it
@@ -65,6 +66,9 @@ def keep_extracted(captions: list[Caption], regions: Path, photos: Path, report:
             note_case(report, "pictures_without_regions", image)
     text = "left out {n:,} pictures that are absent or cannot be read, the first: {first}"
     warn_of_cases(report, "pictures_without_regions", text)
+    for key in sorted(set(known) - {key_of_image(image, "{stem}.npz") for image in pictures}):
+        note_case(report, "regions_without_captions", key)
+    warn_of_cases(report, "regions_without_captions", f"{{n:,}} pictures of {regions} have no caption, the first: {{first}}")
     return [c for c in captions if c.image not in missing]
 
 

@@ -64,19 +64,28 @@ def read_json(path: str | Path, advice: str = "check the path", expected: type |
     return content
 
 
-def parse_json(text: str, where: str, advice: str = "") -> Any:
+def parse_json(text: str, where: str, advice: str = "", unique: bool = False) -> Any:
     """The value that a text in JSON stands for.
 
     Args:
         where: what the text is, as the message's subject: ``captions.jsonl: line 2``
+        unique: refuse an object that has a key twice, of which the last alone would be kept; takes twice the time
 
     Raises:
         BadInput: it is not JSON, or nested more deeply than Python follows.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique_keys if unique else None)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not JSON ({error})" + f"; {advice}" * bool(advice)) from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is twice in one object")
+    return content
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:

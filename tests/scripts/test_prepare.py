@@ -112,6 +112,36 @@ def test_a_picture_in_several_splits_is_in_one(own, capfd):
     assert "in_several_splits" not in run(*own, *SMALL) and len(CaptionDB("data/db/train")) == 20
 
 
+def test_what_no_split_and_no_caption_uses_is_told(own, capfd):
+    """Karpathy's restval, photos without captions, and a split that the next call no longer has."""
+    splits = ["train"] * 7 + ["val", "test", "restval"]
+    images = [
+        {"filename": f"p{n}.jpg", "split": split, "sentences": [{"raw": f"shape {n}", "sentid": n}]}
+        for n, split in enumerate(splits)
+    ]
+    json.dump({"images": images}, open("k.json", "w"))
+    own[3] = "k.json"
+    report = run(*own, *SMALL, "--format", "karpathy")
+    shown = capfd.readouterr().err
+    assert report["other_splits"] == {"restval": 1} and "1 captions of split restval: the training command does not" in shown
+    assert report["regions_without_captions"] == {"count": 2, "first": ["p10.npz", "p11.npz"]}
+    assert "2 pictures of data/regions have no caption, the first: p10.npz" in shown
+    json.dump({"images": images[:8]}, open("k.json", "w"))
+    run(*own, *SMALL, "--format", "karpathy")
+    shown = capfd.readouterr().err
+    assert "data/db/restval: is of an earlier build, this one has no split restval; removed" in shown
+    assert sorted(os.listdir("data/db")) == ["report.json", "train", "val"]
+
+
+def test_photos_of_a_phone_are_each_a_photograph(own, capfd):
+    """Case 6: 80/10/10 of a day's photos."""
+    write([line | {"image": f"20240101_1000{n:02d}.jpg"} for n, line in enumerate(lines())])
+    for n in range(12):
+        os.rename(f"photos/p{n}.jpg", f"photos/20240101_1000{n:02d}.jpg")
+    assert "in_several_splits" not in run(*own, *SMALL) and not capfd.readouterr().err.count("warning")
+    assert [len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")] == [10, 1, 1]
+
+
 def test_a_table_and_a_given_tokenizer(own, small_world):
     with open("a.tsv", "w") as file:
         file.writelines(f"a red circle\tp{n}.jpg\n" for n in range(12))

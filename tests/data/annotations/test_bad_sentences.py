@@ -151,3 +151,9 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
     path.write_bytes(f"\ufeffa.jpg#0\t{text}x\r\nb.jpg#0\ta cat\n".encode())
     captions = list(read_captions(path, "token"))
     assert [(c.image, c.text) for c in captions] == [("a.jpg", text + "x"), ("b.jpg", "a cat")]
+
+
+def test_a_key_twice_in_a_line_is_told(tmp_path):
+    content = '{"image": "a.jpg", "split": "train", "captions": {"en": ["one"], "en": ["two"]}}'
+    captions, bad, _ = read(tmp_path / "a.jsonl", "jsonl", content)
+    assert captions == [] and "line 1 is not JSON (the key 'en' is twice in one object)" in bad[0][1]

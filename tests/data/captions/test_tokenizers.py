@@ -206,3 +206,14 @@ def test_word_range_of_bert_and_of_specials_at_the_end(tmp_path):
     assert read(write_vocabulary(tmp_path / "v.txt")).word_range() == (7, len(VOCABULARY))
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "[MASK]"]
     assert read(write_vocabulary(tmp_path / "v.txt", words)).word_range() == (4, 4 + len(WORDS))
+
+
+def test_a_vocabulary_with_a_byte_order_mark_and_windows_lines(tmp_path):
+    (tmp_path / "plain.txt").write_bytes("".join(f"{word}\n" for word in VOCABULARY).encode())
+    (tmp_path / "windows.txt").write_bytes(("\ufeff" + "".join(f"{word}\r\n" for word in VOCABULARY)).encode())
+    assert read(tmp_path / "windows.txt").vocabulary() == read(tmp_path / "plain.txt").vocabulary()
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"the text 'a \\ud83d' is no UTF-8 text"):
+        read(write_vocabulary(tmp_path / "vocab.txt")).encode(["a dog", "a \ud83d"])
