@@ -56,8 +56,8 @@ def read_coco(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[C
         else:
             annotations[image_id].append((where, caption_id, annotation["caption"]))
     seen: set[str] = set()
-    for image_id, (name, *_) in names.items():
-        if image_id not in annotations:
+    for image_id, (name, *others) in names.items():
+        if image_id not in annotations and not others:
             settings.on_picture_without_captions(name)
         for where, caption_id, text in annotations[image_id]:
             caption = Caption(name, text, caption_id, named or settings.split, "en", None, number_of_id(image_id))

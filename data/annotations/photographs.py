@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data.annotations import FORMATS, guess_format, read_captions
 from data.annotations.records import ADVICE, Caption, photo_of_flickr, require
@@ -120,10 +120,18 @@ def find_photos_in_several_splits(
     for caption in captions:
         if (caption.split, caption.image) not in done:
             done.add((caption.split, caption.image))
-            # the name that all of its names lead to
-            photo = max(all_names(photo_of(caption.image), same), key=lambda name: (_rank(name), name))
+            photo = photo_within_file(caption.image, photo_of, same)
             places[photo].setdefault(caption.split, caption.image)
     return {photo: found for photo, found in places.items() if len(found) > 1}
+
+
+def photo_within_file(image: str, photo_of: Callable[[str], str], same: Mapping[str, set[str]]) -> str:
+    """The photograph that a picture of one file is: the name that all of its names lead to.
+
+    Where no site has named it, it is the picture's path: cats/1.jpg and dogs/1.jpg are two.
+    """
+    photo = max(all_names(photo_of(image), same), key=lambda name: (_rank(name), name))
+    return f"name:{PurePosixPath(image).with_suffix('')}" if photo.startswith("name:") else photo
 
 
 def describe_photo(photo: str, places: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from data.annotations import FORMATS
-from data.annotations.photographs import describe_photo, find_photos_in_several_splits
+from data.annotations.photographs import describe_photo, find_photos_in_several_splits, photo_within_file
 from data.annotations.records import ADVICE, Caption, require_split_name
 from data.errors import BadInput
 from data.storage.text_files import read_lines
@@ -102,7 +102,7 @@ def put_photos_in_one_split(captions: Sequence[Caption], photo_of: Callable[[str
     """
     found = find_photos_in_several_splits(captions, photo_of, {})
     chosen = {photo: min(names, key=_order) for photo, names in found.items()}
-    kept = [replace(c, split=chosen.get(photo_of(c.image), c.split)) for c in captions]
+    kept = [replace(c, split=chosen.get(photo_within_file(c.image, photo_of, {}), c.split)) for c in captions]
     return kept, [f"{describe_photo(photo, names)}; it stays in {chosen[photo]}" for photo, names in found.items()]
 
 

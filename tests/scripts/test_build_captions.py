@@ -9,7 +9,7 @@ from data.annotations import FORMATS
 from data.annotations.photographs import find_photos_in_several_splits
 from data.annotations.published import COUNTS, differences
 from data.annotations.records import Caption
-from data.annotations.splits import draw_splits
+from data.annotations.splits import draw_splits, put_photos_in_one_split
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from scripts import build_captions
@@ -407,3 +407,14 @@ def test_phone_photos_are_no_flickr_photographs(build, tmp_path, capsys):
     own.write_text(json.dumps({"image": "100001.jpg", "captions": {"en": ["a"]}, "split": "val"}))
     mixed = karpathy(tmp_path / "mixed.json", {100001: "train", 100002: "train"})
     assert build(mixed, "--format", "karpathy", "--exclude", own)["excluded_pictures"] == {"train": 1}
+
+
+def test_pictures_of_one_stem_in_two_folders_are_two_photographs(tmp_path):
+    names = {"cats/1.jpg": "train", "dogs/1.jpg": "val", "dogs/2.jpg": "val"}
+    captions = [c for name, split in names.items() for c in captions_of([name], split)]
+    photo_of = FORMATS["jsonl"].photo_of
+    assert find_photos_in_several_splits(captions, photo_of, {}) == {}
+    kept, several = put_photos_in_one_split(captions, photo_of)
+    assert kept == captions and not several
+    kept, several = put_photos_in_one_split([*captions, *captions_of(["cats/1.jpg"], "test")], photo_of)
+    assert {c.image: c.split for c in kept} == names | {"cats/1.jpg": "test"} and len(several) == 1

@@ -73,8 +73,8 @@ def test_a_repeated_image_id_is_never_overwritten(tmp_path):
     """Case 4."""
     images = [{"id": 1, "file_name": "cat.jpg"}, {"id": "1", "file_name": "dog.jpg"}, {"id": 2, "file_name": "b.jpg"}]
     said = [{"id": n, "image_id": image, "caption": "a cat"} for n, image in enumerate([1, "1", 2])]
-    captions, bad, _ = read(tmp_path / "x.json", "coco", {"images": [*images, images[2]], "annotations": said})
-    assert [(c.image, c.caption_id) for c in captions] == [("b.jpg", "2")]
+    captions, bad, silent = read(tmp_path / "x.json", "coco", {"images": [*images, images[2]], "annotations": said})
+    assert [(c.image, c.caption_id) for c in captions] == [("b.jpg", "2")] and not silent
     assert [count for count, _ in bad] == [1, 1] and "image_id 1 is the id of cat.jpg and of dog.jpg" in bad[0][1]
     with pytest.raises(BadInput, match=r"annotations\[0\]: image_id 1 is the id of cat.jpg and of dog.jpg"):
         list(read_coco(tmp_path / "x.json"))
