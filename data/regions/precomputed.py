@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,11 +140,15 @@ class PrecomputedImages:
 
     def _conversion(self) -> Conversion:
         options = self._options
-        forms = (
-            recognise_form(partial(self._stored_boxes, member), options.form, f"--photos {self._source}")
-            for member in ("boxes", "norm_bb")
-        )
+        forms = [self._form(member) for member in ("boxes", "norm_bb")]
         return Conversion(*forms, options.num_labels, options.max_bb, options.grid_order)
+
+    def _form(self, member: str) -> BoxForm:
+        """The form of the boxes in arrays of one name, which is told to the user."""
+        form = recognise_form(partial(self._stored_boxes, member), self._options.form, f"--photos {self._source}")
+        if any(True for _ in self._stored_boxes(member)):
+            print(f"{self._source}: {member} are read as {form}", file=sys.stderr)
+        return form
 
     def _stored_boxes(self, member: str) -> Iterator[tuple[str, StoredBoxes]]:
         """Name and boxes of the images that have such an array; those that cannot be read are left to who reports them."""

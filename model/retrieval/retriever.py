@@ -55,6 +55,17 @@ def check_kind(backend: SearchBackend, kind: str) -> None:
         raise BadInput(f"{backend.place}: is an index of {found}, this query needs one of {expected}")
 
 
+def tokenizer_for(checkpoint: str | Path, given: str | Path | None = None) -> CaptionTokenizer:
+    """The tokenizer of a checkpoint; or the one that is given, which must have the same vocabulary."""
+    own = Path(checkpoint) / "tokenizer"
+    if given is None:
+        return CaptionTokenizer.from_pretrained(own)
+    words = CaptionTokenizer.from_pretrained(given)
+    if own.is_dir() and words.vocabulary() != CaptionTokenizer.from_pretrained(own).vocabulary():
+        raise BadInput(f"{given}: is not the tokenizer of {checkpoint}: their vocabularies differ; leave the tokenizer out, {own} is taken")
+    return words
+
+
 class Hit(NamedTuple):
     """A result: the id in the index, and its score: the dot product, or the re-ranker's where one was asked."""
 
@@ -169,7 +180,7 @@ class Retriever:
                 )
             for_inference(scoring, device, precision)
             reranker = RegionReranker(scoring, regions, device, precision)
-        words = CaptionTokenizer.from_pretrained(tokenizer or Path(checkpoint) / "tokenizer") if backend.kind == "img" else None
+        words = tokenizer_for(checkpoint, tokenizer) if backend.kind == "img" else None
         pictures = OwnPictures(checkpoint, extractor_weights, device)
         return cls(model, backend, words, regions, reranker, candidates, device, precision, pictures)
 

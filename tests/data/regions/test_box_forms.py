@@ -68,11 +68,12 @@ def test_forms_that_are_recognised(tmp_path, stored):
         np.testing.assert_allclose(db[f"{seed}.npz"].norm_bb[:, 4:], boxes[:, 2:] - boxes[:, :2], atol=2e-3)
 
 
-def test_an_image_that_tells_nothing_is_read_as_the_others(tmp_path):
+def test_an_image_that_tells_nothing_is_read_as_the_others(tmp_path, capsys):
     small = np.array([[0.1, 0.1, 0.3, 0.3]])
     folder = save(tmp_path / "in", lambda f, b: {"features": f, "bbox": as_xywh(b) * PIXELS, **SIZE})
     np.savez(folder / "a.npz", features=np.ones((1, DIM)), bbox=as_xywh(small) * PIXELS, **SIZE)
     np.testing.assert_allclose(extract(folder, tmp_path / "db")[0]["a.npz"].norm_bb[0, :4], small[0], atol=1e-3)
+    assert "in: boxes are read as pixels xywh\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
 from scripts import build_index as build_index_command
 from scripts import export_index, search
-from tests.gallery import KEYS, command
+from tests.gallery import KEYS, WORDS, command
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -234,3 +234,10 @@ def test_ranks_build_the_index_of_one_process(tmp_path, world, model, captions):
     one, two = (EmbeddingIndex(tmp_path / name) for name in ("one", "two"))
     assert one.ids() == two.ids() and one.header["data"] == two.header["data"]
     np.testing.assert_allclose(one.vectors(np.arange(24)), two.vectors(np.arange(24)), atol=1e-6)
+
+
+def test_a_tokenizer_of_other_words_is_refused(world, indexes, tmp_path):
+    Retriever.from_pretrained(world / "model", indexes[0], tokenizer=world / "vocab.txt")  # the same words
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *reversed(WORDS)]) + "\n")
+    with pytest.raises(BadInput, match=r"is not the tokenizer of .*model: their vocabularies differ"):
+        Retriever.from_pretrained(world / "model", indexes[0], tokenizer=tmp_path / "vocab.txt")
