@@ -27,7 +27,7 @@ from data.annotations.published import COUNTS
 from data.annotations.records import Caption, ReadingOptions
 from data.annotations.splits import check_one_source, draw_splits, parse_shares
 from data.annotations.web_pairs import read_downloaded
-from data.captions.build import keep_with_regions, settle_former_splits, write_split_dbs
+from data.captions.build import check_keys, keep_with_regions, known_keys, settle_former_splits, write_split_dbs
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.storage.locks import claim_output
@@ -43,8 +43,7 @@ class Options:
         tokenizer: Hugging Face BERT-family folder, or a vocab.txt
         out: folder to write; databases of the same splits in it are replaced. report.json in it says what was left out
         format: jsonl (lines of image, captions, split), karpathy (dataset_*.json), coco (captions_*.json), token (Flickr30k's
-            results.token), multi30k (five captions in English and German, one in French and Czech; or multi30k-task1,
-            multi30k-task2), pairs (Conceptual Captions, SBU: tsv, json, jsonl), visual-genome (region_descriptions.json)
+            results.token), multi30k (or multi30k-task1, -task2), pairs (tsv, json, jsonl), visual-genome (its descriptions)
         strict: stop at the first bad record, instead of leaving it out
         lowercase: lower-case the captions first; default is as the tokenizer says
         languages: keep only these; default is all
@@ -57,17 +56,15 @@ class Options:
             in none are left out
         shares: splits drawn by picture: train=0.8 val=0.1 test=0.1
         seed: of that drawing
-        exclude: annotation files whose photographs must not be trained on, found by Flickr's and COCO's numbers:
-            FILE, or FILE:val,test for some of its splits
+        exclude: FILE, or FILE:val,test: annotations whose photographs (Flickr's, COCO's numbers) must not be trained on
         exclude_from: the splits they are left out of
-        addresses: files that know one photograph under several names: COCO's captions_*.json, Visual Genome's
-            image_data.json
+        addresses: files of one photograph's several names: COCO's captions_*.json, Visual Genome's image_data.json
         downloaded: pairs: file of lines address<TAB>file
         photos: folder of pictures: captions whose picture is not there are left out
         expect: compare the counts with those published for this data set; default goes by the file's name; none
         regions: image databases; every picture must be in one of them
         skip_missing: leave out captions whose picture is in none of `regions`, instead of stopping
-        image_key: image-database key of a picture; {stem} is its name without extension, {lower} the same in lower case
+        image_key: key of a picture, as in scripts/extract_regions.py; default is as `regions` say, else {stem}.npz
     """
 
     annotations: str
@@ -93,7 +90,7 @@ class Options:
     expect: str | None = None
     regions: list[str] | None = None
     skip_missing: bool = False
-    image_key: str = "{stem}.npz"
+    image_key: str | None = None
 
     def __post_init__(self):
         check_one_source({"--split": self.split, "--split-lists": self.split_lists, "--shares": self.shares}, self.format)
@@ -119,13 +116,16 @@ def read_and_split(options: Options, report: dict) -> list[Caption]:
     data_set = options.expect or FORMATS[options.format].data_set_of(Path(source).name)
     if data_set and data_set != "none":
         selection.compare_with_published(captions, data_set, source, report)
-    return selection.keep_present_pictures(captions, options.photos, source, report)
+    return captions
 
 
 def main(options: Options) -> None:
     claim_output(options.out)
     report, source, photo_of = {}, options.annotations, FORMATS[options.format].photo_of
     captions = read_and_split(options, report)
+    known = known_keys(options.regions or [], options.image_key)
+    check_keys(captions, known.image_key, source, known)
+    captions = selection.keep_present_pictures(captions, options.photos, source, report, known)
     same = read_addresses(options.addresses or [])
     if options.exclude:
         captions = selection.leave_out_excluded(captions, photo_of, options.exclude, same, options.exclude_from, report)
@@ -136,11 +136,11 @@ def main(options: Options) -> None:
     captions = selection.keep_chosen(captions, "language", options.languages, source, report)
     by_split: dict[str, list[Caption]] = {c.split: [] for c in captions}
     if options.regions:
-        captions = keep_with_regions(captions, options.regions, options.image_key, source, options.skip_missing, report)
+        captions = keep_with_regions(captions, options.regions, known, source, options.skip_missing, report)
     for caption in captions:
         by_split[caption.split].append(caption)
     tokenizer = CaptionTokenizer.from_pretrained(options.tokenizer, options.lowercase)
-    counts = write_split_dbs(options.out, by_split, tokenizer, source, options.image_key, report)
+    counts = write_split_dbs(options.out, by_split, tokenizer, source, known.image_key, report, known.keys_of(c.image for c in captions))
     settle_former_splits(options.out, by_split, options.former_splits == "remove", report)
     report = {"annotations": source, "settings": cli.to_dict(options), **report, "splits": counts}
     write_json(Path(options.out) / "report.json", report)

@@ -48,7 +48,7 @@ class Options:
         tokenizer: Hugging Face BERT-family folder, or a vocab.txt; default is to train one on the captions
         vocab_size: word pieces of one that is trained
         extractor: of regions, as in scripts/extract_regions.py; default is the best for photographs that can run here
-        extract: its other options, NAME=VALUE
+        extract: its other options, NAME=VALUE; image-key={parent}_{stem}.npz tells pictures of one name apart by their folders
         config: recipe of the training command
     """
 
@@ -80,9 +80,7 @@ def main(options: Options) -> None:
         run_script("scripts/extract_regions.py", words + [part for word in options.extract for part in spell_option(word)])
     else:
         print(f"{regions}: is there already and used as it is; delete it to extract regions again")
-    captions = keep_extracted(captions, regions, Path(options.photos), report)
-    if not captions:
-        raise BadInput(f"{source}: none of its pictures is in {options.photos}; names must be those of the files")
+    captions = keep_extracted(captions, regions, Path(options.photos), source, report)
     captions = choose_splits(captions, options, report)
     write_jsonl(out / "captions.jsonl", captions)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 from data.annotations import coco, jsonl, karpathy, multi30k, token, visual_genome, web_pairs
 from data.annotations.records import STRICT, AnnotationFormat, Caption, ReadingOptions
+from data.regions.keys import normal_name
 
 FORMATS: dict[str, AnnotationFormat] = {
     "jsonl": jsonl.FORMAT,
@@ -25,13 +27,15 @@ FormatName = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
 
 
 def read_captions(path: str | Path, form: str, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
-    """The captions of a file (of Multi30K: of its folder) in the format ``form``, a key of ``FORMATS``.
+    """The captions of a file (of Multi30K: of its folder) in the format ``form``, a key of ``FORMATS``; names of pictures are in
+    Unicode's composed form.
 
     Raises:
         BadInput: a file that cannot be read or is something else; and a bad record, unless ``settings.on_bad_record``
             returns.
     """
-    return FORMATS[form].read(path, settings)
+    for caption in FORMATS[form].read(path, settings):
+        yield caption if caption.image.isascii() else replace(caption, image=normal_name(caption.image))
 
 
 def guess_format(path: str | Path) -> str:

@@ -22,6 +22,8 @@ from data.annotations.records import Caption, ReadingOptions
 from data.annotations.reports import note_case, warn_of_cases
 from data.annotations.splits import assign_listed_splits, put_photos_in_one_split, read_split_lists
 from data.errors import BadInput
+from data.regions.photos import picture_names
+from data.regions.pictures import KnownKeys, PictureFiles
 
 
 def read_usable_captions(path: str, form: str, settings: ReadingOptions, report: dict, strict: bool = False) -> list[Caption]:
@@ -85,9 +87,14 @@ def compare_with_published(captions: list[Caption], data_set: str, source: str, 
         print(f"warning: {source}: {line}", file=sys.stderr)
 
 
-def keep_present_pictures(captions: list[Caption], folder: str | None, source: str, report: dict) -> list[Caption]:
+def keep_present_pictures(
+    captions: list[Caption], folder: str | None, source: str, report: dict, known: KnownKeys | None = None
+) -> list[Caption]:
     """The captions whose picture is a file in the folder, if one is given; the others are noted in the report, and told
     together with the pictures that were missing when the file was read.
+
+    Args:
+        known: keys of image databases, which say where the pictures are
 
     Raises:
         BadInput: there is no such folder, or no caption is left.
@@ -95,7 +102,7 @@ def keep_present_pictures(captions: list[Caption], folder: str | None, source: s
     if folder is not None:
         if not Path(folder).is_dir():
             raise BadInput(f"--photos {folder}: no such folder; give the folder that holds the pictures")
-        is_there = {image: Path(folder, image).is_file() for image in {c.image for c in captions}}
+        is_there = _find_in_folder({c.image for c in captions}, folder, known)
         for caption in captions:
             if not is_there[caption.image]:
                 note_case(report, "missing_pictures", caption.image)
@@ -104,6 +111,19 @@ def keep_present_pictures(captions: list[Caption], folder: str | None, source: s
     if not captions:
         raise BadInput(f"{source}: no picture of it is there; check --photos and --downloaded")
     return captions
+
+
+def _find_in_folder(images: Iterable[str], folder: str, known: KnownKeys | None) -> dict[str, bool]:
+    """Whether each picture is a file: of that name, as the image databases say, or below another folder that its name allows."""
+    is_there = {image: Path(folder, image).is_file() for image in images}
+    if not all(is_there.values()) and picture_names(Path(folder)):
+        files = PictureFiles(folder, known.pictures if known else None)
+        for image in [image for image, found in is_there.items() if not found]:
+            key = known.find(image) if known else None
+            is_there[image] = bool((key and files.find(key)) or files.find_named(image))
+        for line in files.remarks():
+            print(line, file=sys.stderr)
+    return is_there
 
 
 def leave_out_excluded(

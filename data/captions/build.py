@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.annotations.records import Caption
@@ -16,73 +15,101 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.regions.db import stored_keys
-from data.regions.keys import key_of_image
+from data.regions.keys import clash_of_keys, key_of_image
+from data.regions.pictures import KnownKeys
 from data.storage.text_files import read_json
 
 
+def known_keys(regions: Sequence[str | Path], image_key: str | None) -> KnownKeys:
+    """The keys of some image databases; `image_key` as for `KnownKeys`."""
+    return KnownKeys(set().union(*(stored_keys(folder) for folder in regions)), regions, image_key)
+
+
 def keep_with_regions(
-    captions: list[Caption], regions: Sequence[str], image_key: str, source: str, skip_missing: bool, report: dict
+    captions: list[Caption], regions: Sequence[str], known: KnownKeys, source: str, skip_missing: bool, report: dict
 ) -> list[Caption]:
     """The captions whose picture is in one of the image databases.
 
     Args:
         regions: folders of the image databases
-        image_key: makes the key of a picture, see `key_of_image`
+        known: their keys
         source: annotation file, for messages
         skip_missing: leave the others out, note them in the report and say how many they are, instead of stopping at them
     """
-    known = set().union(*(stored_keys(folder) for folder in regions))
-    missing = [c for c in captions if key_of_image(c.image, image_key) not in known]
+    missing = [c for c in captions if known.find(c.image) is None]
     if missing and not skip_missing:
-        first = missing[0]
+        first, other = missing[0], known.other(missing[0].image)
+        key, places = key_of_image(first.image, known.image_key), ", ".join(regions)
         raise BadInput(
-            f"{source}: caption {first.caption_id} is about {first.image}, whose key "
-            f"{key_of_image(first.image, image_key)} is not in {', '.join(regions)} "
-            f"({len(missing)} such captions); extract its regions, correct image_key, or use --skip-missing"
+            f"{source}: caption {first.caption_id} is about {first.image}, "
+            + (f"and the key {key} is {other} in {places} " if other else f"whose key {key} is not in {places} ")
+            + f"({len(missing)} such captions); extract its regions, correct image_key, or use --skip-missing"
         )
     if missing:
         pictures = Counter(c.image for c in missing)
         for image, count in pictures.items():
-            note_case(report, "captions_without_regions", image, count)
+            other = known.other(image)
+            note_case(report, "captions_without_regions", f"{image} (its key is {other})" if other else image, count)
         print(f"left out: {len(missing)} captions of {len(pictures)} pictures that are not in {', '.join(regions)}")
     dropped = set(missing)
     return [c for c in captions if c not in dropped]
 
 
-def keep_extracted(captions: list[Caption], regions: Path, photos: Path, report: dict) -> list[Caption]:
-    """The captions whose picture was extracted; pictures that are absent, bad, or whose key another photo has are noted, and so
-    are extracted pictures that no caption is about.
+def keep_extracted(captions: list[Caption], regions: Path, photos: Path, source: str, report: dict) -> list[Caption]:
+    """The captions whose picture was extracted; pictures that are absent or bad, or whose key another photo has, are
+    noted and told, and so are extracted pictures that no caption is about.
 
     Args:
         regions: folder of the image DB, with the report of the extraction in it
         photos: folder that the pictures are in
+        source: annotation file, for messages
+
+    Raises:
+        BadInput: no picture was extracted, or two have one key; names both.
     """
-    known, extraction = stored_keys(regions), regions / "report.json"
+    known, extraction = known_keys([regions], None), regions / "report.json"
     bad = read_json(extraction)["bad_photos"] if extraction.is_file() else {}
     pictures = dict.fromkeys(c.image for c in captions)
-    missing = {p for p in pictures if key_of_image(p, "{stem}.npz") not in known or str(photos / p) in bad}
+    others = {image: other for image in pictures if (other := known.other(image))}
+    missing = {image for image in pictures if known.find(image) is None or str(photos / image) in bad}
     for image in pictures:
-        if image in missing:
+        if image in others:
+            line = f"{image}, whose key {key_of_image(image, known.image_key)} is the picture {others[image]}"
+            note_case(report, "other_pictures_of_that_name", line)
+        elif image in missing:
             note_case(report, "pictures_without_regions", image)
     text = "left out {n:,} pictures that are absent or cannot be read, the first: {first}"
     warn_of_cases(report, "pictures_without_regions", text)
-    for key in sorted(set(known) - {key_of_image(image, "{stem}.npz") for image in pictures}):
+    for key in sorted(known.keys - {known.find(image) for image in pictures}):
         note_case(report, "regions_without_captions", key)
     warn_of_cases(report, "regions_without_captions", f"{{n:,}} pictures of {regions} have no caption, the first: {{first}}")
-    return [c for c in captions if c.image not in missing]
+    warn_of_cases(report, "other_pictures_of_that_name", "left out {n:,} pictures that are not there, the first: {first}")
+    captions = [c for c in captions if c.image not in missing]
+    if not captions:
+        found = f" (the first: {report['other_pictures_of_that_name']['first'][0]})" if others else ""
+        raise BadInput(f"{source}: none of its pictures is in {photos}; names must be those of the files{found}")
+    check_keys(captions, known.image_key, source)
+    return captions
 
 
-def check_keys(captions: Iterable[Caption], image_key: str, source: str) -> None:
-    """Raise BadInput, which names both, when two pictures of any splits get one key."""
+def check_keys(captions: Iterable[Caption], image_key: str, source: str, known: KnownKeys | None = None) -> None:
+    """Raise BadInput, which names both, when two pictures of any splits get one key.
+
+    Args:
+        known: keys of image databases; a picture that is not the one that they have under its key does not count
+    """
     pictures: dict[str, Caption] = {}
+    of_image: dict[str, str] = {}
     for caption in captions:
-        key = key_of_image(caption.image, image_key)
+        if caption.image in of_image:
+            continue
+        key = of_image[caption.image] = key_of_image(caption.image, image_key)
+        if known is not None and known.other(caption.image):
+            continue
         other = pictures.setdefault(key, caption)
         if other.image != caption.image:
-            raise BadInput(
-                f"{source}: pictures {other.image} (split {other.split}) and {caption.image} (split {caption.split}) both get the "
-                f"key {key}; rename one, or tell them apart with --image-key"
-            )
+            clash = clash_of_keys(f"{other.image} (split {other.split})", f"{caption.image} (split {caption.split})", key)
+            raise BadInput(f"{source}: {clash}")
 
 
 def write_split_dbs(
@@ -92,15 +119,18 @@ def write_split_dbs(
     source: str,
     image_key: str,
     report: dict,
+    keys: Mapping[str, str] | None = None,
 ) -> dict[str, dict]:
     """Write OUT/train, OUT/val ..., and print a line about each → split -> its counts, those of languages with them.
 
     Captions that have no word piece are left out, noted in the report and told.
 
+    Args:
+        keys: picture -> its key, where image databases say it
+
     Raises:
-        BadInput: a split has no captions, or two pictures one key, before anything is written.
+        BadInput: a split has no captions, before anything is written.
     """
-    check_keys(itertools.chain.from_iterable(by_split.values()), image_key, source)
     for split, captions in by_split.items():
         if not captions:
             raise BadInput(f"{source}: split {split} is empty; no picture of it is in the image databases")
@@ -108,7 +138,7 @@ def write_split_dbs(
     for split, captions in by_split.items():
         folder = Path(out, split)
         on_wordless = functools.partial(note_case, report, "captions_without_words")
-        counts = write_caption_db(folder, captions, tokenizer, [source], image_key, on_wordless=on_wordless)
+        counts = write_caption_db(folder, captions, tokenizer, [source], image_key, keys=keys, on_wordless=on_wordless)
         languages = counts.pop("languages")
         print(
             f"{folder}: {counts['captions']:,} captions of {counts['images']:,} pictures, "

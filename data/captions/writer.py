@@ -18,7 +18,7 @@ from data.annotations.records import Caption, number_of_id, refuse_record
 from data.captions.tables import store_columns
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
-from data.regions.keys import key_of_image
+from data.regions.keys import clash_of_keys, key_of_image
 from data.storage.atomic import cannot_write_is_bad_input
 from data.storage.columns import STORED_FROM
 from data.storage.lmdb_env import LmdbWriter
@@ -98,9 +98,7 @@ class _Tables:
             raise BadInput(" occurs twice; caption ids must differ")
         other = self.pictures.setdefault(key, caption.image)
         if other != caption.image:
-            raise BadInput(
-                f": pictures {other} and {caption.image} both get the key {key}; their names must differ before the extension"
-            )
+            raise BadInput(f": {clash_of_keys(other, caption.image, key)}")
         self.lengths[caption.caption_id] = length
         self.txt2img[caption.caption_id], self.txt2lang[caption.caption_id] = key, caption.language
         self.img2txts.setdefault(key, []).append(caption.caption_id)

@@ -6,6 +6,7 @@ picture's name in there. Databases of other tools lack it: their keys are those 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -181,8 +182,8 @@ class PictureFiles:
         if self._several:
             key, names = next(iter(self._several.items()))
             lines.append(
-                f"warning: {self._root}: {len(self._several):,} pictures are not shown, for several files could be theirs, the first: "
-                f"{key} ({', '.join(names[:3])}); extract the regions anew and build the index, which keep each key's picture"
+                f"warning: {self._root}: {len(self._several):,} pictures are not taken, for several files could be theirs, the first: "
+                f"{key} ({', '.join(names[:3])}); extract the regions anew, which keep each key's picture"
             )
         return lines
 
@@ -197,14 +198,21 @@ class KnownKeys:
         keys: of the databases
         databases: their folders
         image_key: makes keys of names; None: as the databases say, else ``{stem}.npz``
+
+    Attributes:
+        keys: as they are stored
+        image_key: the one that is taken
+        pictures: what the databases say of their pictures; None where they do not
     """
 
     def __init__(self, keys: Iterable[str], databases: Iterable[str | Path], image_key: str | None = None):
         self._keys = {normal_name(key): key for key in keys}
+        self.keys = set(self._keys.values())
         found = [pictures for pictures in map(read_pictures, databases) if pictures is not None]
         said = {pictures.image_key for pictures in found}
         self.image_key = image_key or (said.pop() if len(said) == 1 else None) or "{stem}.npz"
         self._pictures = found
+        self.pictures = functools.reduce(Pictures.joined, found) if found else None
 
     def find(self, image: str) -> str | None:
         """The key of a picture; None where the databases lack it, or have another picture under its key."""
@@ -216,3 +224,7 @@ class KnownKeys:
         key = self._keys.get(key_of_image(image, self.image_key))
         named = [pictures.with_folder(key) for pictures in self._pictures if key in pictures.names]
         return None if not named or any(folders_agree(image, name) for name in named) else named[0]
+
+    def keys_of(self, images: Iterable[str]) -> dict[str, str]:
+        """Picture → its key, of those that the databases have."""
+        return {image: key for image in dict.fromkeys(images) if (key := self.find(image)) is not None}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from configs import cli
 from data.annotations import FORMATS
@@ -12,7 +13,7 @@ from data.annotations.records import Caption
 from data.annotations.splits import draw_splits, put_photos_in_one_split
 from data.captions.db import CaptionDB
 from data.errors import BadInput
-from scripts import build_captions
+from scripts import build_captions, extract_regions
 
 
 @pytest.fixture
@@ -418,3 +419,59 @@ def test_pictures_of_one_stem_in_two_folders_are_two_photographs(tmp_path):
     assert kept == captions and not several
     kept, several = put_photos_in_one_split([*captions, *captions_of(["cats/1.jpg"], "test")], photo_of)
     assert {c.image: c.split for c in kept} == names | {"cats/1.jpg": "test"} and len(several) == 1
+
+
+# ---- keys that the image databases know ------------------------------------------------------------------------------
+
+
+def extracted(photos, out, names, **settings):
+    """An image DB of small pictures of these names."""
+    for n, name in enumerate(names):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * n, 0, 0)).save(photos / name)
+    extract_regions.main(extract_regions.Options(str(photos), str(out), feature_dim=16, num_labels=0, workers=0, **settings))
+    return out
+
+
+def of_pictures(path, split_of):
+    images = [
+        {"filename": name, "split": split, "sentences": [{"raw": f"a dog {n}", "sentid": n}]}
+        for n, (name, split) in enumerate(split_of.items())
+    ]
+    path.write_text(json.dumps({"images": images, "dataset": "x"}))
+    return path
+
+
+def test_a_name_in_two_folders_does_not_get_the_other_picture(build, tmp_path):
+    photos = tmp_path / "ph"
+    split_of = {"cats/1.jpg": "train", "dogs/1.jpg": "val", "dogs/2.jpg": "val"}
+    path = of_pictures(tmp_path / "dataset.json", split_of)
+    form = ["--format", "karpathy"]
+    regions = extracted(photos, tmp_path / "both", split_of, image_key="{parent}_{stem}")
+    build(path, *form, "--regions", regions)  # the pattern is the database's
+    assert set(CaptionDB(tmp_path / "db/val").img2txts) == {"dogs_1", "dogs_2"}
+    with pytest.raises(BadInput, match=r"cats/1\.jpg \(split train\) and dogs/1\.jpg \(split val\) both get the key 1\.npz"):
+        build(path, *form, "--splits", "val")
+
+    (photos / "dogs/1.jpg").unlink()
+    regions = extracted(photos, tmp_path / "cats", ["cats/1.jpg"])
+    with pytest.raises(BadInput, match=r"about dogs/1\.jpg, and the key 1\.npz is ph/cats/1\.jpg in "):
+        build(path, *form, "--regions", regions)
+    report = build(path, *form, "--regions", regions, "--skip-missing")
+    assert report["captions_without_regions"]["first"] == ["dogs/1.jpg (its key is ph/cats/1.jpg)"]
+    assert set(CaptionDB(tmp_path / "db/val").img2txts) == {"2.npz"}
+
+
+def test_pictures_are_found_in_the_folder_by_what_the_database_says(build, tmp_path, capsys):
+    photos = tmp_path / "ph"
+    names = ["val2014/COCO_val2014_000000000042.jpg", "cafe\u0301/e\u0301.jpg", "twice/7.jpg", "again/7.png"]
+    (tmp_path / "list.txt").write_text("\n".join(names[:3]))
+    regions = extracted(photos, tmp_path / "r", names, list=str(tmp_path / "list.txt"), image_key="{lower}.npz")
+    listed = ["COCO_val2014_000000000042.jpg", "caf\u00e9/\u00e9.jpg", "7.png"]
+    path = of_pictures(tmp_path / "dataset.json", dict.fromkeys(listed, "val"))
+    report = build(path, "--format", "karpathy", "--regions", regions, "--photos", photos)
+    assert "missing_pictures" not in report
+    found = dict(CaptionDB(tmp_path / "db/val").txt2img.items())
+    assert found == {"0": "coco_val2014_000000000042.npz", "1": "\u00e9.npz", "2": "7.npz"}
+    path = of_pictures(tmp_path / "dataset.json", dict.fromkeys(["other/COCO_val2014_000000000042.jpg", "x.jpg", *listed[:1]], "val"))
+    assert build(path, "--format", "karpathy", "--photos", photos, "--image-key", "{parents}{stem}")["missing_pictures"]["count"] == 2

@@ -68,15 +68,54 @@ def test_bad_input_is_left_out_and_the_rest_goes_on(own, capfd):
     assert again["pictures_without_regions"]["count"] == 2
 
 
-def test_captions_of_a_photo_whose_key_another_has(own, capfd):
+def test_two_photos_of_one_name_are_refused_and_told_apart_by_their_folders(own, capfd):
     os.mkdir("photos/x")
     os.rename("photos/p9.jpg", "photos/x/p0.jpg")
     with open("a.tsv", "w") as file:
         file.writelines(f"a red circle\t{n}.jpg\n" for n in ["x/p0", *(f"p{n}" for n in range(12) if n != 9)])
     own[3] = "a.tsv"
-    report = run(*own, *SMALL, "--format", "pairs")
-    assert report["pictures_without_regions"] == {"count": 1, "first": ["x/p0.jpg"]}
-    assert sum(len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")) == 11
+    with pytest.raises(BadInput, match="stopped at: python scripts/extract_regions"):
+        run(*own, *SMALL, "--format", "pairs")
+    assert "p0.jpg and x/p0.jpg both get the key p0.npz" in capfd.readouterr().err
+    report = run(*own, *SMALL, "image-key={parent}_{stem}.npz", "--format", "pairs")
+    assert "pictures_without_regions" not in report
+    found = {key for name in ("train", "val", "test") for key in CaptionDB(f"data/db/{name}").img2txts}
+    assert found == {"x_p0.npz", *(f"_p{n}.npz" for n in range(12) if n != 9)}
+
+
+def test_captions_of_another_folder_do_not_get_pictures_of_the_same_name(own, capfd):
+    """Of --photos ph and of --photos ph/cats; all captions are about dogs, and some of them."""
+    os.makedirs("ph")
+    os.rename("photos", "ph/cats")
+    write([line | {"image": f"dogs/{line['image']}"} for line in lines()])
+    for photos, out in (("ph", "a"), ("ph/cats", "b")):
+        words = ["--photos", photos, "--captions", "a.jsonl", "--out", out, "--vocab-size", "300", *SMALL]
+        with pytest.raises(BadInput, match=r"none of its pictures is in .*dogs/p0\.jpg, whose key p0\.npz is the picture .*cats/p0\.jpg"):
+            prepare.main(cli.parse(prepare.Options, words))
+    write([line | {"image": line["image"].replace("dogs", "dogs" if n < 2 else "cats")} for n, line in enumerate(lines())])
+    own[1] = "ph"
+    report = run(*own, *SMALL)
+    assert report["other_pictures_of_that_name"]["count"] == 2
+    assert "left out 2 pictures that are not there, the first: dogs/p0.jpg, whose key p0.npz" in capfd.readouterr().err
+    assert sum(len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")) == 10
+
+
+def test_pictures_of_one_name_in_two_folders_are_two_photographs(own):
+    """The splits of the file stay: cats/1.jpg in train and dogs/1.jpg in val are not one photograph."""
+    os.makedirs("ph/dogs")
+    os.rename("photos", "ph/cats")
+    for n in range(4):
+        os.rename(f"ph/cats/p{n}.jpg", f"ph/dogs/p{n + 4}.jpg")
+    names = [f"dogs/p{n}" for n in range(4, 8)] + [f"cats/p{n}" for n in range(4, 12)]
+    write([
+        {"image": f"{name}.jpg", "captions": {"en": [f"shape {name}"]}, "split": "val" if "dogs" in name else "train"}
+        for name in names
+    ])  # fmt: skip
+    own[1] = "ph"
+    report = run(*own, *SMALL, "image-key={parent}_{stem}.npz")
+    assert "in_several_splits" not in report
+    assert set(CaptionDB("data/db/val").img2txts) == {f"dogs_p{n}.npz" for n in range(4, 8)}
+    assert set(CaptionDB("data/db/train").img2txts) == {f"cats_p{n}.npz" for n in range(4, 12)}
 
 
 def test_splits_of_the_file_are_kept_and_boxes_are_told(own, capfd):
