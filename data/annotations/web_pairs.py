@@ -28,15 +28,16 @@ PICTURE_KEYS = ("image", "file", "url", "image_url")  # of JSON records of pairs
 def read_pairs(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
     """Conceptual Captions, SBU and their like: one caption of one picture at a time, all English. One of
 
-    - ``*.tsv``, ``*.csv``, ``*.txt``: a table whose header line names the columns, ``filepath<TAB>title``, ``image,caption``,
-      ``image_name| comment_number| comment``; without one ``caption<TAB>file`` or ``caption<TAB>address``, or the other way
-      round where what stands in front is an address or a picture's file; more columns ignored
-    - ``*.jsonl``: objects of ``caption`` and one of image, file, url, image_url
+    - ``*.tsv``, ``*.csv``, ``*.txt``: a table whose header line names the columns, ``filepath<TAB>title``,
+      ``image,caption``, ``image_name| comment_number| comment``; without one ``caption<TAB>file`` or
+      ``caption<TAB>address``, or the other way round where what stands in front is an address or a picture's file; more
+      columns ignored
+    - ``*.jsonl``: objects of ``caption``, a text or a list of texts, and one of image, file, url, image_url
     - ``*.json``: a list of such objects, or SBU's ``{"image_urls": [...], "captions": [...]}``
     - SBU's ``*_urls.txt``, with ``*_captions.txt`` beside it, line by line
 
     An address becomes the file that ``settings.downloaded`` names; a picture without one is named to ``settings.on_missing_picture``
-    and left out. Caption ids are positions in the file, from 0; the split is ``settings.split``.
+    and left out. Caption ids are positions in the file, from 0, of one of several ``3#0``; the split is ``settings.split``.
 
     Raises:
         BadInput: addresses and no ``settings.downloaded``; and, reported, a record that is not of this form.
@@ -46,14 +47,20 @@ def read_pairs(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[
 
     def caption_of_pair(where: str, record: Any) -> Iterator[Caption]:
         number, text, picture = record
+        texts = text if isinstance(text, list) else [text]
         require(isinstance(picture, str) and picture, where, "the picture", picture, "a file name or an address")
         require(is_utf8(picture), where, "the picture", picture, "UTF-8 text")
         if settings.downloaded is not None:
             if picture not in settings.downloaded:
-                settings.on_missing_picture(picture)
+                for _ in texts:
+                    settings.on_missing_picture(picture)
                 return
             picture = settings.downloaded[picture]
-        yield from kept_if_valid(where, Caption(picture, text, str(number), settings.split, "en"), seen, settings)
+        if not texts:
+            settings.on_picture_without_captions(picture)
+        for n, one in enumerate(texts):
+            caption_id = f"{number}#{n}" if texts is text else str(number)
+            yield from kept_if_valid(where, Caption(picture, one, caption_id, settings.split, "en"), seen, settings)
 
     records = {"json": _json_pairs, "jsonl": _jsonl_pairs, "txt": _sbu_pairs}.get(kind, read_table)(path, settings)
     return captions_of_records(_refuse_addresses(records, settings), caption_of_pair, settings)

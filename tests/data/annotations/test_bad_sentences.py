@@ -43,6 +43,13 @@ def test_one_bad_sentence_of_json_lines_costs_one_sentence(tmp_path):
     assert [count for count, _ in bad] == [1, 1, 4]
 
 
+def test_several_captions_of_one_pair(tmp_path):
+    content = [{"image": "a.jpg", "caption": ["one", None, "two"]}, {"image": "b.jpg", "caption": "three"}, {"image": "c.jpg", "caption": []}]
+    captions, bad, silent = read(tmp_path / "pairs.json", "pairs", content)
+    assert [(c.image, c.caption_id, c.text) for c in captions] == [("a.jpg", "0#0", "one"), ("a.jpg", "0#2", "two"), ("b.jpg", "1", "three")]
+    assert [count for count, _ in bad] == [1] and silent == ["c.jpg"]
+
+
 def test_one_bad_region_of_visual_genome_costs_one_region(tmp_path):
     regions = [{"region_id": n, "phrase": "a dog"} for n in range(3)]
     content = [{"id": 1, "regions": [regions[0], {"region_id": 9}, *regions[1:]]}, {"id": "x", "regions": regions}]
