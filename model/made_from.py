@@ -7,6 +7,7 @@ nothing is asked of the data that they are used on.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -117,5 +118,6 @@ def check_made_from(kept: MadeFrom, subject: str, regions: RegionDB) -> None:
 
 @functools.cache
 def say_once(line: str) -> None:
-    """Tell the user something that is no error; the same line once a process, however many parts notice it."""
-    print(line, file=sys.stderr, flush=True)
+    """Tell the user something that is no error, once, however many parts notice it; of several processes the first tells it."""
+    if os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0":  # of torchrun and horovodrun
+        print(line, file=sys.stderr, flush=True)

@@ -26,6 +26,7 @@ from data.checks.report import Findings, Report
 from data.errors import BadInput
 from data.regions.codec import MEMBERS
 from data.regions.db import BoxOptions, count_boxes, layout_of, read_keys, stored_arrays
+from data.regions.extractor_record import read_extractor
 
 _BOX = 4e-3  # a pixel of a small picture, and the rounding of fp16, in units of the picture
 _SUM = 1e-2  # of fp16 probabilities
@@ -42,6 +43,11 @@ def inspect_images(folder: Path, options: InspectionOptions) -> Report:
         chosen = f"the first {rule.num_bb}"
     report.facts["layout"] = "compressed (npz)" if compressed else "plain (msgpack)"
     report.facts["boxes used"] = chosen + (" (--boxes)" if boxes is None else "")
+    try:
+        made_by = read_extractor(folder)
+        report.facts["extractor"] = made_by.described() if made_by else "not said"
+    except BadInput as error:
+        report.problems.add("a bad extractor.json", str(error))
     keys = _image_keys(folder, report.problems)
     report.facts |= {"records": len(keys), "size": file_size(folder)}
     counts = _box_counts(folder, boxes, keys, report)

@@ -42,13 +42,18 @@ def test_image_db(tmp_path, capsys, compressed):
         assert f"{folder}: image DB" in out and "nothing is wrong" in out
         assert f"layout          {'compressed (npz)' if compressed else 'plain (msgpack)'}" in out
         assert "records         20\n" in out and "feature width   8\n" in out and "soft labels     5\n" in out
-        assert "confidence above 0.2, at least 10, at most 100" in out
+        assert "confidence above 0.2, at least 10, at most 100" in out and "extractor       not said\n" in out
         assert "0.npz: 10 of 10 boxes; first: confidence" in out and "1.npz: 10 of 11" in out and "2.npz: " not in out
     counts = list(json.loads((tmp_path / NBB).read_text()).values())
     (report,) = inspect(tmp_path).values()
     assert sorted(report.histograms["boxes used"].elements()) == sorted(counts)
     mean = np.mean(counts)
     assert f"boxes used: min {min(counts)}, mean {mean:.1f}, max {max(counts)}" in out
+    made_by = {"name": "random-conv", "options": {"seed": 3}, "weights": "0"}
+    (folder / "extractor.json").write_text(json.dumps(made_by))
+    assert "extractor       random-conv --seed 3\n" in run(capsys, tmp_path)
+    (folder / "extractor.json").write_text("{")
+    assert "a bad extractor.json" in run(capsys, tmp_path, wrong="")
 
 
 def test_several_layouts_and_a_folder_of_another_name(tmp_path, capsys):
