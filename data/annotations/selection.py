@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data.annotations import read_captions
 from data.annotations.photographs import (
@@ -66,14 +66,13 @@ def read_usable_captions(path: str, form: str, settings: ReadingOptions, report:
 def keep_listed_pictures(captions: list[Caption], lists: Sequence[str], source: str, report: dict) -> list[Caption]:
     """The captions of pictures that the lists give a split, with that split. Raises BadInput when there are none."""
     split_of = read_split_lists(lists)
-    stems = {PurePosixPath(caption.image).stem for caption in captions}
-    captions, outside = assign_listed_splits(captions, split_of)
-    if outside:
+    all_captions, (captions, used) = captions, assign_listed_splits(captions, split_of)
+    if outside := len(all_captions) - len(captions):
         report["in_no_split_list"] = outside
         print(f"left out: {outside:,} captions whose picture is in none of {', '.join(lists)}")
-    for stem in split_of:
-        if stem not in stems:
-            note_case(report, "listed_without_captions", f"{stem} of {split_of[stem]}")
+    for name in split_of:
+        if name not in used:
+            note_case(report, "listed_without_captions", f"{name} of {split_of[name]}")
     warn_of_cases(report, "listed_without_captions", "{n:,} listed pictures have no caption in it, the first: {first}")
     if not captions:
         raise BadInput(f"{source}: no picture of it is in {', '.join(lists)}")

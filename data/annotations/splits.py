@@ -12,11 +12,12 @@ from data.annotations import FORMATS
 from data.annotations.photographs import describe_photo, find_photos_in_several_splits, photo_within_file
 from data.annotations.records import ADVICE, Caption, require_split_name
 from data.errors import BadInput
+from data.regions.keys import folders_agree, normal_name
 from data.storage.text_files import read_lines
 
 
 def read_split_lists(words: Sequence[str]) -> dict[str, str]:
-    """Name of a picture without folders and extension -> split, from files that list a picture a line.
+    """Name of a picture without extension, as it is listed -> split, from files that list a picture a line.
 
     Args:
         words: ``train=lists/train.txt`` or ``lists/train.txt``, whose split is the file's name
@@ -25,28 +26,45 @@ def read_split_lists(words: Sequence[str]) -> dict[str, str]:
         BadInput: a file that cannot be read, a picture in two splits.
     """
     found: dict[str, str] = {}
+    by_stem: dict[str, list[str]] = {}
     for word in words:
         split, equals, path = word.partition("=")
         if not equals:
             split, path = Path(word).stem, word
         require_split_name("--split-lists", split)
         for n, line in enumerate(read_lines(path, ADVICE), 1):
-            stem = PurePosixPath(line.strip().partition("#")[0]).stem
-            if stem and found.setdefault(stem, split) != split:
-                raise BadInput(f"{path}: line {n}: {stem} is in split {found[stem]} too; a picture is in one split")
+            listed = PurePosixPath(normal_name(line.strip().partition("#")[0]))
+            if not listed.stem:
+                continue
+            name = str(listed.parent / listed.stem)
+            other = next((o for o in by_stem.get(listed.stem, ()) if found[o] != split and folders_agree(o, name)), None)
+            if other is not None:
+                raise BadInput(f"{path}: line {n}: {name} is in split {found[other]} too; a picture is in one split")
+            if name not in found:
+                by_stem.setdefault(listed.stem, []).append(name)
+            found[name] = split
     return found
 
 
-def assign_listed_splits(captions: Iterable[Caption], split_of: Mapping[str, str]) -> tuple[list[Caption], int]:
-    """Give the captions the splits of their pictures → those whose picture is in a list, and how many are in none."""
-    kept, outside = [], 0
+def assign_listed_splits(captions: Iterable[Caption], split_of: Mapping[str, str]) -> tuple[list[Caption], set[str]]:
+    """Give the captions the splits of their pictures: by name, and by folders as far as list and caption both name them.
+
+    Returns: the captions whose picture is in a list, and the listed names that were found
+    """
+    by_stem: dict[str, list[str]] = {}
+    for name in split_of:
+        by_stem.setdefault(PurePosixPath(name).name, []).append(name)
+    kept: list[Caption] = []
+    used: set[str] = set()
     for caption in captions:
-        split = split_of.get(PurePosixPath(caption.image).stem)
-        if split is None:
-            outside += 1
-        else:
-            kept.append(replace(caption, split=split))
-    return kept, outside
+        image = normal_name(caption.image)
+        names = [name for name in by_stem.get(PurePosixPath(image).stem, ()) if folders_agree(name, image)]
+        if len({split_of[name] for name in names}) > 1:
+            raise BadInput(f"split lists: {image} may be {names[0]} or {names[1]}, which are in two splits; name its folder")
+        if names:
+            used.update(names)
+            kept.append(replace(caption, split=split_of[names[0]]))
+    return kept, used
 
 
 def parse_shares(words: Sequence[str]) -> dict[str, float]:

@@ -475,3 +475,20 @@ def test_pictures_are_found_in_the_folder_by_what_the_database_says(build, tmp_p
     assert found == {"0": "coco_val2014_000000000042.npz", "1": "\u00e9.npz", "2": "7.npz"}
     path = of_pictures(tmp_path / "dataset.json", dict.fromkeys(["other/COCO_val2014_000000000042.jpg", "x.jpg", *listed[:1]], "val"))
     assert build(path, "--format", "karpathy", "--photos", photos, "--image-key", "{parents}{stem}")["missing_pictures"]["count"] == 2
+
+
+def test_split_lists_know_folders_and_both_unicode_forms(build, tmp_path):
+    path = of_pictures(tmp_path / "dataset.json", dict.fromkeys(["cats/1.jpg", "dogs/1.jpg", "caf\u00e9.jpg", "2.jpg"], "x"))
+    (tmp_path / "train.txt").write_text("ph/cats/1.jpg\n2.jpg\n")
+    (tmp_path / "val.txt").write_text("dogs/1\ncafe\u0301.jpg\n")
+    words = ["--format", "karpathy", "--split-lists", tmp_path / "train.txt", tmp_path / "val.txt", "--image-key", "{parent}_{stem}"]
+    build(path, *words)
+    assert set(CaptionDB(tmp_path / "db/train").img2txts) == {"cats_1", "_2"}
+    assert set(CaptionDB(tmp_path / "db/val").img2txts) == {"dogs_1", "_caf\u00e9"}
+    (tmp_path / "val.txt").write_text("dogs/1\n2.png\n")
+    with pytest.raises(BadInput, match=r"val\.txt: line 2: 2 is in split train too"):
+        build(path, *words)
+    (tmp_path / "val.txt").write_text("dogs/1\n")
+    path = of_pictures(tmp_path / "dataset.json", {"1.jpg": "x"})
+    with pytest.raises(BadInput, match=r"1\.jpg may be ph/cats/1 or dogs/1, which are in two splits"):
+        build(path, *words)

@@ -87,3 +87,21 @@ def test_captions_that_are_not_the_indexs_are_refused(tmp_path, world, indexes, 
     words = ["--image", KEYS[3], "--regions", world / "regions", "--boxes.min-bb", 2, "--captions", tmp_path / "captions"]
     with pytest.raises(BadInput, match=r"captions: does not hold what \S+ was built from"):
         command(search, *words, "--index", indexes[1], "--checkpoint", world / "model", positional=("query",))
+
+
+def test_pictures_are_found_by_what_the_index_keeps(tmp_path, world, indexes, capsys):
+    """Keys of COCO and Flickr30k without a pattern; with one stem in two folders never the other's picture."""
+    names = {key: f"{'cats' if n % 2 else 'dogs'}/{n // 2}.jpg" for n, key in enumerate(KEYS)}
+    for n, name in enumerate(names.values()):
+        (tmp_path / "ph" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (255, 10 * n, 0)).save(tmp_path / "ph" / name, quality=100)
+    shutil.copytree(indexes[0], tmp_path / "index")
+    content = {"photos": str(tmp_path / "ph"), "image_key": "{stem}.npz", "pictures": names}
+    (tmp_path / "index/pictures.json").write_text(json.dumps(content))
+    words = ["two big dog", "--index", tmp_path / "index", "--checkpoint", world / "model", "--k", 1, "--photos", tmp_path / "ph"]
+    command(search, *words, "--sheet", tmp_path / "sheet.png", positional=("query",))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"wrote {tmp_path / 'sheet.png'}" and "ms" in lines[-2]  # nothing else is said
+    expected = Image.open(tmp_path / "ph" / names[lines[0].split()[2]]).getpixel((32, 32))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.convert("RGB").getpixel((16 + 100, sheet.height - 16 - 20 - 100)) == expected
