@@ -23,6 +23,7 @@ from data.errors import BadInput
 from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxChoice, RegionDB
+from data.regions.keys import normal_name
 from data.storage.text_files import read_lines
 
 
@@ -103,8 +104,10 @@ def source_of(options: Options, model):
 def delete_ids(model, path: str, out: str) -> EmbeddingIndex:
     """Take the ids of a file out of an index."""
     ids = list(read_lines(path, "give UTF-8 text, one id a line"))
+    known = EmbeddingIndex(out)
+    names = [name if name in known else normal_name(name) for name in map(str.strip, ids) if name]
     with IndexEditor(out, model.fingerprint) as editor:
-        editor.delete([name for name in map(str.strip, ids) if name])
+        editor.delete(names)
     return EmbeddingIndex(out)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from data.annotations import FORMATS, guess_format, read_captions
 from data.annotations.records import ADVICE, Caption, photo_of_flickr, require
 from data.errors import BadInput
+from data.regions.keys import normal_name
 from data.storage.text_files import read_json, read_lines
 
 
@@ -74,7 +75,7 @@ def read_excluded_photos(word: str) -> set[str]:
     if path.endswith(".txt"):
         if splits:
             raise BadInput(f"--exclude {word}: a list of pictures has no splits; give {path}")
-        return {photo_of_flickr(line.strip().partition("#")[0]) for line in read_lines(path) if line.strip()}
+        return {photo_of_flickr(normal_name(line.strip().partition("#")[0])) for line in read_lines(path) if line.strip()}
     form = guess_format(path)
     found = list(read_captions(path, form))
     for split in splits or []:

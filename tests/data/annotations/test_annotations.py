@@ -7,6 +7,7 @@ import pytest
 from data.annotations import read_captions
 from data.annotations.jsonl import read_jsonl
 from data.annotations.karpathy import read_karpathy
+from data.annotations.photographs import read_excluded_photos
 from data.annotations.records import Caption
 from data.errors import BadInput
 
@@ -124,3 +125,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         assert next(read_captions(tmp_path / form, form)).text in ("A dog.", "Two dogs.")
     (tmp_path / "results.token").write_text("a.jpg#0\tA dog\n", encoding="utf-8-sig")
     assert next(read_captions(tmp_path / "results.token", "token")).image == "a.jpg"
+
+
+def test_a_list_of_excluded_pictures_in_the_other_unicode_form(tmp_path):
+    (tmp_path / "a.txt").write_text("cafe\u0301.jpg\n")
+    assert read_excluded_photos(str(tmp_path / "a.txt")) == {"name:caf\u00e9"}
+    (tmp_path / "a.jsonl").write_text('{"image": "cafe\u0301.jpg", "captions": {"en": ["a"]}, "split": "train"}\n')
+    assert [c.image for c in read_captions(tmp_path / "a.jsonl", "jsonl")] == ["caf\u00e9.jpg"]
