@@ -77,6 +77,14 @@ def last_step(run: Path) -> int:
         return -1
 
 
+def wait_while(condition, pid: int, log: Path) -> None:
+    """Until the condition no longer holds; an error when the process ends before."""
+    while condition():
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]  # who waits for it is the forker
+        assert state != "Z", log.read_text()[-3000:]
+        time.sleep(0.001)
+
+
 def assert_same_run(run: Path, other: Path) -> None:
     """Weights, optimizer, random generators, metrics and the best checkpoint."""
     for name in ("last", "best"):
@@ -141,8 +149,7 @@ def test_killed_at_random_moments(forker, small_world, uninterrupted, tmp_path, 
     for kill in range(kills):
         reached = max(last_step(run), 0) + (end - max(last_step(run), 0)) * chance.random() * 2 / (kills - kill + 1)
         pids = forker.start(words, log, ranks)
-        while last_step(run) < reached - 7 and os.path.exists(f"/proc/{pids[0]}"):
-            time.sleep(0.001)
+        wait_while(lambda limit=reached - 7: last_step(run) < limit, pids[0], log)
         time.sleep(chance.random() * 0.1)
         victims = pids if chance.random() < 0.5 else [chance.choice(pids)]  # all ranks, or one that the others miss
         for pid in victims:
@@ -175,8 +182,7 @@ def test_a_signal_saves_and_leaves_with_its_own_status(
     run, log = tmp_path / "run", tmp_path / "log"
     words = words_for(script, small_world, run, *more)
     pids = forker.start(words, log, ranks)
-    while not (run / "metrics.jsonl").exists():
-        time.sleep(0.001)
+    wait_while(lambda: not (run / "metrics.jsonl").exists(), pids[0], log)
     os.killpg(pids[-1], getattr(signal, name))  # one rank is told, with its data worker; all save at the same step
     if name == "SIGINT":  # who pressed Ctrl-C presses it again
         for _ in range(20):
@@ -206,8 +212,7 @@ def test_another_number_of_ranks_goes_on_and_says_so(forker, small_world, pretra
     run, log = tmp_path / "run", tmp_path / "log"
     words = words_for(script, small_world, run)
     pids = forker.start(words, log, before)
-    while last_step(run) < 5:
-        time.sleep(0.001)
+    wait_while(lambda: last_step(run) < 5, pids[0], log)
     os.kill(pids[0], signal.SIGTERM)
     assert forker.wait(pids) == [75] * before
     reached = last_step(run)
