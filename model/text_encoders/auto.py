@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import BadInput
+from data.storage.text_files import read_json
 from model import checkpoints
 from model.costs import Load, Work, trained
 from model.text_encoders.base import TextEncoder
@@ -160,7 +161,10 @@ def read_auto_encoder(folder: str | Path) -> tuple[AutoEncoderConfig, dict[str, 
         )
     except Exception as error:  # transformers raises nearly anything here
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise BadInput(f"{folder}: transformers cannot read it as an encoder: {reason[:200]}") from None
+        kind = read_json(Path(folder) / "config.json").get("model_type")
+        raise BadInput(
+            f"{folder}/config.json: model_type {kind!r}: transformers cannot read the folder as an encoder: {reason[:200]}"
+        ) from None
     absent = [name for name in report["missing_keys"] if "pooler." not in name]
     wrong = [str(name) for name in (*sorted(absent), *report["mismatched_keys"])]
     if wrong:

@@ -254,16 +254,12 @@ def test_masking_follows_the_generator(pairs):
         assert not torch.equal(first, third)
 
 
-def test_an_image_without_boxes_has_nothing_to_mask(tmp_path, world):
+def test_an_image_without_boxes_is_refused(tmp_path, world):
     with RegionWriter(tmp_path / "regions", BoxOptions(0.2, 6, 0)) as writer:
         for stem in LENGTHS:
             writer.add(f"{stem}.npz", make_regions(0 if stem == "p1" else 3))
-    dataset = open_pairs(world / "captions", tmp_path / "regions", BoxOptions(0.2, 6, 0))
-    batch = batch_of(dataset, np.array([3, 0]), "mrckl", np.random.default_rng(0))
-    assert batch.region_mask.sum(1).tolist() == [0, 3]
-    assert not batch.masked_regions[0].any() and batch.masked_regions[1].any()
-    alone = batch_of(dataset, np.array([3]), "mrckl", np.random.default_rng(0))
-    assert alone.features.shape == (1, 0, 6) and alone.label_targets.shape == (0, 5)
+    with pytest.raises(BadInput, match=r"key 'p1.npz' has 0 boxes to use, expected at least 1"):
+        open_pairs(world / "captions", tmp_path / "regions", BoxOptions(0.2, 6, 0))
 
 
 def test_moving_a_batch_keeps_everything(pairs):
