@@ -12,8 +12,6 @@ python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --re
 import time
 from pathlib import Path
 
-import numpy as np
-
 from configs import cli
 from data.batches.identity import digests_of_pairs
 from data.batches.pairs import open_pairs
@@ -21,11 +19,10 @@ from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.evaluation.folders import evaluations_folder
 from model.evaluation.outcomes import write_ranks
-from model.evaluation.recall import chance_table
 from model.evaluation.reranked import rerank_split
 from model.evaluation.settings import EvalConfig
-from model.evaluation.split import encode_split, open_models, rank_folds, rank_split
-from model.evaluation.tables import Table, as_json, format_intervals, format_recall, mean_of_tasks, task_tables
+from model.evaluation.split import chance_tables, encode_split, open_models, rank_folds, rank_split
+from model.evaluation.tables import as_json, format_intervals, format_recall, mean_of_tasks, task_tables
 from model.made_from import boxes_for
 from model.precision import choose_device
 from model.retrieval.encoding import Encoding
@@ -59,7 +56,7 @@ def main(config: EvalConfig) -> None:
     if reranker is not None:
         scorer = PairScorer(reranker, device, config.precision, config.batch_size)
         tops, seconds["search"] = rerank_split(split, scorer, config)
-    chance = Table("chance", chance_table(np.bincount(pairs.image_of, minlength=len(pairs.images))))
+    chance = chance_tables(split, config.coco_1k)
 
     print(f"{config.checkpoint} on {config.captions}: {len(pairs.images)} images, {len(pairs)} captions", end="")
     print(f", {pairs.cut:,} of them cut to the model's length" * bool(pairs.cut))
@@ -68,7 +65,7 @@ def main(config: EvalConfig) -> None:
             print(f"search: hnsw, {language}: found {found['t2i']:.2%} of the exact top 10 images, ", end="")
             print(f"{found['i2t']:.2%} of the exact top 10 captions")
     again = [table for top in tops for table in top.tables] + [table for top in tops for table in top.mixed]
-    print(format_recall([*plain, *aware, *again, chance]))
+    print(format_recall([*plain, *aware, *again, *chance]))
     for top in tops:
         print(f"re-ranked top {top.k}: {top.pairs} pairs in {top.seconds:.1f} s, {top.pairs / top.seconds:.0f} pairs/s")
     if tops:
@@ -79,7 +76,7 @@ def main(config: EvalConfig) -> None:
     if aware:
         print(f"duplicate-aware: {ranks.repeated} captions are worded like one of another image; either image is right")
 
-    results = as_json([*plain, chance])
+    results = as_json([*plain, chance[-1]]) | {"chance": {table.name: table.recall for table in chance}}
     if aware:
         results["duplicate_aware"] = {"captions": ranks.repeated} | as_json(aware)
     if reranker is not None:
@@ -89,7 +86,7 @@ def main(config: EvalConfig) -> None:
         results["found_of_exact_top_10"] = ranks.found
     results["data"] = digests_of_pairs(pairs)
     results |= {"ranks": "ranks.npz", "images": len(pairs.images), "captions": len(pairs), "cut_captions": pairs.cut, "model": model.fingerprint}
-    txt_ids = {language: [pairs.ids[row] for row in rows] for language, rows in split.languages.items()}
+    txt_ids = {name: [pairs.ids[row] for row in task.rows[: task.num_queries]] for name, task in split.tasks.items()}
     write_ranks(out / results["ranks"], pairs.images, txt_ids, ranks.by_language)
     write_json(out / "results.json", results | {"config": cli.to_dict(config), "environment": environment()})
     print(f"results: {out / 'results.json'}")

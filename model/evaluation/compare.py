@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data.errors import BadInput
 from data.storage.text_files import read_json
 from model.evaluation.folders import find_results
@@ -94,6 +96,12 @@ def check_same_queries(a: Evaluation, b: Evaluation) -> None:
         if (a.ranks[name].image_of != b.ranks[name].image_of).any():
             raise BadInput(
                 f"{a.path} and {b.path}: captions ({name}) belong to other images; evaluate both on one split"
+            )
+        if not np.array_equal(a.ranks[name].queries, b.ranks[name].queries):
+            raise BadInput(
+                f"{a.path} and {b.path}: not the same queries: in {name} {len(a.ranks[name].queries)} images in the first and "
+                f"{len(b.ranks[name].queries)} in the second; an image without a caption in a language was a query of it once: "
+                "evaluate both with this version of eval_itm.py"
             )
 
 

@@ -18,19 +18,28 @@ from data.storage.atomic import atomic_file
 class QueryRanks:
     """The outcome of one retrieval task: 0-based ranks of every query, and which image a caption is of.
 
-    ``t2i`` [T] among the images, ``i2t`` [I] among the captions, ``image_of`` [T] row of a caption's image.
+    Attributes:
+        t2i: [Q] ranks among the images, of the captions that are queries
+        i2t: [Q'] ranks among the captions, of the images that are queries
+        image_of: [Q] row of a caption's image
+        queries: [Q'] rows of the images that are queries, rising; None: the first Q', all of the images
     """
 
     t2i: np.ndarray
     i2t: np.ndarray
     image_of: np.ndarray
+    queries: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.queries is None:
+            self.queries = np.arange(len(self.i2t))
 
 
 def write_ranks(
     path: str | Path, img_ids: Sequence[str], txt_ids: dict[str, Sequence[str]], ranks: dict[str, QueryRanks]
 ) -> None:
     """Write the ids and 0-based ranks of every query: .npz with ``img_ids`` and, for each task, ``TASK/txt_ids, /t2i,
-    /i2t, /image_of``; a rank of at least 10 and the number of candidates says: not found."""
+    /i2t, /image_of, /queries``; a rank of at least 10 and the number of candidates says: not found."""
     arrays = {"img_ids": np.array(img_ids)}
     for name, task in ranks.items():
         arrays[f"{name}/txt_ids"] = np.array(txt_ids[name])
@@ -47,13 +56,15 @@ def read_ranks(path: str | Path) -> tuple[list[str], dict[str, list[str]], dict[
         img_ids = arrays["img_ids"].tolist()
         names = [key.removesuffix("/t2i") for key in arrays if key.endswith("/t2i")]
         txt_ids = {name: arrays[f"{name}/txt_ids"].tolist() for name in names}
-        ranks = {name: QueryRanks(*(arrays[f"{name}/{key}"] for key in ("t2i", "i2t", "image_of"))) for name in names}
+        parts = {name: [arrays[f"{name}/{key}"] for key in ("t2i", "i2t", "image_of")] for name in names}
+        ranks = {name: QueryRanks(*parts[name], arrays.get(f"{name}/queries")) for name in names}  # absent: all images
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); evaluate again with eval_itm.py") from None
     except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"{path}: no ranks of queries ({error}); evaluate again with eval_itm.py") from None
     for name, task in ranks.items():
-        lengths = len(txt_ids[name]), len(img_ids), len(txt_ids[name])
-        if tuple(map(len, vars(task).values())) != lengths:
+        images = len(task.queries) if f"{name}/queries" in arrays else len(img_ids)
+        lengths = len(txt_ids[name]), images, len(txt_ids[name]), images
+        if tuple(map(len, vars(task).values())) != lengths or (np.append(task.queries, task.image_of) >= len(img_ids)).any():
             raise BadInput(f"{path}: {name} has other numbers of ids and ranks; evaluate again with eval_itm.py")
     return img_ids, txt_ids, ranks

@@ -15,7 +15,7 @@ METRICS = (*(f"TR@{k}" for k in KS), *(f"IR@{k}" for k in KS), "AR")
 
 
 def retrieval_ranks(
-    txt: Tensor, img: Tensor, image_of: Tensor, text_of: Tensor | None = None
+    txt: Tensor, img: Tensor, image_of: Tensor, text_of: Tensor | None = None, num_queries: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of the best right answer for every query, 0 being first. Equal scores rank by position, lower first.
 
@@ -25,21 +25,33 @@ def retrieval_ranks(
         image_of: [T] int64, row of the image each caption belongs to; an image may have any number of captions
         text_of: [T] int64, a number for each distinct wording; makes the ranks duplicate-aware: captions of one wording
             are one answer, right for the images of all of them. That is, caption and image belong together when *some*
-            caption of the image has the caption's wording. Every caption keeps its place among the candidates and
-            remains a query. None: each caption is a wording of its own
+            caption of the image has the caption's wording. Every caption keeps its place among the candidates. None: each
+            caption is a wording of its own
+        num_queries: so many captions Q, the first, are queries, and so are the images that one of them is of
+            (``image_queries``); all others are candidates only. None: all captions
 
     Returns:
-        t2i [T]: rank of the best of a caption's images among the I images (it has one, unless duplicates count);
-        i2t [I]: rank of the best of an image's captions among the T captions; an image without captions has the rank T,
-            and at least 10: a miss at any K
+        t2i [Q]: rank of the best of a caption's images among the I images (it has one, unless duplicates count);
+        i2t [Q']: rank of the best of an image's captions among the T captions, of the ``image_queries`` in their order
     """
     captions, images = _pairs(image_of, text_of, len(img))
+    asked = torch.from_numpy(image_queries(image_of, num_queries)).to(img.device)
+    place = torch.full((len(img),), -1, device=images.device)  # among the image queries
+    place[asked] = torch.arange(len(asked), device=images.device)
     longest, t2i, i2t = max(len(txt), len(img)), [], []
-    for part, scores in scores_in_parts(txt, img, longest):
+    for part, scores in scores_in_parts(txt[:num_queries], img, longest):
         t2i.append(_ranks(scores, _right(captions, images, part.start, scores)))
-    for part, scores in scores_in_parts(img, txt, longest):
-        i2t.append(_ranks(scores, _right(images, captions, part.start, scores)))
+    for part, scores in scores_in_parts(img if len(asked) == len(img) else img[asked], txt, longest):
+        i2t.append(_ranks(scores, _right(place[images], captions, part.start, scores)))
     return torch.cat(t2i).cpu().numpy(), torch.cat(i2t).cpu().numpy()
+
+
+def image_queries(image_of: Tensor | np.ndarray, num_queries: int | None = None) -> np.ndarray:
+    """Rows of the images [Q'] that one of the first ``num_queries`` captions is of, in order; ``image_of`` [T] is a caption's.
+
+    An image without a caption has no right answer: it is a candidate, and no query.
+    """
+    return np.unique(torch.as_tensor(image_of)[:num_queries].cpu().numpy())
 
 
 def _pairs(image_of: Tensor, text_of: Tensor | None, num_images: int) -> tuple[Tensor, Tensor]:
@@ -68,12 +80,12 @@ def _right(queries: Tensor, answers: Tensor, first: int, scores: Tensor) -> Tens
 
 
 def _ranks(scores: Tensor, right: Tensor) -> Tensor:
-    """``scores`` [Q,N], ``right`` [Q,N] bool → [Q] candidates before the best right one; a miss where none is right."""
+    """``scores`` [Q,N], ``right`` [Q,N] bool, one or more of each row → [Q] candidates before the best right one."""
     own = scores.masked_fill(~right, float("-inf"))
     best, where = own.max(dim=1, keepdim=True)  # the first of equals
     position = torch.arange(scores.shape[1], device=scores.device)
     ahead = (scores > best) | ((scores == best) & ~right & (position < where))
-    return torch.where(right.any(dim=1), ahead.sum(dim=1), _miss(scores.shape[1]))
+    return ahead.sum(dim=1)
 
 
 def _miss(candidates: int) -> int:
@@ -82,25 +94,27 @@ def _miss(candidates: int) -> int:
 
 
 def listed_ranks(
-    images: np.ndarray, captions: np.ndarray, image_of: Tensor, text_of: Tensor | None = None
+    images: np.ndarray, captions: np.ndarray, image_of: Tensor, num_images: int, text_of: Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """``retrieval_ranks`` from what an index found, best first; -1 is no result and never right.
 
     Args:
-        images: [T,K] rows of the images found for each caption
-        captions: [I,K] rows of the captions found for each image
-        image_of, text_of: as in ``retrieval_ranks``
+        images: [Q,K] rows of the images found for each caption that is a query, the first Q of all
+        captions: [Q',K] rows of the captions found for each of the ``image_queries``
+        image_of, text_of: as in ``retrieval_ranks``, of all T captions
+        num_images: I, the candidates
 
     Returns:
-        t2i [T], i2t [I]: where no right answer is among the K, the rank is the number of candidates, I or T, and at
+        t2i [Q], i2t [Q']: where no right answer is among the K, the rank is the number of candidates, I or T, and at
             least 10
     """
     owner = image_of.cpu().numpy()
+    asked = image_queries(owner, len(images))[:, None]
     wording = np.arange(len(owner)) if text_of is None else text_of.cpu().numpy()
-    pairs = wording * len(captions) + owner  # one number for a wording and an image that belong together
-    t2i = np.isin(wording[:, None] * len(captions) + images, pairs) & (images >= 0)
-    i2t = np.isin(wording[captions] * len(captions) + np.arange(len(captions))[:, None], pairs) & (captions >= 0)
-    return _first(t2i, len(captions)), _first(i2t, len(owner))
+    pairs = wording * num_images + owner  # one number for a wording and an image that belong together
+    t2i = np.isin(wording[: len(images), None] * num_images + images, pairs) & (images >= 0)
+    i2t = np.isin(wording[captions] * num_images + asked, pairs) & (captions >= 0)
+    return _first(t2i, num_images), _first(i2t, len(owner))
 
 
 def _first(right: np.ndarray, candidates: int) -> np.ndarray:
@@ -108,10 +122,14 @@ def _first(right: np.ndarray, candidates: int) -> np.ndarray:
     return np.where(right.any(axis=1), right.argmax(axis=1), _miss(candidates))
 
 
-def num_repeated(image_of: np.ndarray, text_of: np.ndarray) -> int:
-    """Number of captions [T] whose wording is also that of another image's caption."""
-    wordings, captions_of_pair = np.unique(np.stack([text_of, image_of]), axis=1, return_counts=True)
-    return int(captions_of_pair[np.bincount(wordings[0])[wordings[0]] > 1].sum())
+def num_repeated(image_of: np.ndarray, text_of: np.ndarray, num_queries: int | None = None) -> int:
+    """How many of the captions, or of the first ``num_queries``, have the wording of another image's caption, too.
+
+    image_of, text_of: [T] of all captions
+    """
+    wordings = np.unique(np.stack([text_of, image_of]), axis=1)[0]
+    repeated, images = np.unique(wordings, return_counts=True)
+    return int(np.isin(text_of[:num_queries], repeated[images > 1]).sum())
 
 
 def recall_table(t2i: np.ndarray, i2t: np.ndarray) -> dict[str, float]:
@@ -126,17 +144,23 @@ def recall(txt: Tensor, img: Tensor, image_of: Tensor) -> dict[str, float]:
     return recall_table(*retrieval_ranks(txt, img, image_of))
 
 
-def chance_table(num_captions: np.ndarray) -> dict[str, float]:
-    """What random scores would give: expected recall for images with ``num_captions`` [I] captions each."""
-    total, images = int(num_captions.sum()), len(num_captions)
+def chance_table(image_of: np.ndarray, num_images: int, num_queries: int | None = None) -> dict[str, float]:
+    """What random scores would give: the expected recall of the queries among all candidates.
+
+    Args:
+        image_of: [T] row of a caption's image, of all captions that are candidates
+        num_images: I, the images that are candidates
+        num_queries: as in ``retrieval_ranks``
+    """
+    total, answers = len(image_of), np.bincount(image_of)[image_queries(image_of, num_queries)]
     table = {}
     for k in KS:
         # probability that none of an image's n captions is among k drawn from all
-        missed = np.ones(images)
+        missed = np.ones(len(answers))
         for drawn in range(min(k, total)):
-            missed *= np.clip(total - num_captions - drawn, 0, None) / (total - drawn)
+            missed *= np.clip(total - answers - drawn, 0, None) / (total - drawn)
         table[f"TR@{k}"] = 100 * float((1 - missed).mean())
-    table |= {f"IR@{k}": 100 * min(k / images, 1.0) for k in KS}
+    table |= {f"IR@{k}": 100 * min(k / num_images, 1.0) for k in KS}
     return table | {"AR": float(np.mean(list(table.values())))}
 
 
@@ -157,10 +181,12 @@ def with_mean(tables: dict[str, dict[str, float]]) -> dict[str, dict[str, float]
 
 
 def format_table(rows: dict[str, dict], cell: Callable[..., str] = "{:.2f}".format, column: int = 8) -> str:
-    """Rows of tables as aligned text, one row per name; ``cell`` writes a value, in ``column`` places."""
+    """Rows of tables as aligned text, one row per name; ``cell`` writes a value, in ``column`` places, and whole numbers are
+    written as they are."""
     width = max(len(name) for name in rows)
-    lines = [" " * width + "".join(f"{name:>{column}}" for name in next(iter(rows.values())))]
+    lines = [" " * width + "".join(f"{name:>{column}}" for name in max(rows.values(), key=len))]
     lines += [
-        f"{name:<{width}}" + "".join(f"{cell(value):>{column}}" for value in row.values()) for name, row in rows.items()
+        f"{name:<{width}}" + "".join(f"{value if isinstance(value, int) else cell(value):>{column}}" for value in row.values())
+        for name, row in rows.items()
     ]
     return "\n".join(lines)

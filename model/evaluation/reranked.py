@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from data.batches.pairs import PairDataset
@@ -18,7 +17,7 @@ from model.evaluation.recall import listed_ranks, mean_table, recall_table, retr
 from model.evaluation.settings import EvalConfig
 from model.evaluation.split import Split
 from model.evaluation.tables import Table, as_json, task_tables
-from model.evaluation.tasks import captions_by_language
+from model.evaluation.tasks import RetrievalTask, retrieval_tasks
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.reranking import PairScores, Shortlist, shortlists
@@ -30,13 +29,15 @@ class FirstRanking:
 
     Attributes:
         ranks: of the right answers
-        images: the best images of each caption, rows among all images
-        captions: the best captions of each image, rows among the captions of the language
+        images: the best images of each caption that is a query, rows among all images
+        captions: the best captions of each image that is a query, rows among the captions of the language
+        task: the queries and candidates
     """
 
     ranks: QueryRanks
     images: Shortlist
     captions: Shortlist
+    task: RetrievalTask
 
     def reranked(self, scores: PairScores, k: int, mix: float = 0.0) -> QueryRanks:
         """Ranks of the right answers when the ``k`` best are in the order of ``scores`` + ``mix`` · the bi-encoder's.
@@ -46,34 +47,34 @@ class FirstRanking:
         lists = self.images.top(k), self.captions.top(k)
         scores.compute(*lists)
         ordered = (each.reorder(scores[each.pairs] + np.float32(mix) * each.scores).rows for each in lists)
-        after = listed_ranks(*ordered, torch.from_numpy(self.ranks.image_of))
+        after = listed_ranks(*ordered, self.task.image_of, self.task.num_images)
         before = self.ranks.t2i, self.ranks.i2t
-        return QueryRanks(*(np.where(new < k, new, old) for new, old in zip(after, before)), self.ranks.image_of)
+        return self.task.query_ranks(*(np.where(new < k, new, old) for new, old in zip(after, before)))
 
 
-def first_ranking(txt: Tensor, img: Tensor, image_of: Tensor, rows: np.ndarray, k: int, source: object) -> FirstRanking:
-    """Ranks and the ``k`` best of the captions ``rows``, from the embeddings of a whole dataset.
+def first_ranking(txt: Tensor, img: Tensor, task: RetrievalTask, k: int, source: object) -> FirstRanking:
+    """Ranks and the ``k`` best of the queries of a task, from the embeddings of a whole dataset.
 
     Args:
         txt: [T,D], img: [I,D] embeddings
-        image_of: [T] int64, row of a caption's image
         source: of the captions, for the message
 
     Raises:
-        BadInput: there are fewer than ``k`` images, or captions among ``rows``.
+        BadInput: there are fewer than ``k`` images, or captions in the task.
     """
-    images, captions = shortlists(txt[rows], img, k, rows, source)
-    ranks = QueryRanks(*retrieval_ranks(txt[rows], img, image_of[rows]), image_of[rows].numpy())
-    return FirstRanking(ranks, images, captions)
+    own = txt[task.rows]
+    images, captions = shortlists(own, img, k, task.rows, source, task.num_queries, task.queries)
+    ranks = task.query_ranks(*retrieval_ranks(own, img, task.image_of, num_queries=task.num_queries))
+    return FirstRanking(ranks, images, captions, task)
 
 
 def first_rankings(
     miner: LightningDOT, dataset: PairDataset, k: int, device, precision: str, ranks: Ranks = SINGLE
 ) -> dict[str, FirstRanking]:
     """Language → how ``miner`` ranks, its ``k`` best candidates with it. Raises BadInput when there are fewer."""
-    embedded = embed_pairs(miner, dataset, device, precision, ranks)
-    languages = captions_by_language(dataset)
-    return {name: first_ranking(*embedded, rows, k, dataset.captions.folder) for name, rows in languages.items()}
+    txt, img, _ = embed_pairs(miner, dataset, device, precision, ranks)
+    tasks = retrieval_tasks(dataset)
+    return {name: first_ranking(txt, img, task, k, dataset.captions.folder) for name, task in tasks.items()}
 
 
 def recall_before(first: dict[str, FirstRanking]) -> dict[str, float]:
@@ -130,8 +131,7 @@ def rerank_split(split: Split, scorer: PairScorer, config: EvalConfig) -> tuple[
     """
     started, top = time.perf_counter(), max(config.rerank_top)
     first = {
-        name: first_ranking(split.txt, split.img, split.image_of, rows, top, config.captions)
-        for name, rows in split.languages.items()
+        name: first_ranking(split.txt, split.img, task, top, config.captions) for name, task in split.tasks.items()
     }
     search_seconds = time.perf_counter() - started
     scores, seconds, tops = PairScores(scorer, split.pairs), 0.0, []

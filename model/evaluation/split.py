@@ -16,9 +16,18 @@ from data.index.reader import EmbeddingIndex
 from data.search.faiss import HnswOptions
 from model.bi_encoder import LightningDOT
 from model.evaluation.outcomes import QueryRanks
-from model.evaluation.recall import folds, num_repeated
+from model.evaluation.recall import folds, mean_table, num_repeated
 from model.evaluation.settings import EvalConfig
-from model.evaluation.tasks import captions_by_language, ranker, wordings
+from model.evaluation.tables import Table
+from model.evaluation.tasks import (
+    RetrievalTask,
+    captions_by_language,
+    chance_of_tasks,
+    ranker,
+    retrieval_tasks,
+    total_counts,
+    wordings,
+)
 from model.initial import check_caption_lengths, check_model_fits, check_same_tokenizer, settle_long_captions
 from model.made_from import check_regions
 from model.precision import for_inference
@@ -80,9 +89,9 @@ class Split:
         return torch.from_numpy(self.pairs.image_of.astype(np.int64))
 
     @cached_property
-    def languages(self) -> dict[str, np.ndarray]:
-        """Language → rows of its captions; ``all`` when there is one."""
-        return captions_by_language(self.pairs)
+    def tasks(self) -> dict[str, RetrievalTask]:
+        """Language → its queries and candidates; ``all`` when there is one."""
+        return retrieval_tasks(self.pairs)
 
 
 def encode_split(
@@ -121,23 +130,44 @@ class SplitRanks:
 
 def rank_split(split: Split, hnsw: HnswOptions | None = None) -> SplitRanks:
     """Rank every query exactly, or through HNSW indexes of both sides."""
-    pairs, text_of = split.pairs, torch.from_numpy(wordings(split.pairs))
-    repeated = sum(num_repeated(pairs.image_of[rows], text_of[rows].numpy()) for rows in split.languages.values())
+    text_of = torch.from_numpy(wordings(split.pairs))
+    repeated = sum(
+        num_repeated(task.image_of.numpy(), text_of[task.rows].numpy(), task.num_queries) for task in split.tasks.values()
+    )
     ranks = SplitRanks({}, {}, repeated, {})
-    for language, rows in split.languages.items():
-        rank, ranks.found[language] = ranker(split.txt[rows], split.img, hnsw)
-        image_of = split.image_of[rows]
-        ranks.by_language[language] = QueryRanks(*rank(image_of), pairs.image_of[rows])
+    for language, task in split.tasks.items():
+        rank, ranks.found[language] = ranker(split.txt[task.rows], split.img, task.image_of, task.num_queries, hnsw)
+        ranks.by_language[language] = task.query_ranks(*rank())
         if repeated:
-            ranks.duplicate_aware[language] = QueryRanks(*rank(image_of, text_of[rows]), pairs.image_of[rows])
+            ranks.duplicate_aware[language] = task.query_ranks(*rank(text_of[task.rows]))
     return ranks
 
 
 def rank_folds(split: Split, hnsw: HnswOptions | None = None, size: int = FOLD) -> list[QueryRanks]:
     """Ranks within consecutive folds of ``size`` images, COCO's 1K protocol."""
     ranks = []
-    for images, rows in folds(split.image_of, len(split.img), size):
-        image_of = split.image_of[rows] - images.start
-        rank, _ = ranker(split.txt[rows], split.img[images], hnsw)
-        ranks.append(QueryRanks(*rank(image_of), image_of.numpy()))
+    for images, task in fold_tasks(split, size):
+        rank, _ = ranker(split.txt[task.rows], split.img[images], task.image_of, hnsw=hnsw)
+        ranks.append(task.query_ranks(*rank()))
     return ranks
+
+
+def fold_tasks(split: Split, size: int = FOLD) -> list[tuple[slice, RetrievalTask]]:
+    """Rows of the images of each fold, and what is ranked in it."""
+    parts = folds(split.image_of, len(split.img), size)
+    return [
+        (images, RetrievalTask(rows.numpy(), split.image_of[rows] - images.start, size, len(rows))) for images, rows in parts
+    ]
+
+
+def chance_tables(split: Split, in_folds: bool = False) -> list[Table]:
+    """Recall of random scores: of each task where there are several, of the folds if asked, and last ``chance``, the tasks' mean."""
+    tables = [Table(name.removeprefix("chance "), table, note="chance") for name, table in chance_of_tasks(split.tasks).items()]
+    for table in tables[:-1]:
+        table.queries = split.tasks[table.name].counts
+    mean = Table("chance", tables[-1].recall, queries=total_counts(split.tasks)["all"])
+    tasks = {str(n): task for n, (_, task) in enumerate(fold_tasks(split))} if in_folds else {}
+    if tasks:
+        recall = mean_table([task.chance for task in tasks.values()])
+        folded = Table(f"mean of {len(tasks)} x 1K", recall, note="chance", queries=total_counts(tasks)["all"])
+    return [*tables[:-1], *([folded] if tasks else []), mean]

@@ -29,29 +29,33 @@ def resampled_recall(
     """Recall on queries drawn with replacement, as many as there are; the same draw for every system.
 
     Args:
-        systems: [S][L] outcomes of S systems in the same L tasks, which share their images
+        systems: [S][L] outcomes of S systems in the same L tasks, which share their images; not all need be queries of all
 
     Returns:
-        [B,S,L,7] ``METRICS`` in percent, B = ``resamples``; IR and AR are NaN where a draw of images has no caption
+        [B,S,L,7] ``METRICS`` in percent, B = ``resamples``; NaN where a draw has no query of the task
     """
     rng = np.random.default_rng(seed)
-    num_images = len(systems[0][0].i2t)
-    tr = [_hits(task.i2t) for tasks in systems for task in tasks]  # S*L of [I,3]
+    images = _asked_images(systems[0])
+    tr = [_of_images(_hits(task.i2t), task.queries, images) for tasks in systems for task in tasks]  # S*L of [I,3]
+    asked = [_of_images(np.ones((len(task.i2t), 1)), task.queries, images) for task in systems[0]]  # L of [I,1]
     shape = (resamples, len(systems), len(systems[0]), len(KS))
     if units == "queries":
-        tr = _resampled_sums(np.hstack(tr), resamples, rng).reshape(shape) / num_images
+        sums = _resampled_sums(np.hstack([*tr, *asked]), resamples, rng)
+        tr, asked = np.split(sums, [len(tr) * len(KS)], axis=1)
         ir = np.empty(shape)
         for number, tasks in enumerate(zip(*systems)):
             sums = _resampled_sums(np.hstack([_hits(task.t2i) for task in tasks]), resamples, rng)
             ir[:, :, number] = sums.reshape(resamples, len(systems), len(KS)) / len(tasks[0].t2i)
     else:
-        ir = [_per_image(_hits(task.t2i), task) for tasks in systems for task in tasks]
-        captions = [_per_image(np.ones((len(task.t2i), 1)), task) for task in systems[0]]
-        sums = _resampled_sums(np.hstack([*tr, *ir, *captions]), resamples, rng)
-        tr, ir, captions = np.split(sums, [len(tr) * len(KS), 2 * len(tr) * len(KS)], axis=1)
-        tr = tr.reshape(shape) / num_images
+        ir = [_of_images(_hits(task.t2i), task.image_of, images) for tasks in systems for task in tasks]
+        captions = [_of_images(np.ones((len(task.t2i), 1)), task.image_of, images) for task in systems[0]]
+        sums = _resampled_sums(np.hstack([*tr, *ir, *captions, *asked]), resamples, rng)
+        ends = np.cumsum([len(tr) * len(KS), len(tr) * len(KS), len(captions)])
+        tr, ir, captions, asked = np.split(sums, ends, axis=1)
         with np.errstate(invalid="ignore"):
             ir = ir.reshape(shape) / captions[:, None, :, None]
+    with np.errstate(invalid="ignore"):
+        tr = tr.reshape(shape) / asked[:, None, :, None]
     table = np.concatenate([tr, ir], axis=-1)
     return 100 * np.concatenate([table, table.mean(axis=-1, keepdims=True)], axis=-1)
 
@@ -71,10 +75,15 @@ def _hits(ranks: np.ndarray) -> np.ndarray:
     return (ranks[:, None] < np.array(KS)).astype(np.float64)
 
 
-def _per_image(values: np.ndarray, task: QueryRanks) -> np.ndarray:
-    """Sums over each image's captions: [T,C] → [I,C]."""
-    sums = np.zeros((len(task.i2t), values.shape[1]))
-    np.add.at(sums, task.image_of, values)
+def _asked_images(tasks: Sequence[QueryRanks]) -> np.ndarray:
+    """Rows of the images that are a query, or whose caption is one, in some of the tasks: [I]."""
+    return np.unique(np.concatenate([rows for task in tasks for rows in (task.queries, task.image_of)]))
+
+
+def _of_images(values: np.ndarray, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Sums of ``values`` [Q,C], of queries that are of the images ``rows`` [Q], over each of ``images`` [I] → [I,C]."""
+    sums = np.zeros((len(images), values.shape[1]))
+    np.add.at(sums, np.searchsorted(images, rows), values)
     return sums
 
 
@@ -103,17 +112,21 @@ def _parts(resamples: int, width: int) -> Iterator[slice]:
 def query_differences(a: Sequence[QueryRanks], b: Sequence[QueryRanks], units: Units = "queries") -> np.ndarray:
     """What each unit adds to the difference B - A of each metric, averaged over L tasks: [U,7] percentage points.
 
-    The columns sum to the differences. Units are the I image queries, followed by the text queries where ``units`` is
+    The columns sum to the differences. Units are the I images that are queries, followed by the text queries where ``units`` is
     "queries"; with "images" an image's row holds its captions' shares too.
     """
-    num_images, none = len(a[0].i2t), np.zeros((1, len(KS)))
-    by_image = sum(_hits(after.i2t) - _hits(before.i2t) for before, after in zip(a, b)) / num_images
-    rows = np.hstack([by_image, none.repeat(num_images, 0)])
+    images, none = _asked_images(a), np.zeros((1, len(KS)))
+    number = len(images)
+    by_image = 0
+    for before, after in zip(a, b):
+        by_query = (_hits(after.i2t) - _hits(before.i2t)) * (number / len(before.i2t))
+        by_image += _of_images(by_query, before.queries, images)
+    rows = np.hstack([by_image / number, none.repeat(number, 0)])
     for before, after in zip(a, b):
         by_text = (_hits(after.t2i) - _hits(before.t2i)) / len(before.t2i)
         by_text = np.hstack([none.repeat(len(by_text), 0), by_text])
         if units == "images":
-            rows += _per_image(by_text, before)
+            rows += _of_images(by_text, before.image_of, images)
         else:
             rows = np.vstack([rows, by_text])
     rows *= 100 / len(a)

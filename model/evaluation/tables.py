@@ -22,6 +22,7 @@ class Table:
         intervals: metric → {"low", "high"} of 95%; None: there are none
         note: what is special about ranking or counting, as ``duplicate-aware``; the printed row starts with it
         printed: whether it is a row of what is printed
+        queries: numbers of queries, ``images`` and ``texts``
     """
 
     name: str
@@ -29,6 +30,7 @@ class Table:
     intervals: dict[str, dict[str, float]] | None = None
     note: str = ""
     printed: bool = True
+    queries: dict[str, int] | None = None
 
     @property
     def row_name(self) -> str:
@@ -45,27 +47,36 @@ def task_tables(ranks: dict[str, QueryRanks], resamples: int, units: Units, note
         samples = {name: by_task[:, number] for number, name in enumerate(ranks)}
         samples.setdefault("all", by_task.mean(axis=1))
         bounds = {name: intervals(each) for name, each in samples.items()}
-    return [Table(name, table, bounds.get(name), note) for name, table in recall.items()]
+    counts = query_counts(ranks)
+    return [Table(name, table, bounds.get(name), note, queries=counts[name]) for name, table in recall.items()]
+
+
+def query_counts(ranks: dict[str, QueryRanks]) -> dict[str, dict[str, int]]:
+    """Task → numbers of its queries; ``all``: of the queries of all tasks."""
+    counts = {name: {"images": len(task.i2t), "texts": len(task.t2i)} for name, task in ranks.items()}
+    return counts | {"all": {kind: sum(each[kind] for each in counts.values()) for kind in ("images", "texts")}}
 
 
 def mean_of_tasks(name: str, ranks: Sequence[QueryRanks], resamples: int, units: Units) -> Table:
     """The mean of tasks that share no query, so that each is drawn from by itself."""
     mean = mean_table([recall_table(task.t2i, task.i2t) for task in ranks])
+    counts = query_counts(dict(enumerate(ranks)))["all"]
     if not resamples:
-        return Table(name, mean)
+        return Table(name, mean, queries=counts)
     samples = [resampled_recall([[task]], resamples, units, [0, number])[:, 0, 0] for number, task in enumerate(ranks)]
-    return Table(name, mean, intervals(np.mean(samples, axis=0)))
+    return Table(name, mean, intervals(np.mean(samples, axis=0)), queries=counts)
 
 
 def as_json(tables: Sequence[Table]) -> dict[str, dict]:
-    """``recall`` and ``intervals`` of tables, by their names."""
+    """``recall``, ``intervals`` and numbers of ``queries`` of tables, by their names."""
     bounds = {table.name: table.intervals for table in tables if table.intervals is not None}
-    return {"recall": {table.name: table.recall for table in tables}, "intervals": bounds}
+    counts = {table.name: table.queries for table in tables if table.queries is not None}
+    return {"recall": {table.name: table.recall for table in tables}, "intervals": bounds, "queries": counts}
 
 
 def format_recall(tables: Sequence[Table]) -> str:
-    """The rows that are printed, as aligned text."""
-    return format_table({table.row_name: table.recall for table in tables if table.printed})
+    """The rows that are printed, as aligned text: recall, and how many images and texts were queries."""
+    return format_table({table.row_name: table.recall | (table.queries or {}) for table in tables if table.printed})
 
 
 def format_intervals(tables: Sequence[Table]) -> str:

@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from data.batches.pairs import PairDataset
@@ -18,9 +20,81 @@ from data.search.faiss import HnswIndex, HnswOptions
 from data.search.topk import share_found
 from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE, Ranks
-from model.evaluation.recall import KS, listed_ranks, recall, retrieval_ranks, with_mean
+from model.evaluation.outcomes import QueryRanks
+from model.evaluation.recall import (
+    KS,
+    chance_table,
+    image_queries,
+    listed_ranks,
+    mean_table,
+    recall_table,
+    retrieval_ranks,
+    with_mean,
+)
 from model.precision import Precision
 from model.retrieval.encoding import embed_pairs
+
+
+@dataclass
+class RetrievalTask:
+    """The captions of one language, and all images.
+
+    Attributes:
+        rows: [C] of the captions in the dataset, those that are queries first
+        image_of: [C] int64, row of a caption's image
+        num_images: I, the images that are candidates
+        num_queries: captions that are queries; the images that they are of are, too, and all others are candidates only
+    """
+
+    rows: np.ndarray
+    image_of: Tensor
+    num_images: int
+    num_queries: int
+
+    @property
+    def queries(self) -> np.ndarray:
+        """Rows of the images that are queries."""
+        return image_queries(self.image_of, self.num_queries)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of queries."""
+        return {"images": len(self.queries), "texts": self.num_queries}
+
+    @property
+    def chance(self) -> dict[str, float]:
+        """The recall of random scores."""
+        return chance_table(self.image_of.numpy(), self.num_images, self.num_queries)
+
+    def query_ranks(self, t2i: np.ndarray, i2t: np.ndarray) -> QueryRanks:
+        """Ranks of the queries, with what they are of."""
+        return QueryRanks(t2i, i2t, self.image_of[: self.num_queries].numpy(), self.queries)
+
+
+def retrieval_tasks(dataset: PairDataset, num_queries: int | None = None) -> dict[str, RetrievalTask]:
+    """Language → its task; ``all`` where there is one language.
+
+    Args:
+        num_queries: so many captions of the dataset, the first, are queries; None: all
+    """
+    image_of = torch.from_numpy(dataset.image_of.astype(np.int64))
+    last = len(dataset) if num_queries is None else num_queries
+    return {
+        name: RetrievalTask(rows, image_of[rows], len(dataset.images), int((rows < last).sum()))
+        for name, rows in captions_by_language(dataset).items()
+    }
+
+
+def total_counts(tasks: dict[str, RetrievalTask]) -> dict[str, dict[str, int]]:
+    """Task → numbers of its queries; ``all``: of the queries of all tasks."""
+    counts = {name: task.counts for name, task in tasks.items()}
+    return counts | {"all": {kind: sum(each[kind] for each in counts.values()) for kind in ("images", "texts")}}
+
+
+def chance_of_tasks(tasks: dict[str, RetrievalTask]) -> dict[str, dict[str, float]]:
+    """``chance``: the recall of random scores, the mean of the tasks; and before it, where there are several, each task's."""
+    tables = {f"chance {name}": task.chance for name, task in tasks.items()}
+    return (tables if len(tables) > 1 else {}) | {"chance": mean_table(list(tables.values()))}
 
 
 def evaluate(
@@ -28,11 +102,13 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Recall tables of a dataset: one per language, and ``all``.
 
-    With several languages each is a retrieval task of its own (its captions, all images), and ``all`` is their mean.
+    With several languages each is a retrieval task of its own (its captions, all images; an image that has no caption in it
+    is a candidate and no query), and ``all`` is their mean.
     """
-    txt, img, image_of = embed_pairs(model, dataset, device, precision, ranks)
-    languages = captions_by_language(dataset)
-    return with_mean({name: recall(txt[rows], img, image_of[rows]) for name, rows in languages.items()})
+    txt, img, _ = embed_pairs(model, dataset, device, precision, ranks)
+    tasks = retrieval_tasks(dataset)
+    found = {name: retrieval_ranks(txt[task.rows], img, task.image_of) for name, task in tasks.items()}
+    return with_mean({name: recall_table(*each) for name, each in found.items()})
 
 
 def captions_by_language(dataset: PairDataset) -> dict[str, np.ndarray]:
@@ -50,16 +126,20 @@ def wordings(dataset: PairDataset) -> np.ndarray:
     return np.array([numbers.setdefault(tuple(dataset.captions.input_ids(i)), len(numbers)) for i in dataset.ids])
 
 
-def ranker(txt: Tensor, img: Tensor, hnsw: HnswOptions | None = None) -> tuple[Callable, dict[str, float]]:
-    """How the queries txt [T,D], img [I,D] rank their answers: exactly, or through HNSW indexes of both.
+def ranker(
+    txt: Tensor, img: Tensor, image_of: Tensor, num_queries: int | None = None, hnsw: HnswOptions | None = None
+) -> tuple[Callable, dict[str, float]]:
+    """How queries rank their answers: exactly, or through HNSW indexes of both sides; arguments as of ``retrieval_ranks``.
 
-    Returns: ``rank(image_of, text_of=None) -> (t2i, i2t)`` as ``retrieval_ranks``, and the share of the exact top 10 that
-    HNSW found, ``t2i`` and ``i2t``; empty for the exact search
+    Returns: ``rank(text_of=None) -> (t2i, i2t)`` as ``retrieval_ranks``, and the share of the exact top 10 that HNSW found,
+    ``t2i`` and ``i2t``; empty for the exact search
     """
     if hnsw is None:
-        return partial(retrieval_ranks, txt, img), {}
+        return lambda text_of=None: retrieval_ranks(txt, img, image_of, text_of, num_queries), {}
     rows, found = {}, {}
-    for name, queries, gallery in (("t2i", txt.numpy(), img.numpy()), ("i2t", img.numpy(), txt.numpy())):
+    asked = img[torch.from_numpy(image_queries(image_of, num_queries))].numpy()
+    sides = (("t2i", txt[:num_queries].numpy(), img.numpy()), ("i2t", asked, txt.numpy()))
+    for name, queries, gallery in sides:
         scores, rows[name] = HnswIndex(gallery, hnsw).search(queries, max(KS))
         found[name] = share_found(queries, gallery, scores)
-    return partial(listed_ranks, rows["t2i"], rows["i2t"]), found
+    return partial(listed_ranks, rows["t2i"], rows["i2t"], image_of, len(img)), found

@@ -49,26 +49,30 @@ class Shortlist:
 
 
 def shortlists(
-    txt: Tensor, img: Tensor, k: int, rows: np.ndarray | None = None, source: object = "the index"
-) -> tuple[Shortlist, Shortlist]:
-    """The ``k`` best images of every caption, and captions of every image, equal scores by position.
+    txt: Tensor, img: Tensor, k: int, rows: np.ndarray | None = None, source: object = "the index",
+    num_queries: int | None = None, images: np.ndarray | None = None,
+) -> tuple[Shortlist, Shortlist]:  # fmt: skip
+    """The ``k`` best images of captions, and captions of images, equal scores by position.
 
     Args:
-        txt: [T,D], img: [I,D] embeddings
+        txt: [T,D], img: [I,D] embeddings of the candidates
         rows: [T] of the captions in the dataset; None: 0 to T-1
         source: of the captions, for the message
+        num_queries: so many captions, the first, are queries; None: all
+        images: [Q'] rows of the images that are queries; None: all
 
     Raises:
         BadInput: there are fewer than ``k``.
     """
     check_count(k, len(img), len(txt), source)
     rows = np.arange(len(txt)) if rows is None else rows
+    asked = np.arange(len(img)) if images is None else images
     longest = max(len(txt), len(img))  # parts as in `retrieval_ranks`, whose sums are then the same
-    t2i, images = (each.numpy() for each in best_rows(txt, img, k, longest))
-    i2t, captions = (each.numpy() for each in best_rows(img, txt, k, longest))
+    t2i, found = (each.numpy() for each in best_rows(txt[:num_queries], img, k, longest))
+    i2t, captions = (each.numpy() for each in best_rows(img[asked], txt, k, longest))
     return (
-        Shortlist(images, t2i, rows[:, None] * len(img) + images),
-        Shortlist(captions, i2t, rows[captions] * len(img) + np.arange(len(img))[:, None]),
+        Shortlist(found, t2i, rows[: len(found), None] * len(img) + found),
+        Shortlist(captions, i2t, rows[captions] * len(img) + asked[:, None]),
     )
 
 

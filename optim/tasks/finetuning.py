@@ -20,7 +20,7 @@ from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.evaluation.recall import format_table
-from model.evaluation.tasks import captions_by_language
+from model.evaluation.tasks import captions_by_language, chance_of_tasks, retrieval_tasks, total_counts
 from model.initial import (
     LongCaptions,
     check_caption_lengths,
@@ -275,11 +275,14 @@ class Finetuning(ABC):
     def validate(self, step: int) -> Validation:
         """Recall of all validation pairs; ranks share the encoding."""
         tables, before = self.recall()
+        tasks = retrieval_tasks(self.val)
+        counts, rows = total_counts(tasks), chance_of_tasks(tasks) | before | tables
+        rows = {name: row | counts.get(name.removeprefix("chance "), counts["all"]) for name, row in rows.items()}
         title = f"epoch {self.epoch}: validation recall on {len(self.val.images)} images, {len(self.val)} captions"
         metrics = {f"val/{name}/{metric}": value for name, table in tables.items() for metric, value in table.items()}
         return Validation(
             {"epoch": self.epoch} | metrics,
-            f"{title}\n{format_table(before | tables)}",
+            f"{title}\n{format_table(rows)}",
             tables["all"]["AR"],
             {"epoch": self.epoch, "recall": tables},
         )

@@ -104,12 +104,15 @@ def test_only_the_same_queries_are_compared(pair, tmp_path, capsys):
     moved.image_of = moved.image_of[::-1].copy()
     fewer = outcomes(0)["all"]
     fewer = QueryRanks(fewer.t2i[:299], fewer.i2t, fewer.image_of[:299])
+    some = outcomes(0)["all"]
+    some = QueryRanks(some.t2i, some.i2t[1:], some.image_of, np.arange(1, 100))
     for other, words in (
         (write(tmp_path / "c", outcomes(0), swapped), "image 5 is 005.npz in the first and 006.npz in the second"),
         (write(tmp_path / "d", outcomes(0), suffix="x"), "all caption 0 is all0 in the first and all0x in the second"),
         (write(tmp_path / "e", {"all": fewer}), "all caption 299, all299, is only in .*a/results.json"),
         (write(tmp_path / "f", {"all": moved}), r"captions \(all\) belong to other images"),
         (write(tmp_path / "g", outcomes(0, ("en", "de"))), "has all, .* has en, de"),
+        (write(tmp_path / "h", {"all": some}), "in all 100 images in the first and 99 in the second"),
     ):
         with pytest.raises(BadInput, match=words):
             run(capsys, a, other)

@@ -121,6 +121,51 @@ def test_ranks_of_every_query_are_kept_and_make_the_table(evaluated, world):
     assert (out / "ranks.npz").stat().st_size < 4000 and "ranks.npz" not in shown
 
 
+@pytest.fixture
+def partly_german(world, tmp_path):
+    """English captions of all 24 images, German ones of every third."""
+    tokenizer = CaptionTokenizer.from_pretrained(world / "model" / "tokenizer")
+    keys = list(CaptionDB(world / "mixed").img2txts)
+    captions = [
+        Caption(f"{key.removesuffix('.npz')}.jpg", f"{words * (n % 6 + 1)} {more * (n // 6)}", f"{n}#{language}", "test", language)
+        for n, key in enumerate(keys)
+        for language, words, more in (("en", "a red star ", "above a circle "), ("de", "ein Stern ", "neben einem Kreis "))
+        if language == "en" or n % 3 == 0
+    ]
+    write_caption_db(tmp_path / "partly", captions, tokenizer, annotations=["made here"])
+    return tmp_path / "partly"
+
+
+@pytest.mark.parametrize("search", ["exact", "hnsw"])
+def test_an_image_without_a_caption_in_a_language_is_no_query_of_it(evaluated, world, partly_german, search, small_world):
+    shown, results, out = evaluated(partly_german, search=search)
+    captions = CaptionDB(partly_german)
+    img_ids, _, ranks = read_ranks(out / "ranks.npz")
+    assert img_ids == list(captions.img2txts) and len(img_ids) == 24
+    for name, number in (("en", 24), ("de", 8)):
+        ids = [i for i in captions.ids if captions.languages[i] == name]
+        asked = [i for i in img_ids if any(captions.txt2img[t] == i for t in ids)]
+        t2i = naive_ranks(out, ("txt", ids), ("img", img_ids), lambda t, i: captions.txt2img[t] == i)
+        i2t = naive_ranks(out, ("img", asked), ("txt", ids), lambda i, t: captions.txt2img[t] == i)
+        assert [img_ids[n] for n in ranks[name].queries] == asked and len(asked) == number == len(i2t)
+        assert results["recall"][name] == pytest.approx(recall_table(t2i, i2t))
+        assert results["queries"][name] == {"images": number, "texts": number}
+        if search == "exact":
+            np.testing.assert_array_equal(ranks[name].i2t, i2t)
+        line = next(line for line in shown.splitlines() if line.startswith(f"{name} "))
+        assert line.split()[-2:] == [str(number), str(number)]
+        assert results["chance"][name]["TR@5"] == pytest.approx(100 * 5 / number)
+        assert results["chance"][name]["IR@5"] == pytest.approx(100 * 5 / 24)
+    assert results["recall"]["de"]["TR@10"] > 8 / 24 * 100
+    assert results["queries"]["all"] == {"images": 32, "texts": 32}
+    assert results["recall"]["chance"]["TR@5"] == pytest.approx((100 * 5 / 24 + 100 * 5 / 8) / 2)
+    low, high = results["intervals"]["de"]["TR@5"].values()
+    assert low <= results["recall"]["de"]["TR@5"] <= high
+    pairs = open_pairs(str(partly_german), str(small_world / "regions"), BoxOptions())
+    for name, table in evaluate(LightningDOT.from_pretrained(world / "model"), pairs, "cpu").items():
+        assert search == "hnsw" or table == pytest.approx(results["recall"][name])
+
+
 def test_duplicates_of_other_images_count_as_right(evaluated, world):
     shown, results, out = evaluated("english")
     captions = CaptionDB(world / "english")
@@ -229,8 +274,8 @@ def test_what_hnsw_does_not_find_is_a_miss():
     txt, image_of = img.repeat_interleave(2, dim=0), torch.arange(300).repeat_interleave(2)
     images, captions = HnswIndex(img, options).search(txt, 10)[1], HnswIndex(txt, options).search(img, 10)[1]
     assert (images == -1).any() and (captions == -1).any()
-    rank, found = ranker(txt, img, options)
-    t2i, i2t = rank(image_of)
+    rank, found = ranker(txt, img, image_of, hnsw=options)
+    t2i, i2t = rank()
     for t, row in enumerate(images.tolist()):
         assert t2i[t] == (row.index(t // 2) if t // 2 in row else 300)
     for i, row in enumerate(captions.tolist()):
@@ -257,7 +302,9 @@ def test_tables_average_tasks_and_their_resamples():
     assert mean.recall["AR"] == pytest.approx((en.recall["AR"] + de.recall["AR"]) / 2)
     width = {each.name: each.intervals["IR@5"]["high"] - each.intervals["IR@5"]["low"] for each in (en, de, mean)}
     assert width["all"] == pytest.approx(np.hypot(width["en"], width["de"]) / 2, rel=0.15)  # independent captions
-    assert task_tables({"all": tasks["en"]}, 0, "queries", "note") == [Table("all", en.recall, None, "note")]
+    assert task_tables({"all": tasks["en"]}, 0, "queries", "note") == [
+        Table("all", en.recall, None, "note", queries={"images": 20, "texts": 60})
+    ]
 
 
 def test_tables_as_text_and_as_json():
@@ -272,7 +319,17 @@ def test_tables_as_text_and_as_json():
         assert [line[: len(name)] for name, line in zip(names, text.splitlines()[1:], strict=True)] == names
     assert format_recall(tables).splitlines()[3].split() == ["re-ranked", "top", "5", "4.50"]
     assert format_intervals(tables).splitlines()[1].split(maxsplit=1) == ["en", "[1.0, 2.0]"]
-    assert as_json([tables[0], tables[-1]]) == {"recall": {"en": {"AR": 1.5}, "chance": {"AR": 0.5}}, "intervals": {"en": bounds}}
+    assert as_json([tables[0], tables[-1]]) == {"recall": {"en": {"AR": 1.5}, "chance": {"AR": 0.5}}, "intervals": {"en": bounds}, "queries": {}}
+
+
+def test_ranks_of_before_are_of_all_images(tmp_path):
+    task = QueryRanks(np.array([0, 3]), np.array([1, 0]), np.array([0, 1]))
+    arrays = {f"all/{key}": getattr(task, key) for key in ("t2i", "i2t", "image_of")}
+    np.savez_compressed(tmp_path / "ranks.npz", img_ids=np.array(["a", "b"]), **arrays, **{"all/txt_ids": np.array(["1", "2"])})
+    assert read_ranks(tmp_path / "ranks.npz")[2]["all"].queries.tolist() == [0, 1]
+    some = QueryRanks(np.array([0]), np.array([4]), np.array([1]), np.array([1]))
+    write_ranks(tmp_path / "ranks.npz", ["a", "b"], {"de": ["1"]}, {"de": some})
+    assert read_ranks(tmp_path / "ranks.npz")[2]["de"].queries.tolist() == [1]
 
 
 def test_damaged_ranks_are_bad_input(tmp_path):
@@ -289,7 +346,7 @@ def test_damaged_ranks_are_bad_input(tmp_path):
     np.savez_compressed(path, img_ids=np.array([{}], dtype=object))  # would have to be unpickled
     with pytest.raises(BadInput, match=r"ranks\.npz: no ranks"):
         read_ranks(path)
-    write_ranks(path, ["a"], {"all": ["1", "2"]}, {"all": task})
+    write_ranks(path, ["a"], {"all": ["1", "2"]}, {"all": task})  # an image too few
     with pytest.raises(BadInput, match="other numbers of ids and ranks"):
         read_ranks(path)
     path.unlink()

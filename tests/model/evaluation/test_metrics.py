@@ -8,6 +8,7 @@ from model.evaluation.recall import (
     chance_table,
     folds,
     format_table,
+    image_queries,
     listed_ranks,
     mean_table,
     num_repeated,
@@ -25,12 +26,13 @@ def naive_lists(txt, img):
     return images, captions
 
 
-def naive_ranks(txt, img, image_of, text_of=None):
+def naive_ranks(txt, img, image_of, text_of=None, num_queries=None):
     text_of = range(len(txt)) if text_of is None else text_of.tolist()
     pairs = {(text, int(image)) for text, image in zip(text_of, image_of)}
     images, captions = naive_lists(txt, img)
-    t2i = [next(n for n, i in enumerate(row) if (text_of[t], i) in pairs) for t, row in enumerate(images)]
-    i2t = [next((n for n, t in enumerate(row) if (text_of[t], i) in pairs), len(txt)) for i, row in enumerate(captions)]
+    t2i = [next(n for n, i in enumerate(row) if (text_of[t], i) in pairs) for t, row in enumerate(images[:num_queries])]
+    asked = sorted(set(image_of[: num_queries].tolist()))
+    i2t = [next(n for n, t in enumerate(captions[i]) if (text_of[t], i) in pairs) for i in asked]
     return np.array(t2i), np.array(i2t)
 
 
@@ -79,27 +81,33 @@ def test_ranks_match_the_naive_twin(kind, duplicates, at_once, monkeypatch):
     text_of = torch.randint(0, 25, (40,)) * 10 if duplicates else None
     if kind == "ties":
         txt, img = txt.sign(), img.sign()
-    naive = naive_ranks(txt, img, image_of, text_of)
-    for ours, theirs in zip(retrieval_ranks(txt, img, image_of, text_of), naive):
-        assert np.array_equal(ours, theirs)
-    for ours, theirs in zip(listed_ranks(*map(np.array, naive_lists(txt, img)), image_of, text_of), naive):
-        assert np.array_equal(ours, theirs)
+    for number in (None, 9):  # all captions are queries, or the first 9, with their images
+        naive = naive_ranks(txt, img, image_of, text_of, number)
+        for ours, theirs in zip(retrieval_ranks(txt, img, image_of, text_of, number), naive, strict=True):
+            assert np.array_equal(ours, theirs)
+        images, captions = map(np.array, naive_lists(txt, img))
+        lists = images[:number], captions[image_queries(image_of, number)]
+        for ours, theirs in zip(listed_ranks(*lists, image_of, 13, text_of), naive, strict=True):
+            assert np.array_equal(ours, theirs)
 
 
 def test_lists_that_end_early_are_misses_and_never_the_last_candidate():
     image_of = torch.tensor([0, 1, 2])
     images = np.array([[0, -1], [-1, -1], [-1, -1]])  # -1 must not be image 2
     captions = np.array([[1, 0], [-1, 2], [-1, -1]])
-    t2i, i2t = listed_ranks(images, captions, image_of)
+    t2i, i2t = listed_ranks(images, captions, image_of, 3)
     assert list(t2i) == [0, 10, 10] and list(i2t) == [1, 10, 10]  # 3 would be a hit among the first 10
-    t2i, i2t = listed_ranks(images, captions, image_of, torch.tensor([0, 1, 0]))  # captions 0 and 2: the same words
+    t2i, i2t = listed_ranks(images, captions, image_of, 3, torch.tensor([0, 1, 0]))  # captions 0 and 2: the same words
     assert list(t2i) == [0, 10, 10] and list(i2t) == [1, 10, 10]
     assert recall_table(t2i, i2t)["IR@10"] == pytest.approx(100 / 3)
-    assert set(listed_ranks(np.full((12, 2), -1), np.full((20, 2), -1), torch.arange(12))[1]) == {12}
+    assert set(listed_ranks(np.full((12, 2), -1), np.full((12, 2), -1), torch.arange(12), 20)[0]) == {20}
 
 
-def test_an_image_without_captions_is_a_miss_even_among_few_candidates():
-    assert recall(torch.eye(2), torch.eye(3)[:, :2], torch.tensor([0, 1]))["TR@10"] == pytest.approx(200 / 3)
+def test_an_image_without_captions_is_a_candidate_and_no_query():
+    txt, img, image_of = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    t2i, i2t = retrieval_ranks(txt, img, image_of)
+    assert t2i.tolist() == [0, 1] and i2t.tolist() == [0, 0]
+    assert recall(txt, img, image_of)["TR@1"] == 100
 
 
 def test_a_collapsed_model_scores_chance_and_not_everything():
@@ -115,9 +123,24 @@ def test_chance_matches_random_scores():
     for _ in range(300):
         txt, img = torch.randn(len(image_of), 16, generator=rng), torch.randn(40, 16, generator=rng)
         tables.append(recall(txt, img, image_of))
-    measured, expected = mean_table(tables), chance_table(counts)
+    measured, expected = mean_table(tables), chance_table(image_of.numpy(), 40)
     for key, value in expected.items():
         assert measured[key] == pytest.approx(value, abs=1.2), key
+
+
+def test_chance_of_some_queries_among_all_candidates():
+    """60 of 200 captions ask, of 12 of 50 images; the others are only in the way."""
+    rng = torch.Generator().manual_seed(0)
+    image_of = torch.from_numpy(np.repeat(np.arange(50), 4))
+    image_of[:60] = torch.arange(60) % 12
+    tables = []
+    for _ in range(300):
+        txt, img = torch.randn(200, 16, generator=rng), torch.randn(50, 16, generator=rng)
+        tables.append(recall_table(*retrieval_ranks(txt, img, image_of, num_queries=60)))
+    measured, expected = mean_table(tables), chance_table(image_of.numpy(), 50, 60)
+    assert expected["IR@1"] == 2 and expected["TR@10"] < chance_table(image_of.numpy()[:60], 12)["TR@10"] / 2
+    for key, value in expected.items():
+        assert measured[key] == pytest.approx(value, abs=1.5), key
 
 
 def test_folds_are_consecutive_and_closed():

@@ -71,6 +71,27 @@ def test_resampled_recall_is_spread_like_a_loop_that_draws_queries(units):
     np.testing.assert_allclose(np.corrcoef(ours.T), np.corrcoef(loop.T), atol=0.1)
 
 
+@pytest.mark.parametrize("units", ["queries", "images"])
+def test_images_that_only_some_tasks_ask_about(units):
+    """A second task whose queries are every third image: its recall is of those, also in intervals and differences."""
+    rng = np.random.default_rng(0)
+    whole, some = np.arange(90), np.arange(0, 90, 3)
+    a, b = (
+        [QueryRanks(rng.integers(0, 8, 90), rng.integers(0, 8, 90), whole), QueryRanks(rng.integers(0, 8, 30), rng.integers(0, 8, 30), some, some)]
+        for _ in range(2)
+    )  # fmt: skip
+    samples = resampled_recall([a], 4000, units)[:, 0]
+    expected = np.array([table(task.t2i, task.i2t) for task in a])
+    np.testing.assert_allclose(np.nanmean(samples, axis=0), expected, atol=1)
+    spread = np.sqrt(expected[1] * (100 - expected[1]) / 30)
+    np.testing.assert_allclose(np.nanstd(samples[:, 1], axis=0)[:6], spread[:6], rtol=0.1)
+    differences = query_differences(a, b, units).sum(axis=0)
+    means = [np.mean([table(task.t2i, task.i2t) for task in tasks], axis=0) for tasks in (a, b)]
+    np.testing.assert_allclose(differences, means[1] - means[0], atol=1e-9)
+    alone = resampled_recall([[a[1]]], 1000, units)[:, 0, 0]
+    assert not np.isnan(alone).any() and set(np.unique(np.round(alone[:, 0] * 30 / 100, 6) % 1)) == {0.0}
+
+
 def test_draws_in_parts_are_the_same_draws(monkeypatch):
     from model.evaluation import statistics
 

@@ -15,6 +15,7 @@ from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import recall_table, retrieval_ranks
 from model.evaluation.reranked import first_ranking
+from model.evaluation.tasks import RetrievalTask
 from model.retrieval import pair_scoring
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.pair_scoring import PairScorer, score_pairs
@@ -139,7 +140,7 @@ def test_ranks_against_sorting_everything():
     rng = np.random.default_rng(2)
     image_of = torch.from_numpy(np.repeat(np.arange(12), 3))
     txt, img = torch.from_numpy(rng.normal(size=(36, 6))).float(), torch.from_numpy(rng.normal(size=(12, 6))).float()
-    first = first_ranking(txt, img, image_of, np.arange(36), 6, "db")
+    first = first_ranking(txt, img, RetrievalTask(np.arange(36), image_of, 12, 36), 6, "db")
     values = rng.integers(3, size=(36, 12))
     after = first.reranked(GivenScores(values), 6)
     for caption, rank in enumerate(after.t2i):
@@ -158,6 +159,24 @@ def test_ranks_against_sorting_everything():
         assert (ranks == np.where(old < 6, 0, old)).all()
     none = first.reranked(GivenScores(np.zeros((36, 12))), 4, mix=0.5)  # the bi-encoder's order alone
     assert (none.t2i == before.t2i).all() and (none.i2t == before.i2t).all()
+
+
+def test_some_queries_are_ranked_again_among_all_candidates():
+    rng = np.random.default_rng(2)
+    image_of = torch.from_numpy(np.append([3, 5, 3, 8], np.arange(36) // 3))
+    txt, img = torch.from_numpy(rng.normal(size=(40, 6))).float(), torch.from_numpy(rng.normal(size=(12, 6))).float()
+    first = first_ranking(txt, img, RetrievalTask(np.arange(40), image_of, 12, 4), 6, "db")
+    values = rng.integers(3, size=(40, 12))
+    after = first.reranked(GivenScores(values), 6)
+    assert len(after.t2i) == 4 and after.queries.tolist() == [3, 5, 8]
+    for caption, rank in enumerate(after.t2i):
+        order = np.argsort(-(img @ txt[caption]).numpy(), kind="stable").tolist()
+        order = sorted(order[:6], key=lambda n: -values[caption, n]) + order[6:]
+        assert rank == order.index(image_of[caption])
+    for image, rank in zip(after.queries, after.i2t):
+        order = np.argsort(-(txt @ img[image]).numpy(), kind="stable").tolist()
+        order = sorted(order[:6], key=lambda n: -values[n, image]) + order[6:]
+        assert rank == min(order.index(caption) for caption in np.flatnonzero(image_of.numpy() == image))
 
 
 def test_a_shortlist_is_cut_and_reordered():
