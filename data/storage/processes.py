@@ -36,11 +36,12 @@ def ctrl_c_held() -> Iterator[None]:
 @contextmanager
 def starting_workers() -> Iterator[None]:
     """The processes that are started in this block never hear Ctrl-C, which a terminal sends to all of a command's."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with ctrl_c_held():  # another thread may hear it, and this one would be interrupted with half a process started
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_ctrl_c_to_parent(worker: int | None = None) -> None:

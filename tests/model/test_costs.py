@@ -13,7 +13,7 @@ from model import costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import OBJECTIVES
 from model.objectives.base import ObjectiveOptions
-from model.objectives.heads import PAPER, PretrainingHeads
+from model.objectives.heads import PAPER, PretrainingHeads, heads_of
 from model.text_encoders import TEXT_ENCODERS
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, UniterConfig, forward_ranking
@@ -267,7 +267,8 @@ def test_an_encoder_of_transformers_costs_what_torch_counts(kind, tmp_path):
     config.set_dropout(0.0)
     model = LightningDOT(dataclasses.replace(SMALL, txt=config)).train()
     assert sum(map(costs.count, model.parts().values())) == sum(p.numel() for p in model.parameters())
+    heads = heads_of(OBJECTIVES["cmr"](ObjectiveOptions()), model.config)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        loss_of("cmr", model, {}, batch_of("cmr")).backward()
-    expected = sum(costs.step_flops(work_of("cmr", model, {}, small_load())).values())
+        loss_of("cmr", model, heads, batch_of("cmr")).backward()
+    expected = sum(costs.step_flops(work_of("cmr", model, heads, small_load())).values())
     assert counted.get_total_flops() == pytest.approx(expected, rel=0.02)
