@@ -175,7 +175,7 @@ def test_what_cannot_be_a_text_tower_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"short: 16 weights of its distilbert are missing or mis-shaped: transformer.layer.1"):
         read_auto_encoder(tmp_path / "short")
     (tmp_path / "short" / "config.json").write_text('{"model_type": "unheard-of"}')
-    with pytest.raises(BadInput, match=r"short: transformers cannot read it as an encoder: "):
+    with pytest.raises(BadInput, match=r"short/config.json: model_type 'unheard-of': transformers cannot read the folder as an encoder: "):
         read_auto_encoder(tmp_path / "short")
     with pytest.raises(BadInput, match=r"a text of 61 tokens does not fit the model's 60 positions"):
         save_tiny(tmp_path / "modern", "ModernBert")
@@ -201,7 +201,7 @@ def test_pickled_weights_are_not_executed(tmp_path):
             torch.save({"x": Evil(mark)}, tmp_path / "pytorch_model.bin")
         else:
             (tmp_path / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(BadInput, match="transformers cannot read it as an encoder"):
+        with pytest.raises(BadInput, match="transformers cannot read the folder as an encoder"):
             read_auto_encoder(tmp_path)
     assert not mark.exists()
 
