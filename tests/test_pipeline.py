@@ -232,7 +232,8 @@ def test_evaluation_is_naive_recall_and_uses_its_indexes_again(finetuned, small_
         assert results["recall"][name] == pytest.approx(table), name
     assert results["recall"]["chance"]["IR@1"] == 12.5 and results["images"] == 8
     row = next(line for line in shown.splitlines() if line.startswith("all"))
-    assert row.split()[1:] == [f"{value:.2f}" for value in results["recall"]["all"].values()]
+    queries = [str(2 * 8), str(len(captions))]  # the images in each of two languages, and the captions
+    assert row.split()[1:] == [f"{value:.2f}" for value in results["recall"]["all"].values()] + queries
     assert str(out / "results.json") in shown
 
     built = {kind: (out / kind / "data.mdb").stat() for kind in ("img", "txt")}
