@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from data.batches.pairs import PairDataset
 
 
@@ -21,3 +23,8 @@ def digests_of_pairs(pairs: PairDataset, role: str = "") -> dict[str, str]:
     if pairs.image_captions is not None:
         digests[f"{role} image captions"] = [pairs.image_captions.captions.fingerprint()]
     return {name.strip(): " ".join(found) for name, found in digests.items()}
+
+
+def pairs_changed(changed: Collection[str], role: str) -> bool:
+    """Whether the captions or the regions of one role are among the names of data that have changed."""
+    return any(f"{role} {kind}" in changed for kind in ("captions", "regions"))

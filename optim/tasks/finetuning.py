@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batches.batch import Batch, Examples
-from data.batches.identity import digests_of_pairs
+from data.batches.identity import digests_of_pairs, pairs_changed
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import PairDraw, epoch_draws, tempered_order
@@ -208,7 +208,7 @@ class Finetuning(ABC):
 
     def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
         self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict())
-        has_same_pairs = not {"training captions", "training regions"} & set(changed)
+        has_same_pairs = not pairs_changed(changed, "training")
         self.epoch, self.done = training["epoch"], training["done"] if has_same_pairs else 0  # of other pairs none are done
         if "ranking" in training and has_same_pairs and "training miner" not in changed:
             self.hard_negatives.ranking = training["ranking"].numpy()

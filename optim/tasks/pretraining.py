@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.batches.batch import Batch
-from data.batches.identity import digests_of_pairs
+from data.batches.identity import digests_of_pairs, pairs_changed
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import Draw, DrawStream, Source, token_buckets
@@ -209,7 +209,7 @@ class Pretraining:
         load_heads(self.heads, checkpoint)
         self.draws.load_state_dict(training["draws"])
         for (number, _), source in zip(self.sources, self.draws.sources, strict=True):
-            if any(name.startswith(f"training {self.config.data[number].name} ") for name in changed):
+            if pairs_changed(changed, f"training {self.config.data[number].name}"):
                 source.cursor = [source.cursor[0] + 1, 0]  # of other pairs none are done: its next pass begins
 
     def state(self) -> dict:

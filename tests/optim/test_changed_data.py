@@ -10,7 +10,7 @@ import pretrain
 import train_itm
 from configs import cli
 from data.annotations.records import Caption
-from data.batches.identity import digests_of_pairs
+from data.batches.identity import digests_of_pairs, pairs_changed
 from data.batches.pairs import open_pairs
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
@@ -139,3 +139,9 @@ def test_what_a_checkpoint_does_not_say_is_no_change(world):
     now = digests_of_pairs(pairs, "training")
     assert changed_data(None, now) == [] and changed_data(dict(now), now) == []
     assert changed_data({}, now) == list(now) == ["training captions", "training regions"]
+
+
+def test_a_corpus_is_not_one_whose_name_begins_alike():
+    changed = ["training coco extra captions", "training teacher scores"]
+    assert pairs_changed(changed, "training coco extra")
+    assert not pairs_changed(changed, "training coco") and not pairs_changed(changed, "training")
