@@ -6,9 +6,6 @@ nothing is asked of the data that they are used on.
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
+from data.notices import say_once
 from data.regions.db import BoxChoice, BoxOptions, RegionDB
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
 from data.regions.extractor_record import ExtractorRecord, described_apart
@@ -114,10 +112,3 @@ def check_made_from(kept: MadeFrom, subject: str, regions: RegionDB) -> None:
     if names:
         now, then = (", ".join(f"{name} {getattr(boxes, name)}" for name in names) for boxes in (regions.boxes, kept.boxes))
         say_once(f"{regions.folder}: read with boxes {now}; {subject} with {then}")
-
-
-@functools.cache
-def say_once(line: str) -> None:
-    """Tell the user something that is no error, once, however many parts notice it; of several processes the first tells it."""
-    if os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0":  # of torchrun and horovodrun
-        print(line, file=sys.stderr, flush=True)

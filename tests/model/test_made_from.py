@@ -8,8 +8,9 @@ import torch
 
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
+from data.notices import say_once
 from data.regions.db import BoxChoice, BoxOptions, RegionDB
-from model.made_from import boxes_for, check_regions, read_made_from, say_once
+from model.made_from import boxes_for, check_regions, read_made_from
 from model.retrieval.retriever import Retriever
 
 SMALL = ["--feature-dim", 32, "--num-labels", 11, "--size", 64, "--workers", 0]

@@ -1,0 +1,26 @@
+"""What a user should know that is no error: one line each on the screen."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Tell the user something that is no error, once, however many parts notice it; of several processes the first tells it."""
+    if os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0":  # of torchrun and horovodrun
+        print(line, file=sys.stderr, flush=True)
+
+
+def lowered(asked: int, there: int, setting: str, things: str) -> int:
+    """A number that a user asked for, or as many as there are; the user is told, once, when those are fewer.
+
+    Args:
+        setting: what the number is, with what it is about, as ``index/img: k``
+        things: what there are fewer of, as ``images``
+    """
+    if asked > there:
+        say_once(f"{setting} {asked:,} is lowered to {there:,}: there are no more {things}")
+    return min(asked, there)
