@@ -17,6 +17,7 @@ from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
+from data.notices import lowered
 from data.regions.pictures import PictureFiles, read_pictures
 from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
 from model.retrieval.retriever import Retriever, read_queries
@@ -33,7 +34,7 @@ class Options:
         out: the PNG to write
         queries: text file, one query a line
         captions: caption database (text LMDB) to draw random captions from; their own pictures are framed
-        n: number of random captions
+        n: number of random captions, each of another picture; or as many as there are
         tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: pictures per query
         seed: seed of the random choice
@@ -53,6 +54,8 @@ class Options:
     def __post_init__(self):
         if (self.queries is None) == (self.captions is None):
             raise BadInput("give either --queries FILE or --captions TEXT_DB, not both and not neither")
+        if self.n < 1 or self.k < 1:
+            raise BadInput(f"n {self.n} and k {self.k} must be at least 1")
 
 
 def main(options: Options) -> None:
@@ -76,9 +79,9 @@ def random_captions(
     known = sorted(key for key in captions.img2txts if key in index)
     if not known:
         raise BadInput(f"{options.captions}: none of its {len(captions.img2txts)} images is in {options.index}")
-    rng = random.Random(options.seed)
+    rng, number = random.Random(options.seed), lowered(options.n, len(known), f"{options.captions}: n", f"images in {options.index}")
     queries = []
-    for key in rng.sample(known, min(options.n, len(known))):
+    for key in rng.sample(known, number):
         record = captions[rng.choice(captions.img2txts[key])]
         queries.append((record.get("raw") or tokenizer.decode(record["input_ids"]), {key}))
     return queries

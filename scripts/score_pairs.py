@@ -31,7 +31,7 @@ class Options:
         captions: text DB to score, that of training
         regions: its image DB
         out: file of scores to write (data/batches/teacher.py)
-        top: images of each caption, besides its own
+        top: images of each caption, besides its own, or all where there are fewer
         data_root: relative folders of databases start here
         languages: only captions in these; none: all
         boxes: which boxes of the image DB are used; those that are not given are the checkpoint's

@@ -17,10 +17,10 @@ from model.evaluation.recall import listed_ranks, mean_table, recall_table, retr
 from model.evaluation.settings import EvalConfig
 from model.evaluation.split import Split
 from model.evaluation.tables import Table, as_json, task_tables
-from model.evaluation.tasks import RetrievalTask, retrieval_tasks
+from model.evaluation.tasks import RetrievalTask, gallery_sizes, retrieval_tasks
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.pair_scoring import PairScorer
-from model.retrieval.reranking import PairScores, Shortlist, shortlists
+from model.retrieval.reranking import PairScores, Shortlist, say_where_fewer, shortlists
 
 
 @dataclass
@@ -49,21 +49,16 @@ class FirstRanking:
         ordered = (each.reorder(scores[each.pairs] + np.float32(mix) * each.scores).rows for each in lists)
         after = listed_ranks(*ordered, self.task.image_of, self.task.num_images)
         before = self.ranks.t2i, self.ranks.i2t
-        return self.task.query_ranks(*(np.where(new < k, new, old) for new, old in zip(after, before)))
+        return self.task.query_ranks(
+            *(np.where(new < each.rows.shape[1], new, old) for each, new, old in zip(lists, after, before))
+        )
 
 
-def first_ranking(txt: Tensor, img: Tensor, task: RetrievalTask, k: int, source: object) -> FirstRanking:
-    """Ranks and the ``k`` best of the queries of a task, from the embeddings of a whole dataset.
-
-    Args:
-        txt: [T,D], img: [I,D] embeddings
-        source: of the captions, for the message
-
-    Raises:
-        BadInput: there are fewer than ``k`` images, or captions in the task.
-    """
+def first_ranking(txt: Tensor, img: Tensor, task: RetrievalTask, k: int) -> FirstRanking:
+    """Ranks and the ``k`` best of the queries of a task, or all where there are fewer, from the embeddings of a whole dataset:
+    ``txt`` [T,D], ``img`` [I,D]."""
     own = txt[task.rows]
-    images, captions = shortlists(own, img, k, task.rows, source, task.num_queries, task.queries)
+    images, captions = shortlists(own, img, k, task.rows, task.num_queries, task.queries)
     ranks = task.query_ranks(*retrieval_ranks(own, img, task.image_of, num_queries=task.num_queries))
     return FirstRanking(ranks, images, captions, task)
 
@@ -71,10 +66,11 @@ def first_ranking(txt: Tensor, img: Tensor, task: RetrievalTask, k: int, source:
 def first_rankings(
     miner: LightningDOT, dataset: PairDataset, k: int, device, precision: str, ranks: Ranks = SINGLE
 ) -> dict[str, FirstRanking]:
-    """Language → how ``miner`` ranks, its ``k`` best candidates with it. Raises BadInput when there are fewer."""
-    txt, img, _ = embed_pairs(miner, dataset, device, precision, ranks)
+    """Language → how ``miner`` ranks, with its ``k`` best candidates, or all where there are fewer, which is said."""
     tasks = retrieval_tasks(dataset)
-    return {name: first_ranking(txt, img, task, k, dataset.captions.folder) for name, task in tasks.items()}
+    say_where_fewer(k, gallery_sizes(tasks), dataset.captions.folder)
+    txt, img, _ = embed_pairs(miner, dataset, device, precision, ranks)
+    return {name: first_ranking(txt, img, task, k) for name, task in tasks.items()}
 
 
 def recall_before(first: dict[str, FirstRanking]) -> dict[str, float]:
@@ -93,7 +89,7 @@ def evaluate_reranker(
     """
     scores, tables = PairScores(scorer, dataset, ranks), {}
     for name, each in first.items():
-        after = each.reranked(scores, each.images.rows.shape[1], mix)
+        after = each.reranked(scores, max(each.images.rows.shape[1], each.captions.rows.shape[1]), mix)
         tables[name] = recall_table(after.t2i, after.i2t)
     return with_mean(tables)
 
@@ -103,7 +99,7 @@ def evaluate_reranker(
 
 @dataclass
 class RerankedTop:
-    """Recall when the ``k`` best candidates of each query are ranked again.
+    """Recall when the ``k`` best candidates of each query are ranked again, or all where there are fewer.
 
     Attributes:
         pairs: scored so far, those of fewer candidates among them
@@ -127,12 +123,11 @@ class RerankedTop:
 def rerank_split(split: Split, scorer: PairScorer, config: EvalConfig) -> tuple[list[RerankedTop], float]:
     """Recall for each number of candidates in ``config.rerank_top``, from the fewest on, and the seconds of the search.
 
-    A pair that is among fewer candidates already is not scored again.
+    A number above that of all candidates is lowered to it. A pair that is among fewer candidates already is not scored again.
     """
-    started, top = time.perf_counter(), max(config.rerank_top)
-    first = {
-        name: first_ranking(split.txt, split.img, task, top, config.captions) for name, task in split.tasks.items()
-    }
+    started, largest = time.perf_counter(), max(gallery_sizes(split.tasks).values())
+    numbers = sorted({min(k, largest) for k in config.rerank_top})
+    first = {name: first_ranking(split.txt, split.img, task, numbers[-1]) for name, task in split.tasks.items()}
     search_seconds = time.perf_counter() - started
     scores, seconds, tops = PairScores(scorer, split.pairs), 0.0, []
 
@@ -141,7 +136,7 @@ def rerank_split(split: Split, scorer: PairScorer, config: EvalConfig) -> tuple[
         found = task_tables(ranks, config.bootstrap, config.resample, note)
         return [dataclasses.replace(table, printed=table.name == "all") for table in found]
 
-    for k in sorted(set(config.rerank_top)):
+    for k in numbers:
         started = time.perf_counter()
         for each in first.values():
             scores.compute(each.images.top(k), each.captions.top(k))

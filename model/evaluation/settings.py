@@ -35,7 +35,7 @@ class EvalConfig:
         hnsw: the graph of those indexes
         reranker: checkpoint folder of a re-ranker (train_itm.py --model uniter), or a converted UNITER: also the recall when it
             ranks the best candidates of each query again
-        rerank_top: how many candidates, both directions; one table for each number
+        rerank_top: how many candidates, both directions, or all where there are fewer; one table for each number
         rerank_mix: weight of the bi-encoder's score, which is added to the re-ranker's: a second table for each number. A
             re-ranker that was trained on the bi-encoder's hard negatives knows what that one does not, and less of the rest
         batch_size: images or captions encoded at a time, or pairs ranked again

@@ -23,6 +23,7 @@ from model.evaluation.tasks import (
     RetrievalTask,
     captions_by_language,
     chance_of_tasks,
+    gallery_sizes,
     ranker,
     retrieval_tasks,
     total_counts,
@@ -33,7 +34,7 @@ from model.made_from import check_regions
 from model.precision import for_inference
 from model.retrieval.encoding import Encoding
 from model.retrieval.indexing import build_index
-from model.retrieval.reranking import check_count
+from model.retrieval.reranking import say_where_fewer
 from model.retrieval.sources import caption_source, image_source
 from model.uniter import Reranker, check_reranker
 
@@ -46,7 +47,7 @@ def open_models(
     """The towers, and the re-ranker where one is asked for, ready for inference on ``device``.
 
     Raises:
-        BadInput: a checkpoint that is missing or does not fit the data; a dataset too small for what is asked.
+        BadInput: a checkpoint that is missing or does not fit the data; a dataset too small for folds.
     """
     model = LightningDOT.from_pretrained(config.checkpoint).to(device)
     for_inference(model, device, config.precision)
@@ -66,7 +67,7 @@ def open_models(
     for_inference(reranker, device, config.precision)
     check_reranker(reranker.config, config.reranker, pairs)
     settle_long_captions(pairs, reranker.config.encoder.max_tokens, config.long_captions)
-    check_count(max(config.rerank_top), len(pairs.images), len(pairs), config.captions)  # before hours of encoding
+    say_where_fewer(max(config.rerank_top), gallery_sizes(retrieval_tasks(pairs)), config.captions)
     return model, reranker
 
 

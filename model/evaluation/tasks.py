@@ -85,6 +85,12 @@ def retrieval_tasks(dataset: PairDataset, num_queries: int | None = None) -> dic
     }
 
 
+def gallery_sizes(tasks: dict[str, RetrievalTask]) -> dict[str, int]:
+    """What the candidates of some tasks are, as ``images`` or ``captions in de``, and how many there are of each."""
+    sizes = {"images": next(iter(tasks.values())).num_images}
+    return sizes | {f"captions in {name}" if len(tasks) > 1 else "captions": len(task.rows) for name, task in tasks.items()}
+
+
 def total_counts(tasks: dict[str, RetrievalTask]) -> dict[str, dict[str, int]]:
     """Task → numbers of its queries; ``all``: of the queries of all tasks."""
     counts = {name: task.counts for name, task in tasks.items()}

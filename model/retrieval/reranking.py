@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from data.batches.pairs import PairDataset
-from data.errors import BadInput
+from data.notices import lowered, say_once
 from data.search.topk import best_rows
 from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE, Ranks
@@ -49,39 +49,38 @@ class Shortlist:
 
 
 def shortlists(
-    txt: Tensor, img: Tensor, k: int, rows: np.ndarray | None = None, source: object = "the index",
-    num_queries: int | None = None, images: np.ndarray | None = None,
+    txt: Tensor, img: Tensor, k: int, rows: np.ndarray | None = None, num_queries: int | None = None,
+    images: np.ndarray | None = None,
 ) -> tuple[Shortlist, Shortlist]:  # fmt: skip
-    """The ``k`` best images of captions, and captions of images, equal scores by position.
+    """The ``k`` best images of captions, and captions of images, or all where there are fewer; equal scores by position.
 
     Args:
         txt: [T,D], img: [I,D] embeddings of the candidates
         rows: [T] of the captions in the dataset; None: 0 to T-1
-        source: of the captions, for the message
         num_queries: so many captions, the first, are queries; None: all
         images: [Q'] rows of the images that are queries; None: all
-
-    Raises:
-        BadInput: there are fewer than ``k``.
     """
-    check_count(k, len(img), len(txt), source)
     rows = np.arange(len(txt)) if rows is None else rows
     asked = np.arange(len(img)) if images is None else images
     longest = max(len(txt), len(img))  # parts as in `retrieval_ranks`, whose sums are then the same
-    t2i, found = (each.numpy() for each in best_rows(txt[:num_queries], img, k, longest))
-    i2t, captions = (each.numpy() for each in best_rows(img[asked], txt, k, longest))
+    t2i, found = (each.numpy() for each in best_rows(txt[:num_queries], img, min(k, len(img)), longest))
+    i2t, captions = (each.numpy() for each in best_rows(img[asked], txt, min(k, len(txt)), longest))
     return (
         Shortlist(found, t2i, rows[: len(found), None] * len(img) + found),
         Shortlist(captions, i2t, rows[captions] * len(img) + asked[:, None]),
     )
 
 
-def check_count(k: int, images: int, captions: int, source: object) -> None:
-    """Refuse to rank more candidates again than there are."""
-    if k > min(images, captions):
-        raise BadInput(
-            f"{source}: the {k} best are to be ranked again, there are {images} images and {captions} captions; lower the number"
-        )
+def say_where_fewer(k: int, galleries: dict[str, int], source: object) -> None:
+    """Say, in one line, which galleries hold fewer than the ``k`` candidates that are to be ranked again.
+
+    Args:
+        galleries: what is in each, as ``images`` or ``captions in de``, and how many
+        source: of the captions
+    """
+    few = [f"{number:,} {things}" for things, number in galleries.items() if number < k]
+    if few:
+        say_once(f"{source}: the {k:,} best are to be ranked again, there are only {' and '.join(few)}: all of them are")
 
 
 class PairScores:
@@ -114,14 +113,14 @@ def score_for_distillation(
     scorer: PairScorer, miner: LightningDOT, dataset: PairDataset, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the bi-encoder learns from: a re-ranker's scores of every caption's own image and of the ``k`` that ``miner`` ranks
-    first.
+    first, or of all where there are fewer.
 
     Returns: images [T,k+1] as rows of ``dataset.images``, -1 for none; scores [T,k+1] float32
 
     Raises:
-        BadInput: there are fewer than ``k`` images, or a score is NaN or infinite.
+        BadInput: a score is NaN or infinite.
     """
-    check_count(k, len(dataset.images), len(dataset), dataset.captions.folder)
+    k = lowered(k, len(dataset.images), f"{dataset.captions.folder}: top", "images")
     txt, img, image_of = embed_pairs(miner, dataset, scorer.device, scorer.precision)
     images = best_rows(txt, img, k, max(len(txt), len(img)))[1].numpy()
     own = image_of.numpy()[:, None]

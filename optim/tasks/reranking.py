@@ -30,7 +30,7 @@ class RerankerOptions:
         miner: LightningDOT checkpoint: its ranking is what hard negatives are drawn from (hard_negatives.count and window),
             and what is ranked again in validation
         margin: by which the sigmoid of a pair's score has to be above those of its mismatches
-        top: candidates of each validation query that are ranked again
+        top: candidates of each validation query that are ranked again, or all where there are fewer
         mix: in validation, weight of the bi-encoder's score, which is added to the re-ranker's
     """
 

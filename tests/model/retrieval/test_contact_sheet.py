@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from data.errors import BadInput
+from data.notices import say_once
 from data.regions.pictures import PictureFiles
 from model.retrieval import contact_sheet
 from model.retrieval.contact_sheet import SheetPicture
@@ -71,3 +72,10 @@ def test_contact_sheet_command(tmp_path, world, indexes, capsys):
     for queries, captions in ((None, None), ("x", "y")):
         with pytest.raises(BadInput, match="either"):
             contact_sheet_command.Options("i", "c", "p", "o", queries=queries, captions=captions)
+    with pytest.raises(BadInput, match="n 0 and k 5 must be at least 1"):
+        contact_sheet_command.Options("i", "c", "p", "o", captions="y", n=0)
+    say_once.cache_clear()
+    command(contact_sheet_command, *words, "--captions", world / "captions", "--out", tmp_path / "a.png", "--n", 100)
+    shown = capsys.readouterr()
+    number = int(shown.err.split("n 100 is lowered to ")[1].split(":")[0])
+    assert f"{number} queries" in shown.out and f"there are no more images in {indexes[0]}" in shown.err

@@ -11,6 +11,7 @@ from configs import cli
 from data.batches.batch import collate_images, collate_texts
 from data.batches.pairs import open_pairs
 from data.errors import BadInput
+from data.notices import say_once
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import recall_table, retrieval_ranks
@@ -19,7 +20,7 @@ from model.evaluation.tasks import RetrievalTask
 from model.retrieval import pair_scoring
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.pair_scoring import PairScorer, score_pairs
-from model.retrieval.reranking import PairScores, Shortlist, shortlists
+from model.retrieval.reranking import PairScores, Shortlist, score_for_distillation, shortlists
 from model.uniter import RerankerModelOptions, build_reranker
 
 
@@ -97,8 +98,7 @@ def test_shortlists_are_the_best_and_a_pair_is_scored_once(reranker, pairs):
         (c, i) for i, row in enumerate(captions.rows) for c in row
     }
     assert {divmod(number, 8) for each in (images, captions) for number in each.pairs.ravel().tolist()} == both
-    with pytest.raises(BadInput, match="db/test: the 9 best are to be ranked again, there are 8 images and 40 captions"):
-        shortlists(txt, img, 9, source="db/test")
+    assert [each.rows.shape for each in shortlists(txt, img, 9)] == [(40, 8), (8, 9)]  # there are 8 images
 
     scores = PairScores(PairScorer(reranker, progress=False), pairs)
     scores.compute(images.top(2), captions.top(2))
@@ -140,7 +140,7 @@ def test_ranks_against_sorting_everything():
     rng = np.random.default_rng(2)
     image_of = torch.from_numpy(np.repeat(np.arange(12), 3))
     txt, img = torch.from_numpy(rng.normal(size=(36, 6))).float(), torch.from_numpy(rng.normal(size=(12, 6))).float()
-    first = first_ranking(txt, img, RetrievalTask(np.arange(36), image_of, 12, 36), 6, "db")
+    first = first_ranking(txt, img, RetrievalTask(np.arange(36), image_of, 12, 36), 6)
     values = rng.integers(3, size=(36, 12))
     after = first.reranked(GivenScores(values), 6)
     for caption, rank in enumerate(after.t2i):
@@ -165,7 +165,7 @@ def test_some_queries_are_ranked_again_among_all_candidates():
     rng = np.random.default_rng(2)
     image_of = torch.from_numpy(np.append([3, 5, 3, 8], np.arange(36) // 3))
     txt, img = torch.from_numpy(rng.normal(size=(40, 6))).float(), torch.from_numpy(rng.normal(size=(12, 6))).float()
-    first = first_ranking(txt, img, RetrievalTask(np.arange(40), image_of, 12, 4), 6, "db")
+    first = first_ranking(txt, img, RetrievalTask(np.arange(40), image_of, 12, 4), 6)
     values = rng.integers(3, size=(40, 12))
     after = first.reranked(GivenScores(values), 6)
     assert len(after.t2i) == 4 and after.queries.tolist() == [3, 5, 8]
@@ -226,9 +226,34 @@ def test_eval_itm_with_a_reranker(evaluate, reranker, pairs, pretrained, tmp_pat
 
     several = evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 4)
     assert set(several["reranker"]["top"]["4"]["recall"]) == {"en", "de", "all"}
-    with pytest.raises(BadInput, match=r"db/test: the 20 best are to be ranked again, there are 8 images"):
-        evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 20)
     with pytest.raises(BadInput, match="its candidates come from the exact search"):
         evaluate("--reranker", tmp_path / "reranker", "--search", "hnsw")
     with pytest.raises(BadInput, match="rerank_top needs numbers of candidates"):
         evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 0)
+
+
+def test_more_candidates_than_there_are_is_all_of_them_and_said(evaluate, reranker, pairs, tmp_path, capsys):
+    reranker.save_pretrained(tmp_path / "reranker")
+    say_once.cache_clear()
+    words = ["--reranker", tmp_path / "reranker", "--languages", "en", "--rerank-mix", 0.5]
+    found = evaluate(*words, "--rerank-top", 8, 20, 500, 1000)["reranker"]["top"]
+    shown = capsys.readouterr()
+    assert shown.err.count("to be ranked again") == 1
+    assert f"db/test: the 1,000 best are to be ranked again, there are only 8 images and {len(pairs)} captions: all of" in shown.err
+    assert list(found) == ["8", "20", str(len(pairs))] and f"re-ranked top {len(pairs)}" in shown.out
+    exact = evaluate(*words, "--rerank-top", 8)["reranker"]["top"]["8"]
+    last, images = found[str(len(pairs))], [f"IR@{k}" for k in (1, 5, 10)]
+    assert [last["recall"]["all"][k] for k in images] == [exact["recall"]["all"][k] for k in images]
+    reranker.eval()
+    scores = np.array([[single_score(reranker, pairs, c, i) for i in range(8)] for c in range(len(pairs))])
+    first = [pairs.image_of[c] == i for i, c in enumerate(scores.argmax(axis=0))]  # of all captions
+    assert last["recall"]["all"]["TR@1"] == pytest.approx(100 * np.mean(first)) and last["pairs"] == 8 * len(pairs)
+
+
+def test_a_teacher_scores_no_more_images_than_there_are(reranker, pairs, pretrained, capsys):
+    say_once.cache_clear()
+    miner = LightningDOT.from_pretrained(pretrained / "last")
+    images, scores = score_for_distillation(PairScorer(reranker, progress=False), miner, pairs, 20)
+    assert "db/test: top 20 is lowered to 8: there are no more images" in capsys.readouterr().err
+    assert images.shape == scores.shape == (len(pairs), 9)
+    assert all(sorted(row[row >= 0].tolist()) == list(range(8)) for row in images)
