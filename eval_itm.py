@@ -67,7 +67,8 @@ def main(config: EvalConfig) -> None:
     again = [table for top in tops for table in top.tables] + [table for top in tops for table in top.mixed]
     print(format_recall([*plain, *aware, *again, *chance]))
     for top in tops:
-        print(f"re-ranked top {top.k}: {top.pairs} pairs in {top.seconds:.1f} s, {top.pairs / top.seconds:.0f} pairs/s")
+        print(f"re-ranked top {top.k}: {top.pairs} pairs in {top.seconds:.1f} s, {top.pairs / top.seconds:.0f} pairs/s", end="; ")
+        print(f"the bi-encoder's {', '.join(f'{name} {value:.2f}' for name, value in top.candidates.recall.items())}")
     if tops:
         print(f"encoding {seconds['encoding']:.1f} s, search {seconds['search']:.1f} s")
     if config.bootstrap:

@@ -16,6 +16,7 @@ from model.evaluation.outcomes import QueryRanks
 from model.evaluation.recall import listed_ranks, mean_table, recall_table, retrieval_ranks, with_mean
 from model.evaluation.settings import EvalConfig
 from model.evaluation.split import Split
+from model.evaluation.statistics import Units, intervals, resampled_recall
 from model.evaluation.tables import Table, as_json, task_tables
 from model.evaluation.tasks import RetrievalTask, gallery_sizes, retrieval_tasks
 from model.retrieval.encoding import embed_pairs
@@ -106,6 +107,7 @@ class RerankedTop:
         seconds: that they took
         tables: in the re-ranker's order
         mixed: in the order of its scores and the bi-encoder's; empty without a mix
+        candidates: the bi-encoder's recall among the ``k``, above which no re-ranker comes: ``TR@k``, ``IR@k``
     """
 
     k: int
@@ -113,10 +115,12 @@ class RerankedTop:
     seconds: float
     tables: list[Table]
     mixed: list[Table]
+    candidates: Table
 
     def as_json(self, mix: float) -> dict:
         """What ``results.json`` holds of it."""
         found = {"pairs": self.pairs, "seconds": self.seconds} | as_json(self.tables)
+        found["bi-encoder"] = as_json([self.candidates])
         return found | ({"mixed": as_json(self.mixed) | {"mix": mix}} if self.mixed else {})
 
 
@@ -143,5 +147,16 @@ def rerank_split(split: Split, scorer: PairScorer, config: EvalConfig) -> tuple[
         seconds += time.perf_counter() - started
         note, mix = f"re-ranked top {k}", config.rerank_mix
         mixed = tables(k, mix, f"  {note} + bi-encoder") if mix else []
-        tops.append(RerankedTop(k, len(scores), seconds, tables(k, 0.0, note), mixed))
+        found = candidate_table({name: each.ranks for name, each in first.items()}, k, config.bootstrap, config.resample)
+        tops.append(RerankedTop(k, len(scores), seconds, tables(k, 0.0, note), mixed, found))
     return tops, search_seconds
+
+
+def candidate_table(ranks: dict[str, QueryRanks], k: int, resamples: int, units: Units) -> Table:
+    """Recall of a first ranking among its ``k`` best, ``TR@k`` and ``IR@k``, the mean of the tasks, with 95% intervals."""
+    shares = [(float((task.i2t < k).mean()), float((task.t2i < k).mean())) for task in ranks.values()]
+    recall = dict(zip((f"TR@{k}", f"IR@{k}"), (100 * np.mean(shares, axis=0)).tolist()))
+    if not resamples:
+        return Table("all", recall)
+    samples = resampled_recall([list(ranks.values())], resamples, units, ks=(k,))[:, 0].mean(axis=1)
+    return Table("all", recall, intervals(samples[:, :2], list(recall)))

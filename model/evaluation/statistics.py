@@ -24,33 +24,39 @@ DRAWS_AT_ONCE = 1 << 22  # numbers drawn at a time: 32 MiB
 
 
 def resampled_recall(
-    systems: Sequence[Sequence[QueryRanks]], resamples: int, units: Units = "queries", seed: int | list[int] = 0
+    systems: Sequence[Sequence[QueryRanks]],
+    resamples: int,
+    units: Units = "queries",
+    seed: int | list[int] = 0,
+    ks: Sequence[int] = KS,
 ) -> np.ndarray:
     """Recall on queries drawn with replacement, as many as there are; the same draw for every system.
 
     Args:
         systems: [S][L] outcomes of S systems in the same L tasks, which share their images; not all need be queries of all
+        ks: numbers of results, K of them
 
     Returns:
-        [B,S,L,7] ``METRICS`` in percent, B = ``resamples``; NaN where a draw has no query of the task
+        [B,S,L,2K+1] ``METRICS`` in percent, or those of other ``ks``: TR at each, IR at each, and their mean; B = ``resamples``;
+        NaN where a draw has no query of the task
     """
     rng = np.random.default_rng(seed)
     images = _asked_images(systems[0])
-    tr = [_of_images(_hits(task.i2t), task.queries, images) for tasks in systems for task in tasks]  # S*L of [I,3]
+    tr = [_of_images(_hits(task.i2t, ks), task.queries, images) for tasks in systems for task in tasks]  # S*L of [I,3]
     asked = [_of_images(np.ones((len(task.i2t), 1)), task.queries, images) for task in systems[0]]  # L of [I,1]
-    shape = (resamples, len(systems), len(systems[0]), len(KS))
+    shape = (resamples, len(systems), len(systems[0]), len(ks))
     if units == "queries":
         sums = _resampled_sums(np.hstack([*tr, *asked]), resamples, rng)
-        tr, asked = np.split(sums, [len(tr) * len(KS)], axis=1)
+        tr, asked = np.split(sums, [len(tr) * len(ks)], axis=1)
         ir = np.empty(shape)
         for number, tasks in enumerate(zip(*systems)):
-            sums = _resampled_sums(np.hstack([_hits(task.t2i) for task in tasks]), resamples, rng)
-            ir[:, :, number] = sums.reshape(resamples, len(systems), len(KS)) / len(tasks[0].t2i)
+            sums = _resampled_sums(np.hstack([_hits(task.t2i, ks) for task in tasks]), resamples, rng)
+            ir[:, :, number] = sums.reshape(resamples, len(systems), len(ks)) / len(tasks[0].t2i)
     else:
-        ir = [_of_images(_hits(task.t2i), task.image_of, images) for tasks in systems for task in tasks]
+        ir = [_of_images(_hits(task.t2i, ks), task.image_of, images) for tasks in systems for task in tasks]
         captions = [_of_images(np.ones((len(task.t2i), 1)), task.image_of, images) for task in systems[0]]
         sums = _resampled_sums(np.hstack([*tr, *ir, *captions, *asked]), resamples, rng)
-        ends = np.cumsum([len(tr) * len(KS), len(tr) * len(KS), len(captions)])
+        ends = np.cumsum([len(tr) * len(ks), len(tr) * len(ks), len(captions)])
         tr, ir, captions, asked = np.split(sums, ends, axis=1)
         with np.errstate(invalid="ignore"):
             ir = ir.reshape(shape) / captions[:, None, :, None]
@@ -60,19 +66,19 @@ def resampled_recall(
     return 100 * np.concatenate([table, table.mean(axis=-1, keepdims=True)], axis=-1)
 
 
-def intervals(samples: np.ndarray) -> dict[str, dict[str, float]]:
-    """95% percentile intervals: samples [B,7] → metric → {"low", "high"}."""
+def intervals(samples: np.ndarray, metrics: Sequence[str] = METRICS) -> dict[str, dict[str, float]]:
+    """95% percentile intervals: samples [B,M] of the ``metrics`` → metric → {"low", "high"}."""
     low, high = np.nanpercentile(samples, [2.5, 97.5], axis=0).tolist()
-    return {metric: {"low": low[i], "high": high[i]} for i, metric in enumerate(METRICS)}
+    return {metric: {"low": low[i], "high": high[i]} for i, metric in enumerate(metrics)}
 
 
 def format_interval(bounds: dict[str, float]) -> str:
     return f"[{bounds['low']:.1f}, {bounds['high']:.1f}]"
 
 
-def _hits(ranks: np.ndarray) -> np.ndarray:
-    """QueryRanks [Q] → [Q,3] float64: among the first 1, 5, 10."""
-    return (ranks[:, None] < np.array(KS)).astype(np.float64)
+def _hits(ranks: np.ndarray, ks: Sequence[int] = KS) -> np.ndarray:
+    """Ranks [Q] → [Q,K] float64: among the first 1, 5, 10, or so many as ``ks`` says."""
+    return (ranks[:, None] < np.array(ks)).astype(np.float64)
 
 
 def _asked_images(tasks: Sequence[QueryRanks]) -> np.ndarray:

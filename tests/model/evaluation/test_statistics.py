@@ -8,6 +8,7 @@ import pytest
 
 from model.evaluation.outcomes import QueryRanks
 from model.evaluation.recall import METRICS, recall_table
+from model.evaluation.reranked import candidate_table
 from model.evaluation.statistics import (
     difference_tests,
     holm,
@@ -90,6 +91,21 @@ def test_images_that_only_some_tasks_ask_about(units):
     np.testing.assert_allclose(differences, means[1] - means[0], atol=1e-9)
     alone = resampled_recall([[a[1]]], 1000, units)[:, 0, 0]
     assert not np.isnan(alone).any() and set(np.unique(np.round(alone[:, 0] * 30 / 100, 6) % 1)) == {0.0}
+
+
+@pytest.mark.parametrize("units", ["queries", "images"])
+def test_other_numbers_of_results(units):
+    """The candidates of a re-ranker: recall at 3, spread like the recall at 1 of ranks that are a third."""
+    tasks = [task(np.random.default_rng(0)), task(np.random.default_rng(1))]
+    at_three = resampled_recall([tasks], 200, units, ks=(3,))[:, 0]
+    thirds = [QueryRanks(each.t2i // 3, each.i2t // 3, each.image_of) for each in tasks]
+    np.testing.assert_allclose(at_three[..., :2], resampled_recall([thirds], 200, units, ks=(1,))[:, 0, :, :2])
+    found = candidate_table({"a": tasks[0], "b": tasks[1]}, 3, 200, units)
+    assert found.recall["TR@3"] == pytest.approx(100 * np.mean([(each.i2t < 3).mean() for each in tasks]))
+    assert found.recall["IR@3"] == pytest.approx(100 * np.mean([(each.t2i < 3).mean() for each in tasks]))
+    for metric, bounds in found.intervals.items():
+        assert bounds["low"] < found.recall[metric] < bounds["high"]
+    assert candidate_table({"a": tasks[0]}, 3, 0, units).intervals is None
 
 
 def test_draws_in_parts_are_the_same_draws(monkeypatch):

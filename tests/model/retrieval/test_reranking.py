@@ -217,6 +217,9 @@ def test_eval_itm_with_a_reranker(evaluate, reranker, pairs, pretrained, tmp_pat
     assert again["top"]["2"]["pairs"] < again["top"]["8"]["pairs"] and set(again["top"]["8"]["intervals"]) == {"all"}
     shown = capsys.readouterr().out
     assert "re-ranked top 8" in shown and "pairs/s" in shown and "encoding" in shown
+    t2i, i2t = retrieval_ranks(txt, img, image_of)
+    assert again["top"]["2"]["bi-encoder"]["recall"]["all"] == {"TR@2": 100 * (i2t < 2).mean(), "IR@2": 100 * (t2i < 2).mean()}
+    assert again["top"]["8"]["bi-encoder"]["recall"]["all"]["IR@8"] == 100 and "the bi-encoder's TR@8 " in shown
 
     mixed = evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 8, "--languages", "en", "--rerank-mix", 0.5)
     scores = scores + 0.5 * (txt @ img.T).numpy()
