@@ -23,7 +23,7 @@ from model.distributed import Meeting, Ranks
 from model.made_from import MadeFrom
 from model.precision import loss_scaler
 from optim.losses import RecentLosses
-from optim.optimizer import apply_update, build_optimizer
+from optim.optimizer import Accumulation, apply_update, build_optimizer
 from optim.run import (
     Run,
     StopSignal,
@@ -43,7 +43,7 @@ Paused = Callable[[], AbstractContextManager]
 
 @dataclass
 class MicroBatch:
-    """One batch of one rank; an update takes the mean of one or several.
+    """One batch of one rank; an update takes the mean of one or several, or their sum.
 
     Attributes:
         loss_name: what its loss is called in the metrics, for instance ``cmr`` or ``coco/vmlm``
@@ -159,6 +159,7 @@ class Updater:
 
     Attributes:
         max_norm: largest global gradient norm; 0 does not clip
+        accumulation: whether an update follows the mean of its batches' gradients or their sum
     """
 
     task: Task
@@ -166,6 +167,7 @@ class Updater:
     scaler: torch.amp.GradScaler
     ranks: Ranks
     max_norm: float
+    accumulation: Accumulation = "mean"
     recent: RecentLosses = field(init=False)
 
     def __post_init__(self):
@@ -180,10 +182,11 @@ class Updater:
 
         Returns: the gradient norm before clipping, and whether any rank was asked to stop
         """
+        parts = len(micro_batches) if self.accumulation == "mean" else 1
         for micro in micro_batches:
             batch = micro.batch
             meeting = self.ranks.meet([step, *micro.position], batch.num_rows, micro.predictions, stop)
-            share = self.task.backward(micro, meeting, self.scaler, len(micro_batches))
+            share = self.task.backward(micro, meeting, self.scaler, parts)
             self.recent.add(micro.loss_name, share, micro.dataset, micro.indices, self.task.pairs(meeting))
         return apply_update(self.optimizer, self.scaler, self.ranks, lr, self.max_norm), meeting.stop
 
@@ -202,7 +205,7 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
     timeout = settings.distributed_timeout
     saver = Saver(run.folder, ranks, settings.keep_checkpoints, task.tokenizer, timeout, task.made_from)
     seed_dropout(settings.seed, ranks)
-    updater = Updater(task, optimizer, scaler, ranks, settings.optim.grad_clip)
+    updater = Updater(task, optimizer, scaler, ranks, settings.optim.grad_clip, settings.optim.accumulation)
     recent = updater.recent
     with recent.paused():
         progress = _restored(task, run, updater)

@@ -15,6 +15,7 @@ from model.distributed import Ranks
 
 Algorithm = Literal["adamw", "adamw_original", "apex"]
 NoDecay = Literal["vectors", "original"]
+Accumulation = Literal["mean", "sum"]
 Schedule = Literal["linear", "hf_linear", "uniter_linear", "uniter_invsqrt", "constant"]
 
 
@@ -36,6 +37,9 @@ class OptimOptions:
         no_decay: what is not decayed: vectors (biases and layer norms); or original: what has bias or LayerNorm.weight in
             its name, so that the layer norms of region embeddings, heads and projection are decayed
         grad_clip: largest global gradient norm; 0 does not clip
+        accumulation: of the batches of one update (grad_accumulation), what is clipped and followed: the mean of their gradients,
+            or their sum, as the original's pre-training: the same as the mean with grad_clip divided by their number, but
+            for AdamW's epsilon
     """
 
     algorithm: Algorithm = "adamw"
@@ -48,6 +52,7 @@ class OptimOptions:
     weight_decay: float = 0.01
     no_decay: NoDecay = "vectors"
     grad_clip: float = 5.0
+    accumulation: Accumulation = "mean"
 
     def __post_init__(self):
         if self.lr <= 0:

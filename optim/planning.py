@@ -202,9 +202,12 @@ def _planned(recipe: Recipe, sizes: DataSizes, notes: list[str]) -> _Planned:
         model = LightningDOT(config)
     model.freeze(recipe.model.freeze_txt, recipe.model.freeze_img)
     if isinstance(recipe, RetrievalConfig):
-        objectives, heads = {"cmr": CrossModalRetrieval()}, nn.ModuleDict()
+        options = ObjectiveOptions(negatives=recipe.negatives)
+        objectives, heads = {"cmr": CrossModalRetrieval(options)}, nn.ModuleDict()
     else:
-        options = ObjectiveOptions(recipe.fusion, recipe.word_mask_prob, recipe.region_mask_prob, recipe.siblings)
+        options = ObjectiveOptions(
+            recipe.fusion, recipe.word_mask_prob, recipe.region_mask_prob, recipe.siblings, negatives=recipe.negatives
+        )
         objectives = {task: OBJECTIVES[task](options) for corpus in recipe.data for task in corpus.tasks}
         with empty_weights():
             heads = PretrainingHeads(config, options, objectives)

@@ -3,6 +3,7 @@
 A problem is 7 pairs and 2 hard negatives, which ranks share unevenly; one process computes the same with all of them.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -31,7 +32,10 @@ PAIRS, HARD = 7, 2
 IMAGES = [0, 1, 0, 2, 3, 1, 0, 5, 6]  # siblings stand on different ranks; the last two rows are hard negatives
 CASES = ("vmlm", "mrfr", "mrckl", "mrc", "cmr", "cmr_keep", "cmr_hard", "cmr_cached", "cmr_empty",
          "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached", "cmr_sigmoid_empty")  # fmt: skip
-HARD_CASES = ("cmr_hard", "cmr_cached", "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached")  # with a third view, a teacher
+# negatives of the own rank alone: several ranks are the mean of each by itself
+OWN_CASES = ("cmr_own", "cmr_own_keep", "cmr_own_hard", "cmr_own_cached", "cmr_own_sigmoid_cached", "cmr_own_learned_empty")
+HARD_CASES = ("cmr_hard", "cmr_cached", "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached",
+              "cmr_own_hard", "cmr_own_cached", "cmr_own_sigmoid_cached")  # with a third view, a teacher  # fmt: skip
 
 
 def build(dropout: float = 0.0) -> tuple[LightningDOT, PretrainingHeads]:
@@ -96,15 +100,24 @@ def shares(case: str, size: int) -> list[tuple[list[int], int]]:
     return parts
 
 
-def compute(case: str, ranks: Ranks, model: LightningDOT, heads: PretrainingHeads, precision: str = "fp32") -> dict:
-    """Loss of all ranks and their summed gradients, as training computes them."""
-    rows, num_pairs = shares(case, ranks.size)[ranks.rank]
+def compute(
+    case: str,
+    ranks: Ranks,
+    model: LightningDOT,
+    heads: PretrainingHeads,
+    precision: str = "fp32",
+    share: tuple[list[int], int] | None = None,
+) -> dict:
+    """Loss of all ranks and their summed gradients, as training computes them; ``share`` in place of this rank's."""
+    rows, num_pairs = share or shares(case, ranks.size)[ranks.rank]
     batch = make_batch(case, rows or [0])
     task = case.split("_")[0]
     batch.num_pairs = num_pairs if task == "cmr" else None
     distill = {"distill_weight": 0.5, "distill_temperature": 2.0} if batch.teacher_scores is not None else {}
     loss = LossOptions("sigmoid") if "sigmoid" in case else LossOptions(temperature="learned" if "learned" in case else None)
-    options = ObjectiveOptions(siblings="keep" if case == "cmr_keep" else "mask", loss=loss, **distill)
+    options = ObjectiveOptions(siblings="keep" if case.endswith("keep") else "mask", loss=loss, **distill)
+    if case in OWN_CASES:
+        options = dataclasses.replace(options, negatives="own_rank")
     objective = OBJECTIVES[task](options)
     if list(loss.build().parameters()):
         heads = heads_of(objective, model.config)

@@ -23,7 +23,7 @@ class Backward:
 
     Attributes:
         heads: `PretrainingHeads`, or those of the objectives that are trained
-        ranks: the processes whose embeddings are each other's negatives
+        ranks: the processes that train together
         precision: of matrix products
         cache_rows: rows that cmr embeds at a time, the gradient cache; 0: all at once. Other objectives do without
     """
@@ -44,7 +44,7 @@ class Backward:
 
             def loss_of(embedded: Embedded) -> Tensor:
                 outcome = objective.contrast(embedded, self.heads, batch, self.ranks, meeting.sizes)
-                shares.append(outcome.share(meeting.predictions))
+                shares.append(objective.share(outcome, meeting))
                 return scaler.scale(shares[0] / accumulation)
 
             embed = functools.partial(objective.embed, self.model)
@@ -52,6 +52,6 @@ class Backward:
             return shares[0].detach()
         with precision():
             outcome = objective.forward(self.model, self.heads, batch, self.ranks, meeting.sizes)
-            share = outcome.share(meeting.predictions)
+            share = objective.share(outcome, meeting)
         scaler.scale(share / accumulation).backward()
         return share.detach()

@@ -14,9 +14,9 @@ from data.batches.batch import Batch, Examples
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work, trained
-from model.distributed import SINGLE, Ranks
+from model.distributed import SINGLE, Meeting, Ranks
 from model.objectives.contrastive.options import LossOptions
-from model.objectives.contrastive.scores import Siblings
+from model.objectives.contrastive.scores import Negatives, Siblings
 
 Fusion = Literal["add", "none", "multiply"]
 
@@ -33,6 +33,7 @@ class ObjectiveOptions:
         loss: the contrastive loss of retrieval
         distill_weight: the divergence from a re-ranker's ranking is added to the contrastive loss so many times
         distill_temperature: of that ranking
+        negatives: whose pairs a pair of retrieval is compared with: of "all_ranks", or of its "own_rank" alone
     """
 
     fusion: Fusion = "add"
@@ -42,6 +43,7 @@ class ObjectiveOptions:
     loss: LossOptions = field(default_factory=LossOptions)
     distill_weight: float = 0.0
     distill_temperature: float = 1.0
+    negatives: Negatives = "all_ranks"
 
 
 PAPER_OPTIONS = ObjectiveOptions()  # the defaults are the paper's
@@ -127,6 +129,10 @@ class Objective(ABC):
             ranks: whose pairs are each other's negatives
             sizes: rows of every rank's batch; None when there is one rank
         """
+
+    def share(self, outcome: Outcome, meeting: Meeting) -> Tensor:
+        """This rank's part of the loss of all ranks, the scalar that is minimised: of the mean over all predictions."""
+        return outcome.share(meeting.predictions)
 
     def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:
         """What a batch costs on paper (model/costs.py). Without it scripts/plan.py cannot plan the objective."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch, Examples, collate_pairs, collate_texts
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work
-from model.distributed import SINGLE, Ranks
+from model.distributed import SINGLE, Meeting, Ranks
 from model.objectives.base import Objective, Outcome
 from model.objectives.contrastive import LOSSES
 from model.objectives.contrastive.scores import pair_scores
@@ -29,7 +29,7 @@ class Embedded(NamedTuple):
 
 
 class CrossModalRetrieval(Objective):
-    """Find each text's image and each image's text among the pairs, and hard negatives, of all ranks.
+    """Find each text's image and each image's text among the pairs, and hard negatives, of all ranks, or of the own alone.
 
     Right is a caption that finds an image of its own in the batch, whichever row it stands in.
     """
@@ -57,6 +57,11 @@ class CrossModalRetrieval(Objective):
     def num_predictions(self, batch: Batch) -> int:
         return batch.num_queries
 
+    def share(self, outcome: Outcome, meeting: Meeting) -> Tensor:
+        if self.options.negatives == "all_ranks":
+            return super().share(outcome, meeting)
+        return outcome.mean / sum(size > 0 for size in meeting.sizes)  # the mean of the ranks that have pairs
+
     def forward(
         self,
         model: LightningDOT,
@@ -83,6 +88,8 @@ class CrossModalRetrieval(Objective):
         sizes: Sequence[int] | None = None,
     ) -> Outcome:
         """The loss of this rank's pairs among the rows of all ranks, from the embeddings of this rank's batch."""
+        if self.options.negatives == "own_rank":
+            ranks, sizes = SINGLE, None
         rows = slice(batch.num_rows)
         sizes = sizes or [batch.num_rows]
 
@@ -116,8 +123,9 @@ class CrossModalRetrieval(Objective):
         if load.grad_cache:  # forward twice, and activations of so many rows at a time
             share = min(load.rows, load.grad_cache) / load.rows
             towers = [dataclasses.replace(each, passes=each.passes + 1, kept=each.kept * share) for each in towers]
-        candidates, width = load.rows * load.ranks, model.config.embedding_dim
-        gathered = 4 * candidates * width * (3 if load.third_view else 2)
+        own_rank, width = self.options.negatives == "own_rank", model.config.embedding_dim
+        candidates = load.rows * (1 if own_rank else load.ranks)
+        gathered = 0 if own_rank else 4 * candidates * width * (3 if load.third_view else 2)
         # two score matrices, masked, their logarithms of softmax
         kept = 4 * load.pairs * candidates * 6
         return [

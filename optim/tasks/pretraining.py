@@ -25,7 +25,7 @@ from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
 from model.objectives.base import Fusion, Objective, ObjectiveOptions
 from model.objectives.contrastive.options import LossOptions
-from model.objectives.contrastive.scores import Siblings
+from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import PretrainingHeads, start_heads_from
 from model.precision import autocast
 from optim.loop import MicroBatch, Paused, Update, Validation
@@ -71,6 +71,7 @@ class PretrainConfig(TrainingSettings):
         model: where the weights start
         fusion: how the other modality's position 0 enters VMLM and SMRM: add (the paper), none, multiply
         siblings: other captions of an image in a CMR batch: mask (no negatives) or keep (negatives, as the original)
+        negatives: of CMR: the other pairs of all_ranks, or of the own_rank alone, as the original
         loss: the contrastive loss of CMR
         grad_cache: pairs that CMR embeds at a time, so that a batch may be larger than memory; 0: all at once
         tokens_per_batch: padded tokens, text and regions, of one batch on one GPU
@@ -85,6 +86,7 @@ class PretrainConfig(TrainingSettings):
     model: ModelOptions = field(default_factory=ModelOptions)
     fusion: Fusion = "add"
     siblings: Siblings = "mask"
+    negatives: Negatives = "all_ranks"
     loss: LossOptions = field(default_factory=LossOptions)
     grad_cache: int = 0
     tokens_per_batch: int = 10240
@@ -131,7 +133,8 @@ class Pretraining:
         self.made_from = made_from_pairs(self.train)
         self.sources = [(number, task) for number, corpus in enumerate(config.data) for task in corpus.tasks]
         options = ObjectiveOptions(
-            config.fusion, config.word_mask_prob, config.region_mask_prob, config.siblings, config.loss
+            config.fusion, config.word_mask_prob, config.region_mask_prob, config.siblings, config.loss,
+            negatives=config.negatives,
         )
         self.objectives = {task: OBJECTIVES[task](options) for _, task in self.sources}
         self.model, self.heads = self._built(options)

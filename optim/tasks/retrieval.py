@@ -20,7 +20,7 @@ from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
 from model.objectives.cmr import CrossModalRetrieval
 from model.objectives.contrastive.options import LossOptions
-from model.objectives.contrastive.scores import Siblings
+from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import heads_of, start_heads_from
 from model.retrieval.mining import HardNegatives
 from optim.loop import MicroBatch
@@ -65,6 +65,7 @@ class RetrievalConfig(FinetuningSettings):
     Args:
         model: where the weights start
         siblings: other captions of an image in a batch: mask (no negatives) or keep (negatives, as the original)
+        negatives: the other pairs of all_ranks, or of the own_rank alone, as the original
         loss: the contrastive loss
         image_captions: text DB with captions of the training images themselves, by a captioning model for instance: the
             third view
@@ -76,6 +77,7 @@ class RetrievalConfig(FinetuningSettings):
 
     model: ModelOptions = field(default_factory=ModelOptions)
     siblings: Siblings = "mask"
+    negatives: Negatives = "all_ranks"
     loss: LossOptions = field(default_factory=LossOptions)
     image_captions: str | None = None
     val_image_captions: str | None = None
@@ -116,6 +118,7 @@ class Retrieval(Finetuning):
         self.objective = CrossModalRetrieval(
             ObjectiveOptions(
                 siblings=config.siblings,
+                negatives=config.negatives,
                 loss=config.loss,
                 distill_weight=distill.weight,
                 distill_temperature=distill.temperature,

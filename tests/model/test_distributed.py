@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks_worker import CASES, build, compute
+from ranks_worker import CASES, OWN_CASES, build, compute, shares
 
 from data.errors import BadInput
 from model.distributed import SINGLE, _buckets, start_ranks
@@ -43,7 +43,7 @@ def single():
 def together(request, tmp_path_factory):
     backend, n = request.param
     out = tmp_path_factory.mktemp("ranks") / "out.pt"
-    return n, launch(backend, n, [*CASES, "weights", "types", "out_of_step"], out)
+    return n, launch(backend, n, [*CASES, *OWN_CASES, "weights", "types", "out_of_step"], out)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -54,6 +54,21 @@ def test_loss_and_gradients_are_those_of_one_process(together, single, case):
     for name, gradient in expected["gradients"].items():
         torch.testing.assert_close(found["gradients"][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
     assert any(gradient.abs().max() > 1e-3 for gradient in expected["gradients"].values())
+
+
+@pytest.mark.parametrize("case", OWN_CASES)
+def test_with_negatives_of_the_own_rank_several_ranks_are_the_mean_of_each_by_itself(together, case):
+    n, results = together
+    model, heads = build()
+    alone = [compute(case, SINGLE, model, heads, share=share) for share in shares(case, n) if share[1]]
+    mean = {name: sum(each["gradients"][name] for each in alone) / len(alone) for name in alone[0]["gradients"]}
+    loss = sum(each["loss"] for each in alone) / len(alone)
+    torch.testing.assert_close(results[case]["loss"], loss, atol=1e-5, rtol=1e-5, check_dtype=False)
+    assert results[case]["gradients"].keys() == mean.keys()
+    for name, gradient in mean.items():
+        torch.testing.assert_close(results[case]["gradients"][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    if case == "cmr_own":  # fewer candidates than among the pairs of all ranks
+        assert loss < results["cmr"]["loss"] - 1e-2
 
 
 def test_siblings_on_other_ranks_are_masked(together):

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from model.distributed import SINGLE
 from model.objectives.heads import PretrainingHeads
 from model.precision import InferenceLinear, autocast, choose_device, for_inference, loss_scaler
 from model.transformer import EncoderConfig
+from optim.loop import MicroBatch, Updater
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 from optim.schedule import build_schedule
 
@@ -307,3 +309,51 @@ def test_the_original_decays_what_it_decayed(recorded, name):
         assert group["weight_decay"] == expected["wd"]
         unused = {"itm_output.weight", "itm_output.bias"}  # a head that the original never trained
         assert {names[id(p)] for p in group["params"]} == set(expected["names"]) - unused
+
+
+# ---- accumulation ----------------------------------------------------------------------------------------------------
+
+
+class _Quadratic:
+    """A task of one weight w whose batch b has the loss (w - b)²."""
+
+    def __init__(self):
+        self.model = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.model.weight)
+
+    def backward(self, micro, meeting, scaler, accumulation):
+        loss = (self.model.weight - micro.batch.value).square().sum()
+        scaler.scale(loss / accumulation).backward()
+        return loss.detach()
+
+    def pairs(self, meeting):
+        return 1
+
+
+@pytest.mark.parametrize(("accumulation", "max_norm"), [("mean", 0.0), ("sum", 0.0), ("mean", 5.0), ("sum", 5.0)])
+def test_accumulated_gradients_are_averaged_or_summed_before_they_are_clipped(accumulation, max_norm):
+    task = _Quadratic()
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=1.0)
+    updater = Updater(task, optimizer, loss_scaler(torch.device("cpu"), "fp32"), SINGLE, max_norm, accumulation)
+    batches = [SimpleNamespace(value=value, num_rows=1) for value in (0.5, -1.0, -2.5)]
+    micros = [MicroBatch("loss", batch, (n,), None, None, 1) for n, batch in enumerate(batches)]
+    norm, _ = updater.update(micros, 0, lr=0.1)
+    gradient = sum(2 * (1 - batch.value) for batch in batches) / (3 if accumulation == "mean" else 1)  # 12 or 4
+    assert float(norm) == pytest.approx(gradient)
+    if max_norm:
+        gradient = min(gradient, max_norm)
+    assert task.model.weight.item() == pytest.approx(1 - 0.1 * gradient, abs=1e-5)
+
+
+def test_the_sum_is_the_mean_with_a_norm_so_many_times_smaller():
+    """Adam follows a gradient and a multiple of it alike."""
+    weights = []
+    for accumulation, max_norm in (("sum", 3.0), ("mean", 1.0), ("mean", 3.0)):
+        task = _Quadratic()
+        optimizer = torch.optim.AdamW(task.model.parameters(), lr=0.1, eps=0.0)
+        updater = Updater(task, optimizer, loss_scaler(torch.device("cpu"), "fp32"), SINGLE, max_norm, accumulation)
+        for step in range(4):
+            batches = [SimpleNamespace(value=value + step, num_rows=1) for value in (0.5, -1.0, 4.5)]
+            updater.update([MicroBatch("loss", b, (n,), None, None, 1) for n, b in enumerate(batches)], step, lr=0.1)
+        weights.append(task.model.weight.item())
+    assert weights[0] == pytest.approx(weights[1], abs=1e-6) and weights[0] != pytest.approx(weights[2], abs=1e-3)

@@ -10,6 +10,7 @@ from torch import Tensor
 from model.objectives.contrastive.base import PairScores
 
 Siblings = Literal["mask", "keep"]
+Negatives = Literal["all_ranks", "own_rank"]
 
 
 def pair_scores(
