@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.regions.db import Regions
+from data.regions.db import Regions, positions_of
 
 
 @dataclass
@@ -148,11 +148,12 @@ def collate_images(images: list[Regions]) -> tuple[Tensor, Tensor, Tensor]:
     """Pad images of any box count: → features [B,R,F] float16, positions [B,R,7] float32, region_mask [B,R] bool."""
     counts = np.array([len(image.features) for image in images])
     mask = np.arange(counts.max()) < counts[:, None]
-    features = np.zeros((*mask.shape, images[0].features.shape[1]), dtype=np.float16)
-    positions = np.zeros((*mask.shape, 7), dtype=np.float32)
+    features = np.empty((*mask.shape, images[0].features.shape[1]), dtype=np.float16)
     for row, image in enumerate(images):
         features[row, : counts[row]] = image.features
-        positions[row, : counts[row]] = image.positions
+        features[row, counts[row] :] = 0
+    positions = np.zeros((*mask.shape, 7), dtype=np.float32)
+    positions[mask] = positions_of(np.concatenate([image.norm_bb for image in images]))
     return torch.from_numpy(features), torch.from_numpy(positions), torch.from_numpy(mask)
 
 

@@ -149,7 +149,9 @@ class PairDataset:
         """Caption ids, image keys, words without [CLS] and [SEP], regions."""
         txt_ids, img_keys = self.ids.take(indices), self.images.take(self.image_of[indices])
         words = [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in txt_ids]
-        return txt_ids, img_keys, words, [self.regions.get(key, soft_labels=soft_labels) for key in img_keys]
+        counts = (self.img_lengths[indices] - 1).tolist()
+        regions = [self.regions.get(key, soft_labels, count) for key, count in zip(img_keys, counts, strict=True)]
+        return txt_ids, img_keys, words, regions
 
     @property
     def parts(self) -> list[tuple[PairDataset, np.ndarray]]:

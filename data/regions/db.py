@@ -82,7 +82,8 @@ class BoxChoice:
 
 @dataclass
 class Regions:
-    """The regions of one picture, most confident first. Arrays read from a database are read-only.
+    """The regions of one picture, most confident first. Arrays read from a database are read-only; of a plain one they are views
+    into its memory map, which nothing has read yet.
 
     Args:
         features: fp16 [n, F] detector features
@@ -101,11 +102,16 @@ class Regions:
 
     @property
     def positions(self) -> np.ndarray:
-        """float32 [n, 7]: x1 y1 x2 y2 w h and the area w*h, the product taken in fp32."""
-        positions = np.empty((len(self.norm_bb), 7), np.float32)
-        positions[:, :6] = self.norm_bb
-        np.multiply(positions[:, 4], positions[:, 5], out=positions[:, 6])
-        return positions
+        """float32 [n, 7]: as `positions_of`."""
+        return positions_of(self.norm_bb)
+
+
+def positions_of(norm_bb: np.ndarray) -> np.ndarray:
+    """Boxes fp16 [R, 6], of one picture or of many → float32 [R, 7]: x1 y1 x2 y2 w h and the area w*h, taken in fp32."""
+    positions = np.empty((len(norm_bb), 7), np.float32)
+    positions[:, :6] = norm_bb
+    np.multiply(positions[:, 4], positions[:, 5], out=positions[:, 6])
+    return positions
 
 
 @dataclass(frozen=True)
@@ -222,7 +228,7 @@ class RegionDB:
             candidates.append("all")
         self.folder = self._find(candidates)
         self.compressed = self.folder.name.endswith("_compressed")
-        self._records = Records(self.folder)
+        self._records = Records(self.folder, keep_views=not self.compressed)
         record = read_extractor(self.folder)
         self.made_by = record if record and record.name != PRECOMPUTED else None
         self._counted_in = nbb_path.name if nbb_path else self.folder.name  # where the number of boxes to use stands
@@ -296,13 +302,16 @@ class RegionDB:
     def __getitem__(self, key: str) -> Regions:
         return self.get(key)
 
-    def get(self, key: str, soft_labels: bool = True) -> Regions:
+    def get(self, key: str, soft_labels: bool = True, count: int | None = None) -> Regions:
         """The regions of one picture, trimmed to its box count; without `soft_labels` those are not decoded.
+
+        Args:
+            count: what `num_regions` says of the picture, when the caller has looked it up
 
         Raises:
             BadInput: the key is absent or its value is damaged or of another width than the database.
         """
-        count = self.num_regions.get(key)
+        count = self.num_regions.get(key) if count is None else count
         if count is None:
             raise BadInput(f"{self.folder}: no picture {key!r}; extract its region features or leave it out")
         arrays = self._decode(key, MEMBERS if soft_labels and self.num_labels else MEMBERS[:3])
@@ -343,7 +352,7 @@ class RegionDB:
 def stored_arrays(
     txn: lmdb.Transaction, folder: Path, key: str, compressed: bool, members: tuple[str, ...] = MEMBERS
 ) -> dict[str, np.ndarray]:
-    """The asked members that are stored under `key`, all rows, fp16.
+    """The asked members that are stored under `key`, all rows, fp16; of a plain value they are views of what `txn` gives.
 
     Raises:
         BadInput: the key is absent, its value is damaged, or features, norm_bb or conf are missing.
@@ -355,7 +364,7 @@ def stored_arrays(
     if value is None:
         raise BadInput(f"{folder}: key {key!r} is listed but not stored; build the database again")
     try:
-        arrays = (decode_compressed if compressed else decode_plain)(value, members)
+        arrays = (decode_compressed if compressed else decode_plain)(memoryview(value), members)
     except Exception as error:  # whatever msgpack, zip, zlib or numpy raise on damaged bytes
         raise BadInput(f"{folder}: key {key!r} is damaged ({error!r}); extract this picture again") from None
     missing = [name for name in members[:3] if name not in arrays]

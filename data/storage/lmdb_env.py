@@ -4,8 +4,8 @@ Readers never lock: databases live on network file systems, where locks hang, an
 once per process and shared: py-lmdb 3 refuses a second opening of the same file.
 
 After a fork (DataLoader workers) `Records` opens the database anew in the child: what was inherited is closed there first,
-since py-lmdb's list of open files is inherited too. Closing unmaps memory, in the child alone. Who keeps zero-copy views
-takes `reader` instead: what that opened is not closed, and the child goes on with it. LMDB's warning against that is about
+since py-lmdb's list of open files is inherited too. Closing unmaps memory, in the child alone. Who hands out zero-copy views
+says so (``keep_views``, `reader`): what that opened is not closed, and the child goes on with it. LMDB's warning against that is about
 its locks and its reader table; with ``lock=False`` and ``readonly=True`` neither exists, and what is left is a shared
 memory map, which survives a fork. A spawned worker starts with nothing and opens its own.
 """
@@ -65,23 +65,31 @@ def reader(folder: str | Path) -> lmdb.Transaction:
 
 
 class Records:
-    """The records of one database, for who decodes them at once. Picklable; every process opens the database itself.
+    """The records of one database. Picklable; a process that was spawned opens the database itself.
+
+    Args:
+        keep_views: whether views into the map may be kept. They are valid as long as the process lives and after a fork, unless
+            `close_env` is called. Without it, records are decoded at once, and a forked process opens the database anew
 
     Raises:
         BadInput: as `open_env`; also where a worker finds another database in the folder than its parent read.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._opened: _Opened | None = _open(folder)
-        self._file = self._opened.stamp[:2]
+    def __init__(self, folder: str | Path, keep_views: bool = False):
+        self.folder, self.keep_views = Path(folder), keep_views
+        self._opened: _Opened | None = None
+        self._file = self._open().stamp[:2]
+
+    def _open(self) -> _Opened:
+        self._opened = _open(self.folder)
+        self._opened.keeps_views = self._opened.keeps_views or self.keep_views
+        return self._opened
 
     @property
     def txn(self) -> lmdb.Transaction:
-        """This process's read transaction; views that its `get` returns must not outlive a fork."""
+        """This process's read transaction; without ``keep_views``, views that its `get` returns must not outlive a fork."""
         if self._opened is None or self._opened.txn is None:
-            self._opened = _open(self.folder)
-            if self._opened.stamp[:2] != self._file:
+            if self._open().stamp[:2] != self._file:
                 raise BadInput(f"{self.folder}: the database was replaced while it was being read; start again")
         return self._opened.txn
 

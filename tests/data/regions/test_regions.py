@@ -280,6 +280,34 @@ def test_data_loader_workers(tmp_path, method):
         assert list(loader) == expected == [_checksum(db[key]) for key in db.keys]
 
 
+def test_what_is_read_from_a_plain_database_is_a_view_that_stays_valid(tmp_path):
+    """Into the memory map; also in a forked process, and when the database was replaced."""
+    db = RegionDB(write(tmp_path, PICTURES))
+    held = {key: db[key] for key in db.keys}
+    stored = np.frombuffer(db._records.txn.get(b"3.npz"), np.uint8)
+    for array in arrays_of(held["3.npz"]).values():
+        assert np.shares_memory(array, stored) and not array.flags.writeable
+
+    def all_same():
+        for key, regions in held.items():
+            assert_same(regions, PICTURES[key], db.num_regions[key])
+
+    for _ in range(2):
+        all_same()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                RegionDB(tmp_path)
+                all_same()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        write(tmp_path, {"new.npz": make_regions(5)})
+        assert RegionDB(tmp_path).keys == ["new.npz"]
+
+
 def test_pickles_small_and_open(tmp_path):
     db = RegionDB(write(tmp_path, PICTURES))
     again = pickle.loads(pickle.dumps(db))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -259,6 +260,18 @@ def test_views_that_somebody_holds_survive_a_fork(tmp_path):
     )  # fmt: skip
     assert bytes(Records(folder).txn.get(b"z")) == b"1" and records.txn.get(b"z") is None  # an older snapshot
     assert in_fork(lambda: bytes(view) == RECORDS[b"005"] and records.txn.get(b"z") is None)
+
+
+def test_records_that_hand_out_views_survive_a_fork_and_a_replacement(tmp_path):
+    folder = write(tmp_path / "db", RECORDS)
+    records = Records(folder, keep_views=True)
+    view = records.txn.get(b"005")
+    again = pickle.loads(pickle.dumps(records))
+    write(folder, {b"005": b"new"})
+    assert bytes(Records(folder, keep_views=True).txn.get(b"005")) == b"new"  # opened anew, so that none of its views is of the old
+    assert in_fork(lambda: bytes(view) == bytes(records.txn.get(b"005")) == RECORDS[b"005"])
+    with pytest.raises(BadInput, match="replaced while it was being read"):
+        _ = again.txn
 
 
 def test_child_after_a_change_in_place(tmp_path):
