@@ -192,5 +192,11 @@ def _quote_texts(node: yaml.Node, inner: type, source: str, settings: Settings, 
     """Mark the texts of a list of settings as texts for whoever reads it as YAML; keys are checked on the way."""
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         for key, inner_kind, value in _entries(_mapping(item, source, name), inner, source, settings, f"{name}."):
-            if is_text(inner_kind) and not (_is_null(value) and is_optional(inner_kind)):
-                value.value, value.tag, value.style = _text(value, source, f"{name}.{key}"), STRING, '"'
+            if _is_null(value) and is_optional(inner_kind):
+                continue
+            if isinstance(value, yaml.SequenceNode) and is_text(list_items(inner_kind)):
+                texts = value.value
+            else:
+                texts = [value] * is_text(inner_kind)
+            for text in texts:
+                text.value, text.tag, text.style = _text(text, source, f"{name}.{key}"), STRING, '"'

@@ -300,9 +300,12 @@ def _workload(recipe: Recipe, machine: Machine, sizes: DataSizes) -> tuple[Load,
         hard_negatives=recipe.hard_negatives.count,
         third_view=not reranks and recipe.caption_score_weight > 0,
     )
+    task = {"ranking" if reranks else "cmr": 1.0}
+    if recipe.num_steps:
+        return load, task, recipe.num_steps
     captions = _captions_of(recipe) if sizes.captions is None else sizes.captions
     update = recipe.batch_size * recipe.grad_accumulation * machine.count
-    return load, {"ranking" if reranks else "cmr": 1.0}, recipe.epochs * -(-captions // update)
+    return load, task, recipe.epochs * -(-captions // update)
 
 
 def _captions_of(recipe: RetrievalConfig | RerankingConfig) -> int:

@@ -55,6 +55,7 @@ class FinetuningSettings(TrainingSettings):
         hard_negatives: negatives mined from the index of the training images
         batch_size: caption–image pairs of one batch on one GPU
         epochs: passes over all captions
+        num_steps: updates, instead of epochs; the last one is followed by a validation too. 0: as many as the epochs take
     """
 
     train_captions: str | list[str]
@@ -67,6 +68,7 @@ class FinetuningSettings(TrainingSettings):
     hard_negatives: HardNegativeOptions = field(default_factory=HardNegativeOptions)
     batch_size: int = 96
     epochs: int = 15
+    num_steps: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,6 +77,8 @@ class FinetuningSettings(TrainingSettings):
         if self.batch_size < 2:
             raise BadInput(f"batch_size must be at least 2 (the other pairs are the negatives), found {self.batch_size}")
         self.check_at_least_one("epochs")
+        if self.num_steps < 0:
+            raise BadInput(f"num_steps must be at least 0, found {self.num_steps}")
         if self.language_temperature < 1:
             raise BadInput(f"language_temperature must be at least 1, found {self.language_temperature}")
 
@@ -189,7 +193,8 @@ class Finetuning(ABC):
             "train": {"captions": len(train), "images": len(train.images)},
             "val": {"captions": len(val), "images": len(val.images)},
             "effective_batch_pairs": config.batch_size * config.grad_accumulation * ranks.size,
-            "steps": f"{config.epochs} epochs of {self._updates_for(len(train))}",
+            "steps": f"{config.num_steps or f'{config.epochs} epochs'} of {self._updates_for(len(train))}"
+            + " an epoch" * bool(config.num_steps),
             "peak_lr": config.optim.lr,
         } | length_facts(train, val)
 
@@ -218,6 +223,8 @@ class Finetuning(ABC):
         return {} if ranking is None else {"ranking": torch.from_numpy(ranking)}
 
     def total_updates(self, step: int) -> int:
+        if self.config.num_steps:
+            return self.config.num_steps
         epochs_behind = self.config.epochs - self.epoch - 1
         whole = self._updates_for(len(self.train))
         return step + self._updates_for(len(self.train) - self.done) + epochs_behind * whole
@@ -227,8 +234,9 @@ class Finetuning(ABC):
         return -(-pairs // (self.config.batch_size * self.ranks.size) // self.config.grad_accumulation)
 
     def updates(self, step: int, paused: Paused) -> Iterator[Update]:
-        epochs = self.config.epochs
-        for epoch in range(self.epoch, epochs):
+        epochs, num_steps = self.config.epochs, self.config.num_steps
+        while step < num_steps if num_steps else self.epoch < epochs:
+            epoch = self.epoch
             if self.done == 0:
                 with paused():
                     self._mine_before(epoch)
@@ -236,9 +244,14 @@ class Finetuning(ABC):
                 done = group[-1][0].done
                 is_whole = done == len(self.train)
                 self.epoch, self.done = (epoch + 1, 0) if is_whole else (epoch, done)
+                step += 1
+                is_last = step == num_steps if num_steps else self.epoch == epochs
                 resume = {"epoch": self.epoch, "done": self.done}
                 micro_batches = [self._micro_batch(draw, batch) for draw, batch in group]
-                yield Update(micro_batches, resume, f"epoch {epoch + 1}/{epochs}", is_whole, self.epoch == epochs)
+                stage = f"epoch {epoch + 1}" + f"/{epochs}" * (not num_steps)
+                yield Update(micro_batches, resume, stage, is_whole or is_last, is_last)
+                if is_last:
+                    return
 
     def _mine_before(self, epoch: int) -> None:
         is_stale = self.miner_changes or self.hard_negatives.ranking is None

@@ -40,21 +40,25 @@ class CorpusOptions:
 
     Args:
         name: what it is called in the logs
-        captions: text DB to train on
-        regions: image DB
+        captions: text DB to train on, or several (COCO's train and restval)
+        regions: its image DB, or one for each text DB
         tasks: mix ratio of each objective (model/objectives has them); a step draws one (corpus, objective) pair
-        val_captions: text DB to validate on; none: this corpus is not validated
-        val_regions: its image DB; none: the same as regions
+        val_captions: text DB to validate on, or several; none: this corpus is not validated
+        val_regions: its image DB, or one for each; none: the same as regions
     """
 
     name: str
-    captions: str
-    regions: str
+    captions: str | list[str]
+    regions: str | list[str]
     tasks: dict[str, float]
-    val_captions: str | None = None
-    val_regions: str | None = None
+    val_captions: str | list[str] | None = None
+    val_regions: str | list[str] | None = None
 
     def __post_init__(self):
+        if self.val_captions and not self.val_regions and not isinstance(self.regions, str) and len(self.regions) > 1:
+            raise BadInput(
+                f"data {self.name}: val_regions: say which image DB the validation captions go with, regions are several"
+            )
         for task, ratio in self.tasks.items():
             if task not in OBJECTIVES:
                 raise BadInput(f"data {self.name}: unknown task {task!r}; tasks are {', '.join(OBJECTIVES)}")
@@ -170,7 +174,7 @@ class Pretraining:
             digests |= digests_of_pairs(val, f"validation {corpus.name}") if val is not None else {}
         return digests
 
-    def _pairs(self, captions: str, regions: str) -> PairDataset:
+    def _pairs(self, captions: str | list[str], regions: str | list[str]) -> PairDataset:
         config = self.config
         return open_pairs(captions, regions, config.boxes, config.max_txt_len, root=config.data_root)
 
@@ -181,8 +185,8 @@ class Pretraining:
         self.train = [pairs.at_most(tokens) for pairs in self.train]
         self.val = [pairs and pairs.at_most(tokens) for pairs in self.val]
         for corpus, *datasets in zip(config.data, self.train, self.val, strict=True):
-            for dataset in filter(None, datasets):
-                self._check(model, corpus, dataset)
+            for part, _ in (part for dataset in filter(None, datasets) for part in dataset.parts):
+                self._check(model, corpus, part)
         heads = PretrainingHeads(model.config, options, self.objectives)
         if config.model.init:
             start_heads_from(heads, config.model.init)

@@ -223,3 +223,18 @@ def test_bad_switches_are_one_clear_line(small_world, pretrained, image_captions
         train("--model.freeze-txt", "--model.freeze-img")
     with pytest.raises(BadInput, match="24 images in all"):
         train("--hard-negatives.count", 2, "--hard-negatives.window", "20-40")
+
+
+def test_a_number_of_updates_instead_of_epochs(train):
+    """The same updates as in epochs, with the rate's fall to the end of these; the last is validated in mid-epoch."""
+    folder, lines = train("--num-steps", 11, "--optim.schedule", "constant", "--optim.warmup-ratio", 0, name="steps")
+    plain = train("--epochs", 3, "--optim.schedule", "constant", "--optim.warmup-ratio", 0, name="epochs")[1]
+    per_epoch = len(losses(plain)) // 3
+    assert len(losses(lines)) == 11 and 11 % per_epoch
+    assert losses(lines) == losses(plain)[:11]
+    validated = [line["step"] for line in lines if "val/all/AR" in line]
+    assert validated == [*range(per_epoch, 11, per_epoch), 11]
+    falling = [line["lr"] for line in train("--num-steps", 11, name="falling")[1] if "lr" in line]
+    assert falling[-1] == pytest.approx(1e-3 / (11 - 1))
+    again = train("--num-steps", 11, name="falling")[1]
+    assert [line["lr"] for line in again if "lr" in line] == falling  # a run that is done has nothing left
