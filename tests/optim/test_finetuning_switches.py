@@ -227,7 +227,7 @@ def test_bad_switches_are_one_clear_line(small_world, pretrained, image_captions
 
 def test_a_number_of_updates_instead_of_epochs(train):
     """The same updates as in epochs, with the rate's fall to the end of these; the last is validated in mid-epoch."""
-    folder, lines = train("--num-steps", 11, "--optim.schedule", "constant", "--optim.warmup-ratio", 0, name="steps")
+    lines = train("--num-steps", 11, "--optim.schedule", "constant", "--optim.warmup-ratio", 0, name="steps")[1]
     plain = train("--epochs", 3, "--optim.schedule", "constant", "--optim.warmup-ratio", 0, name="epochs")[1]
     per_epoch = len(losses(plain)) // 3
     assert len(losses(lines)) == 11 and 11 % per_epoch

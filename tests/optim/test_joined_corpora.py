@@ -1,6 +1,5 @@
 """A corpus of pre-training that is several databases: drawn as one, validated as one."""
 
-import itertools
 import json
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 import pretrain
 from configs import cli
 from data.batches.pairs import open_pairs
+from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.distributed import Ranks
 from optim.tasks.pretraining import Pretraining
@@ -39,9 +39,9 @@ def test_each_caption_of_all_databases_is_drawn_once_in_a_pass(recipe, small_wor
     alone = [open_pairs(name, "regions", BoxOptions(), 62, root=root) for name in JOINED["captions"]]
     assert len(task.train[0]) == sum(map(len, alone))
     np.testing.assert_array_equal(task.train[0].txt_lengths, np.concatenate([pairs.txt_lengths for pairs in alone]))
-    drawn: list[int] = []
-    for draw in itertools.takewhile(lambda draw: len(drawn) < len(task.train[0]), task.draws):
-        drawn += draw.indices.tolist()
+    drawn, draws = [], iter(task.draws)
+    while len(drawn) < len(task.train[0]):
+        drawn += next(draws).indices.tolist()
     assert sorted(drawn) == list(range(len(task.train[0])))
 
 
@@ -53,5 +53,5 @@ def test_a_joined_corpus_is_trained_and_validated_by_its_one_name(recipe, tmp_pa
 
 
 def test_validation_captions_of_several_region_databases_say_theirs(recipe, small_world):
-    with pytest.raises(pretrain.cli.BadInput, match="data scenes: val_regions: say which image DB"):
+    with pytest.raises(BadInput, match="data scenes: val_regions: say which image DB"):
         cli.parse(pretrain.PretrainConfig, recipe(JOINED | {"regions": ["regions", "regions"]}))
