@@ -85,9 +85,17 @@ def encode_batches(source: Source, encoding: Encoding) -> Iterator[tuple[list[in
 
 
 def embed_pairs(
-    model: LightningDOT, dataset: PairDataset, device, precision: Precision, ranks: distributed.Ranks = distributed.SINGLE
+    model: LightningDOT,
+    dataset: PairDataset,
+    device,
+    precision: Precision,
+    ranks: distributed.Ranks = distributed.SINGLE,
+    third_view: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encode every caption and every image of a dataset once, each rank its share of them.
+
+    Args:
+        third_view: whether captions of the images, where the dataset has any, are part of an image's embedding
 
     Returns: txt [T,D], img [I,D], image_of [T] (row of a caption's image), on the host and the same on all ranks
     """
@@ -95,7 +103,8 @@ def embed_pairs(
     txt, img = [], torch.zeros(len(dataset.images), model.config.embedding_dim)
     for part, rows in dataset.parts:
         txt.append(_embed(caption_source(model, part.captions, part.ids), encoding, ranks))
-        img[rows] = _embed(image_source(model, part.regions, part.images, part.image_captions), encoding, ranks)
+        view = part.image_captions if third_view else None
+        img[rows] = _embed(image_source(model, part.regions, part.images, view), encoding, ranks)
     return torch.cat(txt), img, torch.from_numpy(dataset.image_of.astype(np.int64))
 
 

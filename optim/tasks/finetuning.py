@@ -90,11 +90,13 @@ class ThirdView:
     Attributes:
         train, val: of the training and of the validation images
         weight: their share in a score; 0: there is no third view
+        in_loss_only: whether validation and mining rank without it
     """
 
     train: str | None = None
     val: str | None = None
     weight: float = 0.0
+    in_loss_only: bool = False
 
 
 def open_training_data(
@@ -102,16 +104,17 @@ def open_training_data(
 ) -> tuple[PairDataset, PairDataset]:
     """The training pairs and the validation pairs that ``config`` names. Raises BadInput as `open_pairs` does."""
     view = view or ThirdView()
-    opened = functools.partial(
-        open_pairs, options=config.boxes, languages=config.languages, root=config.data_root, caption_weight=view.weight
-    )
+    val_view = None if view.in_loss_only else view.val or view.train
+    opened = functools.partial(open_pairs, options=config.boxes, languages=config.languages, root=config.data_root)
     with ranks.first_alone():  # a database's tables are made fit for memory-mapping once
         train = opened(
-            config.train_captions, config.train_regions, max_txt_len=config.max_txt_len, image_captions=view.train
-        )
+            config.train_captions, config.train_regions, max_txt_len=config.max_txt_len, image_captions=view.train,
+            caption_weight=view.weight,
+        )  # fmt: skip
         val = opened(
-            config.val_captions, config.val_regions or config.train_regions, image_captions=view.val or view.train
-        )
+            config.val_captions, config.val_regions or config.train_regions, image_captions=val_view,
+            caption_weight=0.0 if view.in_loss_only else view.weight,
+        )  # fmt: skip
     return train, val
 
 
@@ -163,6 +166,7 @@ class Finetuning(ABC):
     loss_name: str
     prepare: Callable[[Examples], Batch]  # runs in the data workers
     miner_changes: bool  # with training, so that its ranking has to be made anew
+    mines_third_view = True  # where there is one
 
     def __init__(
         self,
@@ -256,7 +260,8 @@ class Finetuning(ABC):
     def _mine_before(self, epoch: int) -> None:
         is_stale = self.miner_changes or self.hard_negatives.ranking is None
         if self.config.hard_negatives.mines_before(epoch) and is_stale:
-            txt, img, _ = embed_pairs(self.miner, self.train, self.device, self.config.precision, self.ranks)
+            where = self.device, self.config.precision, self.ranks
+            txt, img, _ = embed_pairs(self.miner, self.train, *where, third_view=self.mines_third_view)
             self.hard_negatives.mine(txt, img)
 
     def _groups(self, epoch: int) -> Iterator[list[tuple[PairDraw, Batch]]]:

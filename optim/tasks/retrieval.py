@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ class RetrievalConfig(FinetuningSettings):
             third view
         val_image_captions: the same of the validation images; none: the same as image_captions
         caption_score_weight: share of the third view in a score; 0: there is none
+        third_view: where it counts: everywhere (in the loss, in validation, and where hard negatives are mined), or in the loss
+            alone, as the original
         distill: learning the ranking of a re-ranker
         grad_cache: pairs embedded at a time, so that a batch may be larger than memory; 0: all at once
     """
@@ -82,11 +85,14 @@ class RetrievalConfig(FinetuningSettings):
     image_captions: str | None = None
     val_image_captions: str | None = None
     caption_score_weight: float = 0.0
+    third_view: Literal["everywhere", "loss"] = "everywhere"
     distill: DistillOptions = field(default_factory=DistillOptions)
     grad_cache: int = 0
 
     def __post_init__(self):
         super().__post_init__()
+        if self.third_view == "loss" and self.val_image_captions is not None:
+            raise BadInput("val_image_captions: third_view loss has no third view in validation; leave them out")
         if self.model.similarity is not None:
             self.loss.check_similarity(self.model.similarity)
 
@@ -102,7 +108,8 @@ class Retrieval(Finetuning):
     miner_changes = True
 
     def __init__(self, config: RetrievalConfig, device: torch.device, ranks: Ranks):
-        view = ThirdView(config.image_captions, config.val_image_captions, config.caption_score_weight)
+        in_loss_only = config.third_view == "loss"
+        view = ThirdView(config.image_captions, config.val_image_captions, config.caption_score_weight, in_loss_only)
         train, val = open_training_data(config, ranks, view)
         regions = train.regions
         model = build_model(
@@ -125,6 +132,7 @@ class Retrieval(Finetuning):
             )
         )
         self.prepare = self.objective.prepare
+        self.mines_third_view = not in_loss_only
         if distill.scores:
             self.data["training teacher scores"] = file_digest(distill.scores)
         heads = heads_of(self.objective, model.config).to(device)

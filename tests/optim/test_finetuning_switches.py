@@ -25,6 +25,7 @@ from model.evaluation.tasks import evaluate
 from model.objectives import OBJECTIVES
 from model.retrieval.encoding import Encoding, embed_pairs
 from model.retrieval.indexing import build_index
+from model.retrieval.mining import HardNegativeOptions, HardNegatives
 from model.retrieval.sources import image_source
 
 ORIGINAL = """--siblings keep --optim.algorithm adamw_original --optim.no_decay original --optim.schedule hf_linear
@@ -212,9 +213,32 @@ def test_third_view_is_part_of_an_image_embedding(small_world, pretrained, image
     np.testing.assert_allclose(index.vectors(np.arange(len(index))), mixed[order], atol=1e-5)
 
 
+def test_a_third_view_in_the_loss_alone_ranks_nothing(train, small_world, image_captions):
+    """Neither validation, which then needs no such captions, nor the mining of hard negatives."""
+    view = ["--image-captions", "image_captions/train", "--caption-score-weight", 0.5, "--epochs", 2, "--keep-checkpoints", 5]
+    view += ["--hard-negatives.count", 1, "--hard-negatives.window", "0-9"]
+    folder, lines = train(*view, "--third-view", "loss", name="loss")
+    everywhere = train(*view, "--val-image-captions", "image_captions/val", name="everywhere")[1]
+    plain = train("--epochs", 1, name="plain")[1]
+    first = len(losses(plain))
+    assert losses(lines)[:first] == losses(everywhere)[:first] != losses(plain)
+    steps = sorted((folder / "checkpoints").iterdir())
+    training, val = (open_pairs(str(small_world / "db" / split), str(small_world / "regions"), BoxOptions(),
+                                62 if split == "train" else -1, ["en"]) for split in ("train", "val"))  # fmt: skip
+    model = LightningDOT.from_pretrained(steps[0])
+    found = [line["val/all/AR"] for line in lines if "val/all/AR" in line]
+    assert found[0] == pytest.approx(evaluate(model, val, "cpu")["all"]["AR"])
+    assert found[0] != next(line["val/all/AR"] for line in everywhere if "val/all/AR" in line)
+    negatives = HardNegatives(training, HardNegativeOptions(1, "0-9"))
+    negatives.mine(*embed_pairs(model, training, "cpu", "fp32")[:2])
+    assert torch.load(steps[1] / "training.pt", weights_only=True)["ranking"].tolist() == negatives.ranking.tolist()
+
+
 def test_bad_switches_are_one_clear_line(small_world, pretrained, image_captions, train):
     with pytest.raises(BadInput, match="the third view needs both, a weight above 0"):
         train("--caption-score-weight", 0.1)
+    with pytest.raises(BadInput, match="third_view loss has no third view in validation"):
+        train("--third-view", "loss", "--val-image-captions", "image_captions/val")
     with pytest.raises(BadInput, match="image_captions/val: has no caption of image"):
         train("--caption-score-weight", 0.1, "--image-captions", "image_captions/val")
     with pytest.raises(BadInput, match="distill: scores and weight go together"):
