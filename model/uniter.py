@@ -72,6 +72,7 @@ class Reranker(nn.Module):
         super().__init__()
         self.config = config
         self.fingerprint: str | None = None  # of the weights as last read or written
+        self.head = "rank_output"  # what the scores come from, as last read
         self.bert = Uniter(config)
         self.rank_output = nn.Linear(config.encoder.hidden_size, 1)
         self.itm_output = nn.Linear(config.encoder.hidden_size, 2)  # pre-training's: class 1 is a match
@@ -150,17 +151,32 @@ class Reranker(nn.Module):
     def from_pretrained(cls, folder: str | Path, dropout: float | None = None) -> Reranker:
         """Read a re-ranker that was trained here, or a UNITER that ``scripts/convert_checkpoint.py`` converted; in eval mode.
 
+        A UNITER that was only pre-trained has no rank_output: it scores by itm_output, the log-odds of a match (its row 1 less its
+        row 0), which rank as the head's probability of a match does. ``head`` says which of the two it is.
+
         Raises:
-            BadInput: no such folder, no UNITER, one without rank_output, or a tensor missing or of the wrong shape.
+            BadInput: no such folder, no UNITER, one without either head, or a tensor missing or of the wrong shape.
         """
         model, tensors = cls._read(folder, dropout)
         absent = [name for name in model.state_dict() if name.startswith("rank_output.") and name not in tensors]
-        if absent:
+        if not absent:
+            return model.eval()
+        if len(absent) == 1 or not {"itm_output.weight", "itm_output.bias"} <= tensors.keys():
             raise BadInput(
-                f"{folder}/{HEADS}: no {absent[0]}: this UNITER was pre-trained and not yet fine-tuned for retrieval; train it: "
+                f"{folder}/{HEADS}: no {absent[0]}, and no itm_output in its place: this UNITER cannot score pairs; train it: "
                 "train_itm.py --model uniter --model.init"
             )
+        with torch.no_grad():
+            model.rank_output.weight.copy_(model.itm_output.weight[1:] - model.itm_output.weight[:1])
+            model.rank_output.bias.copy_(model.itm_output.bias[1:] - model.itm_output.bias[:1])
+        model.head = "itm_output"
         return model.eval()
+
+    def describe_head(self) -> str:
+        """What the scores come from, as a line for the screen."""
+        if self.head == "rank_output":
+            return "re-ranker: scores by rank_output, fine-tuned for retrieval"
+        return "re-ranker: scores by itm_output, zero-shot: pre-training's log-odds of a match (train_itm.py --model uniter fine-tunes)"
 
     @classmethod
     def start_from(cls, folder: str | Path, dropout: float | None = None) -> tuple[Reranker, str]:

@@ -39,21 +39,21 @@ class Options:
     """Tokenise the captions of an annotation file into text databases, one per split: OUT/train, OUT/val ...
 
     Args:
-        annotations: annotation file; of Multi30K the folder of its repository
+        annotations: annotation file; of Multi30K the folder of its repository; of STAIR and COCO-CN theirs too
         tokenizer: Hugging Face BERT-family folder, or a vocab.txt
         out: folder to write; databases of the same splits in it are replaced. report.json in it says what was left out
-        format: jsonl (lines of image, captions, split), karpathy (dataset_*.json), coco (captions_*.json), token (Flickr30k's
-            results.token), multi30k (or multi30k-task1, -task2), pairs (tsv, json, jsonl), visual-genome (its descriptions)
+        format: jsonl (lines of image, captions, split), karpathy (dataset_*.json), coco, token (Flickr30k's), multi30k (or -task1,
+            -task2), stair, coco-cn, pairs (tsv, json, jsonl), visual-genome, image-meta (the original's *_meta.json)
         strict: stop at the first bad record, instead of leaving it out
         lowercase: lower-case the captions first; default is as the tokenizer says
         languages: keep only these; default is all
         splits: write only these; default is all
         former_splits: keep or remove the splits in OUT of an earlier build that this one does not have
         restval_as_train: add Karpathy's split restval to train
-        fields: jsonl: keys of a line that hold captions; a language is taken from the first that has it
+        fields: jsonl, image-meta: keys that hold captions; a language is taken from the first that has it
         split: of files and lines that name none: that of all captions, default train; wins over the name of a COCO file
-        split_lists: files of picture names, one a line, that say the split: train=FILE, or FILE named after it; pictures
-            in none are left out
+        split_lists: files of picture names, one a line, that say the split: train=FILE, or FILE named after it; or Karpathy's
+            JSON, which says all; pictures in none are left out
         shares: splits drawn by picture: train=0.8 val=0.1 test=0.1
         seed: of that drawing
         exclude: FILE, or FILE:val,test: annotations whose photographs (Flickr's, COCO's numbers) must not be trained on

@@ -8,7 +8,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from data.annotations import coco, jsonl, karpathy, multi30k, token, visual_genome, web_pairs
+from data.annotations import (
+    coco,
+    coco_cn,
+    image_meta,
+    jsonl,
+    karpathy,
+    multi30k,
+    stair,
+    token,
+    visual_genome,
+    web_pairs,
+)
 from data.annotations.records import STRICT, AnnotationFormat, Caption, ReadingOptions
 from data.regions.keys import normal_name
 
@@ -16,12 +27,15 @@ FORMATS: dict[str, AnnotationFormat] = {
     "jsonl": jsonl.FORMAT,
     "karpathy": karpathy.FORMAT,
     "coco": coco.FORMAT,
+    "stair": stair.FORMAT,
+    "coco-cn": coco_cn.FORMAT,
     "token": token.FORMAT,
     "multi30k": multi30k.FORMAT,
     "multi30k-task1": multi30k.FORMAT_TASK1,
     "multi30k-task2": multi30k.FORMAT_TASK2,
     "pairs": web_pairs.FORMAT,
     "visual-genome": visual_genome.FORMAT,
+    "image-meta": image_meta.FORMAT,
 }
 FormatName = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
 

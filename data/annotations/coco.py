@@ -19,7 +19,7 @@ from data.annotations.records import (
     require,
 )
 from data.errors import BadInput
-from data.storage.text_files import read_json
+from data.storage.text_files import is_utf8, read_json
 
 
 def read_coco(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[Caption]:
@@ -32,13 +32,24 @@ def read_coco(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[C
         BadInput: a file that is not of this form; and, reported, an annotation without its picture or of an id that several
             pictures have, an empty caption or an id used twice.
     """
+    named = None if settings.split_is_given else split_of_name(Path(path).name)
+    return captions_of_coco(path, settings, named or settings.split, "en")
+
+
+def captions_of_coco(
+    path: str | Path, settings: ReadingOptions, split: str, language: str, mark: str = ""
+) -> Iterator[Caption]:
+    """The captions of a file laid out as COCO's, in one language; a ``tokenized_caption`` gives their words, parted by spaces.
+
+    Args:
+        mark: what begins every caption id, before the file's number
+    """
     content = read_json(path, ADVICE, expected=None)
     for name in ("images", "annotations"):
         value = content.get(name) if isinstance(content, dict) else None
         require(isinstance(value, list), str(path), name, value, "a list, as in COCO's captions_*.json")
-    named = None if settings.split_is_given else split_of_name(Path(path).name)
     names = _names_of_pictures(path, content["images"], settings)
-    annotations: dict[str, list[tuple[str, str, object]]] = defaultdict(list)
+    annotations: dict[str, list[tuple[str, str, dict]]] = defaultdict(list)
     for n, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotations[{n}]"
         try:
@@ -54,13 +65,15 @@ def read_coco(path: str | Path, settings: ReadingOptions = STRICT) -> Iterator[C
         except BadInput as error:
             settings.on_bad_record(str(error), 1)
         else:
-            annotations[image_id].append((where, caption_id, annotation["caption"]))
+            annotations[image_id].append((where, mark + caption_id, annotation))
     seen: set[str] = set()
     for image_id, (name, *others) in names.items():
         if image_id not in annotations and not others:
             settings.on_picture_without_captions(name)
-        for where, caption_id, text in annotations[image_id]:
-            caption = Caption(name, text, caption_id, named or settings.split, "en", None, number_of_id(image_id))
+        for where, caption_id, annotation in annotations[image_id]:
+            words = annotation.get("tokenized_caption")
+            tokens = tuple(words.split()) or None if isinstance(words, str) and is_utf8(words) else None
+            caption = Caption(name, annotation["caption"], caption_id, split, language, tokens, number_of_id(image_id))
             yield from kept_if_valid(where, caption, seen, settings)
 
 

@@ -24,6 +24,7 @@ COUNTS: dict[str, dict[str, dict[str, tuple[int, int]]]] = {
     "coco2014-val": {"val": {"en": (40_504, 202_654)}},
     "coco2017-train": {"train": {"en": (118_287, 591_753)}},
     "coco2017-val": {"val": {"en": (5_000, 25_014)}},
+    "coco-cn": {"test": {"zh": (1_000, 1_053)}},  # of train and val only the pictures were published
 }
 _PICTURES = {
     "train": 29_000,

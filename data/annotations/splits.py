@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.annotations import FORMATS
+from data.annotations import FORMATS, guess_format, read_captions
 from data.annotations.photographs import describe_photo, find_photos_in_several_splits, photo_within_file
 from data.annotations.records import ADVICE, Caption, require_split_name
 from data.errors import BadInput
@@ -20,7 +20,8 @@ def read_split_lists(words: Sequence[str]) -> dict[str, str]:
     """Name of a picture without extension, as it is listed -> split, from files that list a picture a line.
 
     Args:
-        words: ``train=lists/train.txt`` or ``lists/train.txt``, whose split is the file's name
+        words: ``train=lists/train.txt`` or ``lists/train.txt``, whose split is the file's name; or annotations that say the split
+            of every picture, ``dataset_coco.json``, for captions of the same pictures in another language
 
     Raises:
         BadInput: a file that cannot be read, a picture in two splits.
@@ -28,22 +29,38 @@ def read_split_lists(words: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     by_stem: dict[str, list[str]] = {}
     for word in words:
-        split, equals, path = word.partition("=")
-        if not equals:
-            split, path = Path(word).stem, word
-        require_split_name("--split-lists", split)
-        for n, line in enumerate(read_lines(path, ADVICE), 1):
-            listed = PurePosixPath(normal_name(line.strip().partition("#")[0]))
-            if not listed.stem:
-                continue
+        for where, image, split in _listed_pictures(word):
+            listed = PurePosixPath(normal_name(image))
             name = str(listed.parent / listed.stem)
             other = next((o for o in by_stem.get(listed.stem, ()) if found[o] != split and folders_agree(o, name)), None)
             if other is not None:
-                raise BadInput(f"{path}: line {n}: {name} is in split {found[other]} too; a picture is in one split")
+                raise BadInput(f"{where}: {name} is in split {found[other]} too; a picture is in one split")
             if name not in found:
                 by_stem.setdefault(listed.stem, []).append(name)
             found[name] = split
     return found
+
+
+def _listed_pictures(word: str) -> Iterator[tuple[str, str, str]]:
+    """Where it stands, picture and split, of each picture of one of `read_split_lists`' words."""
+    split, equals, path = word.partition("=")
+    if not equals:
+        split, path = Path(word).stem, word
+    if path.endswith((".json", ".json.gz")):
+        form = guess_format(path)
+        if equals or not FORMATS[form].names_splits:
+            raise BadInput(
+                f"--split-lists {word}: annotations are given without a split, and must be of a format that says it for every "
+                "picture, such as Karpathy's dataset_coco.json"
+            )
+        pictures = dict.fromkeys((caption.image, caption.split) for caption in read_captions(path, form))
+        yield from ((str(path), image, own) for image, own in pictures)
+        return
+    require_split_name("--split-lists", split)
+    for n, line in enumerate(read_lines(path, ADVICE), 1):
+        image = line.strip().partition("#")[0]
+        if PurePosixPath(image).stem:
+            yield f"{path}: line {n}", image, split
 
 
 def assign_listed_splits(captions: Iterable[Caption], split_of: Mapping[str, str]) -> tuple[list[Caption], set[str]]:

@@ -27,9 +27,9 @@ class PublishedComparison:
         """The table to print: metric → column → figure; what is not known is a dash."""
         return {
             metric: {
-                "paper": _format_figure(self.published["paper"].get(metric), 1),
-                "original repository": _format_figure(self.published["original"].get(metric), 1),
-                "measured": _format_figure(self.measured[metric], 2),
+                "paper": _format_published(self.published["paper"].get(metric)),
+                "original repository": _format_published(self.published["original"].get(metric)),
+                "measured": f"{self.measured[metric]:.2f}",
                 "95% interval": format_interval(self.intervals[metric]) if metric in self.intervals else "-",
             }
             for metric in METRICS
@@ -59,5 +59,6 @@ def _with_mean(figures: dict[str, float]) -> dict[str, float]:
     return figures | {"AR": round(sum(figures.values()) / len(figures), 2)}
 
 
-def _format_figure(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _format_published(figure: float | None) -> str:
+    """A figure with the digits that it was published with."""
+    return "-" if figure is None else str(float(figure))

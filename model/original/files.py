@@ -25,6 +25,7 @@ from model.original import weights as original
 from model.transformer import Bert, EncoderConfig, empty_weights
 
 EXTRA = "original_extra.safetensors"
+ORIGINAL_CLS = 101  # [CLS] of BERT's vocabularies, which the original's code puts before every image
 
 
 @dataclass
@@ -79,7 +80,7 @@ def to_ours(
             _refuse(source, "one encoder, of UNITER", text_config, None, cls_token_id)
             result = _from_uniter(file, source, image)
         else:
-            cls = 101 if cls_token_id is None else cls_token_id
+            cls = ORIGINAL_CLS if cls_token_id is None else cls_token_id
             result = _from_towers(file, source, text, image, cls)
     words = CaptionTokenizer.from_pretrained(tokenizer) if tokenizer else None
     if words is not None and len(words) > result.vocab_size:
@@ -136,6 +137,10 @@ def _from_uniter(file: original.File, source: Path, image: Path | None) -> Folde
     original.check_file(
         "uniter", file.prefix, file.tensors, LightningDOTConfig(sizes, sizes, 0, feature_dim, num_labels), source
     )
+    if "rank_output.weight" in rest:
+        notes.append("rank_output: scores pairs as a re-ranker (eval_itm.py --reranker)")
+    elif "itm_output.weight" in rest:
+        notes.append("itm_output: scores pairs zero-shot as a re-ranker (eval_itm.py --reranker); no rank_output of a fine-tuning")
     values = dataclasses.asdict(sizes) | {
         "model_type": "uniter",
         "feature_dim": feature_dim,
@@ -199,6 +204,11 @@ def _towers_to_file(source: Path, destination: Path, values: dict, own: dict, ex
         notes.append(f"{', '.join(of_loss)}: left out, the original's loss learns nothing itself")
     if config.similarity != "dot":
         notes.append("similarity cosine: the original compares by dot product, so that scores will be others there")
+    if config.cls_token_id != ORIGINAL_CLS:
+        notes.append(
+            f"warning: cls_token_id {config.cls_token_id}: the original begins every image sequence with word {ORIGINAL_CLS}, whatever "
+            "the vocabulary; its embeddings of images, and so its recall, will be others than ours"
+        )
     kind, prefix = ("pretrained", "bert.") if trained else ("finetuned", "")  # as the original names them
     record = values.get("original", {})
     if record.get("kind") != kind:  # a run of ours, or heads that were taken away

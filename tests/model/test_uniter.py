@@ -55,8 +55,8 @@ def batch(sizes, seed=0):
     return ids, attention_mask, features.half(), positions, region_mask
 
 
-def plain_score(weights, ids, features, positions):
-    """One pair without padding, from the tensors of the file: [L], [R,20], [R,7] → the score. Heads are 64 wide."""
+def plain_score(weights, ids, features, positions, head="rank_output"):
+    """One pair without padding, from the tensors of the file: [L], [R,20], [R,7] → what the head says. Heads are 64 wide."""
 
     def linear(name, x):
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -77,7 +77,8 @@ def plain_score(weights, ids, features, positions):
         x = norm(f"{layer}.attention.output.LayerNorm", x + linear(f"{layer}.attention.output.dense", attended))
         between = F.gelu(linear(f"{layer}.intermediate.dense", x))
         x = norm(f"{layer}.output.LayerNorm", x + linear(f"{layer}.output.dense", between))
-    return linear("rank_output", linear("pooler.dense", x[0]).tanh())[0]
+    said = linear(head, linear("pooler.dense", x[0]).tanh())
+    return said[0] if head == "rank_output" else said
 
 
 @pytest.mark.parametrize("prefix", ["bert.", "uniter."])
@@ -146,11 +147,45 @@ def test_ranking_loss_against_a_loop():
     assert reranker.bert.embeddings.word_embeddings.weight.grad.abs().sum() == 0
 
 
-def test_a_pretrained_uniter_starts_from_its_match_and_cannot_rank_yet(tmp_path):
+def test_a_pretrained_uniter_scores_by_its_match_head(tmp_path):
+    """Zero-shot: the order of the softmax probability of class 1, pair by pair without padding."""
     pretrained_file(tmp_path / "uniter.pt")
     conversion.to_ours(tmp_path / "uniter.pt", tmp_path / "uniter")
-    with pytest.raises(BadInput, match=r"uniter/original_extra.safetensors: no rank_output.weight.*not yet fine-tuned"):
-        Reranker.from_pretrained(tmp_path / "uniter")
+    reranker = Reranker.from_pretrained(tmp_path / "uniter")
+    assert reranker.head == "itm_output" and "by itm_output, zero-shot" in reranker.describe_head() and not reranker.training
+    file = torch.load(tmp_path / "uniter.pt", weights_only=True)
+    weights = {name.removeprefix("uniter."): tensor for name, tensor in file.items()}
+    sizes = [(9, 2), (4, 7), (3, 3), (9, 7), (5, 1)]
+    ids, _, features, positions, _ = inputs = batch(sizes)
+    logits = torch.stack(
+        [
+            plain_score(weights, ids[n, :txt], features[n, :img].float(), positions[n, :img], "itm_output")
+            for n, (txt, img) in enumerate(sizes)
+        ]
+    )
+    with torch.no_grad():
+        found = reranker(*inputs)
+    torch.testing.assert_close(found.sigmoid(), logits.softmax(dim=1)[:, 1], atol=1e-5, rtol=0)
+    assert found.std() > 0.02 and found.argsort().tolist() == logits.softmax(dim=1)[:, 1].argsort().tolist()
+    assert found.argsort().tolist() != logits[:, 1].argsort().tolist(), "row 1 alone would rank otherwise"
+
+    uniter_file(tmp_path / "tuned.pt")  # has both heads
+    conversion.to_ours(tmp_path / "tuned.pt", tmp_path / "tuned")
+    tuned = Reranker.from_pretrained(tmp_path / "tuned")
+    assert tuned.head == "rank_output" and "by rank_output, fine-tuned" in tuned.describe_head()
+
+
+def test_a_uniter_without_heads_cannot_rank(tmp_path):
+    shapes = {name: shape for name, shape in small_shapes(RETRIEVAL).items() if name.startswith("bert.")}
+    uniter_file(tmp_path / "bare.pt", shapes=shapes)
+    conversion.to_ours(tmp_path / "bare.pt", tmp_path / "bare")
+    with pytest.raises(BadInput, match=r"bare/original_extra.safetensors: no rank_output.weight, and no itm_output in its place"):
+        Reranker.from_pretrained(tmp_path / "bare")
+
+
+def test_a_pretrained_uniter_starts_from_its_match(tmp_path):
+    pretrained_file(tmp_path / "uniter.pt")
+    conversion.to_ours(tmp_path / "uniter.pt", tmp_path / "uniter")
     reranker, origin = Reranker.start_from(tmp_path / "uniter", dropout=0.0)
     file = torch.load(tmp_path / "uniter.pt", weights_only=True)
     assert torch.equal(reranker.rank_output.weight[0], file["itm_output.weight"][1])

@@ -389,6 +389,15 @@ def test_heads_of_an_uncommon_width_must_be_told(tmp_path):
     assert_same(again.state_dict(), model.state_dict())
 
 
+def test_another_cls_than_the_originals_is_told_on_the_way_back(tmp_path):
+    tensors = state(FINETUNED)
+    conversion.to_ours(save(tensors, tmp_path / "a.pt"), tmp_path / "ours", cls_token_id=3)
+    notes = conversion.to_original(tmp_path / "ours", tmp_path / "b.pt")
+    assert any(note.startswith("warning: cls_token_id 3: the original begins every image sequence with word 101") for note in notes)
+    conversion.to_ours(tmp_path / "a.pt", tmp_path / "same")
+    assert not any("warning" in note for note in conversion.to_original(tmp_path / "same", tmp_path / "c.pt"))
+
+
 def test_without_projection(tmp_path):
     tensors = {name: t for name, t in state(PRETRAINED).items() if "encode_proj" not in name}
     assert_same(there_and_back(tmp_path, tensors)[1], tensors)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import yaml
 
 from configs import cli
 from data.errors import BadInput
-from scripts import download
+from scripts import build_captions, convert_checkpoint, download
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
@@ -283,3 +284,27 @@ def test_the_shipped_sources(tmp_path, capsys):
         run("imagenet")
     with pytest.raises(BadInput, match="cannot be read as YAML"):
         run("x", "--sources", str(Path(tmp_path, "absent")))
+
+
+ORIGINAL_FILES = ["LightningDot.pt", "flickr-ft.pt", "coco-ft.pt", "uniter-base.pt", "bert-base-cased.pt", "coco_meta.json", "flickr_meta.json"]
+
+
+@pytest.mark.parametrize("name", ORIGINAL_FILES)
+def test_the_originals_files_are_known_by_name(name, tmp_path, capsys):
+    """Where each was, that it is gone from there, and a command that this repository has for one that is found elsewhere."""
+    download.main(cli.parse(download.Options, [name, "--out", str(tmp_path / "f")], ("name",)))
+    shown = capsys.readouterr().out
+    for container in ("acvrpublicycchen", "convaisharables"):
+        assert f"https://{container}.blob.core.windows.net/lightningdot/{name}" in shown
+    assert "neither can be read any more" in shown and f"{tmp_path}/f/{name.removesuffix('.pt')}" in shown
+    script, words = re.search(r"A file found elsewhere.*: python scripts/(\w+)\.py (.*)", shown).groups()
+    commands = {"convert_checkpoint": (convert_checkpoint.Options, ("src", "dst")), "build_captions": (build_captions.Options, ())}
+    cli.parse(commands[script][0], shlex.split(words), commands[script][1])
+
+
+def test_the_commands_behind_a_download_are_real():
+    table = download.read_sources(download.Options().sources)
+    for name in ("multi30k", "stair", "coco-cn"):
+        words = shlex.split(table[name]["then"])
+        assert words[:2] == ["python", "scripts/build_captions.py"]
+        cli.parse(build_captions.Options, words[2:])
