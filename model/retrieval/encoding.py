@@ -16,10 +16,10 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.batches.batch import collate_images, collate_texts
+from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
 from data.regions.db import Regions
@@ -66,18 +66,11 @@ def encode_batches(source: Source, encoding: Encoding) -> Iterator[tuple[list[in
     """
     order = sorted(range(len(source)), key=lambda position: -source.lengths[position])
     batches = [order[start : start + encoding.batch_size] for start in range(0, len(order), encoding.batch_size)]
-    loader = DataLoader(
-        batches,
-        batch_size=None,  # an element is a batch already
-        collate_fn=partial(_load_batch, source.load, source.names),
-        num_workers=encoding.workers,
-        worker_init_fn=leave_ctrl_c_to_parent,
-        pin_memory=torch.device(encoding.device).type == "cuda",
-        generator=torch.Generator(),  # iterating must not draw from the generator that training draws from
-    )
+    load, pin = partial(_load_batch, source.load, source.names), torch.device(encoding.device).type == "cuda"
+    loader = batch_loader(load, batches, encoding.workers, pin, on_start=leave_ctrl_c_to_parent)
     unit = source.kind
     with tqdm(total=len(order), unit=unit, desc=f"encoding {unit}", disable=not encoding.progress) as bar:
-        for positions, inputs in zip(batches, loader, strict=True):
+        for positions, inputs in loader:
             vectors = _run(source.model, source.tower, inputs, encoding.device, encoding.precision)
             _check_finite(vectors, source, positions)
             yield positions, vectors
