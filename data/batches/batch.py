@@ -22,6 +22,8 @@ class Examples:
             half-open range that random words are drawn from
         txt_ids, img_keys: the B database keys
         image_ids: [B] int64, equal where two pairs show the same image
+        text_image_ids: [B] int64, those of the images that the captions are about, where hard negatives have captions and
+            images of their own; None: every caption is about its row's image
         words: B times [L] int64, the caption's words without [CLS] and [SEP]
         regions: the B images' regions, with soft labels where they were asked for
         num_pairs: pairs beyond this many are hard negatives for those before; None: there are none
@@ -43,6 +45,7 @@ class Examples:
     caption_weight: float = 0.0
     teacher_images: np.ndarray | None = None
     teacher_scores: np.ndarray | None = None
+    text_image_ids: np.ndarray | None = None
 
 
 _PADDED = {  # mask -> what is padded with it
@@ -63,6 +66,7 @@ class Batch:
         positions: [B,R,7] float32
         region_mask: [B,R] bool, True at real regions
         image_ids: [B] int64, equal where two pairs show the same image
+        text_image_ids: [B] int64, those of the images that the captions are about, where that is not the row's; None: it is
         txt_ids, img_keys: the B database keys
         num_pairs: the first so many pairs are queries, the others hard negatives for them; None: all are queries. 0: this
             rank has no pair in an epoch's last batch, and what is here gives the towers something to run on, no more
@@ -95,6 +99,7 @@ class Batch:
     masked_regions: Tensor | None = None
     feature_targets: Tensor | None = None
     label_targets: Tensor | None = None
+    text_image_ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -169,4 +174,5 @@ def collate_pairs(examples: Examples) -> Batch:
         examples.txt_ids,
         examples.img_keys,
         examples.num_pairs,
+        text_image_ids=None if examples.text_image_ids is None else torch.from_numpy(examples.text_image_ids),
     )

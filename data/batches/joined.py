@@ -34,10 +34,11 @@ class JoinedRegions:
         self.folder = ", ".join(dict.fromkeys(str(database.folder) for database in databases))
         self.feature_dim, self.num_labels = databases[0].feature_dim, databases[0].num_labels
 
-    def get(self, name: str, soft_labels: bool = True) -> Regions:
-        """The regions of a picture of the joined dataset; the first database's pictures keep their keys as names."""
+    def get(self, name: str, soft_labels: bool = True, count: int | None = None) -> Regions:
+        """The regions of a picture of the joined dataset; the first database's pictures keep their keys as names. The arguments
+        are as of `RegionDB.get`."""
         database, key = self._place.get(name, (self._first, name))
-        return database.get(key, soft_labels)
+        return database.get(key, soft_labels, count)
 
     def __getitem__(self, name: str) -> Regions:
         return self.get(name)

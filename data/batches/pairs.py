@@ -13,7 +13,7 @@ from data.batches.batch import Examples
 from data.batches.joined import JoinedRegions, ListColumn, distinct_databases, names_apart, short_names
 from data.captions.db import CaptionDB
 from data.errors import BadInput
-from data.regions.db import BoxOptions, RegionDB, Regions
+from data.regions.db import BoxOptions, RegionDB
 from data.storage.columns import SelectedStrings, Strings
 
 
@@ -132,12 +132,27 @@ class PairDataset:
         self.txt_lengths = np.minimum(self.txt_lengths, tokens)
 
     def examples(
-        self, indices: np.ndarray, soft_labels: bool = False, num_pairs: int | None = None
+        self,
+        indices: np.ndarray,
+        soft_labels: bool = False,
+        num_pairs: int | None = None,
+        image_indices: np.ndarray | None = None,
     ) -> Examples:
-        """What the databases hold of the pairs at ``indices``; the arguments are as in `Examples`."""
-        txt_ids, img_keys, words, regions = self._rows(indices, soft_labels)
-        view, image_ids = self.image_captions, self.image_of[indices].astype(np.int64)
-        examples = Examples(self.captions.meta, txt_ids, img_keys, image_ids, words, regions, num_pairs)
+        """What the databases hold of the pairs at ``indices``; the arguments are as in `Examples`.
+
+        Args:
+            image_indices: the pairs whose images are taken instead, as many
+        """
+        indices = np.asarray(indices)
+        of_images = indices if image_indices is None else np.asarray(image_indices)
+        images, counts = self.image_of[of_images], (self.img_lengths[of_images] - 1).tolist()
+        view, img_keys = self.image_captions, self.images.take(images)
+        regions = [self.regions.get(key, soft_labels, count) for key, count in zip(img_keys, counts, strict=True)]
+        examples = Examples(
+            self.captions.meta, self.ids.take(indices), img_keys, images.astype(np.int64), self._words(indices), regions, num_pairs
+        )
+        if image_indices is not None:
+            examples.text_image_ids = self.image_of[indices].astype(np.int64)
         if view is not None:
             examples.captions = [view.input_ids(key) for key in img_keys]
             examples.caption_weight = view.weight
@@ -145,13 +160,9 @@ class PairDataset:
             examples.teacher_images, examples.teacher_scores = (each[indices] for each in self.teacher)
         return examples
 
-    def _rows(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
-        """Caption ids, image keys, words without [CLS] and [SEP], regions."""
-        txt_ids, img_keys = self.ids.take(indices), self.images.take(self.image_of[indices])
-        words = [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in txt_ids]
-        counts = (self.img_lengths[indices] - 1).tolist()
-        regions = [self.regions.get(key, soft_labels, count) for key, count in zip(img_keys, counts, strict=True)]
-        return txt_ids, img_keys, words, regions
+    def _words(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The captions' words without [CLS] and [SEP]."""
+        return [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in self.ids.take(indices)]
 
     @property
     def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
@@ -216,16 +227,14 @@ class JoinedPairs(PairDataset):
     def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
         return self._parts
 
-    def _rows(self, indices: np.ndarray, soft_labels: bool) -> tuple[list, list, list[np.ndarray], list[Regions]]:
-        indices = np.asarray(indices)
+    def _words(self, indices: np.ndarray) -> list[np.ndarray]:
         of = np.searchsorted(self._starts, indices, side="right") - 1
-        found: list[list] = [[None] * len(indices) for _ in range(4)]
+        found: list[np.ndarray] = [np.empty(0)] * len(indices)
         for n, (part, _) in enumerate(self._parts):
             rows = np.flatnonzero(of == n)
-            for column, values in zip(found, part._rows(indices[rows] - self._starts[n], soft_labels), strict=True):
-                for row, value in zip(rows, values, strict=True):
-                    column[row] = value
-        return self.ids.take(indices), self.images.take(self.image_of[indices]), *found[2:]
+            for row, words in zip(rows, part._words(indices[rows] - self._starts[n]), strict=True):
+                found[row] = words
+        return found
 
 
 def _check_different(captions: Sequence[CaptionDB]) -> None:

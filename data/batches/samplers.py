@@ -65,11 +65,14 @@ class PairDraw:
         indices: this rank's pairs, and behind them their hard negatives
         num_pairs: how many of them are no hard negatives; 0 where an epoch's last batch has nothing for this rank
         done: pairs that all ranks have seen in this epoch after this batch
+        image_indices: the pairs whose images stand beside the captions of ``indices``, where hard negatives have captions and
+            images of their own; None: the same pairs
     """
 
     indices: np.ndarray
     num_pairs: int
     done: int
+    image_indices: np.ndarray | None = None
 
 
 def epoch_draws(
@@ -89,7 +92,8 @@ def epoch_draws(
     out, those that were trained on before a stop. R ranks take what one rank with R times the batch size takes.
 
     Args:
-        hard_negatives: (pairs [N], generator) → pairs [N·count], count for each; None: there are none
+        hard_negatives: (pairs [N], generator) → pairs [N·count], count for each; or [2,N·count], the pairs whose captions and
+            the pairs whose images are taken; None: there are none
         order: [n] another order of the epoch, from `tempered_order`; None: the permutation
     """
     if order is None:
@@ -101,9 +105,13 @@ def epoch_draws(
         drawn = rows[:0]
         if hard_negatives is not None:
             negatives = hard_negatives(rows, np.random.default_rng([seed, 5, epoch, start]))
-            drawn = negatives.reshape(len(rows), -1)[mine].reshape(-1)
-        indices = np.concatenate([rows[mine], drawn]) if len(rows[mine]) else rows[:1]
-        yield PairDraw(indices, len(rows[mine]), start + len(rows))
+            drawn = negatives.reshape(*negatives.shape[:-1], len(rows), -1)[..., mine, :]
+        texts, images = drawn if drawn.ndim == 3 else (drawn, None)
+        indices, image_indices = (
+            None if each is None else np.concatenate([rows[mine], each.reshape(-1)]) if len(rows[mine]) else rows[:1]
+            for each in (texts, images)
+        )
+        yield PairDraw(indices, len(rows[mine]), start + len(rows), image_indices)
 
 
 def tempered_order(groups: Sequence[np.ndarray], temperature: float, seed: int, epoch: int) -> np.ndarray:

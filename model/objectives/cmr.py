@@ -97,11 +97,13 @@ class CrossModalRetrieval(Objective):
             return None if x is None else ranks.gather(x[rows], sizes)
 
         txt, img, third = map(everyones, embedded)  # [M,D]
-        image_ids = everyones(batch.image_ids)  # [M]
+        image_ids, text_image_ids = everyones(batch.image_ids), everyones(batch.text_image_ids)  # [M]
         first = sum(sizes[: ranks.rank])
         queries = slice(first, first + batch.num_queries)  # N of M
         loss_of, options = heads["contrast"], self.options
-        found = pair_scores(txt, img, image_ids, options.siblings, queries, third, batch.caption_weight)
+        found = pair_scores(
+            txt, img, image_ids, options.siblings, queries, third, batch.caption_weight, text_image_ids
+        )
         found = found._replace(t2i=loss_of.logits(found.t2i), i2t=loss_of.logits(found.i2t))
         loss = loss_of(found)  # [N]
         if batch.teacher_scores is not None:

@@ -1,4 +1,5 @@
-"""Hard negatives: for each caption, images of another content that the model itself ranks highly (fine-tuning)."""
+"""Hard negatives: for each caption, images of another content that the model itself ranks highly (fine-tuning); and the
+original's, which have captions for each image too."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
-from data.search.topk import best_columns, scores_in_parts
+from data.search.topk import best_columns, best_rows, scores_in_parts
 
 
 @dataclass
@@ -21,7 +22,8 @@ class HardNegativeOptions:
     Args:
         count: hard negatives of each caption, image and caption; 0: none
         window: which wrong images of a caption's ranking: top (the count best), A-B (drawn from ranks A to B-1, the best
-            being 0, as in 10-20), random (any)
+            being 0, as in 10-20), random (any), original (`OriginalHardNegatives`: captions drawn apart from images, each
+            database mined by itself)
         every: epochs between two minings
         from_epoch: first epoch that has them; 1 mines with the starting weights. Before it the bi-encoder has none but its
             batch's, and a re-ranker random ones, from which it learns first what a match is
@@ -42,11 +44,12 @@ class HardNegativeOptions:
     @property
     def ranks(self) -> tuple[int, int]:
         """The half-open range of ranks that negatives are drawn from; (0, 0) for random."""
-        if self.window in ("top", "random"):
-            return 0, self.count if self.window == "top" else 0
+        named = {"top": self.count, "random": 0, "original": min(max(50, 2 * self.count + 10), 1000)}
+        if self.window in named:
+            return 0, named[self.window]
         match = re.fullmatch(r"(\d+)-(\d+)", self.window)
         if match is None:
-            raise BadInput(f"hard_negatives.window {self.window!r} is not top, random or ranks such as 10-20")
+            raise BadInput(f"hard_negatives.window {self.window!r} is not top, random, original or ranks such as 10-20")
         return int(match[1]), int(match[2])
 
     def mines_before(self, epoch: int) -> bool:
@@ -73,12 +76,26 @@ class HardNegatives:
         self.by_image = np.argsort(self.image_of, kind="stable")  # captions of image 0, of image 1 ...
         self.first = np.searchsorted(self.image_of[self.by_image], np.arange(len(dataset.images) + 1))
         self.ranking: np.ndarray | None = None
-        needed = max(options.ranks[1], options.count)
+        if options.count:
+            self._check(dataset)
+
+    def _check(self, dataset: PairDataset) -> None:
+        """Raise BadInput where there are fewer wrong ones than are asked for."""
+        needed = max(self.options.ranks[1], self.options.count)
         if needed >= len(dataset.images):
             raise BadInput(
                 f"hard_negatives: {needed} wrong images of a caption are asked for, {dataset.captions.folder} has "
                 f"{len(dataset.images)} images in all"
             )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was mined last, as a checkpoint keeps it."""
+        return {} if self.ranking is None else {"ranking": torch.from_numpy(self.ranking)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what was mined, where ``state`` has any."""
+        if "ranking" in state:
+            self.ranking = state["ranking"].numpy()
 
     def mine(self, txt: Tensor, img: Tensor) -> None:
         """Rank the wrong images of every caption: ``txt`` [T,D] and ``img`` [I,D], embeddings of the whole dataset."""
@@ -108,3 +125,84 @@ class HardNegatives:
         images = images.reshape(-1)
         starts, ends = self.first[images], self.first[images + 1]
         return self.by_image[rng.integers(starts, ends)]
+
+
+class OriginalHardNegatives(HardNegatives):
+    """Hard negatives as the original drew them: images of a caption, and captions of its image, apart from each other.
+
+    A caption has ``count`` of the min(max(50, 2·count + 10), 1000) images that it finds first, its image as many of the
+    captions that it finds, without its own ones in either case; drawn uniformly, none twice. Of several databases that are
+    joined, each is searched by itself.
+
+    Attributes:
+        ranking: [T,K] int32, the images that each caption finds, the best first; -1: its own, or no more are there
+        captions_found: [R,K] int32, the captions that the images of each database find, likewise
+    """
+
+    def __init__(self, dataset: PairDataset, options: HardNegativeOptions, random_first: bool = False):
+        super().__init__(dataset, options, random_first)
+        self.captions_found: np.ndarray | None = None
+        self._databases: list[tuple[slice, np.ndarray]] = []  # captions and images of each
+        rows, caption, row = [], 0, 0
+        for part, images in dataset.parts:
+            self._databases.append((slice(caption, caption + len(part.image_of)), np.asarray(images)))
+            rows.append(row + part.image_of)
+            caption, row = caption + len(part.image_of), row + len(images)
+        self._row_of = np.concatenate(rows)  # [T], where a caption's image stands in `captions_found`
+
+    def _check(self, dataset: PairDataset) -> None:
+        count, found = self.options.count, self.options.ranks[1]
+        for part, images in dataset.parts:
+            own = int(np.bincount(part.image_of).max())
+            for finder, what, total, most in (("a caption", "images", len(images), 1), ("an image", "captions", len(part.image_of), own)):
+                if min(found, total) - most < count:
+                    raise BadInput(
+                        f"hard_negatives.count {count}: of the {min(found, total)} {what} that {finder} of "
+                        f"{part.captions.folder} finds, {most} may be its own; take a smaller count or another window"
+                    )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        found = {} if self.captions_found is None else {"captions_found": torch.from_numpy(self.captions_found)}
+        return super().state_dict() | found
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        if "captions_found" in state:
+            self.captions_found = state["captions_found"].numpy()
+
+    def mine(self, txt: Tensor, img: Tensor) -> None:
+        last, row = self.options.ranks[1], 0
+        self.ranking = np.full((len(self.image_of), last), -1, np.int32)
+        self.captions_found = np.full((sum(len(images) for _, images in self._databases), last), -1, np.int32)
+        for captions, images in self._databases:
+            texts, pictures = txt[captions], img[torch.from_numpy(images)]
+            found = images[best_rows(texts, pictures, min(last, len(pictures)))[1].numpy()]
+            self.ranking[captions, : found.shape[1]] = np.where(found == self.image_of[captions, None], -1, found)
+            found = captions.start + best_rows(pictures, texts, min(last, len(texts)))[1].numpy()
+            wrong = np.where(self.image_of[found] == images[:, None], -1, found)
+            self.captions_found[row : row + len(images), : found.shape[1]] = wrong
+            row += len(images)
+
+    def draw(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """``count`` hard negatives for each of the pairs ``indices`` [N] → [2,N·count], the pairs whose captions and those
+        whose images they are; as long as nothing was mined, what `HardNegatives.draw` gives."""
+        if self.options.count == 0 or self.ranking is None:
+            return super().draw(indices, rng)
+        images = _some_of(self.ranking[indices], self.options.count, rng)
+        captions = _some_of(self.captions_found[self._row_of[indices]], self.options.count, rng)
+        return np.stack([captions, self.by_image[self.first[images]]])  # any caption leads to its image
+
+
+def _some_of(candidates: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` different ones of each row of ``candidates`` [N,K], of those that are not -1 → [N·count]."""
+    keys = rng.random(candidates.shape)
+    keys[candidates < 0] = 2.0  # behind all others
+    return np.take_along_axis(candidates, keys.argsort(axis=1)[:, :count], axis=1).reshape(-1)
+
+
+def hard_negatives_of(
+    dataset: PairDataset, options: HardNegativeOptions, random_first: bool = False
+) -> HardNegatives:
+    """What draws the hard negatives that ``options`` ask for; the arguments are as of `HardNegatives`."""
+    kind = OriginalHardNegatives if options.count and options.window == "original" else HardNegatives
+    return kind(dataset, options, random_first)

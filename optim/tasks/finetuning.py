@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -219,12 +220,11 @@ class Finetuning(ABC):
         self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict())
         has_same_pairs = not pairs_changed(changed, "training")
         self.epoch, self.done = training["epoch"], training["done"] if has_same_pairs else 0  # of other pairs none are done
-        if "ranking" in training and has_same_pairs and "training miner" not in changed:
-            self.hard_negatives.ranking = training["ranking"].numpy()
+        if has_same_pairs and "training miner" not in changed:
+            self.hard_negatives.load_state_dict(training)
 
     def state(self) -> dict:
-        ranking = self.hard_negatives.ranking
-        return {} if ranking is None else {"ranking": torch.from_numpy(ranking)}
+        return self.hard_negatives.state_dict()
 
     def total_updates(self, step: int) -> int:
         if self.config.num_steps:
@@ -285,7 +285,8 @@ class Finetuning(ABC):
             yield group
 
     def _micro_batch(self, draw: PairDraw, batch: Batch) -> MicroBatch:
-        return MicroBatch(self.loss_name, batch, (draw.done,), self.train, draw.indices, draw.num_pairs)
+        read = draw.indices if draw.image_indices is None else np.concatenate([draw.indices, draw.image_indices])
+        return MicroBatch(self.loss_name, batch, (draw.done,), self.train, read, draw.num_pairs)
 
     def pairs(self, meeting: Meeting) -> int:
         return meeting.predictions
@@ -307,4 +308,4 @@ class Finetuning(ABC):
 
 
 def _make_batch(prepare: Callable[[Examples], Batch], dataset: PairDataset, draw: PairDraw) -> Batch:
-    return prepare(dataset.examples(draw.indices, num_pairs=draw.num_pairs))
+    return prepare(dataset.examples(draw.indices, num_pairs=draw.num_pairs, image_indices=draw.image_indices))

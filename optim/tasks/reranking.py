@@ -14,7 +14,7 @@ from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.evaluation.reranked import evaluate_reranker, first_rankings, recall_before
 from model.precision import autocast
-from model.retrieval.mining import HardNegatives
+from model.retrieval.mining import hard_negatives_of
 from model.retrieval.pair_scoring import PairScorer
 from model.uniter import RerankerModelOptions, build_reranker, check_reranker, forward_ranking
 from optim.loop import MicroBatch
@@ -85,7 +85,7 @@ class Reranking(Finetuning):
         miner = LightningDOT.from_pretrained(config.reranker.miner)
         tokens = min(model.config.encoder.max_tokens, miner.config.txt.max_tokens)
         train = fit_lengths(train, val, tokens, config.long_captions, ranks)
-        hard_negatives = HardNegatives(train, config.hard_negatives, random_first=True)
+        hard_negatives = hard_negatives_of(train, config.hard_negatives, random_first=True)
         check_towers(miner, config.reranker.miner, train, val)
         super().__init__(config, train, val, hard_negatives, model, miner, device, ranks)
         self.data["training miner"] = self.data["validation miner"] = self.miner.fingerprint or ""

@@ -23,7 +23,7 @@ from model.objectives.cmr import CrossModalRetrieval
 from model.objectives.contrastive.options import LossOptions
 from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import heads_of, start_heads_from
-from model.retrieval.mining import HardNegatives
+from model.retrieval.mining import hard_negatives_of
 from optim.loop import MicroBatch
 from optim.run import load_heads
 from optim.tasks.finetuning import (
@@ -93,6 +93,11 @@ class RetrievalConfig(FinetuningSettings):
         super().__post_init__()
         if self.third_view == "loss" and self.val_image_captions is not None:
             raise BadInput("val_image_captions: third_view loss has no third view in validation; leave them out")
+        if self.caption_score_weight and self.hard_negatives.count and self.hard_negatives.window == "original":
+            raise BadInput(
+                "hard_negatives.window original draws captions and images apart from each other, which a third view "
+                "(caption_score_weight) has no place for; take another window, 0-50 for instance, or leave the third view out"
+            )
         if self.model.similarity is not None:
             self.loss.check_similarity(self.model.similarity)
 
@@ -118,7 +123,7 @@ class Retrieval(Finetuning):
         train = fit_lengths(train, val, model.config.txt.max_tokens, config.long_captions, ranks)
         if config.distill.scores:
             train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images, digests_of_pairs(train))
-        hard_negatives = HardNegatives(train, config.hard_negatives)
+        hard_negatives = hard_negatives_of(train, config.hard_negatives)
         check_towers(model, config.model.init, train, val)
         super().__init__(config, train, val, hard_negatives, model, model, device, ranks)
         distill = config.distill

@@ -25,7 +25,7 @@ from model.evaluation.tasks import evaluate
 from model.objectives import OBJECTIVES
 from model.retrieval.encoding import Encoding, embed_pairs
 from model.retrieval.indexing import build_index
-from model.retrieval.mining import HardNegativeOptions, HardNegatives
+from model.retrieval.mining import HardNegativeOptions, HardNegatives, hard_negatives_of
 from model.retrieval.sources import image_source
 
 ORIGINAL = """--siblings keep --optim.algorithm adamw_original --optim.no_decay original --optim.schedule hf_linear
@@ -116,6 +116,46 @@ def test_hard_negatives_enter_from_their_first_epoch_and_survive_a_stop(train):
     assert more.mean() > 0.8  # more negatives, and hard ones
     training = torch.load(folder / "last" / "training.pt", weights_only=True)
     assert training["ranking"].shape[1] == 5
+
+
+def test_the_originals_hard_negatives_enter_the_loss_as_drawn(train, small_world, pretrained):
+    """Two databases, each mined by itself; a rate so small that the weights stay."""
+    data = ["--train-captions", "db/train", "db/test", "--train-regions", "regions", "--val-regions", "regions"]
+    words = [*data, "--hard-negatives.count", 3, "--hard-negatives.window", "original", "--hard-negatives.from-epoch", 1]
+    lines = train(*words, "--siblings", "keep", "--epochs", 1, "--model.dropout", 0, "--optim.lr", 1e-12)[1]
+
+    names = [str(small_world / f"db/{name}") for name in ("train", "test")]
+    pairs = open_pairs(names, str(small_world / "regions"), BoxOptions(), 62, ["en"])
+    model = LightningDOT.from_pretrained(pretrained / "last")
+    txt, img, _ = embed_pairs(model, pairs, "cpu", "fp32")
+    negatives = hard_negatives_of(pairs, HardNegativeOptions(3, "original", from_epoch=1))
+    negatives.mine(txt, img)
+    order, expected = np.random.default_rng([42, 0]).permutation(len(pairs)), []
+    first_database = len(pairs.parts[0][0])
+    for start in range(0, len(order), 16):
+        rows = order[start : start + 16]
+        of_texts, of_images = negatives.draw(rows, np.random.default_rng([42, 5, 0, start]))
+        assert ((of_texts < first_database) == (rows.repeat(3) < first_database)).all()
+        images = img[pairs.image_of[np.concatenate([rows, of_images])]]
+        texts = txt[np.concatenate([rows, of_texts])]
+        own = torch.arange(len(rows))
+        t2i, i2t = texts[: len(rows)] @ images.T, images[: len(rows)] @ texts.T
+        expected.append(float(F.cross_entropy(t2i, own) + F.cross_entropy(i2t, own)) / 2)
+    assert losses(lines) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_run_with_the_originals_hard_negatives_goes_on_bit_for_bit(train):
+    words = ["--hard-negatives.count", 3, "--hard-negatives.window", "original", "--grad-cache", 7, "--epochs", 2,
+             "--hard-negatives.from-epoch", 1, "--save-every", 3, "--keep-checkpoints", 50]  # fmt: skip
+    folder, lines = train(*words)
+    expected = load_file(folder / "last" / "model.safetensors")
+    steps = sorted((folder / "checkpoints").iterdir())
+    stopped = steps[3 * len(steps) // 4]  # within the second epoch
+    (folder / "last").unlink()
+    (folder / "last").symlink_to(stopped.relative_to(folder))
+    assert losses(train(*words)[1]) == losses(lines)
+    found = load_file(folder / "last" / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_distillation_pulls_the_ranking_towards_the_teacher(train, small_world, tmp_path):
@@ -237,6 +277,9 @@ def test_a_third_view_in_the_loss_alone_ranks_nothing(train, small_world, image_
 def test_bad_switches_are_one_clear_line(small_world, pretrained, image_captions, train):
     with pytest.raises(BadInput, match="the third view needs both, a weight above 0"):
         train("--caption-score-weight", 0.1)
+    view = ["--caption-score-weight", 0.1, "--image-captions", "image_captions/train"]
+    with pytest.raises(BadInput, match="window original draws captions and images apart from each other, which a third view"):
+        train(*view, "--hard-negatives.count", 2, "--hard-negatives.window", "original")
     with pytest.raises(BadInput, match="third_view loss has no third view in validation"):
         train("--third-view", "loss", "--val-image-captions", "image_captions/val")
     with pytest.raises(BadInput, match="image_captions/val: has no caption of image"):

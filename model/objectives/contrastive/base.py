@@ -18,13 +18,14 @@ class PairScores(NamedTuple):
         t2i: [N,M] text × image
         i2t: [N,M] image × text
         own: [N] int64, the column of each query's partner
-        left_out: [N,M] bool, True where a candidate is neither partner nor negative; None: nowhere
+        left_out: [N,M] bool each, True where a candidate image of a text, and a candidate text of an image, is neither partner
+            nor negative; None: nowhere
     """
 
     t2i: Tensor
     i2t: Tensor
     own: Tensor
-    left_out: Tensor | None
+    left_out: tuple[Tensor, Tensor] | None
 
 
 class ContrastiveLoss(nn.Module, ABC):

@@ -21,6 +21,7 @@ def pair_scores(
     queries: slice = slice(None),
     captions: Tensor | None = None,
     caption_weight: float = 0.0,
+    text_image_ids: Tensor | None = None,
 ) -> PairScores:
     """Dot products of every query with every candidate, in fp32 whatever the precision of the towers.
 
@@ -29,6 +30,8 @@ def pair_scores(
         img: [M,D] image embeddings z; row i belongs to text i
         image_ids: [M] int64, equal where two rows show the same image. An image may appear several times, once for each
             of its captions
+        text_image_ids: [M] int64, the images that the texts are about, where negatives have texts and images of their own;
+            None: text i is about image i
         siblings: "mask" leaves the other captions of the same image out; "keep" takes them as negatives, as the original
             code did
         queries: the rows that have to find their partner; the others are negatives only (hard negatives)
@@ -45,6 +48,13 @@ def pair_scores(
     own = torch.arange(len(txt), device=txt.device)[queries]
     if siblings == "keep":
         return PairScores(t2i, i2t, own, None)
-    sibling = image_ids[queries, None] == image_ids[None, :]
+    sibling = _siblings(image_ids, image_ids, queries, own)
+    texts = sibling if text_image_ids is None else _siblings(image_ids, text_image_ids, queries, own)
+    return PairScores(t2i, i2t, own, (sibling, texts))
+
+
+def _siblings(image_ids: Tensor, candidates: Tensor, queries: slice, own: Tensor) -> Tensor:
+    """[N,M] bool, True at what shows, or is about, a query's image, but at its partner."""
+    sibling = image_ids[queries, None] == candidates[None, :]
     sibling[torch.arange(len(own), device=own.device), own] = False
-    return PairScores(t2i, i2t, own, sibling)
+    return sibling

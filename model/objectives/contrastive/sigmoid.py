@@ -40,7 +40,7 @@ class SigmoidLoss(ContrastiveLoss):
         sign = torch.full_like(pairs.t2i, -1.0)
         sign[rows, pairs.own] = 1.0
         losses = []
-        for logits in (pairs.t2i, pairs.i2t):
+        for logits, left_out in zip((pairs.t2i, pairs.i2t), pairs.left_out or (None, None), strict=True):
             each = -F.logsigmoid(sign * logits)  # [N,M]
-            losses.append((each if pairs.left_out is None else each.masked_fill(pairs.left_out, 0.0)).sum(dim=1))
+            losses.append((each if left_out is None else each.masked_fill(left_out, 0.0)).sum(dim=1))
         return sum(losses) / 2

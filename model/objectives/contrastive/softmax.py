@@ -47,7 +47,7 @@ class SoftmaxLoss(ContrastiveLoss):
     def forward(self, pairs: PairScores) -> Tensor:
         both = pairs.t2i, pairs.i2t
         if pairs.left_out is not None:
-            both = tuple(logits.masked_fill(pairs.left_out, float("-inf")) for logits in both)
+            both = [logits.masked_fill(out, float("-inf")) for logits, out in zip(both, pairs.left_out, strict=True)]
         return sum(F.cross_entropy(logits, pairs.own, reduction="none") for logits in both) / 2
 
     @classmethod

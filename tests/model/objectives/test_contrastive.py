@@ -28,17 +28,18 @@ def contrastive_loss(*args, loss=None, **options) -> Found:
     return Found(loss(pairs._replace(t2i=loss.logits(pairs.t2i), i2t=loss.logits(pairs.i2t))), pairs.t2i, pairs.i2t)
 
 
-def naive_contrastive(txt, img, image_ids, siblings, captions=None, weight=0.0, pairs=None):
+def naive_contrastive(txt, img, image_ids, siblings, captions=None, weight=0.0, pairs=None, text_image_ids=None):
     """One pair and one direction at a time, in fp64."""
     txt, img = txt.double(), img.double()
     captions = torch.zeros_like(txt) if captions is None else captions.double()
+    about = image_ids if text_image_ids is None else text_image_ids
     losses = []
     for i in range(pairs or len(txt)):
-        others = [j for j in range(len(txt)) if j == i or siblings == "keep" or image_ids[j] != image_ids[i]]
-        t2i = torch.stack([txt[i] @ ((1 - weight) * img[j] + weight * captions[j]) for j in others])
-        i2t = torch.stack([img[i] @ ((1 - weight) * txt[j] + weight * captions[j]) for j in others])
-        own = others.index(i)
-        losses.append(-(t2i.log_softmax(0)[own] + i2t.log_softmax(0)[own]) / 2)
+        images, texts = ([j for j in range(len(txt)) if j == i or siblings == "keep" or ids[j] != image_ids[i]]
+                         for ids in (image_ids, about))  # fmt: skip
+        t2i = torch.stack([txt[i] @ ((1 - weight) * img[j] + weight * captions[j]) for j in images])
+        i2t = torch.stack([img[i] @ ((1 - weight) * txt[j] + weight * captions[j]) for j in texts])
+        losses.append(-(t2i.log_softmax(0)[images.index(i)] + i2t.log_softmax(0)[texts.index(i)]) / 2)
     return torch.stack(losses)
 
 
@@ -54,6 +55,27 @@ def test_loss_matches_its_naive_twin(siblings, weight, pairs):
     expected = naive_contrastive(txt, img, ids, siblings, *view.values(), pairs=pairs)
     torch.testing.assert_close(found.loss.double(), expected, atol=1e-5, rtol=1e-5)
     assert found.loss.shape == (pairs,) and found.t2i.shape == found.i2t.shape == (pairs, 9)
+
+
+@pytest.mark.parametrize("siblings", ["mask", "keep"])
+@pytest.mark.parametrize("loss", [SoftmaxLoss(), SigmoidLoss()])
+def test_negatives_whose_texts_and_images_are_apart(siblings, loss):
+    """A row is left out for the texts by its image, and for the images by the image that its text is about."""
+    torch.manual_seed(0)
+    txt, img = torch.randn(2, 9, 5)
+    images, about = torch.tensor([0, 1, 0, 2, 3, 0, 5, 1, 3]), torch.tensor([0, 1, 0, 2, 3, 4, 1, 6, 0])
+    found = contrastive_loss(txt, img, images, siblings, slice(5), text_image_ids=about, loss=loss).loss
+    if isinstance(loss, SoftmaxLoss):
+        expected = naive_contrastive(txt, img, images, siblings, pairs=5, text_image_ids=about)
+    else:
+        expected = torch.zeros(5, dtype=torch.float64)
+        for i in range(5):
+            for scores, ids in ((img @ txt[i], images), (txt @ img[i], about)):
+                for j in range(9):
+                    if j == i or siblings == "keep" or ids[j] != images[i]:
+                        sign = 1 if j == i else -1
+                        expected[i] -= F.logsigmoid(sign * loss.logits(scores[j].double()).detach()) / 2
+    torch.testing.assert_close(found.detach().double(), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_queries_in_the_middle_find_their_own_rows():
