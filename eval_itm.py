@@ -7,6 +7,7 @@ python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --re
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --coco-1k
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --search hnsw
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --reranker runs/uniter/best
+python eval_itm.py --checkpoint runs/photos/best --captions db/captions/test --regions db/regions --gallery db/captions/train db/captions/val
 """
 
 import time
@@ -14,16 +15,22 @@ from pathlib import Path
 
 from configs import cli
 from data.batches.identity import digests_of_pairs
-from data.batches.pairs import open_pairs
 from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.evaluation.folders import evaluations_folder
-from model.evaluation.outcomes import write_ranks
 from model.evaluation.reranked import rerank_split
 from model.evaluation.settings import EvalConfig
-from model.evaluation.split import chance_tables, encode_split, open_models, rank_folds, rank_split
+from model.evaluation.split import (
+    chance_tables,
+    duplicate_aware_chance,
+    encode_split,
+    open_models,
+    open_split,
+    rank_folds,
+    rank_split,
+    write_split_ranks,
+)
 from model.evaluation.tables import as_json, format_intervals, format_recall, mean_of_tasks, task_tables
-from model.made_from import boxes_for
 from model.precision import choose_device
 from model.retrieval.encoding import Encoding
 from model.retrieval.pair_scoring import PairScorer
@@ -33,10 +40,7 @@ from optim.run import environment
 def main(config: EvalConfig) -> None:
     out = Path(config.output_dir or evaluations_folder(config.checkpoint) / Path(config.captions).name)
     device = choose_device(config.device)
-    view = {"image_captions": config.image_captions, "caption_weight": config.caption_score_weight}
-    root, languages = config.data_root, config.languages
-    boxes = boxes_for(config.checkpoint, config.boxes)
-    pairs = open_pairs(config.captions, config.regions, boxes, languages=languages, root=root, **view)
+    pairs = open_split(config)
     model, reranker = open_models(config, pairs, device)
 
     claim_output(out)
@@ -51,24 +55,24 @@ def main(config: EvalConfig) -> None:
     if config.coco_1k:
         by_fold = rank_folds(split, hnsw)
         plain.append(mean_of_tasks(f"mean of {len(by_fold)} x 1K", by_fold, *drawn))
-    aware = task_tables(ranks.duplicate_aware, *drawn, note="duplicate-aware") if ranks.repeated else []
+    aware = []
+    if ranks.repeated:
+        aware = [*task_tables(ranks.duplicate_aware, *drawn, note="duplicate-aware"), duplicate_aware_chance(split)]
     tops = []
     if reranker is not None:
         scorer = PairScorer(reranker, device, config.precision, config.batch_size)
         tops, seconds["search"] = rerank_split(split, scorer, config)
     chance = chance_tables(split, config.coco_1k)
 
-    print(f"{config.checkpoint} on {config.captions}: {len(pairs.images)} images, {len(pairs)} captions", end="")
-    print(f", {pairs.cut:,} of them cut to the model's length" * bool(pairs.cut))
+    print(split.describe(config))
     if hnsw:
         for language, found in ranks.found.items():
             print(f"search: hnsw, {language}: found {found['t2i']:.2%} of the exact top 10 images, ", end="")
             print(f"{found['i2t']:.2%} of the exact top 10 captions")
     again = [table for top in tops for table in top.tables] + [table for top in tops for table in top.mixed]
-    print(format_recall([*plain, *aware, *again, *chance]))
+    print(format_recall([*plain, *aware, *again, *chance], split.candidates if config.gallery else None))
     for top in tops:
-        print(f"re-ranked top {top.k}: {top.pairs} pairs in {top.seconds:.1f} s, {top.pairs / top.seconds:.0f} pairs/s", end="; ")
-        print(f"the bi-encoder's {', '.join(f'{name} {value:.2f}' for name, value in top.candidates.recall.items())}")
+        print(top.describe())
     if tops:
         print(f"encoding {seconds['encoding']:.1f} s, search {seconds['search']:.1f} s")
     if config.bootstrap:
@@ -77,7 +81,7 @@ def main(config: EvalConfig) -> None:
     if aware:
         print(f"duplicate-aware: {ranks.repeated} captions are worded like one of another image; either image is right")
 
-    results = as_json([*plain, chance[-1]]) | {"chance": {table.name: table.recall for table in chance}}
+    results = as_json([*plain, chance[-1]]) | {"chance": {table.name: table.recall for table in chance}, "candidates": split.candidates}
     if aware:
         results["duplicate_aware"] = {"captions": ranks.repeated} | as_json(aware)
     if reranker is not None:
@@ -85,10 +89,9 @@ def main(config: EvalConfig) -> None:
         results["reranker"] = {"model": reranker.fingerprint, "seconds": seconds, "top": by_top}
     if hnsw:
         results["found_of_exact_top_10"] = ranks.found
-    results["data"] = digests_of_pairs(pairs)
-    results |= {"ranks": "ranks.npz", "images": len(pairs.images), "captions": len(pairs), "cut_captions": pairs.cut, "model": model.fingerprint}
-    txt_ids = {name: [pairs.ids[row] for row in task.rows[: task.num_queries]] for name, task in split.tasks.items()}
-    write_ranks(out / results["ranks"], pairs.images, txt_ids, ranks.by_language)
+    results |= {"data": digests_of_pairs(pairs), "ranks": "ranks.npz", "model": model.fingerprint, "cut_captions": pairs.cut}
+    results |= {"images": split.num_images, "captions": pairs.num_queries}
+    write_split_ranks(split, ranks, out / results["ranks"])
     write_json(out / "results.json", results | {"config": cli.to_dict(config), "environment": environment()})
     print(f"results: {out / 'results.json'}")
 

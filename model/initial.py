@@ -158,7 +158,7 @@ def settle_long_captions(dataset: PairDataset, tokens: int, long_captions: LongC
     too_long, longest = int((lengths > tokens).sum()), int(lengths.argmax())
     if too_long and long_captions == "refuse":
         raise BadInput(
-            f"{dataset.captions.folder}: {too_long:,} of {len(dataset):,} captions are longer than the model's {tokens} positions "
+            f"{dataset.captions_folder(longest)}: {too_long:,} of {len(dataset):,} captions are longer than the model's {tokens} positions "
             f"for tokens, the longest is caption {dataset.ids[longest]} of {lengths[longest]} with [CLS] and [SEP]; shorten them, "
             "or cut them with long_captions truncate"
         )
@@ -169,12 +169,12 @@ def settle_long_captions(dataset: PairDataset, tokens: int, long_captions: LongC
 def check_caption_lengths(config: LightningDOTConfig, dataset: PairDataset) -> None:
     """Refuse captions that the text tower has no positions for, before hours of training meet the first of them."""
     longest = int(dataset.txt_lengths.argmax())
-    _check_length(config, dataset.captions, f"caption {dataset.ids[longest]} has", int(dataset.txt_lengths[longest]))
+    _check_length(config, dataset.captions_folder(longest), f"caption {dataset.ids[longest]} has", int(dataset.txt_lengths[longest]))
     if dataset.image_captions is not None:
         captions = dataset.image_captions.captions
         lengths = dataset.image_captions.lengths(dataset.images)
         most = int(lengths.argmax())
-        _check_length(config, captions, f"the captions of {dataset.images[most]} have together", int(lengths[most]))
+        _check_length(config, captions.folder, f"the captions of {dataset.images[most]} have together", int(lengths[most]))
         for name in ("CLS", "SEP", "MASK", "v_range"):
             if captions.meta[name] != dataset.captions.meta[name]:
                 raise BadInput(
@@ -183,10 +183,10 @@ def check_caption_lengths(config: LightningDOTConfig, dataset: PairDataset) -> N
                 )
 
 
-def _check_length(config: LightningDOTConfig, captions: CaptionDB, subject: str, tokens: int) -> None:
+def _check_length(config: LightningDOTConfig, captions: Path, subject: str, tokens: int) -> None:
     if tokens > config.txt.max_tokens:
         raise BadInput(
-            f"{captions.folder}: {subject} {tokens} tokens with [CLS] and [SEP], the model has {config.txt.max_tokens} positions; "
+            f"{captions}: {subject} {tokens} tokens with [CLS] and [SEP], the model has {config.txt.max_tokens} positions; "
             "shorten it, or drop such captions with max_txt_len"
         )
 

@@ -350,6 +350,7 @@ def check_reranker(config: UniterConfig, source: str, pairs: PairDataset) -> Non
         config.encoder, config.encoder, 0, config.feature_dim, config.num_labels, pairs.captions.meta["CLS"]
     )
     check_model_fits(towers, pairs.captions.meta, pairs.regions.feature_dim, source, str(pairs.regions.folder))
+    for regions in pairs.region_databases:
+        check_regions(source, regions)
     for part, _ in pairs.parts:
-        check_regions(source, part.regions)
-    check_same_tokenizer(source, pairs.captions)
+        check_same_tokenizer(source, part.captions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from data.batches.gallery import GalleryPairs
 from data.batches.pairs import PairDataset
 
 
@@ -13,8 +14,15 @@ def digests_of_pairs(pairs: PairDataset, role: str = "") -> dict[str, str]:
     Args:
         role: what the dataset is for, for instance ``training``; the names begin with it, where it is given
 
-    Returns: for instance ``{"training captions": "1f…", "training regions": "8a…"}``; joined databases share one entry
+    Returns: for instance ``{"training captions": "1f…", "training regions": "8a…"}``; joined databases share one entry, and
+    those of galleries have entries of their own, ``gallery captions`` and ``gallery regions``
     """
+    if isinstance(pairs, GalleryPairs):
+        captions = [part.captions for part in pairs.galleries]
+        regions = [*(part.regions for part in pairs.galleries), *pairs.pictures]
+        found = {f"{role} gallery captions": captions, f"{role} gallery regions": regions}
+        of_galleries = {name.strip(): " ".join(each.fingerprint() for each in databases) for name, databases in found.items()}
+        return digests_of_pairs(pairs.split, role) | of_galleries
     parts = [part for part, _ in pairs.parts]
     digests = {
         f"{role} captions": [part.captions.fingerprint() for part in parts],

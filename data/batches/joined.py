@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import RegionDB, Regions
 
@@ -75,7 +79,28 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def distinct_databases(databases: Sequence) -> list[int]:
-    """For each region or caption database, which of the distinct ones it is: one folder under two names is one database."""
-    numbers: dict[Path, int] = {}
-    return [numbers.setdefault(Path(database.folder).resolve(), len(numbers)) for database in databases]
+def distinct_databases(databases: Sequence[RegionDB] | Sequence[CaptionDB]) -> list[int]:
+    """For each region or caption database, which of the distinct ones it is: a folder under two names, or its copy, is one."""
+    folders = [Path(database.folder).resolve() for database in databases]
+    first: list[int] = []  # the place of the first that is the same
+    for n, database in enumerate(databases):
+        first.append(next((m for m in range(n) if folders[m] == folders[n] or _is_copy(databases[m], database)), n))
+    numbers = {m: number for number, m in enumerate(dict.fromkeys(first))}
+    return [numbers[m] for m in first]
+
+
+def _is_copy(a: RegionDB | CaptionDB, b: RegionDB | CaptionDB) -> bool:
+    keys = [each.keys if isinstance(each, RegionDB) else each.ids for each in (a, b)]
+    return len(a) == len(b) and keys[0][0] == keys[1][0] and a.fingerprint() == b.fingerprint()
+
+
+def same_pictures(a: RegionDB, b: RegionDB, keys: Iterable[str]) -> set[str]:
+    """Those of ``keys``, which both databases have, under which they hold the same regions."""
+    same = set()
+    for key in tqdm(keys, desc=f"comparing {b.folder} with {a.folder}", unit="img", delay=2):
+        if a.num_regions[key] != b.num_regions[key]:
+            continue
+        ours, theirs = (database.get(key, soft_labels=False) for database in (a, b))
+        if np.array_equal(ours.features, theirs.features) and np.array_equal(ours.norm_bb, theirs.norm_bb):
+            same.add(key)
+    return same

@@ -149,7 +149,7 @@ class PairDataset:
         view, img_keys = self.image_captions, self.images.take(images)
         regions = [self.regions.get(key, soft_labels, count) for key, count in zip(img_keys, counts, strict=True)]
         examples = Examples(
-            self.captions.meta, self.ids.take(indices), img_keys, images.astype(np.int64), self._words(indices), regions, num_pairs
+            self.captions.meta, self.ids.take(indices), img_keys, images.astype(np.int64), self.words(indices), regions, num_pairs
         )
         if image_indices is not None:
             examples.text_image_ids = self.image_of[indices].astype(np.int64)
@@ -160,91 +160,141 @@ class PairDataset:
             examples.teacher_images, examples.teacher_scores = (each[indices] for each in self.teacher)
         return examples
 
-    def _words(self, indices: np.ndarray) -> list[np.ndarray]:
-        """The captions' words without [CLS] and [SEP]."""
-        return [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in self.ids.take(indices)]
+    def words(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Word pieces of the captions at ``indices``, [L] int64 without [CLS] and [SEP]."""
+        return [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in self.ids.take(np.asarray(indices))]
+
+    def caption_languages(self) -> np.ndarray:
+        """[N] the language of each caption, "" where it is not said."""
+        return np.array([self.captions.languages.get(i, "") for i in self.ids])
 
     @property
     def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
         """The datasets of one database each, and for each the rows of its pictures in ``images``."""
         return [(self, np.arange(len(self.images)))]
 
+    @property
+    def region_databases(self) -> list[RegionDB]:
+        """Where the regions of its pictures are, each database once."""
+        return [self.regions]
+
+    def captions_folder(self, row: int) -> Path:
+        """The database that a caption is in."""
+        return self.captions.folder
+
+    @property
+    def num_queries(self) -> int:
+        """So many captions, the first, are queries of an evaluation; what else there is are candidates only."""
+        return len(self)
+
+    @property
+    def candidate_rows(self) -> np.ndarray:
+        """Rows of the captions that are candidates of an evaluation, in their order."""
+        return np.arange(len(self))
+
 
 class JoinedPairs(PairDataset):
     """The pairs of several databases as one dataset: COCO's train and restval, for instance.
 
     Equal keys of two region databases are two pictures, and equal ids of two caption databases two captions: those of the later
-    database get its name in front (``flickr/train/17``). Of one region database a key is one picture, whichever captions are about it.
+    database get its name in front (``flickr/train/17``). Of one region database, or of one and its copy, a key is one picture,
+    whichever captions are about it.
+
+    Args:
+        parts: the pairs of one database each
+        more: databases whose pictures stand behind those of ``parts``, whether a caption is about them or not
 
     Raises:
         BadInput: the databases have other special words, feature widths or soft labels than the first; one caption database comes
             twice.
     """
 
-    def __init__(self, parts: Sequence[PairDataset]):
+    must_agree: tuple[str, ...] = ("feature_dim", "num_labels")  # among region databases
+
+    def __init__(self, parts: Sequence[PairDataset], more: Sequence[RegionDB] = ()):
         first = parts[0]
+        pictures = [(part.regions, part.images) for part in parts] + [(database, database.keys) for database in more]
         for part in parts[1:]:
             for name in ("CLS", "SEP", "MASK", "v_range"):
                 _check_same(part.captions.folder, name, part.captions.meta[name], first.captions.meta[name])
-            for name in ("feature_dim", "num_labels"):
-                _check_same(part.regions.folder, name, getattr(part.regions, name), getattr(first.regions, name))
+        for regions, _ in pictures:
+            for name in self.must_agree:
+                _check_same(regions.folder, name, getattr(regions, name), getattr(first.regions, name))
         _check_different([part.captions for part in parts])
         self.captions, self.image_captions, self.teacher = first.captions, first.image_captions, None
         captions_called = short_names([part.captions.folder for part in parts])
         self.ids = ListColumn(i for own in names_apart([part.ids for part in parts], captions_called) for i in own)
-        names = self._name_pictures(parts)
+        names = self._name_pictures(pictures)
         self.images = ListColumn(dict.fromkeys(name for own in names for name in own))
         number = {name: n for n, name in enumerate(self.images)}
         rows = [np.array([number[name] for name in own], np.int32) for own in names]
-        self.image_of = np.concatenate([of[part.image_of] for part, of in zip(parts, rows, strict=True)])
+        self.image_of = np.concatenate([of[part.image_of] for part, of in zip(parts, rows)])
         self.txt_lengths = np.concatenate([part.txt_lengths for part in parts])
         self.img_lengths = np.concatenate([part.img_lengths for part in parts])
         self.dropped, self.cut = sum(part.dropped for part in parts), 0
-        self._parts = list(zip(parts, rows, strict=True))
-        self._starts = np.cumsum([0, *map(len, parts)])
+        self._parts, self._starts = list(zip(parts, rows)), np.cumsum([0, *map(len, parts)])
+        self._pictures = [(regions, keys, own) for (regions, keys), own in zip(pictures, rows, strict=True)]
 
     def at_most(self, tokens: int) -> PairDataset:
         shorter = [part.at_most(tokens) for part, _ in self._parts]
         return self if all(new is part for new, (part, _) in zip(shorter, self._parts, strict=True)) else JoinedPairs(shorter)
 
-    def _name_pictures(self, parts: Sequence[PairDataset]) -> list[list[str]]:
-        """The names of each part's pictures in this dataset; also sets `regions`, which finds them by those names."""
-        of = distinct_databases([part.regions for part in parts])
-        databases = [parts[of.index(n)].regions for n in range(max(of) + 1)]
-        keys = [dict.fromkeys(k for part, m in zip(parts, of, strict=True) if m == n for k in part.images) for n in range(max(of) + 1)]
-        apart = names_apart(keys, short_names([database.img_db for database in databases]))
-        name_of = [dict(zip(own, names, strict=True)) for own, names in zip(keys, apart, strict=True)]
+    def _name_pictures(self, pictures: Sequence[tuple[RegionDB, Sequence[str]]]) -> list[list[str]]:
+        """The names, in this dataset, of some pictures of each database; also sets `regions`, which finds them by those names."""
+        of = distinct_databases([database for database, _ in pictures])
+        databases = [pictures[of.index(n)][0] for n in range(max(of) + 1)]
+        keys = [dict.fromkeys(k for (_, own), m in zip(pictures, of, strict=True) if m == n for k in own) for n in range(max(of) + 1)]
+        known = self._known_pictures(databases, keys)
+        new = [[key for key in own if key not in same] for own, same in zip(keys, known, strict=True)]
+        apart = names_apart(new, short_names([database.img_db for database in databases]))
+        name_of = [dict(zip(own, names, strict=True)) for own, names in zip(new, apart, strict=True)]
         renamed = next(((db, k, n) for db, named in zip(databases, name_of) for k, n in named.items() if n != k), None)
         if renamed and self.image_captions is not None:
             raise BadInput(
                 f"{renamed[0].folder}: key {renamed[1]!r} is in another of the joined databases too, and image_captions cannot tell "
                 "the two pictures apart; join databases of different keys, or leave the third view out"
             )
-        self.regions = JoinedRegions(databases, name_of)
-        return [[name_of[n][key] for key in part.images] for part, n in zip(parts, of, strict=True)]
+        self.regions, self._databases = JoinedRegions(databases, [dict(named) for named in name_of]), databases
+        for named, same in zip(name_of, known, strict=True):
+            named |= {key: name_of[n][key] for key, n in same.items()}
+        return [[name_of[n][key] for key in own] for (_, own), n in zip(pictures, of, strict=True)]
+
+    def _known_pictures(self, databases: Sequence[RegionDB], keys: Sequence[dict[str, None]]) -> list[dict[str, int]]:
+        """For each database, the keys that are pictures of one before it, and of which."""
+        return [{} for _ in databases]
 
     @property
     def parts(self) -> list[tuple[PairDataset, np.ndarray]]:
         return self._parts
 
-    def _words(self, indices: np.ndarray) -> list[np.ndarray]:
+    @property
+    def region_databases(self) -> list[RegionDB]:
+        return self._databases
+
+    def captions_folder(self, row: int) -> Path:
+        return self._parts[int(np.searchsorted(self._starts, row, side="right")) - 1][0].captions.folder
+
+    def words(self, indices: np.ndarray) -> list[np.ndarray]:
+        indices = np.asarray(indices)
         of = np.searchsorted(self._starts, indices, side="right") - 1
         found: list[np.ndarray] = [np.empty(0)] * len(indices)
         for n, (part, _) in enumerate(self._parts):
             rows = np.flatnonzero(of == n)
-            for row, words in zip(rows, part._words(indices[rows] - self._starts[n]), strict=True):
+            for row, words in zip(rows, part.words(indices[rows] - self._starts[n]), strict=True):
                 found[row] = words
         return found
+
+    def caption_languages(self) -> np.ndarray:
+        return np.concatenate([part.caption_languages() for part, _ in self._parts])
 
 
 def _check_different(captions: Sequence[CaptionDB]) -> None:
     """Raise BadInput where one caption database comes twice: as one folder, or as a copy."""
     numbers = distinct_databases(captions)
     for n, database in enumerate(captions):
-        for m, other in enumerate(captions[:n]):
-            is_copy = len(other) == len(database) and other.ids[0] == database.ids[0]  # else it cannot be one
-            if numbers[n] == numbers[m] or (is_copy and other.fingerprint() == database.fingerprint()):
-                raise BadInput(f"{database.folder}: is joined with itself ({other.folder}); give each caption database once")
+        first = numbers.index(numbers[n])
+        if first < n:
+            raise BadInput(f"{database.folder}: is joined with itself ({captions[first].folder}); give each caption database once")
 
 
 def _check_same(folder: Path, name: str, found: Any, expected: Any) -> None:

@@ -77,6 +77,7 @@ def check_same_queries(a: Evaluation, b: Evaluation) -> None:
             f"{a.path} and {b.path}: the captions are not the same in both, though their ids may be (contents {a.data['captions']} "
             f"and {b.data['captions']}): the text DB was changed in between; evaluate both on what it holds now"
         )
+    check_same_candidates(a, b)
     if list(a.ranks) != list(b.ranks):
         raise BadInput(f"{a.path} has {', '.join(a.ranks)}, {b.path} has {', '.join(b.ranks)}: evaluate one split")
     kinds = {"image": (a.img_ids, b.img_ids)}
@@ -103,6 +104,17 @@ def check_same_queries(a: Evaluation, b: Evaluation) -> None:
                 f"{len(b.ranks[name].queries)} in the second; an image without a caption in a language was a query of it once: "
                 "evaluate both with this version of eval_itm.py"
             )
+
+
+def check_same_candidates(a: Evaluation, b: Evaluation) -> None:
+    """Raise BadInput where the queries of the two were searched for among other galleries."""
+    galleries = [{name: each.data[name] for name in each.data if name.startswith("gallery")} for each in (a, b)]
+    if galleries[0] != galleries[1]:
+        found = [", ".join(f"{name} {digest}" for name, digest in each.items() if digest) or "no gallery" for each in galleries]
+        raise BadInput(
+            f"{a.path} and {b.path}: the queries have other candidates, {found[0]} in the first and {found[1]} in the second; "
+            "evaluate both with the same gallery"
+        )
 
 
 def compare_evaluations(

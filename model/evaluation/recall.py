@@ -144,24 +144,36 @@ def recall(txt: Tensor, img: Tensor, image_of: Tensor) -> dict[str, float]:
     return recall_table(*retrieval_ranks(txt, img, image_of))
 
 
-def chance_table(image_of: np.ndarray, num_images: int, num_queries: int | None = None) -> dict[str, float]:
+def chance_table(
+    image_of: np.ndarray, num_images: int, num_queries: int | None = None, text_of: np.ndarray | None = None
+) -> dict[str, float]:
     """What random scores would give: the expected recall of the queries among all candidates.
 
     Args:
         image_of: [T] row of a caption's image, of all captions that are candidates
         num_images: I, the images that are candidates
-        num_queries: as in ``retrieval_ranks``
+        num_queries, text_of: as in ``retrieval_ranks``
     """
-    total, answers = len(image_of), np.bincount(image_of)[image_queries(image_of, num_queries)]
-    table = {}
+    asked = image_queries(image_of, num_queries)
+    if text_of is None:
+        answers, images = np.bincount(image_of)[asked], None
+    else:
+        pairs = _pairs(torch.as_tensor(image_of), torch.as_tensor(text_of), num_images)
+        images, answers = (np.bincount(rows.numpy()) for rows in pairs)  # of each caption, and of each image
+        images, answers = images[:num_queries], answers[asked]
+    table = {f"TR@{k}": 100 * float(_found_by_chance(answers, len(image_of), k).mean()) for k in KS}
     for k in KS:
-        # probability that none of an image's n captions is among k drawn from all
-        missed = np.ones(len(answers))
-        for drawn in range(min(k, total)):
-            missed *= np.clip(total - answers - drawn, 0, None) / (total - drawn)
-        table[f"TR@{k}"] = 100 * float((1 - missed).mean())
-    table |= {f"IR@{k}": 100 * min(k / num_images, 1.0) for k in KS}
+        found = min(k / num_images, 1.0) if images is None else float(_found_by_chance(images, num_images, k).mean())
+        table[f"IR@{k}"] = 100 * found
     return table | {"AR": float(np.mean(list(table.values())))}
+
+
+def _found_by_chance(answers: np.ndarray, candidates: int, k: int) -> np.ndarray:
+    """Probability that one of n right answers is among k drawn from all candidates, for each n of ``answers`` [Q]."""
+    missed = np.ones(len(answers))
+    for drawn in range(min(k, candidates)):
+        missed *= np.clip(candidates - answers - drawn, 0, None) / (candidates - drawn)
+    return 1 - missed
 
 
 def folds(image_of: Tensor, num_images: int, size: int = 1000) -> list[tuple[slice, Tensor]]:

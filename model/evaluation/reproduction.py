@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.batches.gallery import is_image_db
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxChoice, BoxOptions, RegionDB
@@ -85,6 +86,7 @@ class TablePlan:
         recipe = read_recipe("eval")
         checkpoint = self._existing_checkpoint(table["checkpoint"]) or self._plan_training()
         self._need_databases(recipe, [(recipe.config.captions, recipe.config.regions)])
+        self._need_galleries(recipe)
         source = checkpoint.parent if checkpoint.name in ("last", "best") else checkpoint
         folder = Path(places.out) / "eval" / f"{source.name}_{Path(recipe.path).stem}"
         self._add_step("eval_itm.py", recipe, "--checkpoint", checkpoint, "--output-dir", folder)
@@ -150,6 +152,14 @@ class TablePlan:
                 self._need(root / name, name, lambda path=root / name: CaptionDB(path))
             for name in [regions] if isinstance(regions, str) else regions:
                 self._need(root / name, name, lambda path=root / name: RegionDB(path, boxes))
+
+    def _need_galleries(self, recipe: Recipe) -> None:
+        """Note the galleries of a recipe of evaluation: text DBs with their image DBs, and image DBs."""
+        config, root = recipe.config, self._data_root(recipe)
+        pictures = [name for name in config.gallery if is_image_db(root / name)]
+        texts = [name for name in config.gallery if name not in pictures]
+        if config.gallery:
+            self._need_databases(recipe, [(texts, [*(config.gallery_regions or [config.regions]), *pictures])])
 
     def _need(self, path: Path, key: str, check: Callable[[], Any], made: bool = False) -> None:
         """Note what has to be at ``path``, once; ``check`` raises what is wrong with it."""

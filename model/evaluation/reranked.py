@@ -117,6 +117,12 @@ class RerankedTop:
     mixed: list[Table]
     candidates: Table
 
+    def describe(self) -> str:
+        """One line: what was ranked again how fast, and what the bi-encoder had found."""
+        speed = f"{self.pairs} pairs in {self.seconds:.1f} s, {self.pairs / self.seconds:.0f} pairs/s"
+        found = ", ".join(f"{name} {value:.2f}" for name, value in self.candidates.recall.items())
+        return f"re-ranked top {self.k}: {speed}; the bi-encoder's {found}"
+
     def as_json(self, mix: float) -> dict:
         """What ``results.json`` holds of it."""
         found = {"pairs": self.pairs, "seconds": self.seconds} | as_json(self.tables)

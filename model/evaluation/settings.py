@@ -23,6 +23,9 @@ class EvalConfig:
         output_dir: where the feature indexes (img, txt), results.json and ranks.npz go; indexes there that were made by
             this checkpoint from this data are used again. None: RUN/eval/STEP/NAME_OF_CAPTIONS for a
             checkpoint of a run (RUN/best), else CHECKPOINT/eval/NAME_OF_CAPTIONS
+        gallery: text DBs whose images and captions are candidates too, but no queries: for the full gallery of Flickr30k train and
+            val. Of an image DB among them all images are candidates, and there are no captions
+        gallery_regions: image DB of those text DBs, or one for each; none: regions
         languages: only captions in these; none: all
         long_captions: refuse captions that are longer than the model, or truncate them and say how many
         boxes: which boxes of the image DB are used; those that are not given are the checkpoint's
@@ -49,6 +52,8 @@ class EvalConfig:
     regions: str
     data_root: str = "."
     output_dir: str | None = None
+    gallery: list[str] = field(default_factory=list)
+    gallery_regions: list[str] = field(default_factory=list)
     languages: list[str] | None = None
     long_captions: LongCaptions = "refuse"
     boxes: BoxChoice = field(default_factory=BoxChoice)
@@ -70,6 +75,10 @@ class EvalConfig:
     def __post_init__(self):
         if self.bootstrap < 0:
             raise BadInput(f"bootstrap is the number of resamples, at least 0, found {self.bootstrap}")
+        if self.gallery_regions and not self.gallery:
+            raise BadInput(f"gallery_regions {self.gallery_regions}: there is no gallery; give its text DBs with gallery")
+        if self.gallery and self.coco_1k:
+            raise BadInput("coco_1k: folds of 1,000 images are of the split alone; leave gallery out, or coco_1k")
         if self.reranker and self.search != "exact":
             raise BadInput("reranker: its candidates come from the exact search; leave search exact")
         if not self.rerank_top or min(self.rerank_top) < 1 or self.rerank_mix < 0:

@@ -74,9 +74,12 @@ def as_json(tables: Sequence[Table]) -> dict[str, dict]:
     return {"recall": {table.name: table.recall for table in tables}, "intervals": bounds, "queries": counts}
 
 
-def format_recall(tables: Sequence[Table]) -> str:
-    """The rows that are printed, as aligned text: recall, and how many images and texts were queries."""
-    return format_table({table.row_name: table.recall | (table.queries or {}) for table in tables if table.printed})
+def format_recall(tables: Sequence[Table], candidates: dict[str, dict[str, int]] | None = None) -> str:
+    """The rows that are printed, as aligned text: recall, how many images and texts were queries, and among how many ``candidates``
+    of a table's name, where those are given."""
+    among = {name: {"in imgs": each["images"], "in txts": each["texts"]} for name, each in (candidates or {}).items()}
+    rows = [table for table in tables if table.printed]
+    return format_table({table.row_name: table.recall | (table.queries or {}) | among.get(table.name, {}) for table in rows})
 
 
 def format_intervals(tables: Sequence[Table]) -> str:

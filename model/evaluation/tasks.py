@@ -34,6 +34,8 @@ from model.evaluation.recall import (
 from model.precision import Precision
 from model.retrieval.encoding import embed_pairs
 
+CAPTIONS_AT_A_TIME = 1 << 16  # whose words are in memory
+
 
 @dataclass
 class RetrievalTask:
@@ -62,9 +64,14 @@ class RetrievalTask:
         return {"images": len(self.queries), "texts": self.num_queries}
 
     @property
-    def chance(self) -> dict[str, float]:
-        """The recall of random scores."""
-        return chance_table(self.image_of.numpy(), self.num_images, self.num_queries)
+    def sizes(self) -> dict[str, int]:
+        """Numbers of candidates."""
+        return {"images": self.num_images, "texts": len(self.rows)}
+
+    def chance(self, text_of: np.ndarray | None = None) -> dict[str, float]:
+        """The recall of random scores; ``text_of``, a number for each wording of the dataset, makes it duplicate-aware."""
+        own = None if text_of is None else text_of[self.rows]
+        return chance_table(self.image_of.numpy(), self.num_images, self.num_queries, own)
 
     def query_ranks(self, t2i: np.ndarray, i2t: np.ndarray) -> QueryRanks:
         """Ranks of the queries, with what they are of."""
@@ -75,10 +82,10 @@ def retrieval_tasks(dataset: PairDataset, num_queries: int | None = None) -> dic
     """Language → its task; ``all`` where there is one language.
 
     Args:
-        num_queries: so many captions of the dataset, the first, are queries; None: all
+        num_queries: so many captions of the dataset, the first, are queries; None: those that the dataset says
     """
     image_of = torch.from_numpy(dataset.image_of.astype(np.int64))
-    last = len(dataset) if num_queries is None else num_queries
+    last = dataset.num_queries if num_queries is None else num_queries
     return {
         name: RetrievalTask(rows, image_of[rows], len(dataset.images), int((rows < last).sum()))
         for name, rows in captions_by_language(dataset).items()
@@ -99,7 +106,7 @@ def total_counts(tasks: dict[str, RetrievalTask]) -> dict[str, dict[str, int]]:
 
 def chance_of_tasks(tasks: dict[str, RetrievalTask]) -> dict[str, dict[str, float]]:
     """``chance``: the recall of random scores, the mean of the tasks; and before it, where there are several, each task's."""
-    tables = {f"chance {name}": task.chance for name, task in tasks.items()}
+    tables = {f"chance {name}": task.chance() for name, task in tasks.items()}
     return (tables if len(tables) > 1 else {}) | {"chance": mean_table(list(tables.values()))}
 
 
@@ -118,18 +125,19 @@ def evaluate(
 
 
 def captions_by_language(dataset: PairDataset) -> dict[str, np.ndarray]:
-    """Language → rows of its captions, in the order of their first; ``all`` → every row when there is one language."""
-    languages = np.array([dataset.captions.languages.get(i, "") for i in dataset.ids])
-    names = list(dict.fromkeys(languages.tolist()))
-    if len(names) == 1:
-        return {"all": np.arange(len(languages))}
-    return {name: np.flatnonzero(languages == name) for name in names}
+    """Language → rows of its captions that are candidates, in the order of their first; ``all`` → those rows when there is one
+    language. Languages that no query has are left out."""
+    rows, languages = dataset.candidate_rows, dataset.caption_languages()
+    names = list(dict.fromkeys(languages[: dataset.num_queries].tolist()))
+    by_language = {name: rows[languages[rows] == name] for name in names}
+    return by_language if len(names) > 1 else {"all": by_language[names[0]]}
 
 
 def wordings(dataset: PairDataset) -> np.ndarray:
     """[T] a number for each caption that is the same where the tokens are: where the model cannot tell captions apart."""
-    numbers: dict[tuple, int] = {}
-    return np.array([numbers.setdefault(tuple(dataset.captions.input_ids(i)), len(numbers)) for i in dataset.ids])
+    numbers: dict[bytes, int] = {}
+    parts = np.array_split(np.arange(len(dataset)), 1 + len(dataset) // CAPTIONS_AT_A_TIME)
+    return np.array([numbers.setdefault(words.tobytes(), len(numbers)) for part in parts for words in dataset.words(part)])
 
 
 def ranker(

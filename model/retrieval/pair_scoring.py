@@ -95,10 +95,8 @@ def score_pairs(
     """
     meta, scores = dataset.captions.meta, np.zeros(len(captions), np.float32)
     cls, sep = (np.array([meta[name]], np.int64) for name in ("CLS", "SEP"))
-    words = {
-        row: np.concatenate([cls, dataset.captions.input_ids(dataset.ids[row]), sep])
-        for row in np.unique(captions).tolist()
-    }
+    rows = np.unique(captions)
+    words = {row: np.concatenate([cls, own, sep]) for row, own in zip(rows.tolist(), dataset.words(rows), strict=True)}
     blocks = list(_blocks(images, ranks))
     show = scorer.progress and ranks.is_first
     with tqdm(total=sum(map(len, blocks)), unit="pair", desc="re-ranking", disable=not show, dynamic_ncols=True) as bar:

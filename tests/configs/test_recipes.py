@@ -27,7 +27,7 @@ def test_recipes_are_where_the_readme_and_the_commands_look_for_them():
     expected = {
         "pretrain": {"paper", "original_pretrain", "demo", "photos_small"},
         "finetune": {"flickr30k", "coco", "original_flickr30k", "original_coco", "demo", "photos_small"},
-        "eval": {"flickr30k", "coco", "demo"},
+        "eval": {"flickr30k", "coco", "flickr30k_full", "coco_full", "demo"},
     }
     for folder, names in expected.items():
         assert {f"{folder}/{name}.yaml" for name in names} <= set(RECIPES)
@@ -71,6 +71,17 @@ def test_coco_is_trained_on_with_restval_whose_pictures_are_val2014s():
         assert found == {f"db/itm_coco_{split}_base-cased.db": f"img/coco_{images}"
                          for split, images in (("train", "train2014"), ("restval", "val2014"))}  # fmt: skip
         assert (config.val_captions, config.val_regions) == ("db/itm_coco_val_base-cased.db", "img/coco_val2014")
+
+
+def test_full_galleries_hold_the_other_splits_with_their_regions():
+    for name, splits, images in (
+        ("flickr30k", ["train", "val"], ["flickr30k"]),
+        ("coco", ["train", "restval", "val"], ["coco_train2014", "coco_val2014", "coco_val2014"]),
+    ):
+        test, full = load(f"eval/{name}.yaml"), load(f"eval/{name}_full.yaml")
+        assert (full.captions, full.regions, full.boxes) == (test.captions, test.regions, test.boxes)
+        assert full.gallery == [f"db/itm_{name}_{split}_base-cased.db" for split in splits]
+        assert (full.gallery_regions or [full.regions]) == [f"img/{each}" for each in images]
 
 
 def test_the_papers_recipes_are_bf16_and_the_originals_fp16():

@@ -441,6 +441,20 @@ def test_captions_of_one_region_database_are_about_one_picture(world, pairs, tmp
     assert joined.images == list(pairs.images) and joined.images[joined.image_of[-1]] == "p1.npz"
 
 
+def test_a_copy_of_a_region_database_holds_the_same_pictures(world, pairs, tmp_path):
+    record = [Caption("p1.jpg", "du", "r0", "restval", "fr")]
+    write_caption_db(tmp_path / "restval", record, CaptionTokenizer.from_pretrained(world / "vocab.txt"), ["b.jsonl"])
+    shutil.copytree(world / "regions", tmp_path / "copy")
+    joined = open_pairs([world / "captions", tmp_path / "restval"], [world / "regions", tmp_path / "copy"], BOXES)
+    assert joined.images == list(pairs.images) and joined.images[joined.image_of[-1]] == "p1.npz"
+    # what asks for words and languages finds each caption in its own database
+    assert joined.caption_languages().tolist() == [*pairs.caption_languages(), "fr"]
+    assert [each.tolist() for each in joined.words(np.array([7, 0]))] == [
+        CaptionDB(tmp_path / "restval").input_ids("r0"), pairs.captions.input_ids(pairs.ids[0])
+    ]  # fmt: skip
+    assert (joined.captions_folder(6), joined.captions_folder(7)) == (world / "captions", tmp_path / "restval")
+
+
 def test_databases_that_do_not_go_together_are_not_joined(world, second, tmp_path):
     options = BOXES
     with pytest.raises(BadInput, match=r"captions: is joined with itself .*; give each caption database once"):

@@ -100,6 +100,12 @@ def naive_ranks(out, queries, gallery, right):
     return np.array(ranks)
 
 
+def ranks_of(scores, right):
+    """[Q] of the best right answer, from scores [Q,N] without equals."""
+    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+    return (scores > best).sum(axis=1)
+
+
 def test_ranks_of_every_query_are_kept_and_make_the_table(evaluated, world):
     shown, results, out = evaluated("mixed")
     captions = CaptionDB(world / "mixed")
@@ -179,7 +185,13 @@ def test_duplicates_of_other_images_count_as_right(evaluated, world):
     assert aware["recall"]["all"]["AR"] > results["recall"]["all"]["AR"]
     assert aware["intervals"]["all"].keys() == set(METRICS)
     rows = [line.split()[0] for line in shown.splitlines() if line.startswith(("all", "duplicate-aware ", "chance"))]
-    assert rows == ["all", "duplicate-aware", "chance", "all", "duplicate-aware"]  # recall, then intervals
+    assert rows == ["all", *["duplicate-aware"] * 2, "chance", "all", "duplicate-aware"]  # recall, then intervals
+    rng, right = np.random.default_rng(0), np.array([[text[t] in words[i] for i in images] for t in ids])
+    drawn = [recall_table(ranks_of(draw, right), ranks_of(draw.T, right.T)) for draw in rng.random((2000, *right.shape))]
+    for metric in METRICS:
+        chance = aware["recall"]["chance"][metric]
+        assert chance == pytest.approx(np.mean([table[metric] for table in drawn]), abs=1), metric
+        assert chance > results["recall"]["chance"][metric]
     assert "24 captions are worded like one of another image" in shown
 
     shown, results, _ = evaluated("distinct")
