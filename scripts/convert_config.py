@@ -2,8 +2,9 @@
 """Translate one of the original's JSON configs into a YAML config, with a comment on everything that was translated.
 
 python scripts/convert_config.py old.json                                   # shows it
-python scripts/convert_config.py old.json --out new.yaml                    # pretrain.py, train_itm.py or eval_itm.py --config new.yaml
+python scripts/convert_config.py old.json --out new.yaml                    # and says the commands that run it
 python scripts/convert_config.py old.json --out new.yaml --keep-going       # leave out what has no counterpart
+python scripts/convert_config.py --keys                                     # the table of all keys, as in the documents
 """
 
 import sys
@@ -17,25 +18,36 @@ from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
 from data.storage.text_files import read_json
-from model.original.recipe import COMMANDS, convert_settings, guess_kind, render_recipe
-from model.original.settings import Kind
+from model.original import settings, uniter_retrieval
+from model.original.keys import markdown_table
+from model.original.kinds import Kind, kind_of_config
+from model.original.recipe import COMMANDS, convert_settings, render_recipe
 
 
 @dataclass
 class Options:
-    """Translate one of the original's JSON configs into a YAML config of pretrain.py, train_itm.py or eval_itm.py.
+    """Translate a JSON config, or the hps.json of a run, of the original LightningDOT or of UNITER's image–text retrieval into a
+    YAML config of pretrain.py, train_itm.py or eval_itm.py.
+
+    Keys that are absent have the original's defaults, not ours. Keys without effect are listed, on the screen and in the file.
 
     Args:
         old: the JSON config
         out: YAML file to write; none: standard output
         kind: what it configures; none: guessed from its keys
         keep_going: leave out keys that are unknown or refused, and say so in the file, instead of stopping
+        keys: print the table of all keys in Markdown, and do nothing else
     """
 
-    old: str
+    old: str | None = None
     out: str | None = None
     kind: Kind | None = None
     keep_going: bool = False
+    keys: bool = False
+
+    def __post_init__(self):
+        if (self.old is None) != self.keys:
+            raise BadInput("give the JSON config to translate, or --keys by itself")
 
 
 def config_class(kind: Kind) -> type:
@@ -48,26 +60,44 @@ def config_class(kind: Kind) -> type:
         from optim.tasks.retrieval import RetrievalConfig  # slow to import
 
         return RetrievalConfig
-    from eval_itm import EvalConfig  # slow to import
+    if kind == "rerank":
+        from optim.tasks.reranking import RerankingConfig  # slow to import
+
+        return RerankingConfig
+    from model.evaluation.settings import EvalConfig  # slow to import
 
     return EvalConfig
 
 
 def main(options: Options) -> None:
+    if options.keys:
+        print(keys_of_both())
+        return
     old = read_json(options.old, "a mapping of settings was expected")
-    conversion = convert_settings(old, options.kind or guess_kind(old))
+    if not isinstance(old, dict):
+        raise BadInput(f"{options.old}: a mapping of settings was expected, found {type(old).__name__}")
+    conversion = convert_settings(old, options.kind or kind_of_config(old, options.old))
     if conversion.problems and not options.keep_going:
         raise BadInput(f"{options.old}: {'; '.join(conversion.problems)}. --keep-going leaves them out")
-    text = render_recipe(conversion, Path(options.old).name)
+    path = options.out or "new.yaml"
+    text = render_recipe(conversion, Path(options.old).name, path)
     _check_loads(text, conversion.kind, options.old)
+    for name, why in conversion.idle.items():
+        print(f"without effect: {name}: {why}", file=sys.stderr)
     for problem in conversion.problems:
         print(f"left out: {problem}", file=sys.stderr)
     if options.out is None:
         print(text, end="")
         return
-    with atomic_file(options.out) as path:
-        path.write_text(text, encoding="utf-8")
-    print(f"wrote {options.out}: python {COMMANDS[conversion.kind]} --config {options.out}")
+    with atomic_file(options.out) as written:
+        written.write_text(text, encoding="utf-8")
+    print(f"wrote {options.out}; the commands:", *conversion.steps, *conversion.commands(path), sep="\n  ")
+
+
+def keys_of_both() -> str:
+    """The tables of LightningDOT's keys and of UNITER's for retrieval, in Markdown."""
+    ours, uniters = markdown_table(settings.KEYS), markdown_table(uniter_retrieval.KEYS)
+    return "\n".join(["### LightningDOT", "", *ours, "", "### UNITER's image–text retrieval", "", *uniters])
 
 
 def _check_loads(text: str, kind: Kind, source: str) -> None:
