@@ -64,6 +64,22 @@ class Uniter(Bert):
         super().__init__(config.encoder)
         self.img_embeddings = RegionEmbeddings(config.encoder, config.feature_dim)
 
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        region_mask: Tensor,
+        masked: Tensor | None = None,
+    ) -> Tensor:
+        """All hidden states: words [B,L], regions [B,R,...] as of `Reranker.forward`, ``masked`` [B,R] bool → [B,L+R,h]."""
+        types = self.embeddings.token_type_embeddings.weight
+        words = self.embeddings(input_ids)
+        regions = self.img_embeddings(features, positions, types[-1], masked)  # type 1
+        mask = torch.cat([attention_mask.bool(), region_mask.bool()], dim=1)
+        return self.encoder(torch.cat([words, regions.to(words.dtype)], dim=1), mask)
+
 
 class Reranker(nn.Module):
     """UNITER for image–text retrieval: one score of a caption–image pair."""

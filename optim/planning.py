@@ -19,6 +19,7 @@ from model.objectives import OBJECTIVES
 from model.objectives.base import ObjectiveOptions
 from model.objectives.cmr import CrossModalRetrieval
 from model.objectives.heads import PretrainingHeads
+from model.objectives.uniter_teacher import UniterTeacher, taught_by
 from model.text_encoders import choose_text_encoder
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, RerankerModelOptions, UniterConfig
@@ -201,6 +202,7 @@ def _planned(recipe: Recipe, sizes: DataSizes, notes: list[str]) -> _Planned:
     with empty_weights():
         model = LightningDOT(config)
     model.freeze(recipe.model.freeze_txt, recipe.model.freeze_img)
+    teacher = None
     if isinstance(recipe, RetrievalConfig):
         options = ObjectiveOptions(negatives=recipe.negatives)
         objectives, heads = {"cmr": CrossModalRetrieval(options)}, nn.ModuleDict()
@@ -211,12 +213,20 @@ def _planned(recipe: Recipe, sizes: DataSizes, notes: list[str]) -> _Planned:
         objectives = {task: OBJECTIVES[task](options) for corpus in recipe.data for task in corpus.tasks}
         with empty_weights():
             heads = PretrainingHeads(config, options, objectives)
+        if recipe.teacher.checkpoint:
+            start = RerankerModelOptions(init=recipe.teacher.checkpoint)
+            with empty_weights():
+                teacher = UniterTeacher(reranker_config(start, sizes, notes, "teacher.checkpoint"))
+            objectives = taught_by(teacher, recipe.teacher, objectives)
 
     def work_of(task: str) -> Callable[[Load], list[Work]]:
         return lambda load: objectives[task].work(model, heads, load)
 
     parts = model.parts() | {_HEADS.get(name, f"{name} head"): head for name, head in heads.items()}
-    return _Planned([model, heads], parts, {task: work_of(task) for task in objectives}, config.feature_dim)
+    modules = [model, heads]
+    if teacher is not None:
+        parts, modules = parts | {"teacher": teacher}, [*modules, teacher]
+    return _Planned(modules, parts, {task: work_of(task) for task in objectives}, config.feature_dim)
 
 
 def _settings_of(folder: str | None) -> dict | None:
@@ -261,13 +271,15 @@ def towers_config(model: ModelOptions, sizes: DataSizes, notes: list[str]) -> Li
     return config
 
 
-def reranker_config(model: RerankerModelOptions, sizes: DataSizes, notes: list[str]) -> UniterConfig:
-    """The same of a re-ranker, which may start from the text tower of a LightningDOT."""
+def reranker_config(
+    model: RerankerModelOptions, sizes: DataSizes, notes: list[str], name: str = "model.init"
+) -> UniterConfig:
+    """The same of a re-ranker, which may start from the text tower of a LightningDOT; ``name`` is the setting's."""
     values = _settings_of(model.init)
     if model.init is None:
         encoder = _from_random(model, sizes)
     elif values is None:
-        encoder = _absent("model.init", model.init, sizes, notes)
+        encoder = _absent(name, model.init, sizes, notes)
     else:
         encoder = EncoderConfig.from_dict(values.get("txt", values))
     if model.dropout is not None:

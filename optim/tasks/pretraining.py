@@ -27,6 +27,7 @@ from model.objectives.base import Fusion, Objective, ObjectiveOptions
 from model.objectives.contrastive.options import LossOptions
 from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import PretrainingHeads, start_heads_from
+from model.objectives.uniter_teacher import TEACHES, TeacherOptions, UniterTeacher, taught_by
 from model.precision import autocast
 from optim.loop import MicroBatch, Paused, Update, Validation
 from optim.losses import reason_of_nan
@@ -77,6 +78,7 @@ class PretrainConfig(TrainingSettings):
         siblings: other captions of an image in a CMR batch: mask (no negatives) or keep (negatives, as the original)
         negatives: of CMR: the other pairs of all_ranks, or of the own_rank alone, as the original
         loss: the contrastive loss of CMR
+        teacher: a UNITER that masked words and regions are learnt from too
         grad_cache: pairs that CMR embeds at a time, so that a batch may be larger than memory; 0: all at once
         tokens_per_batch: padded tokens, text and regions, of one batch on one GPU
         num_steps: updates
@@ -92,6 +94,7 @@ class PretrainConfig(TrainingSettings):
     siblings: Siblings = "mask"
     negatives: Negatives = "all_ranks"
     loss: LossOptions = field(default_factory=LossOptions)
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
     grad_cache: int = 0
     tokens_per_batch: int = 10240
     num_steps: int = 300_000
@@ -106,6 +109,10 @@ class PretrainConfig(TrainingSettings):
             raise BadInput("data: no corpus is given, at least one is needed")
         if len({corpus.name for corpus in self.data}) < len(self.data):
             raise BadInput("data: corpora must have different names, their metrics are logged by name")
+        tasks = [OBJECTIVES[task] for corpus in self.data for task in corpus.tasks]
+        if self.teacher.checkpoint and not any(task.head in TEACHES for task in tasks):
+            names = ", ".join(name for name, task in OBJECTIVES.items() if task.head in TEACHES)
+            raise BadInput(f"teacher.checkpoint: a UNITER teaches {names}, and no corpus has any of these tasks")
         if self.model.similarity is not None:
             self.loss.check_similarity(self.model.similarity)
         self.check_at_least_one("tokens_per_batch", "num_steps", "valid_every")
@@ -142,6 +149,8 @@ class Pretraining:
         )
         self.objectives = {task: OBJECTIVES[task](options) for _, task in self.sources}
         self.model, self.heads = self._built(options)
+        self.teacher = self._read_teacher()
+        self.trained = taught_by(self.teacher, config.teacher, self.objectives)
         self.step = Backward(self.model, self.heads, ranks, config.precision, config.grad_cache)
         self.tokenizer = self.train[0].captions.tokenizer_folder
         self.draws = DrawStream(
@@ -161,7 +170,7 @@ class Pretraining:
             "images": {corpus.name: len(pairs.images) for corpus, pairs in zip(config.data, self.train, strict=True)},
             "effective_batch_tokens": config.tokens_per_batch * config.grad_accumulation * ranks.size,
             "peak_lr": config.optim.lr,
-        }
+        } | ({} if self.teacher is None else {"teacher": f"{config.teacher.checkpoint}, weights {self.teacher.fingerprint}"})
         for number, corpus in enumerate(config.data):
             for name, pairs in ((corpus.name, self.train[number]), (f"{corpus.name}, validation", self.val[number])):
                 if pairs is not None and pairs.dropped:
@@ -192,6 +201,15 @@ class Pretraining:
             start_heads_from(heads, config.model.init)
         model.set_checkpointing(config.activation_checkpointing)
         return model.to(self.device), heads.to(self.device)
+
+    def _read_teacher(self) -> UniterTeacher | None:
+        folder = self.config.teacher.checkpoint
+        if not folder:
+            return None
+        teacher = UniterTeacher.from_pretrained(folder)
+        teacher.check(folder, self.model.config, self.objectives, self.train)
+        self.data["training teacher"] = teacher.fingerprint
+        return teacher.to(self.device)
 
     def _check(self, model: LightningDOT, corpus: CorpusOptions, dataset: PairDataset) -> None:
         regions = dataset.regions
@@ -251,7 +269,7 @@ class Pretraining:
     ) -> Tensor:
         task = micro_batch.loss_name.rpartition("/")[2]
         batch = micro_batch.batch.to(self.device)
-        return self.step.add_gradients(self.objectives[task], batch, meeting, scaler, accumulation)
+        return self.step.add_gradients(self.trained[task], batch, meeting, scaler, accumulation)
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:

@@ -55,8 +55,8 @@ def batch(sizes, seed=0):
     return ids, attention_mask, features.half(), positions, region_mask
 
 
-def plain_score(weights, ids, features, positions, head="rank_output"):
-    """One pair without padding, from the tensors of the file: [L], [R,20], [R,7] → what the head says. Heads are 64 wide."""
+def plain_layers(weights):
+    """Linear layers and layer norms by name, from the tensors of a file."""
 
     def linear(name, x):
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -64,6 +64,12 @@ def plain_score(weights, ids, features, positions, head="rank_output"):
     def norm(name, x):
         return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-12)
 
+    return linear, norm
+
+
+def plain_hidden(weights, ids, features, positions):
+    """One pair without padding, from the tensors of the file: [L], [R,20], [R,7] → [L+R,64]. Heads are 64 wide."""
+    linear, norm = plain_layers(weights)
     types = weights["embeddings.token_type_embeddings.weight"]
     words = weights["embeddings.word_embeddings.weight"][ids] + types[0]
     words = norm("embeddings.LayerNorm", words + weights["embeddings.position_embeddings.weight"][: len(ids)])
@@ -77,7 +83,13 @@ def plain_score(weights, ids, features, positions, head="rank_output"):
         x = norm(f"{layer}.attention.output.LayerNorm", x + linear(f"{layer}.attention.output.dense", attended))
         between = F.gelu(linear(f"{layer}.intermediate.dense", x))
         x = norm(f"{layer}.output.LayerNorm", x + linear(f"{layer}.output.dense", between))
-    said = linear(head, linear("pooler.dense", x[0]).tanh())
+    return x
+
+
+def plain_score(weights, ids, features, positions, head="rank_output"):
+    """What a head says of one pair, as of `plain_hidden`."""
+    linear, _ = plain_layers(weights)
+    said = linear(head, linear("pooler.dense", plain_hidden(weights, ids, features, positions)[0]).tanh())
     return said[0] if head == "rank_output" else said
 
 

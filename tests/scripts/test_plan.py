@@ -12,6 +12,7 @@ from model import costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import OBJECTIVES
 from model.objectives.heads import PretrainingHeads
+from model.objectives.uniter_teacher import UniterTeacher
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, UniterConfig
 from scripts import plan
@@ -123,3 +124,28 @@ def test_every_gpu_has_a_plan():
     for name, gpu in plan.GPUS.items():
         hours = plan_of(PRETRAIN, gpu=name, set=["precision=fp32"])["hours"]
         assert hours > 0 and gpu.outside <= gpu.inside, name
+
+
+def test_a_teacher_costs_its_forward_pass_and_its_weights():
+    plain, taught = (plan_of(PRETRAIN, count=2, set=each) for each in ([], ["teacher.checkpoint=not/there"]))
+    assert taught["notes"] == [*plain["notes"], "teacher.checkpoint: not/there is not here; taken as BERT-base with 28,996 words"]
+    config = UniterConfig(EncoderConfig())
+    with empty_weights():
+        teacher = UniterTeacher(config)
+    weights = [found["memory_per_rank"]["without_checkpointing"]["weights"] for found in (plain, taught)]
+    assert weights[1] - weights[0] == 4 * costs.count(teacher)
+    load = costs.Load(plain["pairs"]["per_rank"], 16, 36, ranks=2, low_precision=True)
+    blocks = load.rows * teacher.bert.encoder.flops(18 + 36, first_only=False)
+    regions = load.rows * 36 * 2 * (2048 + 7) * 768
+    more = {task: taught["tasks"][task]["flops_per_rank"] - found["flops_per_rank"] for task, found in plain["tasks"].items()}
+    accumulation = plain["settings"]["grad_accumulation"]
+    assert more == pytest.approx({"cmr": 0} | dict.fromkeys(("vmlm", "mrfr", "mrckl"), (blocks + regions) * accumulation))
+    for task, found in plain["tasks"].items():
+        assert taught["tasks"][task]["sent_per_rank"] == found["sent_per_rank"]
+
+
+@pytest.mark.parametrize("recipe", [PRETRAIN, FINETUNE])
+def test_negatives_of_the_own_rank_send_no_embeddings(recipe):
+    for negatives, is_sent in (("all_ranks", True), ("own_rank", False)):
+        found = plan_of(recipe, count=4, captions=1000, set=[f"negatives={negatives}"])["tasks"]["cmr"]["sent_per_rank"]
+        assert (found["embeddings"] > 0) == is_sent and found["gradients"] > 0
