@@ -297,13 +297,11 @@ def fusion(value: str, old: Old) -> str:
 
 
 def hard_negatives(value: int, old: Old) -> dict[str, Any]:
-    """The original draws n of the best max(50, 2n + 10), at most 1,000, of a caption's ranking, mined again after each epoch."""
     if not value:
         return {"hard_negatives.count": 0}
     if not old.get("sample_init_hard_negatives"):
         raise Refused("without sample_init_hard_negatives the original stops with an error before its first epoch; set it true")
-    best = min(max(50, 2 * value + 10), 1000)
-    return {"hard_negatives.count": value, "hard_negatives.window": f"0-{best}", "hard_negatives.from_epoch": 1}
+    return {"hard_negatives.count": value, "hard_negatives.window": "original", "hard_negatives.from_epoch": 1}
 
 
 def sampling(value: str, old: Old) -> Any:
