@@ -22,6 +22,7 @@ import numpy as np
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from scripts.benchmarking.synthetic_databases import make_synthetic_databases
 from scripts.benchmarking.table_memory import TableWork, measure_training, run_processes, time_first_opening
@@ -56,6 +57,7 @@ class Options:
 
 def main(options: Options) -> None:
     root = Path(options.out)
+    claim_output(root)
     make_synthetic_databases(root, options.captions, options.images)
     report = {
         "captions": options.captions,

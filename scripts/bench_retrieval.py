@@ -25,6 +25,7 @@ import torch
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.precision import choose_device
 from scripts.benchmarking.retrieval_models import RetrievalSettings
@@ -55,6 +56,7 @@ class Options(RetrievalSettings):
 
 
 def main(options: Options) -> None:
+    claim_output(options.out)
     device = choose_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -79,6 +79,7 @@ class Options(Sizes):
 def main(options: Options) -> None:
     device = choose_device(options.device)
     ranks = start_ranks(options.distributed, device.type == "cuda", timeout=1800)
+    ranks.claim_output(options.out)
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -99,14 +100,8 @@ def main(options: Options) -> None:
 
 def _row(options: Options, timed: TimedModel, case: Case, found: Measured) -> dict:
     ranks = timed.ranks
-    load = costs.Load(
-        case.batch,
-        options.words,
-        options.regions,
-        ranks=ranks.size,
-        grad_cache=case.grad_cache,
-        low_precision=case.precision != "fp32",
-    )
+    sizes, is_low = (case.batch, options.words, options.regions), case.precision != "fp32"
+    load = costs.Load(*sizes, ranks=ranks.size, grad_cache=case.grad_cache, low_precision=is_low)
     works = OBJECTIVES[case.task]().work(timed.model, timed.heads, load)
     flops = sum(costs.step_flops(works).values())  # of one rank
     pairs, median = case.batch * ranks.size, statistics.median(found.seconds[case])

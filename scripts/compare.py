@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.evaluation.compare import compare_evaluations, other_data, read_evaluation
 from model.evaluation.recall import format_table
@@ -44,6 +45,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if options.json:
+        claim_output(options.json)
     a, b = (read_evaluation(path) for path in (options.a, options.b))
     rows = compare_evaluations(a, b, options.bootstrap, options.resample)
     images, captions, num_tests = len(a.img_ids), a.num_captions, sum(map(len, rows.values()))

@@ -19,6 +19,7 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.notices import lowered
 from data.regions.pictures import PictureFiles, read_pictures
+from data.storage.locks import claim_output
 from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
 from model.retrieval.retriever import Retriever, read_queries
 
@@ -59,6 +60,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    claim_output(options.out)
     index = EmbeddingIndex(options.index)
     retriever = Retriever.from_pretrained(options.checkpoint, index, tokenizer=options.tokenizer)
     if options.queries:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.locks import claim_output
 from data.storage.text_files import read_json
 from model.original import settings, uniter_retrieval
 from model.original.keys import markdown_table
@@ -73,6 +74,8 @@ def main(options: Options) -> None:
     if options.keys:
         print(keys_of_both())
         return
+    if options.out is not None:
+        claim_output(options.out)
     old = read_json(options.old, "a mapping of settings was expected")
     if not isinstance(old, dict):
         raise BadInput(f"{options.old}: a mapping of settings was expected, found {type(old).__name__}")

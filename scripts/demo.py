@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.locks import claim_output
 from data.storage.processes import run_command
 from data.storage.text_files import read_json, write_json
 from model.evaluation.recall import format_table
@@ -48,6 +49,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    claim_output(f"{ROOT / OUT} (all of it)")  # the commands claim their own parts of it
     started = time.perf_counter()
     shutil.rmtree(ROOT / OUT, ignore_errors=True)
     seconds = {}

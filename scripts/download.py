@@ -23,6 +23,7 @@ from data.downloads.archives import unpack_archive
 from data.downloads.checksums import verify_checksum
 from data.downloads.fetch import fetch_file
 from data.errors import BadInput
+from data.storage.locks import claim_output
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = "checksums.json"  # beside the files: checksums of first downloads
@@ -71,6 +72,8 @@ def main(options: Options) -> None:
         raise BadInput(f"no source {options.name}; there are {', '.join(sources)}")
     source = sources[options.name]
     folder = Path(options.out or Path("data_sets", options.name))
+    if source.get("files"):
+        claim_output(folder)
     print(f"{source['title']}", flush=True)
     print(f"licence: {source.get('licence', 'not named')}\npage:    {source.get('page', 'not named')}", flush=True)
     for file in source.get("files", []):

@@ -17,6 +17,7 @@ from data.checks.inspection import inspect_database
 from data.checks.records import InspectionOptions
 from data.errors import BadInput
 from data.regions.db import BoxOptions
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 
 
@@ -44,6 +45,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if options.json:
+        claim_output(options.json)
     reading = InspectionOptions(options.verify, options.workers, options.first, options.regions, options.boxes)
     reports = inspect_database(Path(options.path), reading)
     if options.regions and reports[0].kind != "text DB":

@@ -17,6 +17,7 @@ import yaml
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from optim.planning import GPUS, DataSizes, Machine, Recipe, make_plan
 from optim.tasks.pretraining import PretrainConfig
@@ -70,6 +71,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if options.json:
+        claim_output(options.json)
     plan = plan_of(options)
     print(_format(plan))
     if options.json:
@@ -132,9 +135,7 @@ def _format(plan: dict) -> str:
     ]
     lines.append(f"  {'all':<28}{sum(without.values()) / 1e9:>8.2f}{sum(saving.values()) / 1e9:>32.2f}")
     if sum(own.values()) > gpu["memory"] * 1e9:
-        lines.append(
-            f"  more than the {gpu['memory']:g} GB of one {gpu['name']}: smaller batches, or activation checkpointing"
-        )
+        lines.append(f"  more than the {gpu['memory']:g} GB of one {gpu['name']}: smaller batches, or activation checkpointing")
     lines += [
         "",
         f"{plan['steps']:,} steps of {plan['seconds_per_step'] * 1e3:.1f} ms: {plan['hours']:.3g} hours, without validation "

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from optim.curves import read_curves, smooth_curve
 
@@ -42,6 +43,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    claim_output(options.out)
     import matplotlib  # slow to import
 
     matplotlib.use("agg")  # before pyplot: there may be no screen

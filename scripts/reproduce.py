@@ -22,6 +22,7 @@ import yaml
 from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.locks import claim_output
 from data.storage.processes import run_command
 from data.storage.text_files import read_json, write_json
 from eval_itm import EvalConfig
@@ -81,14 +82,15 @@ def main(options: Options) -> None:
     if missing:
         raise BadInput(f"{len(missing)} missing: {', '.join(missing)}; the list above says how to make each")
 
+    for name in plans:
+        claim_output(Path(options.out) / f"{name}.json")
     seconds: dict[str, float] = {}
     for name, plan in plans.items():
         for step in plan.steps:
             line = shlex.join(step)
             if line not in seconds:  # tables share steps
                 seconds[line] = run_step(step)
-        took = {line: seconds[line] for line in map(shlex.join, plan.steps)}
-        report(name, published[name], plan.results, took, options.out)
+        report(name, published[name], plan.results, {line: seconds[line] for line in map(shlex.join, plan.steps)}, options.out)
 
 
 def plan_table(table: dict, options: Options) -> TablePlan:
@@ -123,10 +125,8 @@ def report(name: str, table: dict, results_path: Path, seconds: dict[str, float]
     """Print and write paper, original repository and measured side by side."""
     results = read_json(results_path)
     comparison = compare_with_published(table, results, str(results_path))
-    header = (
-        f"{table['title']}: {results['config']['checkpoint']} on {results['images']:,} images, "
-        f"{results['captions']:,} captions, in percent"
-    )
+    counts = f"{results['images']:,} images, {results['captions']:,} captions"
+    header = f"{table['title']}: {results['config']['checkpoint']} on {counts}, in percent"
     text = f"{header}\n\n{format_table(comparison.rows(), str, 21)}\n"
     print(f"\n{text}")
     summary = {

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.errors import BadInput
 from data.regions.db import BoxChoice
+from data.storage.locks import claim_output
 
 
 @dataclass
@@ -71,6 +72,7 @@ def main(options: Options) -> None:
     from model.retrieval.reranking import score_for_distillation
     from model.uniter import Reranker, check_reranker
 
+    claim_output(options.out)
     device = choose_device(options.device)
     pairs = open_pairs(
         options.captions, options.regions, boxes_for(options.checkpoint, options.boxes), languages=options.languages,

@@ -12,20 +12,49 @@ from configs import cli
 from data.errors import BadInput
 from data.storage.locks import only_writer
 from scripts import (
+    bench_data,
+    bench_retrieval,
     build_captions,
     build_index,
+    compare,
+    contact_sheet,
     convert_checkpoint,
+    convert_config,
+    demo,
+    download,
     export_index,
     extract_regions,
+    inspect_db,
     make_scenes,
+    plan,
+    plot_runs,
     prepare,
+    score_pairs,
     train_tokenizer,
     translate,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = f"process {os.getpid()} on .* is writing there; wait for it, or end it"
+POSITIONAL = {
+    compare: ("a", "b"),
+    convert_checkpoint: ("src", "dst"),
+    convert_config: ("old",),
+    download: ("name",),
+    inspect_db: ("path",),
+}
+PLACES = ["--reranker", "absent", "--checkpoint", "absent", "--captions", "absent", "--regions", "absent"]
 COMMANDS = {
+    "bench_data": (bench_data, ["--out", "out"], "out"),
+    "bench_retrieval": (bench_retrieval, ["--out", "out.json"], "out.json"),
+    "compare": (compare, ["absent", "absent", "--json", "out.json"], "out.json"),
+    "contact_sheet": (contact_sheet, ["--index", "absent", "--photos", "absent", *PLACES[2:6], "--out", "a.png"], "a.png"),
+    "convert_config": (convert_config, ["absent.json", "--out", "a.yaml"], "a.yaml"),
+    "download": (download, ["karpathy", "--out", "out"], "out"),
+    "inspect_db": (inspect_db, ["absent", "--json", "a/out.json"], "a/out.json"),
+    "plan": (plan, ["--config", "absent", "--gpu", "h100", "--json", "out.json"], "out.json"),
+    "plot_runs": (plot_runs, ["--runs", "absent", "--out", "out.png"], "out.png"),
+    "score_pairs": (score_pairs, [*PLACES, "--out", "scores.npz"], "scores.npz"),
     "build_captions": (build_captions, ["--annotations", "absent", "--tokenizer", "absent", "--out", "out"], "out"),
     "build_index": (build_index, ["--checkpoint", "absent", "--regions", "absent", "--out", "out", "--device", "cpu"], "out"),
     "delete from an index": (build_index, ["--checkpoint", "absent", "--delete", "absent", "--out", "out"], "out"),
@@ -49,11 +78,19 @@ COMMANDS = {
 def test_the_second_command_is_refused(tmp_path, monkeypatch, name):
     script, words, out = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
-    positional = ("src", "dst") if script is convert_checkpoint else ()
     with only_writer(out):
         with pytest.raises(BadInput, match=MINE):
-            script.main(cli.parse(script.Options, words, positional))
+            script.main(cli.parse(script.Options, words, POSITIONAL.get(script, ())))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_second_demo_does_not_empty_the_folder_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    (tmp_path / demo.OUT).mkdir(parents=True)
+    (tmp_path / demo.OUT / "results.json").write_text("of the first")
+    with only_writer(f"{tmp_path / demo.OUT} (all of it)"), pytest.raises(BadInput, match=MINE):
+        demo.main(demo.Options())
+    assert (tmp_path / demo.OUT / "results.json").read_text() == "of the first"
 
 
 def test_shards_of_one_extraction_are_written_at_once(tmp_path, monkeypatch):
