@@ -7,6 +7,7 @@ python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --re
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --coco-1k
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --search hnsw
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --reranker runs/uniter/best
+python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --rerank-scores scores.npz
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/test --regions db/regions --gallery db/captions/train db/captions/val
 """
 
@@ -19,12 +20,13 @@ from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.evaluation.folders import evaluations_folder
 from model.evaluation.reranked import rerank_split
+from model.evaluation.scoring import open_scoring
 from model.evaluation.settings import EvalConfig
 from model.evaluation.split import (
     chance_tables,
     duplicate_aware_chance,
     encode_split,
-    open_models,
+    open_model,
     open_split,
     rank_folds,
     rank_split,
@@ -33,7 +35,6 @@ from model.evaluation.split import (
 from model.evaluation.tables import as_json, format_intervals, format_recall, mean_of_tasks, task_tables
 from model.precision import choose_device
 from model.retrieval.encoding import Encoding
-from model.retrieval.pair_scoring import PairScorer
 from optim.run import environment
 
 
@@ -41,7 +42,7 @@ def main(config: EvalConfig) -> None:
     out = Path(config.output_dir or evaluations_folder(config.checkpoint) / Path(config.captions).name)
     device = choose_device(config.device)
     pairs = open_split(config)
-    model, reranker = open_models(config, pairs, device)
+    model, scoring = open_model(config, pairs, device), open_scoring(config, pairs, device)
 
     claim_output(out)
     started = time.perf_counter()
@@ -59,9 +60,8 @@ def main(config: EvalConfig) -> None:
     if ranks.repeated:
         aware = [*task_tables(ranks.duplicate_aware, *drawn, note="duplicate-aware"), duplicate_aware_chance(split)]
     tops = []
-    if reranker is not None:
-        scorer = PairScorer(reranker, device, config.precision, config.batch_size)
-        tops, seconds["search"] = rerank_split(split, scorer, config)
+    if scoring is not None:
+        tops, seconds["search"] = rerank_split(split, scoring, config)
     chance = chance_tables(split, config.coco_1k)
 
     print(split.describe(config))
@@ -73,8 +73,8 @@ def main(config: EvalConfig) -> None:
     print(format_recall([*plain, *aware, *again, *chance], split.candidates if config.gallery else None))
     for top in tops:
         print(top.describe())
-    if tops:
-        print(f"encoding {seconds['encoding']:.1f} s, search {seconds['search']:.1f} s")
+    if scoring is not None:
+        print(f"{scoring.line}\nencoding {seconds['encoding']:.1f} s, search {seconds['search']:.1f} s")
     if config.bootstrap:
         print(f"\n95% intervals from {config.bootstrap:,} resamples of {config.resample}")
         print(format_intervals([*plain, *aware, *again]))
@@ -84,9 +84,9 @@ def main(config: EvalConfig) -> None:
     results = as_json([*plain, chance[-1]]) | {"chance": {table.name: table.recall for table in chance}, "candidates": split.candidates}
     if aware:
         results["duplicate_aware"] = {"captions": ranks.repeated} | as_json(aware)
-    if reranker is not None:
+    if scoring is not None:
         by_top = {str(top.k): top.as_json(config.rerank_mix) for top in tops}
-        results["reranker"] = {"model": reranker.fingerprint, "seconds": seconds, "top": by_top}
+        results["reranker"] = scoring.record | {"seconds": seconds, "top": by_top}
     if hnsw:
         results["found_of_exact_top_10"] = ranks.found
     results |= {"data": digests_of_pairs(pairs), "ranks": "ranks.npz", "model": model.fingerprint, "cut_captions": pairs.cut}

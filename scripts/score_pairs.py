@@ -84,6 +84,7 @@ def main(options: Options) -> None:
         check_regions(options.checkpoint, part.regions)
     check_same_tokenizer(options.checkpoint, pairs.captions)
     reranker = Reranker.from_pretrained(options.reranker).to(device)
+    print(reranker.describe_head())
     check_reranker(reranker.config, options.reranker, pairs)
     settle_long_captions(pairs, reranker.config.encoder.max_tokens, "refuse")
     for each in (miner, reranker):

@@ -14,6 +14,7 @@ from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE, Ranks
 from model.evaluation.outcomes import QueryRanks
 from model.evaluation.recall import listed_ranks, mean_table, recall_table, retrieval_ranks, with_mean
+from model.evaluation.scoring import Scoring
 from model.evaluation.settings import EvalConfig
 from model.evaluation.split import Split
 from model.evaluation.statistics import Units, intervals, resampled_recall
@@ -22,6 +23,7 @@ from model.evaluation.tasks import RetrievalTask, gallery_sizes, retrieval_tasks
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.reranking import PairScores, Shortlist, say_where_fewer, shortlists
+from model.retrieval.stored_scores import StoredScores
 
 
 @dataclass
@@ -40,14 +42,25 @@ class FirstRanking:
     captions: Shortlist
     task: RetrievalTask
 
-    def reranked(self, scores: PairScores, k: int, mix: float = 0.0) -> QueryRanks:
+    def reranked(
+        self, scores: PairScores | StoredScores, k: int, mix: float = 0.0, i2t: PairScores | StoredScores | None = None
+    ) -> QueryRanks:
         """Ranks of the right answers when the ``k`` best are in the order of ``scores`` + ``mix`` · the bi-encoder's.
+
+        Args:
+            i2t: scores for the captions of images, where they are others than those for the images of captions
 
         All others stay behind them in the bi-encoder's order, and equal scores keep it too.
         """
-        lists = self.images.top(k), self.captions.top(k)
-        scores.compute(*lists)
-        ordered = (each.reorder(scores[each.pairs] + np.float32(mix) * each.scores).rows for each in lists)
+        lists, sources = (self.images.top(k), self.captions.top(k)), (scores, scores if i2t is None else i2t)
+        if i2t is None:
+            scores.compute(*lists)
+        else:
+            scores.compute(lists[0])
+            i2t.compute(lists[1])
+        ordered = (
+            each.reorder(source[each.pairs] + np.float32(mix) * each.scores).rows for each, source in zip(lists, sources)
+        )
         after = listed_ranks(*ordered, self.task.image_of, self.task.num_images)
         before = self.ranks.t2i, self.ranks.i2t
         return self.task.query_ranks(
@@ -130,7 +143,7 @@ class RerankedTop:
         return found | ({"mixed": as_json(self.mixed) | {"mix": mix}} if self.mixed else {})
 
 
-def rerank_split(split: Split, scorer: PairScorer, config: EvalConfig) -> tuple[list[RerankedTop], float]:
+def rerank_split(split: Split, scoring: Scoring, config: EvalConfig) -> tuple[list[RerankedTop], float]:
     """Recall for each number of candidates in ``config.rerank_top``, from the fewest on, and the seconds of the search.
 
     A number above that of all candidates is lowered to it. A pair that is among fewer candidates already is not scored again.
@@ -139,22 +152,21 @@ def rerank_split(split: Split, scorer: PairScorer, config: EvalConfig) -> tuple[
     numbers = sorted({min(k, largest) for k in config.rerank_top})
     first = {name: first_ranking(split.txt, split.img, task, numbers[-1]) for name, task in split.tasks.items()}
     search_seconds = time.perf_counter() - started
-    scores, seconds, tops = PairScores(scorer, split.pairs), 0.0, []
+    seconds, tops = 0.0, []
 
     def tables(k: int, mix: float, note: str) -> list[Table]:
-        ranks = {name: each.reranked(scores, k, mix) for name, each in first.items()}
+        ranks = {name: each.reranked(scoring.t2i, k, mix, scoring.other_i2t) for name, each in first.items()}
         found = task_tables(ranks, config.bootstrap, config.resample, note)
         return [dataclasses.replace(table, printed=table.name == "all") for table in found]
 
     for k in numbers:
         started = time.perf_counter()
-        for each in first.values():
-            scores.compute(each.images.top(k), each.captions.top(k))
+        scoring.compute(first.values(), k)
         seconds += time.perf_counter() - started
         note, mix = f"re-ranked top {k}", config.rerank_mix
         mixed = tables(k, mix, f"  {note} + bi-encoder") if mix else []
         found = candidate_table({name: each.ranks for name, each in first.items()}, k, config.bootstrap, config.resample)
-        tops.append(RerankedTop(k, len(scores), seconds, tables(k, 0.0, note), mixed, found))
+        tops.append(RerankedTop(k, scoring.pairs, seconds, tables(k, 0.0, note), mixed, found))
     return tops, search_seconds
 
 

@@ -5,10 +5,12 @@ from typing import Literal
 
 from data.errors import BadInput
 from data.regions.db import BoxChoice
+from data.scores.files import Side
 from data.search.faiss import HnswOptions
 from model.evaluation.statistics import Units
 from model.initial import LongCaptions
 from model.precision import Precision
+from model.retrieval.stored_scores import IfMissing
 
 
 @dataclass
@@ -38,6 +40,12 @@ class EvalConfig:
         hnsw: the graph of those indexes
         reranker: checkpoint folder of a re-ranker (train_itm.py --model uniter), or a converted UNITER: also the recall when it
             ranks the best candidates of each query again
+        rerank_scores: files of scores of pairs (docs/reranking.md), which rank the best candidates again in place of a re-ranker: FILE
+            for both directions, or t2i=FILE and i2t=FILE, the images of captions and the captions of images
+        rerank_ids: of a matrix of scores without ids: database, the order of the text DB's captions and pictures; or two files of ids,
+            of the captions and of the images
+        rerank_rows: of such a matrix: whether a row is a caption or an image; none: as the numbers of both tell
+        rerank_missing: pairs without a score: refuse them, or rank them below the others
         rerank_top: how many candidates, both directions, or all where there are fewer; one table for each number
         rerank_mix: weight of the bi-encoder's score, which is added to the re-ranker's: a second table for each number. A
             re-ranker that was trained on the bi-encoder's hard negatives knows what that one does not, and less of the rest
@@ -65,6 +73,10 @@ class EvalConfig:
     search: Literal["exact", "hnsw"] = "exact"
     hnsw: HnswOptions = field(default_factory=HnswOptions)
     reranker: str | None = None
+    rerank_scores: list[str] | None = None
+    rerank_ids: list[str] | None = None
+    rerank_rows: Side | None = None
+    rerank_missing: IfMissing = "refuse"
     rerank_top: list[int] = field(default_factory=lambda: [20, 50, 100])
     rerank_mix: float = 0.0
     batch_size: int = 256
@@ -79,8 +91,14 @@ class EvalConfig:
             raise BadInput(f"gallery_regions {self.gallery_regions}: there is no gallery; give its text DBs with gallery")
         if self.gallery and self.coco_1k:
             raise BadInput("coco_1k: folds of 1,000 images are of the split alone; leave gallery out, or coco_1k")
-        if self.reranker and self.search != "exact":
-            raise BadInput("reranker: its candidates come from the exact search; leave search exact")
+        if self.reranker and self.rerank_scores:
+            raise BadInput("reranker and rerank_scores both rank the best candidates again; give one of them")
+        if not self.rerank_scores and (self.rerank_ids or self.rerank_rows or self.rerank_missing != "refuse"):
+            raise BadInput("rerank_ids, rerank_rows and rerank_missing are about the files of rerank_scores; give these, too")
+        if self.rerank_ids is not None and self.rerank_ids != ["database"] and len(self.rerank_ids) != 2:
+            raise BadInput(f"rerank_ids is database, or two files, of the captions' ids and of the images'; found {self.rerank_ids}")
+        if (self.reranker or self.rerank_scores) and self.search != "exact":
+            raise BadInput(f"{'reranker' if self.reranker else 'rerank_scores'}: its candidates come from the exact search; leave search exact")
         if not self.rerank_top or min(self.rerank_top) < 1 or self.rerank_mix < 0:
             raise BadInput(
                 f"rerank_top needs numbers of candidates, each at least 1, found {self.rerank_top}; and rerank_mix a weight of at "

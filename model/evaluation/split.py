@@ -25,7 +25,6 @@ from model.evaluation.tasks import (
     RetrievalTask,
     captions_by_language,
     chance_of_tasks,
-    gallery_sizes,
     ranker,
     retrieval_tasks,
     total_counts,
@@ -36,9 +35,7 @@ from model.made_from import boxes_for, check_regions
 from model.precision import for_inference
 from model.retrieval.encoding import Encoding
 from model.retrieval.indexing import build_index
-from model.retrieval.reranking import say_where_fewer
 from model.retrieval.sources import caption_source, image_source
-from model.uniter import Reranker, check_reranker
 
 FOLD = 1000  # images of a fold, COCO's 1K protocol
 
@@ -53,10 +50,8 @@ def open_split(config: EvalConfig) -> PairDataset:
     return open_gallery(pairs, config.gallery, config.gallery_regions or [config.regions], boxes, languages, root)
 
 
-def open_models(
-    config: EvalConfig, pairs: PairDataset, device: torch.device
-) -> tuple[LightningDOT, Reranker | None]:
-    """The towers, and the re-ranker where one is asked for, ready for inference on ``device``.
+def open_model(config: EvalConfig, pairs: PairDataset, device: torch.device) -> LightningDOT:
+    """The towers, ready for inference on ``device``.
 
     Raises:
         BadInput: a checkpoint that is missing or does not fit the data; a dataset too small for folds.
@@ -76,14 +71,7 @@ def open_models(
         say_once(f"{config.captions}: folds have 1,000 images, so the last {left:,} of {len(pairs.images):,} are in none")
     if config.coco_1k and len(captions_by_language(pairs)) > 1:
         raise BadInput(f"{config.captions}: --coco-1k needs one language; choose it with --languages")
-    if not config.reranker:
-        return model, None
-    reranker = Reranker.from_pretrained(config.reranker).to(device)
-    for_inference(reranker, device, config.precision)
-    check_reranker(reranker.config, config.reranker, pairs)
-    settle_long_captions(pairs, reranker.config.encoder.max_tokens, config.long_captions)
-    say_where_fewer(max(config.rerank_top), gallery_sizes(retrieval_tasks(pairs)), config.captions)
-    return model, reranker
+    return model
 
 
 @dataclass
