@@ -87,6 +87,8 @@ def main(options: Options) -> None:
     _check_loads(text, conversion.kind, options.old)
     for name, why in conversion.idle.items():
         print(f"without effect: {name}: {why}", file=sys.stderr)
+    for remark in conversion.remarks:
+        print(f"otherwise than in the original: {remark}", file=sys.stderr)
     for problem in conversion.problems:
         print(f"left out: {problem}", file=sys.stderr)
     if options.out is None:

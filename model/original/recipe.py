@@ -40,6 +40,7 @@ class Conversion:
         idle: the original's keys that have no effect → why
         elsewhere: those without a setting of their own → what takes them in
         steps: commands that make what the recipe names
+        remarks: what the recipe does otherwise than the original
         problems: unknown and refused keys, a sentence each
     """
 
@@ -49,6 +50,7 @@ class Conversion:
     idle: dict[str, str] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def commands(self, path: str) -> list[str]:
@@ -78,7 +80,7 @@ def convert_settings(given: dict, kind: Kind) -> Conversion:
     known = {key.name: key for key in keys}
     defaults = {key.name: key.default[kind] for key in keys if kind in key.default}
     old = Old(kind, defaults | {name: _path_or_value(name, value, given) for name, value in given.items()})
-    result = Conversion(kind, dict(fixed), dict.fromkeys(fixed, "as the original always did"), steps=old.steps)
+    result = Conversion(kind, dict(fixed), dict.fromkeys(fixed, "as the original always did"), steps=old.steps, remarks=old.remarks)
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.6)
@@ -172,6 +174,8 @@ def render_recipe(conversion: Conversion, source: str, path: str) -> str:
     for title, keys in (("Without effect on the results", conversion.idle), ("Taken elsewhere", conversion.elsewhere)):
         if keys:
             text += ["", f"# {title}:", *(f"#   {name}: {why}" for name, why in keys.items())]
+    if conversion.remarks:
+        text += ["", "# Otherwise than in the original:", *(f"#   {remark}" for remark in conversion.remarks)]
     if conversion.problems:
         text += ["", "# Left out:", *(f"#   {problem}" for problem in conversion.problems)]
     return "\n".join(text) + "\n"

@@ -20,12 +20,15 @@ from model.original.values import (
     hard_negatives,
     ignored,
     img_folders,
+    normalized_logits,
+    of_teacher,
     off_by_default,
     one_tower,
     only_in_training,
     precision,
     sampling,
     schedule,
+    teacher,
     text_length,
     third_view,
     third_view_weight,
@@ -51,6 +54,9 @@ ALWAYS: dict[Kind, dict[str, Any]] = {
     "finetune": {
         "siblings": "keep",
         "negatives": "own_rank",
+        "third_view": "loss",
+        "hard_negatives.window": "original",
+        "hard_negatives.from_epoch": 1,
         "optim.algorithm": "adamw_original",
         "optim.no_decay": "original",
         "optim.schedule": "hf_linear",
@@ -67,7 +73,7 @@ _LAUNCHER = "the launcher says it"
 _NAME = "a name, without effect on results"
 _FIXED = "fine-tuning does not read it"
 _TEST = "fine-tuning never sees the test split: `eval_itm.py`"
-_TEACHER = "of `teacher_checkpoint`"
+_TEACHER = "in fine-tuning and evaluation there is no teacher"
 
 
 def _each(pretrain: Any, finetune: Any, evaluation: bool = False) -> dict[Kind, Any]:
@@ -155,11 +161,11 @@ KEYS = (
     Key("hard_negatives_sampling", {}, "logged, chooses nothing; with `num_hard_negatives` 0 anything but `none` stops the original: refused", sampling, {"finetune": "none"}),
     Key("sample_init_hard_negatives", {}, "must be true where there are hard negatives: they are mined before the first epoch", with_count),
     Key("caption_score_weight", {"finetune": "caption_score_weight"}, "share of the third view", third_view_weight, {"finetune": 0.0}, "in evaluation it changes nothing: it is of the loss only"),
-    Key("itm_global_file", {"finetune": ("image_captions", "third_view")}, "its `caption_multiple` are the third view; the text database that `scripts/build_captions.py --format image-meta` makes of it", third_view, idle="in evaluation it changes nothing: it is of the loss only"),
-    Key("teacher_checkpoint", {}, "refused if given: in fine-tuning it cannot run there", only_in_training(None)),
-    no_effect("T", _TEACHER),
-    no_effect("kd_loss_weight", _TEACHER),
-    no_effect("normalized_logits", _TEACHER),
+    Key("itm_global_file", {"finetune": "image_captions"}, "its `caption_multiple` are the third view; the text database that `scripts/build_captions.py --format image-meta` makes of it", third_view, idle="in evaluation it changes nothing: it is of the loss only"),
+    Key("teacher_checkpoint", {"pretrain": "teacher.checkpoint", "finetune": "distill.scores"}, "a UNITER teaches masked words and regions; in fine-tuning it cannot run there, and is refused: `distill.scores` is our way", teacher),
+    Key("T", {"pretrain": "teacher.temperature"}, "where there is a `teacher_checkpoint`", of_teacher, {"pretrain": 1.0}, _TEACHER),
+    Key("kd_loss_weight", {"pretrain": "teacher.weight"}, "where there is a `teacher_checkpoint`", of_teacher, {"pretrain": 0.5}, _TEACHER),
+    Key("normalized_logits", {}, "refused where there is a `teacher_checkpoint`: what it does is not known here", normalized_logits),
     no_effect("inf_minibatch_size", "how many pairs UNITER scores at a time"),
     no_effect("negative_size", "of UNITER's matching; here the other pairs of the batch are the negatives"),
     # evaluation

@@ -52,6 +52,7 @@ def hardest(value: int, old: Old) -> dict[str, Any]:
         raise Ignored("0: all of negative_size")
     if value > old.values["negative_size"]:
         raise Refused(f"negative_size is {old.values['negative_size']}, of which these are to be the hardest")
+    old.remarks.append("negatives are of a bi-encoder's ranking; UNITER took those that it scored highest itself, of random ones")
     return {"hard_negatives.count": value, "hard_negatives.window": f"0-{old.values['negative_size']}", "hard_negatives.from_epoch": 1}
 
 

@@ -38,11 +38,13 @@ class Old:
         kind: what it configures
         values: its keys, those that are absent with their defaults; paths as its mappings make them, "none" as None
         steps: commands that have to run first, for the user; values add to them
+        remarks: what the recipe does otherwise than the original, for the user; values add to them
     """
 
     kind: Kind
     values: Mapping[str, Any]
     steps: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def get(self, name: str) -> Any:
         return self.values.get(name)
@@ -301,7 +303,11 @@ def hard_negatives(value: int, old: Old) -> dict[str, Any]:
         return {"hard_negatives.count": 0}
     if not old.get("sample_init_hard_negatives"):
         raise Refused("without sample_init_hard_negatives the original stops with an error before its first epoch; set it true")
-    return {"hard_negatives.count": value, "hard_negatives.window": "original", "hard_negatives.from_epoch": 1}
+    window = "original"
+    if old.get("caption_score_weight") and old.get("itm_global_file"):
+        window = f"0-{min(max(50, 2 * value + 10), 1000)}"
+        old.remarks.append("hard negatives beside a third view are images with one of their captions each, not drawn apart")
+    return {"hard_negatives.count": value, "hard_negatives.window": window, "hard_negatives.from_epoch": 1}
 
 
 def sampling(value: str, old: Old) -> Any:
@@ -314,14 +320,14 @@ def with_count(value: bool, old: Old) -> Any:
     raise Ignored("true: mined before the first epoch too" if old.get("num_hard_negatives") else "there are no hard negatives")
 
 
-def third_view(value: str | None, old: Old) -> dict[str, Any]:
+def third_view(value: str | None, old: Old) -> str:
     path = folder(value, old)
     if not old.get("caption_score_weight"):
         raise Ignored("caption_score_weight is 0, so that it has no effect")
     name, new = old.get("txt_model_config") or "bert-base-cased", str(PurePosixPath(path).with_suffix(""))
     step = f"python scripts/build_captions.py --annotations {path} --format image-meta --tokenizer {name} --out {new}"
     _add_step(old, step)
-    return {"image_captions": f"{new}/train", "third_view": "loss"}
+    return f"{new}/train"
 
 
 def third_view_weight(value: float, old: Old) -> float:
@@ -330,3 +336,22 @@ def third_view_weight(value: float, old: Old) -> float:
     if not old.get("itm_global_file"):
         raise Refused("without itm_global_file there are no machine-written captions to weigh")
     return value
+
+
+def teacher(value: str | None, old: Old) -> str:
+    path = folder(value, old)
+    if old.kind == "finetune":
+        raise Refused("in fine-tuning it cannot run there; distill.scores is our way")
+    return _converted(path, old, image=old.get("img_model_config"))
+
+
+def of_teacher(value: float, old: Old) -> float:
+    if not old.get("teacher_checkpoint"):
+        raise Ignored("there is no teacher_checkpoint")
+    return value
+
+
+def normalized_logits(value: bool, old: Old) -> Any:
+    if value and old.get("teacher_checkpoint"):
+        raise Refused
+    raise Ignored("off" if not value else "there is no teacher_checkpoint")

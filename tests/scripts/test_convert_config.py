@@ -175,7 +175,8 @@ def expected_pretraining(old: dict) -> dict:
         "optim.betas": old["betas"], "optim.eps": 1e-6, "optim.weight_decay": old["weight_decay"], "optim.no_decay": "original",
         "model.dropout": old["dropout"], "model.project_dim": old["project_dim"], "seed": old["seed"],
         "num_workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "loss.name": "softmax",
-        "loss.temperature": None, "valid_batches": 0, "data_root": ".", **expected_towers(),
+        "loss.temperature": None, "valid_batches": 0, "data_root": ".", "teacher.checkpoint": None, "teacher.weight": 0.5,
+        "teacher.temperature": 1.0, **expected_towers(),
     }  # fmt: skip
 
 
@@ -201,7 +202,8 @@ def expected_finetuning(old: dict) -> dict:
         "optim.algorithm": "adamw_original", "optim.schedule": "hf_linear", "optim.betas": [0.9, 0.999], "optim.eps": 1e-8,
         "optim.weight_decay": 0.0, "optim.no_decay": "original", "model.dropout": None, "model.project_dim": old["project_dim"],
         "seed": old["seed"], "num_workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "siblings": "keep",
-        "hard_negatives.count": old["num_hard_negatives"], "caption_score_weight": 0.0, "image_captions": None,
+        "hard_negatives.count": old["num_hard_negatives"], "hard_negatives.window": "original", "hard_negatives.from_epoch": 1,
+        "hard_negatives.every": 1, "third_view": "loss", "caption_score_weight": 0.0, "image_captions": None,
         "val_image_captions": None, "loss.name": "softmax", "loss.temperature": None, "distill.scores": None,
         "distill.weight": 0.0, "languages": None, "language_temperature": 1.0, "data_root": ".", **towers,
     }  # fmt: skip
@@ -356,6 +358,24 @@ def test_hard_negatives_are_the_originals(translate, count, best):
     found = config.hard_negatives
     assert (found.count, found.window, found.every, found.from_epoch) == (count, "original", 1, 1)
     assert found.ranks == (0, best)
+
+
+def test_hard_negatives_beside_a_third_view_say_what_is_otherwise(translate, capsys):
+    changes = {"num_hard_negatives": 30, "sample_init_hard_negatives": True, "caption_score_weight": 0.1}
+    config, text = translate(FLICKR | changes, "finetune")
+    assert (config.hard_negatives.window, config.third_view) == ("0-70", "loss")
+    assert "# Otherwise than in the original:\n#   hard negatives beside a third view" in text
+    assert "otherwise than in the original: hard negatives" in capsys.readouterr().err
+
+
+def test_a_teacher_of_pretraining(translate):
+    changes = {"teacher_checkpoint": "/pretrain/uniter-base.pt", "T": 2.0, "kd_loss_weight": 0.25, "normalized_logits": False}
+    config, _ = translate(PRETRAIN | changes, "pretrain")
+    assert dataclasses.astuple(config.teacher) == ("/pretrain/uniter-base", 0.25, 2.0)
+    absent = {"teacher_checkpoint": "none", "T": 2.0}
+    assert dataclasses.astuple(translate(PRETRAIN | absent, "pretrain")[0].teacher) == (None, 0.5, 1.0)
+    with pytest.raises(BadInput, match="normalized_logits: true is refused"):
+        translate(PRETRAIN | changes | {"normalized_logits": True}, "pretrain")
 
 
 def test_freezing_the_text_tower_is_what_the_name_says(translate):
