@@ -19,7 +19,6 @@ from data.errors import BadInput
 from model.original import settings as lightningdot
 from model.original import uniter_retrieval
 from model.original.recipe import keys_and_fixed
-from model.retrieval.mining import HardNegativeOptions
 from optim.tasks.reranking import RerankingConfig
 from optim.tasks.retrieval import RetrievalConfig
 from scripts import convert_config
@@ -432,10 +431,32 @@ def test_the_originals_recipes_are_its_published_configs(translate, name):
         old["train_txt_dbs"] = [f"db/itm_coco_{split}_base-cased.db/" for split in ("train", "restval")]
         old["train_img_dbs"] = ["img/coco_train2014/", "img/coco_val2014/"]
     config, _ = translate(old, "finetune")
-    # which of the original's ways a third view and hard negatives would go, of which it has none
-    idle = {"third_view": "loss", "hard_negatives": HardNegativeOptions(0, "original", from_epoch=1)}
-    recipe = cli.parse(train_itm.CONFIGS, ["--config", str(ROOT / f"configs/finetune/original_{name}.yaml")])
-    assert dataclasses.replace(config, **idle) == recipe
+    assert config == cli.parse(train_itm.CONFIGS, ["--config", str(ROOT / f"configs/finetune/original_{name}.yaml")])
+
+
+def test_the_originals_pretraining_is_its_published_config(translate):
+    """But for the folder of checkpoints, and that val_regions that are the training's are left out."""
+    coco, vg, cc, sbu = "pretrain_caption_coco", "pretrain_caption_vg", "conceptual_caption", "sbu_caption"
+    name = "{}_{}_base-cased.db".format
+    train = {
+        "coco": ([(name(coco, "train"), "coco_train2014"), (name(coco, "trainval"), "coco_val2014")], [16, 8, 4, 4]),
+        "vg": ([(name(vg, "train"), "vg")], [16, 12, 6, 6]),
+        "conceptual_captions": ([(name(cc, "train"), "gcc_train")], [16, 12, 6, 6]),
+        "sbu": ([(name(sbu, "train"), "sbu")], [16, 8, 4, 4]),
+    }
+    val = {"coco": (coco, "coco_val2014"), "vg": (vg, "vg"), "conceptual_captions": (cc, "gcc_val"), "sbu": (sbu, "sbu")}
+    old = PRETRAIN | {
+        "train_datasets": [corpus(name, *entry) for name, entry in train.items()],
+        "val_datasets": [corpus(own, [(name(db, "val"), img)]) for own, (db, img) in val.items()],
+        "mrm_prob": 0.15, "betas": [0.9, 0.98], "dropout": 0.1, "weight_decay": 0.01, "warmup_steps": 10000,
+        "txt_model_config": "checkpoints/bert-base-cased", "img_checkpoint": "checkpoints/uniter-base.pt",
+        "output_dir": "runs/original_pretrain",
+    }  # fmt: skip
+    config, _ = translate(old, "pretrain")
+    shipped = cli.parse(pretrain.PretrainConfig, ["--config", str(ROOT / "configs/pretrain/original_pretrain.yaml")])
+    for ours in shipped.data:
+        ours.val_regions = ours.val_regions or ours.regions
+    assert config == shipped
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
