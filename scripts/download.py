@@ -6,9 +6,12 @@ python scripts/download.py karpathy              # into data_sets/karpathy
 python scripts/download.py coco-captions --out /data/coco
 python scripts/download.py flickr30k             # says what to do
 
-The same command again goes on with a file that was fetched in part. The sources are in configs/downloads.yaml.
+The same command again goes on with a file that was fetched in part. The sources are in configs/downloads.yaml. Where a machine
+reaches a server of your own alone, copy that file, put the server's addresses into it (and leave out checksums of what is repacked),
+and name it in the environment: export LIGHTNINGDOT_DOWNLOADS=my/downloads.yaml
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +29,7 @@ from data.errors import BadInput
 from data.storage.locks import claim_output
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = "LIGHTNINGDOT_DOWNLOADS"  # in the environment: another file of sources
 RECORD = "checksums.json"  # beside the files: checksums of first downloads
 
 
@@ -36,7 +40,7 @@ class Options:
     Args:
         name: of the source; none: list them
         out: folder to write; default is data_sets/NAME
-        sources: YAML file of sources
+        sources: YAML file of sources; none: the one that LIGHTNINGDOT_DOWNLOADS in the environment names, else configs/downloads.yaml
         retries: further tries of a file whose connection breaks or stalls; each goes on where the last one stopped
         timeout: seconds without a byte after which a connection counts as broken
         unpack: unpack archives
@@ -44,7 +48,7 @@ class Options:
 
     name: str | None = None
     out: str | None = None
-    sources: str = str(ROOT / "configs/downloads.yaml")
+    sources: str | None = None
     retries: int = 5
     timeout: float = 60
     unpack: bool = True
@@ -63,7 +67,7 @@ def read_sources(path: str) -> dict[str, dict]:
 
 
 def main(options: Options) -> None:
-    sources = read_sources(options.sources)
+    sources = read_sources(options.sources or os.environ.get(SOURCES) or str(ROOT / "configs/downloads.yaml"))
     if options.name is None:
         for name, source in sources.items():
             print(f"{name:22} {source['title']}{'' if source.get('files') else ' (by hand)'}")

@@ -1,64 +1,135 @@
-"""Published figures beside measured ones (configs/published.yaml)."""
+"""Published tables as data: what is trained and evaluated for each row, and what was published of it (configs/published.yaml).
+
+A file of tables is a mapping of two parts::
+
+    checkpoints:                       # trained by a recipe, where they are not among the user's checkpoints
+      flickr30k: {recipe: configs/finetune/flickr30k.yaml, inputs: {model.init: pretrained}, options: --optim.lr 5e-5}
+    tables:
+      flickr30k:
+        title: Flickr30k 1K test, fine-tuned
+        rows:
+          - {name: fine-tuned, recipe: configs/eval/flickr30k.yaml, inputs: {checkpoint: flickr30k}, original: {TR@1: 83.9}}
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
 
 from data.errors import BadInput
-from model.evaluation.recall import METRICS
-from model.evaluation.statistics import format_interval
+
+SOURCES = ("paper", "original")  # who published a figure
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
-class PublishedComparison:
-    """One published table beside what was measured, in percent.
+class Job:
+    """What a step computes.
 
     Attributes:
-        published: source (``paper``, ``original``) → metric → figure, with AR where all six others are published
-        measured: metric → value
-        intervals: metric → ``low`` and ``high`` of its 95% interval; empty where none was computed
+        recipe: of pretrain.py, train_itm.py or eval_itm.py, as the folder that it is in says
+        inputs: setting → name of a checkpoint, or several names: the first that is there, else the last
+        options: more words of the command
     """
 
-    published: dict[str, dict[str, float]]
-    measured: dict[str, float]
-    intervals: dict[str, dict[str, float]]
-
-    def rows(self) -> dict[str, dict[str, str]]:
-        """The table to print: metric → column → figure; what is not known is a dash."""
-        return {
-            metric: {
-                "paper": _format_published(self.published["paper"].get(metric)),
-                "original repository": _format_published(self.published["original"].get(metric)),
-                "measured": f"{self.measured[metric]:.2f}",
-                "95% interval": format_interval(self.intervals[metric]) if metric in self.intervals else "-",
-            }
-            for metric in METRICS
-        }
+    recipe: str | None = None
+    inputs: dict[str, str | list[str]] = field(default_factory=dict)
+    options: str = ""
 
 
-def compare_with_published(table: dict, results: dict, source: str) -> PublishedComparison:
-    """Put an entry of configs/published.yaml beside the contents of a results.json of eval_itm.py.
+@dataclass(frozen=True)
+class PublishedRow(Job):
+    """A row of a table, beside what was published of it.
 
-    Args:
-        source: the results' file, for the message
+    Attributes:
+        name: what the row is called
+        command: a command without a recipe that measures it, in place of one
+        part: where in the results the row's section is, for instance ``reranker.top.20``; none: the results themselves
+        row: the row of that section
+        paper, original: metric → published figure, in percent where it is a recall
+    """
+
+    name: str = ""
+    command: str | None = None
+    part: str | None = None
+    row: str = "all"
+    paper: dict[str, float] = field(default_factory=dict)
+    original: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A table that can be made again.
+
+    Attributes:
+        title: what it shows
+        rows: from the first to the last
+        in_all: whether it is one of all tables
+        note: what a reader of the table has to know
+    """
+
+    title: str
+    rows: list[PublishedRow]
+    in_all: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All tables of a file, and the checkpoints that they are made from."""
+
+    checkpoints: dict[str, Job]
+    tables: dict[str, PublishedTable]
+
+
+def read_catalogue(path: str | Path) -> Catalogue:
+    """Read a file of tables.
 
     Raises:
-        BadInput: the results lack the table's row.
+        BadInput: it cannot be read, or says something that nobody knows; the message names where.
     """
-    row = table["row"]
-    if row not in results["recall"]:
-        raise BadInput(f"{source}: no row {row!r}, found {', '.join(results['recall'])}")
-    published = {name: _with_mean(table[name]) for name in ("paper", "original")}
-    return PublishedComparison(published, results["recall"][row], results["intervals"].get(row, {}))
+    content = read_yaml_mapping(path)
+    unknown = content.keys() - {"checkpoints", "tables", "sources"}
+    if unknown:
+        raise BadInput(f"{path}: found {', '.join(sorted(unknown))}, expected checkpoints and tables")
+    checkpoints = {
+        name: filled_dataclass(Job, value, f"{path}: checkpoints.{name}") for name, value in content.get("checkpoints", {}).items()
+    }
+    tables = {}
+    for name, value in content.get("tables", {}).items():
+        where = f"{path}: tables.{name}"
+        table = filled_dataclass(PublishedTable, value, where)
+        rows = [filled_dataclass(PublishedRow, row, f"{where}.rows[{n}]") for n, row in enumerate(table.rows)]
+        for row in rows:
+            if (row.recipe is None) == (row.command is None):
+                raise BadInput(f"{where}: row {row.name!r} needs a recipe or a command, and not both")
+        tables[name] = dataclasses.replace(table, rows=rows)
+    return Catalogue(checkpoints, tables)
 
 
-def _with_mean(figures: dict[str, float]) -> dict[str, float]:
-    """AR, the mean of the six, where all six are published."""
-    if len(figures) < len(METRICS) - 1:
-        return figures
-    return figures | {"AR": round(sum(figures.values()) / len(figures), 2)}
+def read_yaml_mapping(path: str | Path) -> dict:
+    """The mapping that a YAML file holds. Raises BadInput where it holds none."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: cannot be read as YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: found {content!r}, expected a mapping")
+    return content
 
 
-def _format_published(figure: float | None) -> str:
-    """A figure with the digits that it was published with."""
-    return "-" if figure is None else str(float(figure))
+def filled_dataclass(kind: type[Kind], value: Any, where: str) -> Kind:
+    """A dataclass from a mapping of its fields. Raises BadInput for a field that it does not have, or that is absent."""
+    if not isinstance(value, dict):
+        raise BadInput(f"{where}: found {value!r}, expected a mapping")
+    names = {each.name for each in dataclasses.fields(kind)}
+    if unknown := value.keys() - names:
+        raise BadInput(f"{where}: unknown {', '.join(map(str, sorted(unknown)))}; there are {', '.join(sorted(names))}")
+    try:
+        return kind(**value)
+    except TypeError as error:
+        raise BadInput(f"{where}: {error}") from None

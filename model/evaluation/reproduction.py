@@ -1,9 +1,11 @@
-"""How a published table is made again: what it needs, and the commands that make it (``scripts/reproduce.py``)."""
+"""How published tables are made again: what they need, and the commands that make them (``scripts/reproduce.py``)."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ from data.batches.gallery import is_image_db
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxChoice, BoxOptions, RegionDB
-from model.checkpoints import read_config, read_settings
+from model.checkpoints import read_settings
+from model.evaluation.published import Catalogue, Job, PublishedRow, PublishedTable
 
-Names = str | list[str]  # a database, or several that are joined
+SCRIPTS = {"pretrain": "pretrain.py", "finetune": "train_itm.py", "eval": "eval_itm.py"}  # folder of a recipe → its command
+RESULT = {"pretrain": "last", "finetune": "best"}  # the checkpoint that goes on
+STARTS = ("model.init", "model.txt_init", "model.img_init", "reranker.miner")  # settings of a recipe that name weights
+Inputs = dict[str, Path]  # setting → folder of weights
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Recipe:
 
     Attributes:
         path: as it is given to the command
-        config: the settings of pretrain.py, of train_itm.py for retrieval, or of eval_itm.py
+        config: the settings of pretrain.py, train_itm.py or eval_itm.py, with the options of the command
     """
 
     path: str
@@ -50,7 +56,7 @@ class Need:
 
     Attributes:
         path: where it has to be
-        key: its name in configs/sources.yaml
+        key: what configs/sources.yaml calls it: ``DATA/`` or ``CHECKPOINTS/`` and its name
         problem: what is wrong with it; None: it is there
         made: a step makes it, where it is not there
     """
@@ -61,105 +67,125 @@ class Need:
     made: bool = False
 
 
-class TablePlan:
-    """What a published table needs, and the steps that make it: its checkpoint is evaluated where it is there, else it is
-    fine-tuned from the pre-trained one, and where that is not there either, that one is pre-trained first.
-
-    Args:
-        table: an entry of configs/published.yaml
-        places: where its parts are
-        read_recipe: ``pretrain``, ``finetune`` or ``eval`` → that recipe of the table; called for the steps that are planned
+@dataclass(frozen=True)
+class Step:
+    """A command of ours.
 
     Attributes:
-        needs: databases and weights
-        steps: commands in their order, as words without ``python``
-        results: what the last step writes
+        words: script, named from the repository's folder, and its words
+        config: its settings, where it has a recipe
+    """
+
+    words: tuple[str, ...]
+    config: Any = field(default=None, compare=False)
+
+    @property
+    def is_training(self) -> bool:
+        return self.words[0] in (SCRIPTS["pretrain"], SCRIPTS["finetune"])
+
+
+@dataclass
+class TablePlan:
+    """The steps that make a table, in their order, and where each of its rows then is."""
+
+    steps: list[Step] = field(default_factory=list)
+    results: list[Path] = field(default_factory=list)
+
+    def add(self, step: Step) -> None:
+        if step not in self.steps:
+            self.steps.append(step)
+
+
+class Planner:
+    """Plans tables: a checkpoint is evaluated where it is there, else it is trained, from others that are there or are trained.
+
+    Args:
+        catalogue: the tables and their checkpoints
+        places: where their parts are
+        read_recipe: path and options → that recipe; called for the steps that are planned
+
+    Attributes:
+        needs: databases and weights of all that was planned
 
     Raises:
         BadInput: a recipe cannot be read. What is missing or damaged among the needs is told by them.
     """
 
-    def __init__(self, table: dict, places: Places, read_recipe: Callable[[str], Recipe]):
+    def __init__(self, catalogue: Catalogue, places: Places, read_recipe: Callable[[str, list[str]], Recipe]):
         self.needs: list[Need] = []
-        self.steps: list[list[str]] = []
-        self._table, self._places, self._read_recipe = table, places, read_recipe
-        recipe = read_recipe("eval")
-        checkpoint = self._existing_checkpoint(table["checkpoint"]) or self._plan_training()
-        self._need_databases(recipe, [(recipe.config.captions, recipe.config.regions)])
-        self._need_galleries(recipe)
-        source = checkpoint.parent if checkpoint.name in ("last", "best") else checkpoint
-        folder = Path(places.out) / "eval" / f"{source.name}_{Path(recipe.path).stem}"
-        self._add_step("eval_itm.py", recipe, "--checkpoint", checkpoint, "--output-dir", folder)
-        self.results = folder / "results.json"
+        self._catalogue, self._places, self._read_recipe = catalogue, places, read_recipe
 
-    def _plan_training(self) -> Path:
-        """Plan the steps that make the table's checkpoint → its folder."""
-        finetunes = "finetune" in self._table
-        pretrained = self._existing_checkpoint(self._table["pretrained"]) if finetunes else None
-        if pretrained is None:
-            pretrained = self._plan_pretraining()
-        return self._plan_finetuning(pretrained) if finetunes else pretrained
+    def plan(self, table: PublishedTable) -> TablePlan:
+        """The steps of a table; what it needs is added to ``needs``."""
+        plan = TablePlan()
+        for row in table.rows:
+            plan.results.append(self._plan_command(row, plan) if row.command else self._plan_evaluation(row, plan))
+        return plan
 
-    def _plan_finetuning(self, pretrained: Path) -> Path:
-        recipe = self._read_recipe("finetune")
-        config = recipe.config
-        val_regions = config.val_regions or config.train_regions
-        pairs = [(config.train_captions, config.train_regions), (config.val_captions, val_regions)]
-        views = (config.image_captions, config.train_regions), (config.val_image_captions, val_regions)
-        self._need_databases(recipe, pairs + [(captions, regions) for captions, regions in views if captions])
-        run = Path(self._places.out) / f"finetune_{Path(recipe.path).stem}"
-        self._add_step("train_itm.py", recipe, "--model.init", pretrained, "--output-dir", run)
-        return run / "best"
+    def _plan_command(self, row: PublishedRow, plan: TablePlan) -> Path:
+        """A measurement without a recipe, which takes a file to write and a folder to work in → that file."""
+        words = [*shlex.split(row.command or ""), *shlex.split(row.options)]
+        results = Path(self._places.out, f"{Path(words[0]).stem}.json")
+        plan.add(Step((*words, "--out", str(results), "--work", str(results.with_suffix("")) + "_work")))
+        return results
 
-    def _plan_pretraining(self) -> Path:
-        recipe = self._read_recipe("pretrain")
-        corpora = recipe.config.data
-        pairs = [(corpus.captions, corpus.regions) for corpus in corpora]
-        pairs += [(c.val_captions, c.val_regions or c.regions) for c in corpora if c.val_captions]
-        self._need_databases(recipe, pairs)
-        run = Path(self._places.out) / f"pretrain_{Path(recipe.path).stem}"
-        initial = []
-        for side in ("txt", "img"):
-            folder = getattr(recipe.config.model, f"{side}_init")
-            if folder:  # under the folder of checkpoints, wherever that is
-                path = Path(self._places.checkpoints, Path(folder).name)
-                self._need(path, f"checkpoints/{path.name}", lambda path=path: _check_weights(path, _read_bert_config))
-                initial += [f"--model.{side}-init", path]
-        self._add_step("pretrain.py", recipe, "--output-dir", run, *initial)
-        return run / "last"
+    def _plan_evaluation(self, row: PublishedRow, plan: TablePlan) -> Path:
+        recipe, inputs = self._prepare(row, plan)
+        folder = "_".join([*map(_name_of, inputs.values()), Path(recipe.path).stem, *_slug(row.options)])
+        results = Path(self._places.out, "eval", folder, "results.json")
+        plan.add(self._step("eval", recipe, row, inputs, results.parent))
+        return results
 
-    def _add_step(self, script: str, recipe: Recipe, *words: Any) -> None:
-        words = ("--config", recipe.path, "--data-root", self._data_root(recipe), *words)
-        self.steps.append([script, *map(str, words)])
+    def _plan_training(self, name: str, plan: TablePlan) -> Path:
+        """Plan the steps that make a checkpoint → its folder."""
+        job = self._catalogue.checkpoints[name]
+        kind = _kind(job)
+        recipe, inputs = self._prepare(job, plan)
+        own = [name] * bool(job.options or job.inputs)  # else the recipe's name says what it is
+        run = Path(self._places.out, "_".join([kind, Path(recipe.path).stem, *own]))
+        plan.add(self._step(kind, recipe, job, inputs, run))
+        return run / RESULT[kind]
+
+    def _prepare(self, job: Job, plan: TablePlan) -> tuple[Recipe, Inputs]:
+        """Read a job's recipe; note its databases; find or plan the weights that it starts from."""
+        recipe = self._read_recipe(job.recipe or "", shlex.split(job.options))
+        names: dict[str, str | list[str]] = {}
+        for setting in STARTS:
+            named = _setting(recipe.config, setting)
+            if isinstance(named, str):
+                names[setting] = _name_of(Path(named))  # under the folder of checkpoints, wherever that is
+        inputs = {setting: self._weights(name, plan) for setting, name in (names | job.inputs).items()}
+        self._need_databases(recipe)
+        return recipe, inputs
+
+    def _weights(self, names: str | list[str], plan: TablePlan) -> Path:
+        """The folder of weights: of several names the first that is there, else the last. What is not there is planned, or needed."""
+        choices = [names] if isinstance(names, str) else names
+        name = next((each for each in choices if Path(self._places.checkpoints, each).exists()), choices[-1])
+        path = Path(self._places.checkpoints, name)
+        made = not path.exists() and name in self._catalogue.checkpoints
+        self._need(path, f"CHECKPOINTS/{name}", lambda: _check_weights(path), made)
+        return self._plan_training(name, plan) if made else path
+
+    def _step(self, kind: str, recipe: Recipe, job: Job, inputs: Inputs, folder: Path) -> Step:
+        words = [SCRIPTS[kind], "--config", recipe.path, "--data-root", str(self._data_root(recipe))]
+        for setting, path in inputs.items():
+            words += [f"--{setting.replace('_', '-')}", str(path)]
+        return Step((*words, *shlex.split(job.options), "--output-dir", str(folder)), recipe.config)
 
     def _data_root(self, recipe: Recipe) -> Path:
         return Path(self._places.data_root or recipe.config.data_root)
 
-    def _existing_checkpoint(self, name: str) -> Path | None:
-        """The checkpoint ``name`` where it is there; else None, and a step has to make it. One that is damaged is missing."""
-        path = Path(self._places.checkpoints, name)
-        made = not path.exists()
-        self._need(path, f"checkpoints/{name}", lambda: _check_weights(path, read_config), made)
-        return None if made else path
-
-    def _need_databases(self, recipe: Recipe, pairs: Iterable[tuple[Names, Names]]) -> None:
+    def _need_databases(self, recipe: Recipe) -> None:
         """Note text DBs with their image DBs, as the recipe names them."""
         root, boxes = self._data_root(recipe), recipe.config.boxes
         if isinstance(boxes, BoxChoice):  # of an evaluation
             boxes = boxes.settled(BoxOptions())
-        for captions, regions in pairs:
-            for name in [captions] if isinstance(captions, str) else captions:
-                self._need(root / name, name, lambda path=root / name: CaptionDB(path))
-            for name in [regions] if isinstance(regions, str) else regions:
-                self._need(root / name, name, lambda path=root / name: RegionDB(path, boxes))
-
-    def _need_galleries(self, recipe: Recipe) -> None:
-        """Note the galleries of a recipe of evaluation: text DBs with their image DBs, and image DBs."""
-        config, root = recipe.config, self._data_root(recipe)
-        pictures = [name for name in config.gallery if is_image_db(root / name)]
-        texts = [name for name in config.gallery if name not in pictures]
-        if config.gallery:
-            self._need_databases(recipe, [(texts, [*(config.gallery_regions or [config.regions]), *pictures])])
+        for captions, regions in databases_of(recipe.config, root):
+            for name in captions:
+                self._need(root / name, f"DATA/{name}", lambda path=root / name: CaptionDB(path))
+            for name in regions:
+                self._need(root / name, f"DATA/{name}", lambda path=root / name: RegionDB(path, boxes))
 
     def _need(self, path: Path, key: str, check: Callable[[], Any], made: bool = False) -> None:
         """Note what has to be at ``path``, once; ``check`` raises what is wrong with it."""
@@ -173,36 +199,67 @@ class TablePlan:
         self.needs.append(Need(path, key, problem, made))
 
 
-def describe_needs(needs: Iterable[Need], sources: dict[str, str], places: Places) -> str:
-    """Say what is there; and what is not, with the command that makes it, once for all that it makes.
+def databases_of(config: Any, root: Path) -> list[tuple[list[str], list[str]]]:
+    """The text DBs that the settings of a command name, each with its image DBs, or several with several; relative to ``root``."""
+    if hasattr(config, "data"):  # pre-training
+        pairs = [(corpus.captions, corpus.regions) for corpus in config.data]
+        pairs += [(each.val_captions, each.val_regions or each.regions) for each in config.data if each.val_captions]
+    elif hasattr(config, "train_captions"):
+        val_regions = config.val_regions or config.train_regions
+        pairs = [(config.train_captions, config.train_regions), (config.val_captions, val_regions)]
+        pairs += [(getattr(config, "image_captions", None), []), (getattr(config, "val_image_captions", None), [])]
+    else:
+        pictures = [name for name in config.gallery if is_image_db(root / name)]
+        texts = [name for name in config.gallery if name not in pictures]
+        pairs = [(config.captions, config.regions), (texts, config.gallery_regions or [])]
+        return [*((_listed(captions), _listed(regions)) for captions, regions in pairs), ([], pictures)]
+    return [(_listed(captions), _listed(regions)) for captions, regions in pairs if captions]
+
+
+def describe_needs(needs: Iterable[Need], is_known: Callable[[str], bool]) -> str:
+    """Say what is there and what is not.
 
     Args:
-        sources: the contents of configs/sources.yaml: a need's key → the command
+        is_known: whether configs/sources.yaml says how to make what has such a key
     """
-    lines: list[str] = []
-    absent: dict[str, list[str]] = {}
+    lines = []
     for need in needs:
         if need.problem is None:
             lines.append(f"[ok]      {need.path}")
             continue
-        command = sources.get(need.key, "your recipe names it, none of ours does: see README, On your own data")
-        command = command.replace("DATA/", f"{places.data_root or '.'}/")
-        command = command.replace("CHECKPOINTS/", f"{places.checkpoints}/")
-        if need.made:
-            line = f"[absent]  {need.path}: trained by the steps below; instead of that,"
-        else:
-            line = f"[missing] {need.path}"
-        absent.setdefault(command, []).append(line + (f": {need.problem}" if need.path.exists() else ""))
-    for command, of_command in absent.items():
-        lines += [*of_command, f"          {command}"]
+        line = f"[absent]  {need.path}: trained by the steps below" if need.made else f"[missing] {need.path}"
+        line += f": {need.problem}" if need.path.exists() else ""
+        if not need.made and not is_known(need.key):
+            line += " (your recipe names it, none of ours does: see README, On your own data)"
+        lines.append(line)
     return "\n".join([*lines, ""])
 
 
-def _read_bert_config(folder: Path) -> dict:
-    return read_settings(folder / "config.json")
+def _kind(job: Job) -> str:
+    return Path(job.recipe or "").parent.name
 
 
-def _check_weights(folder: Path, read: Callable[[Path], Any]) -> None:
-    read(folder)
+def _name_of(path: Path) -> str:
+    """What weights are called: the folder of a run, for its best or last checkpoint."""
+    return path.parent.name if path.name in RESULT.values() else path.name
+
+
+def _slug(options: str) -> list[str]:
+    return [re.sub(r"[^A-Za-z0-9.]+", "-", options).strip("-")] * bool(options)
+
+
+def _listed(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _setting(config: Any, name: str) -> Any:
+    """The value of a dotted setting; None where the settings have no such."""
+    for part in name.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    read_settings(folder / "config.json")
     if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
         raise BadInput(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class PretrainConfig(TrainingSettings):
 
     Args:
         data: the corpora
+        corpora: train on these alone of the corpora, by their names; none: on all
+        objectives: learn these alone of the corpora's tasks, as an ablation does; none: all
         model: where the weights start
         fusion: how the other modality's position 0 enters VMLM and SMRM: add (the paper), none, multiply
         siblings: other captions of an image in a CMR batch: mask (no negatives) or keep (negatives, as the original)
@@ -89,6 +92,8 @@ class PretrainConfig(TrainingSettings):
     """
 
     data: list[CorpusOptions]
+    corpora: list[str] | None = None
+    objectives: list[str] | None = None
     model: ModelOptions = field(default_factory=ModelOptions)
     fusion: Fusion = "add"
     siblings: Siblings = "mask"
@@ -107,6 +112,7 @@ class PretrainConfig(TrainingSettings):
         super().__post_init__()
         if not self.data:
             raise BadInput("data: no corpus is given, at least one is needed")
+        self.data = chosen_corpora(self.data, self.corpora, self.objectives)
         if len({corpus.name for corpus in self.data}) < len(self.data):
             raise BadInput("data: corpora must have different names, their metrics are logged by name")
         tasks = [OBJECTIVES[task] for corpus in self.data for task in corpus.tasks]
@@ -116,6 +122,30 @@ class PretrainConfig(TrainingSettings):
         if self.model.similarity is not None:
             self.loss.check_similarity(self.model.similarity)
         self.check_at_least_one("tokens_per_batch", "num_steps", "valid_every")
+
+
+def chosen_corpora(data: list[CorpusOptions], corpora: list[str] | None, objectives: list[str] | None) -> list[CorpusOptions]:
+    """The corpora of some names, with some of their objectives; one that has none of these is left out.
+
+    Raises:
+        BadInput: a name that no corpus has, or an objective that none of them learns.
+    """
+    for setting, chosen, names in (
+        ("corpora", corpora, [corpus.name for corpus in data]),
+        ("objectives", objectives, list(dict.fromkeys(task for corpus in data for task in corpus.tasks))),
+    ):
+        if unknown := [name for name in chosen or [] if name not in names]:
+            raise BadInput(f"{setting}: found {', '.join(unknown)}, data has {', '.join(names)}")
+        if chosen == []:
+            raise BadInput(f"{setting}: none is given; leave it out for all of {', '.join(names)}")
+    kept = []
+    for corpus in data:
+        tasks = {task: ratio for task, ratio in corpus.tasks.items() if objectives is None or task in objectives}
+        if tasks and (corpora is None or corpus.name in corpora):
+            kept.append(dataclasses.replace(corpus, tasks=tasks))
+    if not kept:
+        raise BadInput(f"objectives: none of {', '.join(objectives or [])} is learnt from {', '.join(corpora or [])}")
+    return kept
 
 
 class Pretraining:

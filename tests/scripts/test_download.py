@@ -88,6 +88,15 @@ def sources(tmp_path, site, name="a.bin", **file):
     (tmp_path / "sources.yaml").write_text(yaml.safe_dump({"it": entry}))
 
 
+def test_the_environment_names_another_file_of_sources(site, tmp_path, monkeypatch, capsys):
+    sources(tmp_path, site)
+    monkeypatch.setenv("LIGHTNINGDOT_DOWNLOADS", str(tmp_path / "sources.yaml"))
+    download.main(download.Options("it", out=str(tmp_path / "out")))
+    assert (tmp_path / "out/a.bin").read_bytes() == CONTENT
+    download.main(download.Options())
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["it", "T"]
+
+
 def sha(content=CONTENT):
     return hashlib.sha256(content).hexdigest()
 
@@ -269,7 +278,7 @@ def test_the_shipped_sources(tmp_path, capsys):
         return capsys.readouterr().out
 
     listed = run()
-    table = download.read_sources(download.Options().sources)
+    table = download.read_sources(str(download.ROOT / "configs/downloads.yaml"))
     for name, source in table.items():
         assert f"{name:22} {source['title']}" in listed
         assert {"title", "page", "licence"} <= source.keys() <= {"title", "page", "licence", "files", "by_hand", "then"}
@@ -303,7 +312,7 @@ def test_the_originals_files_are_known_by_name(name, tmp_path, capsys):
 
 
 def test_the_commands_behind_a_download_are_real():
-    table = download.read_sources(download.Options().sources)
+    table = download.read_sources(str(download.ROOT / "configs/downloads.yaml"))
     for name in ("multi30k", "stair", "coco-cn"):
         words = shlex.split(table[name]["then"])
         assert words[:2] == ["python", "scripts/build_captions.py"]

@@ -77,7 +77,7 @@ def test_sizes_of_a_checkpoint(tmp_path):
 def test_a_re_ranker_is_planned_as_one(tmp_path):
     recipe = "configs/finetune/uniter_flickr30k.yaml"
     found = plan_of(recipe, captions=145_000)
-    assert list(found["tasks"]) == ["ranking"] and found["notes"][0].startswith("model.init: checkpoints/uniter is not here")
+    assert list(found["tasks"]) == ["ranking"] and found["notes"][0].startswith("model.init: checkpoints/uniter-base is not here")
     assert found["parameters"]["pair blocks"] == 85_054_464 and not any("text" in part for part in found["parameters"])
     sizes = EncoderConfig(90, 64, 2, 4, 96, max_position_embeddings=40)
     reranker = Reranker(UniterConfig(sizes, 96, 31))

@@ -1,0 +1,105 @@
+"""scripts/download_pictures.py against a server of this machine, of whose pictures many are gone."""
+
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from configs import cli
+from data.annotations.web_pairs import read_downloaded
+from data.errors import BadInput
+from scripts import download_pictures
+
+
+def picture(form):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, form)
+    return buffer.getvalue()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        if self.path == "/moved.jpg":
+            self.send_response(302)
+            self.send_header("Location", "/images/photo_unavailable.png")
+            return self.end_headers()
+        content = self.server.files.get(self.path)
+        if content is None:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def site():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
+    server.files = {
+        "/a.jpg": picture("JPEG"), "/b": picture("PNG"), "/page.jpg": b"<html>gone</html>", "/half.jpg": picture("JPEG")[:300],
+        "/images/photo_unavailable.png": picture("PNG"),
+    }  # fmt: skip
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(*words):
+    download_pictures.main(cli.parse(download_pictures.Options, [str(word) for word in words], ("list",)))
+
+
+def lines(path):
+    return dict(line.split("\t") for line in Path(path).read_text().splitlines())
+
+
+def test_what_came_and_what_is_gone(site, tmp_path, capsys):
+    names = ["a.jpg", "page.jpg", "gone.jpg", "b", "a.jpg", "half.jpg", "moved.jpg"]
+    addresses = [f"{site.url}/{name}" for name in names] + ["http://127.0.0.1:9/dead.jpg"]
+    table = tmp_path / "Train_GCC-training.tsv"
+    table.write_text("".join(f"a caption {n}\t{address}\n" for n, address in enumerate(addresses)))
+    fetch(table, "--out", tmp_path / "out", "--workers", 2)
+    assert "7 addresses: 2 pictures came, 5 did not" in capsys.readouterr().out
+    came = {f"{site.url}/a.jpg": "000000/000000000.jpg", f"{site.url}/b": "000000/000000003.png"}  # numbers of distinct addresses
+    assert lines(tmp_path / "out/files.tsv") == came == read_downloaded(tmp_path / "out/files.tsv")
+    for address, file in came.items():
+        assert (tmp_path / "out" / file).read_bytes() == site.files[address.removeprefix(site.url)]
+    gone = lines(tmp_path / "out/gone.tsv")
+    assert set(gone) == set(addresses) - set(came)
+    assert gone[f"{site.url}/moved.jpg"] == "the photograph is not available any more" and "refused" in gone[addresses[-1]]
+    assert gone[f"{site.url}/gone.jpg"] == "Not Found" and "no picture" in gone[f"{site.url}/page.jpg"]
+
+    site.asked.clear()
+    with open(tmp_path / "out/files.tsv", "a") as file:
+        file.write(f"{site.url}/to")  # a run that was killed while it wrote
+    fetch(table, "--out", tmp_path / "out")
+    assert site.asked == [] and "7 were done before" in capsys.readouterr().out
+    site.files["/gone.jpg"] = picture("JPEG")
+    fetch(table, "--out", tmp_path / "out", "--again")
+    assert lines(tmp_path / "out/files.tsv") == came | {f"{site.url}/gone.jpg": "000000/000000002.jpg"}
+    assert len(lines(tmp_path / "out/gone.tsv")) == 4 and "/a.jpg" not in site.asked
+
+
+def test_sbus_list(site, tmp_path, capsys):
+    urls = [f"{site.url}/a.jpg", f"{site.url}/gone.jpg"]
+    (tmp_path / "sbu.json").write_text(json.dumps({"image_urls": urls, "captions": ["one", "two"]}))
+    fetch(tmp_path / "sbu.json", "--out", tmp_path / "out")
+    assert lines(tmp_path / "out/files.tsv") == {urls[0]: "000000/000000000.jpg"}
+
+
+def test_lists_without_addresses(tmp_path):
+    (tmp_path / "empty.tsv").write_text("")
+    with pytest.raises(BadInput, match=r"empty.tsv: no address of a picture in it"):
+        fetch(tmp_path / "empty.tsv", "--out", tmp_path / "out")
+    with pytest.raises(BadInput, match="workers 0 must be at least 1"):
+        fetch(tmp_path / "empty.tsv", "--out", tmp_path / "out", "--workers", 0)
