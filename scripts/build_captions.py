@@ -128,7 +128,7 @@ def main(options: Options) -> None:
     captions = selection.keep_present_pictures(captions, options.photos, source, report, known)
     same = read_addresses(options.addresses or [])
     if options.exclude:
-        captions = selection.leave_out_excluded(captions, photo_of, options.exclude, same, options.exclude_from, report)
+        captions = selection.leave_out_excluded(captions, photo_of, options.exclude, same, options.exclude_from, report, options.strict)
     if options.restval_as_train:
         captions = [replace(c, split="train") if c.split == "restval" else c for c in captions]
     selection.report_photos_in_several_splits(captions, photo_of, same, report)

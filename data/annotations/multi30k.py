@@ -8,7 +8,8 @@
     data/task2/image_splits/{train,val,test_2016 ...}_images.txt
 
 Task 1 translates one English caption of a picture; task 2 has five captions a language, written independently. Languages
-of a split that are not there are left out: some tests were published with fewer, or later.
+of a split that are not there are left out: some tests were published with fewer, or later. Files of other languages, and of splits
+without a list of pictures, are not read, and named.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def _read(path: str | Path, settings: ReadingOptions, wanted: dict[int, tuple[st
     seen: set[str] = set()
     found = False
     for task, languages in wanted.items():
+        for name in _unread_files(root, task):
+            settings.on_unread_file(name)
         for listing in sorted(root.glob(f"task{task}/image_splits/*.txt")):
             stem = listing.stem.removesuffix("_images")
             split = SPLITS.get((task, stem), stem)
@@ -86,6 +89,18 @@ def _read(path: str | Path, settings: ReadingOptions, wanted: dict[int, tuple[st
     if not found:
         tasks = " and ".join(f"task{task}/raw" for task in wanted)
         raise BadInput(f"{root}: no captions in {tasks}; give the folder of Multi30K's repository, or its data folder")
+
+
+def _unread_files(root: Path, task: int) -> list[str]:
+    """Files in a task's ``raw`` that are of a language nobody reads, or of a split whose pictures are listed nowhere."""
+    listed = {path.stem.removesuffix("_images") for path in root.glob(f"task{task}/image_splits/*.txt")}
+    unread = []
+    for path in sorted(root.glob(f"task{task}/raw/*.*")):
+        stem, _, language = path.name.removesuffix(".gz").rpartition(".")
+        split = stem.rpartition(".")[0] if task == 2 else stem
+        if (split in listed) != (language in LANGUAGES[task]):
+            unread.append(f"task{task}/raw/{path.name}")
+    return unread
 
 
 def _captions(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from data.annotations import FORMATS, guess_format, read_captions
-from data.annotations.records import ADVICE, Caption, photo_of_flickr, require
+from data.annotations.records import ADVICE, STRICT, Caption, ReadingOptions, photo_of_flickr, require
 from data.errors import BadInput
 from data.regions.keys import normal_name
 from data.storage.text_files import read_json, read_lines
@@ -62,8 +63,9 @@ def bare_name(photo: str) -> str:
     return f"name:{photo.removeprefix('flickr:')}" if photo.startswith("flickr:") else photo
 
 
-def read_excluded_photos(word: str) -> set[str]:
-    """The photographs of ``FILE`` or ``FILE:val,test``: a list of picture names, or annotations.
+def read_excluded_photos(word: str, settings: ReadingOptions = STRICT) -> set[str]:
+    """The photographs of ``FILE`` or ``FILE:val,test``: a list of picture names, or annotations, whose pictures without a caption
+    are among them, of whatever split.
 
     Raises:
         BadInput: a file that cannot be read, or that has no such split.
@@ -76,12 +78,14 @@ def read_excluded_photos(word: str) -> set[str]:
         if splits:
             raise BadInput(f"--exclude {word}: a list of pictures has no splits; give {path}")
         return {photo_of_flickr(normal_name(line.strip().partition("#")[0])) for line in read_lines(path) if line.strip()}
-    form = guess_format(path)
-    found = list(read_captions(path, form))
+    form, bare = guess_format(path), []
+    settings = replace(settings, on_picture_without_captions=lambda name: bare.append(normal_name(name)))
+    found = list(read_captions(path, form, settings))
     for split in splits or []:
         if split not in {c.split for c in found}:
             raise BadInput(f"--exclude {word}: {path} has no split {split}, found {sorted({c.split for c in found})}")
-    return {FORMATS[form].photo_of(c.image) for c in found if splits is None or c.split in splits}
+    images = [c.image for c in found if splits is None or c.split in splits]
+    return {FORMATS[form].photo_of(image) for image in images + bare}
 
 
 def leave_out_photos(

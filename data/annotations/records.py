@@ -51,6 +51,7 @@ class ReadingOptions:
         on_bad_record: called with a line about every bad record and how many captions are lost with it, 1 where they cannot
             be counted; when it returns, reading goes on behind the record
         on_picture_without_captions: called with the name of every picture that the file lists without a caption
+        on_unread_file: called with the name of every file of a folder that looks like one of its captions and is not read
         fields: JSON lines: keys of a line that hold captions; a language is taken from the first that has it
         split: of all captions, where the format names none
         split_is_given: the user said that split: it wins over what the file's name suggests
@@ -61,6 +62,7 @@ class ReadingOptions:
 
     on_bad_record: Callable[[str, int], None] = refuse_record
     on_picture_without_captions: Callable[[str], None] = lambda name: None
+    on_unread_file: Callable[[str], None] = lambda name: None
     fields: tuple[str, ...] = ("captions",)
     split: str = "train"
     split_is_given: bool = False

@@ -18,7 +18,7 @@ from data.annotations.photographs import (
     read_excluded_photos,
 )
 from data.annotations.published import differences
-from data.annotations.records import Caption, ReadingOptions
+from data.annotations.records import STRICT, Caption, ReadingOptions
 from data.annotations.reports import note_case, warn_of_cases
 from data.annotations.splits import assign_listed_splits, put_photos_in_one_split, read_split_lists
 from data.errors import BadInput
@@ -48,14 +48,20 @@ def read_usable_captions(path: str, form: str, settings: ReadingOptions, report:
     def on_missing_picture(name: str) -> None:
         note_case(report, "missing_pictures", name)
 
+    def on_unread_file(name: str) -> None:
+        note_case(report, "unread_files", name)
+
     settings = replace(
         settings,
         on_bad_record=on_bad_record,
         on_missing_picture=on_missing_picture,
         on_picture_without_captions=on_picture_without_captions,
+        on_unread_file=on_unread_file,
     )
     captions = list(read_captions(path, form, settings))
     warn_of_cases(report, "bad_records", f"{path}: left out {{n:,}} bad captions, the first: {{first}}")
+    if names := report.get("unread_files", {}).get("first"):
+        warn_of_cases(report, "unread_files", f"{path}: {{n:,}} files are of languages or splits that are not read: {', '.join(names)}")
     text = f"{path}: {{n:,}} pictures have no caption and are left out, the first: {{first}}"
     warn_of_cases(report, "pictures_without_captions", text)
     if not captions:
@@ -132,16 +138,26 @@ def leave_out_excluded(
     same: Mapping[str, set[str]],
     splits: Iterable[str],
     report: dict,
+    strict: bool = False,
 ) -> list[Caption]:
-    """The captions without the photographs that other files hold, for splits that are trained on.
+    """The captions without the photographs that other files hold, for splits that are trained on. Bad captions of those files are
+    noted in the report and told: a photograph of which no caption is good cannot be left out.
 
     Args:
         photo_of: of the captions' format
         words: files and splits of them, see `read_excluded_photos`
         same: names of one photograph, see `data.annotations.photographs.read_addresses`
         splits: those that the photographs are left out of
+        strict: stop at the first bad caption
     """
-    excluded = set().union(*(read_excluded_photos(word) for word in words))
+
+    def on_bad_record(message: str, captions: int) -> None:
+        note_case(report, "bad_records_of_excluded", message, captions)
+
+    settings = STRICT if strict else ReadingOptions(on_bad_record=on_bad_record)
+    excluded = set().union(*(read_excluded_photos(word, settings) for word in words))
+    text = "--exclude: {n:,} bad captions are passed over, and pictures that have no other are not excluded; the first: {first}"
+    warn_of_cases(report, "bad_records_of_excluded", text)
     excluded = set().union(*(all_names(photo, same) for photo in excluded))
     excluded |= {bare_name(photo) for photo in excluded}
     captions, dropped = leave_out_photos(captions, photo_of, excluded, same, splits)

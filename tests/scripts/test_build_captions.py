@@ -167,6 +167,35 @@ def test_photographs_by_name(name, form, photo):
     assert FORMATS[form].photo_of(name) == photo
 
 
+def test_a_file_of_excluded_pictures_is_read_as_leniently_as_others(build, tmp_path, capsys):
+    lines = [{"image": f"{n}.jpg", "captions": {"en": ["a dog"]}, "split": "train"} for n in range(4)]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tested = tmp_path / "tested.jsonl"
+    tested.write_text(json.dumps(lines[0]) + "\n{\n" + json.dumps(lines[2] | {"captions": {"en": []}}) + "\n")
+    report = build(own, "--exclude", tested)
+    assert report["excluded_pictures"] == {"train": 2}  # the one without a caption, too
+    assert CaptionDB(tmp_path / "db/train").ids[:] == ["1#en0", "3#en0"]
+    assert report["bad_records_of_excluded"]["count"] == 1 and "line 2" in report["bad_records_of_excluded"]["first"][0]
+    shown = capsys.readouterr().err
+    assert "warning: --exclude: 1 bad captions are passed over, and pictures that have no other are not excluded" in shown
+    with pytest.raises(BadInput, match=r"tested.jsonl: line 2 is not JSON"):
+        build(own, "--exclude", tested, "--strict")
+
+
+def test_unread_files_of_multi30k_are_told_and_in_the_report(build, tmp_path, capsys):
+    for name, text in {
+        "image_splits/train.txt": "1.jpg\n", "raw/train.en": "a dog\n", "raw/train.uk": "pes\n", "raw/train.ja": "inu\n"
+    }.items():  # fmt: skip
+        path = tmp_path / "multi30k/data/task1" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    report = build(tmp_path / "multi30k", "--format", "multi30k-task1")
+    assert report["unread_files"] == {"count": 2, "first": ["task1/raw/train.ja", "task1/raw/train.uk"]}
+    told = "2 files are of languages or splits that are not read: task1/raw/train.ja, task1/raw/train.uk"
+    assert told in capsys.readouterr().err
+
+
 def test_pretraining_leaves_out_what_is_tested_on(build, tmp_path, capsys):
     """COCO without its own val and test, and without the photographs that Flickr30k has under Flickr's number."""
     splits = {1: "train", 2: "restval", 3: "val", 4: "test", 5: "train", 6: "restval"}

@@ -221,6 +221,21 @@ def test_multi30k(multi30k):
     assert len({c.caption_id for c in both}) == len(both)
 
 
+def test_files_of_multi30k_that_are_not_read_are_named(multi30k):
+    def unread(reader):
+        names = []
+        list(reader(multi30k, ReadingOptions(on_unread_file=names.append)))
+        return names
+
+    assert [unread(reader) for reader in (read_task1, read_task2, read_both)] == [[], [], []]
+    write(multi30k / "task1/raw/train.uk.gz", "odyn\ndva\n")
+    write(multi30k / "task1/raw/val.en", "its pictures are listed nowhere\n")
+    write(multi30k / "task2/raw/train.1.fr", "un\ndeux\n")
+    write(multi30k / "task1/raw/README.md", "not captions\n")
+    assert unread(read_task1) == ["task1/raw/train.uk.gz", "task1/raw/val.en"]
+    assert unread(read_both) == ["task2/raw/train.1.fr", "task1/raw/train.uk.gz", "task1/raw/val.en"]
+
+
 def test_bad_files_of_multi30k(multi30k, tmp_path):
     write(multi30k / "task1/raw/train.fr.gz", "only one\n")
     write(multi30k / "task1/raw/train.cs.gz", "one\n \n")
