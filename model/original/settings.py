@@ -137,7 +137,7 @@ KEYS = (
     Key("warmup_steps", {"pretrain": "optim.warmup_steps"}, "", warmup, {"pretrain": 10000}, f"{_FIXED}: a tenth of all steps, `optim.warmup_ratio: 0.1`"),
     no_effect("lr_mul", "a question-answering head's rate; there is no such head"),
     Key("num_train_steps", {"pretrain": "num_steps"}, default={"pretrain": 100000}, idle="fine-tuning counts epochs"),
-    Key("num_train_epochs", {"finetune": "epochs"}, "0 trains nothing, so it is refused", epochs, {"finetune": 0}),
+    Key("num_train_epochs", {"finetune": "epochs"}, "0 is no epoch at all, and is refused", epochs, {"finetune": 0}),
     Key("train_batch_size", {"pretrain": "tokens_per_batch", "finetune": "batch_size"}, "tokens in pre-training, pairs in fine-tuning; both per GPU", default=_each(4096, 80)),
     no_effect("val_batch_size", "training validates in its own batches; evaluation reads `valid_batch_size`"),
     Key("valid_batch_size", {"eval": "batch_size"}, "changes no result", default={"eval": 80}, idle="training validates in its own batches"),

@@ -193,6 +193,10 @@ def _converted(path: str, old: Old, **sizes: Any) -> str:
     new = str(PurePosixPath(path).with_suffix(""))
     given = [f" --{name}-config {config}" for name, config in sizes.items() if str(config or "").endswith(".json")]
     _add_step(old, f"python scripts/convert_checkpoint.py {path} {new}{''.join(given)}")
+    for config in map(str, sizes.values()):
+        words = [{word for word in ("base", "large") if word in PurePosixPath(name).name} for name in (path, config)]
+        if all(words) and not words[0] & words[1]:
+            old.remarks.append(f"{path} and {config} name different sizes, which cannot belong together: give one of the other's size")
     return new
 
 
@@ -227,7 +231,7 @@ def tower_name(checkpoint: str) -> Value:
             raise Elsewhere(f"{given} gives weights and sizes")
         name = folder(value, old)
         if name.endswith(".json"):
-            raise Ignored("sizes without weights, so random ones of BERT-base's sizes; others: model.hidden_size and its neighbours")
+            raise Elsewhere("sizes without weights: random ones have BERT-base's, or those of model.hidden_size and its neighbours")
         if name.count("/") == 0:
             owner = f"{BERT_NAMES}/" if name.startswith("bert-") else ""
             _add_step(old, f"hf download {owner}{name} --local-dir {name}")
@@ -272,7 +276,7 @@ def algorithm(value: str, old: Old) -> str:
 
 def epochs(value: int, old: Old) -> int:
     if not value:
-        raise Refused("with 0, the original's default, nothing is trained; give the number of epochs")
+        raise Refused("0, the original's default, is no epoch at all; give the number of epochs")
     return value
 
 

@@ -367,6 +367,13 @@ def test_hard_negatives_beside_a_third_view_say_what_is_otherwise(translate, cap
     assert "otherwise than in the original: hard negatives" in capsys.readouterr().err
 
 
+def test_weights_and_sizes_that_cannot_belong_together_are_told(translate, capsys):
+    translate(ITM | {"model_config": "/src/config/uniter-large.json"}, "rerank")  # as one of UNITER's published configs
+    assert "/pretrain/uniter-base.pt and /src/config/uniter-large.json name different sizes" in capsys.readouterr().err
+    translate(ITM, "rerank")
+    assert "different sizes" not in capsys.readouterr().err
+
+
 def test_a_teacher_of_pretraining(translate):
     changes = {"teacher_checkpoint": "/pretrain/uniter-base.pt", "T": 2.0, "kd_loss_weight": 0.25, "normalized_logits": False}
     config, _ = translate(PRETRAIN | changes, "pretrain")
@@ -486,7 +493,7 @@ def test_everything_without_an_answer_is_named_at_once(translate, capsys):
     ("kind", "changes", "message"),
     [
         ("finetune", {"num_hard_negatives": 2}, r"num_hard_negatives: 2 is refused: without sample_init_hard_negatives the original stops"),
-        ("finetune", {"num_train_epochs": 0}, "num_train_epochs: 0 is refused: .*nothing is trained"),
+        ("finetune", {"num_train_epochs": 0}, "num_train_epochs: 0 is refused: .*no epoch at all"),
         ("finetune", {"caption_score_weight": 0.1, "itm_global_file": None}, "caption_score_weight: 0.1 is refused: without itm_global_file"),
         ("finetune", {"fp16_opt_level": "O3"}, "fp16: true is refused"),
         ("finetune", {"val_txt_db": ["a", "b"]}, "val_txt_db: .* is refused: one folder is expected"),
