@@ -31,9 +31,13 @@ from optim.optimizer import OptimOptions, apply_update, build_optimizer
 PAIRS, HARD = 7, 2
 IMAGES = [0, 1, 0, 2, 3, 1, 0, 5, 6]  # siblings stand on different ranks; the last two rows are hard negatives
 CASES = ("vmlm", "mrfr", "mrckl", "mrc", "cmr", "cmr_keep", "cmr_hard", "cmr_cached", "cmr_empty",
-         "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached", "cmr_sigmoid_empty")  # fmt: skip
+         "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached", "cmr_sigmoid_empty",
+         "cmr_apart", "cmr_apart_sigmoid_cached")  # fmt: skip
+TEXT_IMAGES = [*IMAGES[:PAIRS], 3, 1]  # what the captions are about where hard negatives have captions and images apart
+APART_CASES = ("cmr_apart", "cmr_apart_sigmoid_cached", "cmr_own_apart")
 # negatives of the own rank alone: several ranks are the mean of each by itself
-OWN_CASES = ("cmr_own", "cmr_own_keep", "cmr_own_hard", "cmr_own_cached", "cmr_own_sigmoid_cached", "cmr_own_learned_empty")
+OWN_CASES = ("cmr_own", "cmr_own_keep", "cmr_own_hard", "cmr_own_cached", "cmr_own_sigmoid_cached", "cmr_own_learned_empty",
+             "cmr_own_apart")  # fmt: skip
 HARD_CASES = ("cmr_hard", "cmr_cached", "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached",
               "cmr_own_hard", "cmr_own_cached", "cmr_own_sigmoid_cached")  # with a third view, a teacher  # fmt: skip
 
@@ -78,6 +82,8 @@ def make_batch(case: str, rows: list[int]) -> Batch:
         batch.feature_targets = features[batch.masked_regions]
         features[batch.masked_regions] = 0
         batch.label_targets = torch.from_numpy(np.concatenate([soft[row][masked[row]] for row in rows]))
+    elif case in APART_CASES:
+        batch.text_image_ids = torch.tensor([TEXT_IMAGES[r] for r in rows])
     elif case in HARD_CASES:
         batch.caption_ids, batch.caption_mask = collate_texts([captions[IMAGES[row]] for row in rows])
         batch.caption_weight = 0.2
@@ -88,7 +94,7 @@ def make_batch(case: str, rows: list[int]) -> Batch:
 
 def shares(case: str, size: int) -> list[tuple[list[int], int]]:
     """(rows of the problem, pairs among them) of each rank: uneven, one rank empty in its case."""
-    hard = case in HARD_CASES
+    hard = case in HARD_CASES + APART_CASES
     bounds = {1: [0, 7], 2: [0, 5, 7], 3: [0, 1, 4, 7]}[size]
     if case.endswith("_empty") and size > 1:
         bounds = [0, *[7] * size]

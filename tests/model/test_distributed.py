@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks_worker import CASES, OWN_CASES, build, compute, shares
+from ranks_worker import CASES, OWN_CASES, build, compute, make_batch, shares
 
 from data.errors import BadInput
 from model.distributed import SINGLE, _buckets, start_ranks
+from model.objectives import OBJECTIVES
 
 WORKER = Path(__file__).parents[1] / "ranks_worker.py"
 BIN = Path(sys.executable).parent
@@ -72,8 +73,17 @@ def test_with_negatives_of_the_own_rank_several_ranks_are_the_mean_of_each_by_it
 
 
 def test_siblings_on_other_ranks_are_masked(together):
-    """The case is worth something: with the siblings kept the loss is another."""
+    """The cases are worth something: with the siblings kept, and with captions that are about their row's image, the loss is
+    another."""
     assert together[1]["cmr"]["loss"] < together[1]["cmr_keep"]["loss"] - 1e-3
+    model, heads = build()
+    batch = make_batch("cmr_apart", shares("cmr_apart", 1)[0][0])
+    batch.num_pairs = shares("cmr_apart", 1)[0][1]
+    objective = OBJECTIVES["cmr"]()
+    apart = float(objective.forward(model, heads, batch).mean.detach())
+    batch.text_image_ids = None
+    assert apart == pytest.approx(float(together[1]["cmr_apart"]["loss"]), abs=1e-5)
+    assert abs(apart - float(objective.forward(model, heads, batch).mean.detach())) > 1e-3
 
 
 def test_ranks_start_and_stay_with_the_same_weights(together):

@@ -21,12 +21,15 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
+from model.distributed import SINGLE
 from model.evaluation.tasks import evaluate
 from model.objectives import OBJECTIVES
 from model.retrieval.encoding import Encoding, embed_pairs
 from model.retrieval.indexing import build_index
 from model.retrieval.mining import HardNegativeOptions, HardNegatives, hard_negatives_of
 from model.retrieval.sources import image_source
+from optim.tasks.pretraining import PretrainConfig, Pretraining
+from optim.tasks.retrieval import Retrieval, RetrievalConfig
 
 ORIGINAL = """--siblings keep --optim.algorithm adamw_original --optim.no_decay original --optim.schedule hf_linear
 --optim.warmup-ratio 0.1 --optim.betas [0.9,0.999] --optim.eps 1e-8 --optim.weight-decay 0.01 --optim.grad-clip 0
@@ -196,11 +199,24 @@ def test_a_frozen_tower_has_no_dropout_while_the_other_trains(pretrained):
 
 def test_accumulated_batches_are_one_update(train, small_world):
     """The last update of an epoch averages over the batches that are left."""
-    lines = train("--grad-accumulation", 3, "--epochs", 1)[1]
+    words = ["--grad-accumulation", 3, "--epochs", 1, "--model.dropout", 0]
+    lines = train(*words)[1]
     batches = -(
         -len(open_pairs(str(small_world / "db/train"), str(small_world / "regions"), BoxOptions(), 62, ["en"])) // 16
     )
     assert batches % 3 and len(losses(lines)) == -(-batches // 3)
+    summed = train(*words, "--optim.accumulation", "sum", "--grad-cache", 5, name="sum")[1]
+    norms = [[line["grad_norm"] for line in each if "grad_norm" in line] for each in (lines, summed)]
+    assert norms[1][0] == pytest.approx(3 * norms[0][0], rel=1e-3)
+
+
+def test_whose_pairs_are_negatives_reaches_both_trainings(small_world, pretrained, tmp_path):
+    for negatives in ("all_ranks", "own_rank"):
+        words = ["--output-dir", str(tmp_path), "--negatives", negatives]
+        config = cli.parse(RetrievalConfig, ["--config", str(small_world / "finetune.yaml"), *words])
+        assert Retrieval(config, torch.device("cpu"), SINGLE).objective.options.negatives == negatives
+        config = cli.parse(PretrainConfig, ["--config", str(small_world / "pretrain.yaml"), *words])
+        assert Pretraining(config, torch.device("cpu"), SINGLE).objectives["cmr"].options.negatives == negatives
 
 
 def test_several_databases_are_trained_on_and_mined_as_one(train, small_world):
