@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,7 +56,7 @@ class Conversion:
 
     def commands(self, path: str) -> list[str]:
         """The commands that run the recipe at ``path``: one, or of an evaluation of two splits two."""
-        words = [f"python {COMMANDS[self.kind]} --config {path}"]
+        words = [f"python {COMMANDS[self.kind]} --config {shlex.quote(path)}"]
         for name, placeholder, _ in filter(None, [PLACEHOLDERS.get(self.kind)]):
             if self.settings.get(name) == placeholder:
                 words[0] += f" --{name} FOLDER"
@@ -148,9 +149,10 @@ def _complete(result: Conversion, old: Old) -> None:
             result.settings[name], result.origin[name] = None, f"{keys} name no weights: random ones"
     if old.kind == "eval" and old.get("test_txt_db") and old.get("val_txt_db"):
         val_regions = old.get("val_img_db") or old.get("test_img_db")
-        output = f" --output-dir {result.settings['output_dir']}/val" if "output_dir" in result.settings else ""
-        words = f" --captions {old.get('val_txt_db').rstrip('/')} --regions {val_regions.rstrip('/')}"
-        result._other_split.append(words + output)
+        words = ["--captions", old.get("val_txt_db").rstrip("/"), "--regions", val_regions.rstrip("/")]
+        if "output_dir" in result.settings:
+            words += ["--output-dir", f"{result.settings['output_dir']}/val"]
+        result._other_split.append(f" {shlex.join(words)}")
 
 
 def render_recipe(conversion: Conversion, source: str, path: str) -> str:

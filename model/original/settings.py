@@ -147,8 +147,8 @@ KEYS = (
     no_effect("log_result_step", _NAME),
     no_effect("save_all_epochs", "`keep_checkpoints` says how many are kept"),
     Key("seed", in_training("seed"), "fine-tuning read it and did not set it", default=_each(42, 42), idle="evaluation draws nothing"),
-    Key("fp16", everywhere("precision"), "true is `fp16` (on a CPU rather `bf16`), false is `fp32`. Pre-training ran at apex's O2, whose weights are half precision too: ours is O1", precision, _each(False, False, True)),
-    no_effect("fp16_opt_level", "`precision` says it: O0 is `fp32`; O3 is refused"),
+    Key("fp16", everywhere("precision"), "true is `fp16` (on a CPU rather `bf16`), false is `fp32`", precision, _each(False, False, True)),
+    taken_in("fp16_opt_level", "`precision` says it: O0 is `fp32`; O3 is refused"),
     no_effect("loss_scale", "the scale of `fp16` follows the gradients; the others need none"),
     # objectives
     Key("mrm_prob", {"pretrain": "region_mask_prob"}, default={"pretrain": 0.15}),

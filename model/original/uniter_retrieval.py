@@ -108,7 +108,7 @@ KEYS = (
     no_effect("full_val", "validation ranks the first `reranker.top` of the miner again, not all pairs of the split"),
     no_effect("val_batch_size", "changes no result"),
     Key("seed", _reads("seed"), default=_absent(42)),
-    Key("fp16", _reads("precision"), "true is `fp16` (on a CPU rather `bf16`), false is `fp32`; apex's O2 there, whose weights are half precision too", precision, _absent(False)),
+    Key("fp16", _reads("precision"), "true is `fp16` (on a CPU rather `bf16`), false is `fp32`", precision, _absent(False)),
     Key("n_workers", _reads("num_workers"), default=_absent(4)),
     no_effect("pin_mem", "pinned wherever there is a GPU"),
     Key("output_dir", _reads("output_dir"), "", folder),

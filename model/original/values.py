@@ -6,6 +6,7 @@ Each takes the original's value and the whole config, and gives ours; or raises 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -191,8 +192,8 @@ def _converted(path: str, old: Old, **sizes: Any) -> str:
     if not path.endswith(WEIGHTS):
         return path
     new = str(PurePosixPath(path).with_suffix(""))
-    given = [f" --{name}-config {config}" for name, config in sizes.items() if str(config or "").endswith(".json")]
-    _add_step(old, f"python scripts/convert_checkpoint.py {path} {new}{''.join(given)}")
+    given = [w for name, config in sizes.items() if str(config or "").endswith(".json") for w in (f"--{name}-config", config)]
+    _add_step(old, "python", "scripts/convert_checkpoint.py", path, new, *given)
     for config in map(str, sizes.values()):
         words = [{word for word in ("base", "large") if word in PurePosixPath(name).name} for name in (path, config)]
         if all(words) and not words[0] & words[1]:
@@ -200,8 +201,8 @@ def _converted(path: str, old: Old, **sizes: Any) -> str:
     return new
 
 
-def _add_step(old: Old, step: str) -> None:
-    if step not in old.steps:
+def _add_step(old: Old, *words: str) -> None:
+    if (step := shlex.join(words)) not in old.steps:
         old.steps.append(step)
 
 
@@ -234,7 +235,7 @@ def tower_name(checkpoint: str) -> Value:
             raise Elsewhere("sizes without weights: random ones have BERT-base's, or those of model.hidden_size and its neighbours")
         if name.count("/") == 0:
             owner = f"{BERT_NAMES}/" if name.startswith("bert-") else ""
-            _add_step(old, f"hf download {owner}{name} --local-dir {name}")
+            _add_step(old, "hf", "download", f"{owner}{name}", "--local-dir", name)
         return name
 
     return value
@@ -284,7 +285,11 @@ def precision(value: bool, old: Old) -> str:
     level = old.get("fp16_opt_level")
     if value and level == "O3":
         raise Refused("with fp16_opt_level O3 all arithmetic is in half precision, which is not here")
-    return "fp16" if value and level != "O0" else "fp32"
+    if not value or level == "O0":
+        return "fp32"
+    if old.kind in ("pretrain", "rerank") or level == "O2":
+        old.remarks.append("apex's O2 keeps weights in half precision beside those in full; precision fp16 keeps them in full alone")
+    return "fp16"
 
 
 def cpu(value: bool, old: Old) -> str:
@@ -329,8 +334,8 @@ def third_view(value: str | None, old: Old) -> str:
     if not old.get("caption_score_weight"):
         raise Ignored("caption_score_weight is 0, so that it has no effect")
     name, new = old.get("txt_model_config") or "bert-base-cased", str(PurePosixPath(path).with_suffix(""))
-    step = f"python scripts/build_captions.py --annotations {path} --format image-meta --tokenizer {name} --out {new}"
-    _add_step(old, step)
+    words = ("--annotations", path, "--format", "image-meta", "--tokenizer", name, "--out", new)
+    _add_step(old, "python", "scripts/build_captions.py", *words)
     return f"{new}/train"
 
 

@@ -6,6 +6,7 @@ The tables of defaults and the names of keys here are written by hand and know n
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,22 @@ def test_commands_that_come_first_are_said(translate, capsys):
         "python train_itm.py --config new.yaml",
     ):
         assert command in said and f"#   {command}\n" in text
+
+
+def test_commands_hold_for_paths_with_spaces(translate, capsys):
+    val = {"val_txt_db": "my db/val", "output_dir": "my runs"}
+    translate(EVAL | val, "eval")
+    second = capsys.readouterr().out.splitlines()[-1]
+    other = cli.parse(eval_itm.EvalConfig, shlex.split(second)[2:])
+    assert (other.captions, other.output_dir) == ("my db/val", "my runs/val")
+
+
+def test_weights_in_half_precision_are_told(translate, capsys):
+    told = {}
+    for kind, changes in (("pretrain", {}), ("finetune", {}), ("finetune", {"fp16_opt_level": "O2"}), ("pretrain", {"fp16": False})):
+        translate(PUBLISHED[kind] | changes, kind)
+        told[kind, *changes] = "otherwise than in the original: apex's O2" in capsys.readouterr().err
+    assert told == {("pretrain",): True, ("finetune",): False, ("finetune", "fp16_opt_level"): True, ("pretrain", "fp16"): False}
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
