@@ -37,7 +37,7 @@ TEXT_IMAGES = [*IMAGES[:PAIRS], 3, 1]  # what the captions are about where hard 
 APART_CASES = ("cmr_apart", "cmr_apart_sigmoid_cached", "cmr_own_apart")
 # negatives of the own rank alone: several ranks are the mean of each by itself
 OWN_CASES = ("cmr_own", "cmr_own_keep", "cmr_own_hard", "cmr_own_cached", "cmr_own_sigmoid_cached", "cmr_own_learned_empty",
-             "cmr_own_apart")  # fmt: skip
+             "cmr_own_apart", "vmlm_own", "mrfr_own")  # fmt: skip
 HARD_CASES = ("cmr_hard", "cmr_cached", "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached",
               "cmr_own_hard", "cmr_own_cached", "cmr_own_sigmoid_cached")  # with a third view, a teacher  # fmt: skip
 
@@ -73,7 +73,7 @@ def make_batch(case: str, rows: list[int]) -> Batch:
     input_ids, mask = collate_texts([texts[row] for row in rows])
     features, positions, region_mask = collate_images([images[row] for row in rows])
     batch = Batch(input_ids, mask, features, positions, region_mask, torch.tensor([IMAGES[r] for r in rows]), [], [])
-    if case == "vmlm":
+    if case.startswith("vmlm"):
         batch.word_labels = collate_texts([labels[row] for row in rows], -1)[0]
     elif case.startswith("mr"):
         batch.masked_regions = torch.zeros_like(region_mask)

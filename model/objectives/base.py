@@ -33,7 +33,8 @@ class ObjectiveOptions:
         loss: the contrastive loss of retrieval
         distill_weight: the divergence from a re-ranker's ranking is added to the contrastive loss so many times
         distill_temperature: of that ranking
-        negatives: whose pairs a pair of retrieval is compared with: of "all_ranks", or of its "own_rank" alone
+        negatives: whose pairs a pair of retrieval is compared with: of "all_ranks", or of its "own_rank" alone; then the loss
+            of every objective is the mean of the ranks' means
     """
 
     fusion: Fusion = "add"
@@ -131,8 +132,11 @@ class Objective(ABC):
         """
 
     def share(self, outcome: Outcome, meeting: Meeting) -> Tensor:
-        """This rank's part of the loss of all ranks, the scalar that is minimised: of the mean over all predictions."""
-        return outcome.share(meeting.predictions)
+        """This rank's part of the loss of all ranks, the scalar that is minimised: of the mean over all predictions; with
+        negatives of the own rank, of the mean of the ranks' means, those without a pair not counted."""
+        if self.options.negatives == "all_ranks":
+            return outcome.share(meeting.predictions)
+        return outcome.mean / sum(size > 0 for size in meeting.sizes)
 
     def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:
         """What a batch costs on paper (model/costs.py). Without it scripts/plan.py cannot plan the objective."""

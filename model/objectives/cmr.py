@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch, Examples, collate_pairs, collate_texts
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work
-from model.distributed import SINGLE, Meeting, Ranks
+from model.distributed import SINGLE, Ranks
 from model.objectives.base import Objective, Outcome
 from model.objectives.contrastive import LOSSES
 from model.objectives.contrastive.scores import pair_scores
@@ -56,11 +56,6 @@ class CrossModalRetrieval(Objective):
 
     def num_predictions(self, batch: Batch) -> int:
         return batch.num_queries
-
-    def share(self, outcome: Outcome, meeting: Meeting) -> Tensor:
-        if self.options.negatives == "all_ranks":
-            return super().share(outcome, meeting)
-        return outcome.mean / sum(size > 0 for size in meeting.sizes)  # the mean of the ranks that have pairs
 
     def forward(
         self,

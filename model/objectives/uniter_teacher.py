@@ -24,7 +24,7 @@ from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work
-from model.distributed import SINGLE, Meeting, Ranks
+from model.distributed import SINGLE, Ranks
 from model.objectives.base import Objective, Outcome
 from model.objectives.smrm import RegionDivergence, RegionFeatures
 from model.objectives.vmlm import MaskedWords
@@ -176,9 +176,6 @@ class Taught(Objective):
             apart = F.kl_div(F.log_softmax(found / self.temperature, dim=-1), target, reduction="none")
         apart = apart.sum(dim=-1) if outcome.loss.ndim == 1 else apart
         return dataclasses.replace(outcome, loss=outcome.loss + self.weight * apart)
-
-    def share(self, outcome: Outcome, meeting: Meeting) -> Tensor:
-        return self.objective.share(outcome, meeting)
 
     def right(self, outcome: Outcome) -> Tensor | None:
         return self.objective.right(outcome)

@@ -79,7 +79,8 @@ class PretrainConfig(TrainingSettings):
         model: where the weights start
         fusion: how the other modality's position 0 enters VMLM and SMRM: add (the paper), none, multiply
         siblings: other captions of an image in a CMR batch: mask (no negatives) or keep (negatives, as the original)
-        negatives: of CMR: the other pairs of all_ranks, or of the own_rank alone, as the original
+        negatives: of CMR: the other pairs of all_ranks, or of the own_rank alone, as the original; the loss of all tasks is then
+            the mean of the ranks' means
         loss: the contrastive loss of CMR
         teacher: a UNITER that masked words and regions are learnt from too
         grad_cache: pairs that CMR embeds at a time, so that a batch may be larger than memory; 0: all at once

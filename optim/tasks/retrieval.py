@@ -66,7 +66,8 @@ class RetrievalConfig(FinetuningSettings):
     Args:
         model: where the weights start
         siblings: other captions of an image in a batch: mask (no negatives) or keep (negatives, as the original)
-        negatives: the other pairs of all_ranks, or of the own_rank alone, as the original
+        negatives: the other pairs of all_ranks, or of the own_rank alone, as the original; the loss is then the mean of the
+            ranks' means
         loss: the contrastive loss
         image_captions: text DB with captions of the training images themselves, by a captioning model for instance: the
             third view
