@@ -144,7 +144,7 @@ def test_what_cannot_teach_is_refused(teacher, tmp_path):
     read.check("there", dataclasses.replace(sizes, num_labels=9), ["vmlm", "mrfr"], [])
     meta = {"CLS": 3, "SEP": 4, "MASK": 5, "v_range": [6, 150]}
     captions = SimpleNamespace(folder="db/train", meta=meta, tokenizer_folder=None)
-    pairs = SimpleNamespace(captions=captions, regions=SimpleNamespace(folder="img", feature_dim=20), region_databases=[])
+    pairs = SimpleNamespace(captions=captions, regions=SimpleNamespace(folder="img", feature_dim=20), region_databases=[], parts=[])
     pairs.txt_lengths = torch.tensor([9, 25]).numpy()
     with pytest.raises(BadInput, match=r"db/train: a caption has 25 tokens, teacher.checkpoint there 24 positions"):
         read.check("there", sizes, ["vmlm"], [pairs])
