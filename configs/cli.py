@@ -25,6 +25,7 @@ from configs.settings import Settings, inner_dataclass, is_optional, is_switch, 
 from configs.yaml_file import (
     NOT_TEXT,
     Assigned,
+    ItemTexts,
     assignments,
     bracketed_texts,
     chosen_value,
@@ -108,9 +109,14 @@ def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str,
         assigned, left_over = _spell_out(option, config_class, settings)
         loose = loose + left_over
         for setting in assigned:
-            texts[setting.name] = setting.text
-            if setting.name.endswith("+"):  # jsonargparse puts it behind what there is
-                texts.pop(setting.name.removesuffix("+"), None)
+            whole = setting.name.removesuffix("+")
+            if isinstance(setting.text, ItemTexts):
+                before = texts.get(whole) if whole != setting.name else None
+                texts[whole] = ItemTexts([*(before.items if before else []), *setting.text.items])
+            else:
+                texts[setting.name] = setting.text
+                if whole != setting.name:  # jsonargparse puts it behind what there is
+                    texts.pop(whole, None)
             if option.name == "config" and setting.name in positional:
                 in_file[setting.name] = setting.word
             else:
@@ -120,9 +126,13 @@ def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str,
     loose = loose + [in_file[name] for name in positional[len(loose) :] if name in in_file]
     parser = _parser(config, config_class, settings, positional)
     namespace = parser.parse_args([*words, *["--"][: len(after)], *loose])
-    for name, text in texts.items():
-        if text is not NOT_TEXT:
-            namespace[name] = text  # jsonargparse has read it as YAML
+    for name, text in texts.items():  # jsonargparse has read them as YAML
+        if isinstance(text, ItemTexts):
+            for item, own in zip(reversed(namespace[name] or []), reversed(text.items), strict=False):
+                for key, word in own.items():
+                    item[key] = word
+        elif text is not NOT_TEXT:
+            namespace[name] = text
     instance = parser.instantiate(namespace)
     found = config_class(**{f.name: instance[f.name] for f in dataclasses.fields(config_class)})
     if isinstance(config, Choice) and not isinstance(found, config.classes[_get(found, config.setting)]):

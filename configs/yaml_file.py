@@ -20,13 +20,21 @@ STRING = "tag:yaml.org,2002:str"
 
 
 @dataclass(frozen=True)
+class ItemTexts:
+    """What the text settings of a list of groups are set to: for each item, key → text or list of texts."""
+
+    items: list[dict[str, typing.Any]]
+
+
+@dataclass(frozen=True)
 class Assigned:
     """A setting and what it is set to.
 
     Attributes:
         name: its dotted name
         word: the value as YAML on one command-line word; None where none was typed
-        text: the value of a text setting: one, a list of them, or None; NOT_TEXT for other settings
+        text: the value of a text setting: one, a list of them, or None; of a list of groups its `ItemTexts`; NOT_TEXT for other
+            settings
     """
 
     name: str
@@ -95,8 +103,8 @@ def group_assignments(name: str, kind: typing.Any, word: str, settings: Settings
 def _of_group(node: yaml.Node, kind: typing.Any, source: str, settings: Settings, name: str) -> Iterator[Assigned]:
     inner = inner_dataclass(kind)
     if typing.get_origin(kind) is list:
-        _quote_texts(node, inner, source, settings, name)
-        yield Assigned(name, yaml.serialize(node))
+        texts = _quote_texts(node, inner, source, settings, name)
+        yield Assigned(name, yaml.serialize(node), ItemTexts(texts))
     else:
         yield from assignments(_mapping(node, source, name), inner, source, settings, f"{name}.")
 
@@ -188,15 +196,23 @@ def _text(node: yaml.Node, source: str, name: str) -> str:
     return node.value
 
 
-def _quote_texts(node: yaml.Node, inner: type, source: str, settings: Settings, name: str) -> None:
-    """Mark the texts of a list of settings as texts for whoever reads it as YAML; keys are checked on the way."""
+def _quote_texts(
+    node: yaml.Node, inner: type, source: str, settings: Settings, name: str
+) -> list[dict[str, str | list[str]]]:
+    """Mark the texts of a list of settings as texts for whoever reads it as YAML → those of each item, by key; keys are checked
+    on the way."""
+    found: list[dict[str, str | list[str]]] = []
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        found.append({})
         for key, inner_kind, value in _entries(_mapping(item, source, name), inner, source, settings, f"{name}."):
             if _is_null(value) and is_optional(inner_kind):
                 continue
-            if isinstance(value, yaml.SequenceNode) and is_text(list_items(inner_kind)):
-                texts = value.value
-            else:
-                texts = [value] * is_text(inner_kind)
+            in_list = isinstance(value, yaml.SequenceNode) and is_text(list_items(inner_kind))
+            if is_text(list_items(inner_kind)) and not (in_list or is_text(inner_kind)):
+                raise BadInput(f"{source}: {name}.{key}: expected a list, found {_shown(value)}")
+            texts = value.value if in_list else [value] * is_text(inner_kind)
             for text in texts:
                 text.value, text.tag, text.style = _text(text, source, f"{name}.{key}"), STRING, '"'
+            if texts:
+                found[-1][key] = [text.value for text in texts] if in_list else value.value
+    return found

@@ -273,6 +273,45 @@ def test_merged_and_repeated_groups_of_a_file(tmp_path):
     assert found == [Corpus(name, {"cmr": 1.0}) for name in ("no", "yes", "no")]
 
 
+@dataclass
+class Source:
+    """A source.
+
+    Args:
+        name: or None
+        places: or None
+    """
+
+    name: str | None = None
+    places: list[str] | None = None
+
+
+@dataclass
+class Sources:
+    """Sources.
+
+    Args:
+        sources: of them
+    """
+
+    sources: list[Source] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("word", ["null", "~", "Null", "no", "2016"])
+def test_a_quoted_null_in_a_list_of_groups_is_a_text(tmp_path, word):
+    value = f"[{{name: '{word}', places: ['{word}', en]}}, {{name: null, places: null}}, {{name: \"{word}\"}}]"
+    (tmp_path / "c.yaml").write_text(f"sources: {value}\n")
+    expected = [Source(word, [word, "en"]), Source(None, None), Source(word)]
+    assert cli.parse(Sources, ["--sources", value]).sources == expected
+    assert cli.parse(Sources, ["--config", str(tmp_path / "c.yaml")]).sources == expected
+    found = cli.parse(Sources, ["--config", str(tmp_path / "c.yaml"), "--sources+", f"[{{name: '{word}'}}, {{}}]"])
+    assert found.sources == [*expected, Source(word), Source()]
+    cli.save(found, tmp_path / "saved.yaml")
+    assert cli.parse(Sources, ["--config", str(tmp_path / "saved.yaml")]) == found
+    with pytest.raises(BadInput, match=r"sources.places: expected a list, found 'null'"):
+        cli.parse(Sources, ["--sources", "[{places: 'null'}]"])
+
+
 @pytest.mark.parametrize(
     ("script", "word", "nearest"),
     [
