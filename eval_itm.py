@@ -85,7 +85,7 @@ def main(config: EvalConfig) -> None:
     if aware:
         results["duplicate_aware"] = {"captions": ranks.repeated} | as_json(aware)
     if scoring is not None:
-        by_top = {str(top.k): top.as_json(config.rerank_mix) for top in tops}
+        by_top = {str(top.k): top.as_json() for top in tops}
         results["reranker"] = scoring.record | {"seconds": seconds, "top": by_top}
     if hnsw:
         results["found_of_exact_top_10"] = ranks.found

@@ -64,6 +64,9 @@ FIELD_WORDS = {
     "max_seq_length": ("max_txt_len",),
     "topk": ("k",),
     "top_k": ("k",),
+    "candidates": ("rerank",),
+    "rerank_mix": ("mix",),
+    "mix": ("rerank_mix",),
 }
 
 

@@ -9,7 +9,12 @@ import sys
 
 @functools.cache
 def say_once(line: str) -> None:
-    """Tell the user something that is no error, once, however many parts notice it; of several processes the first tells it."""
+    """As `say`, once, however many parts notice it."""
+    say(line)
+
+
+def say(line: str) -> None:
+    """Tell the user something that is no error; of several processes the first tells it."""
     if os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0":  # of torchrun and horovodrun
         print(line, file=sys.stderr, flush=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,13 @@ from data.errors import BadInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_precision(precision: object) -> Precision:
+    """Raise BadInput unless this names a precision."""
+    if not isinstance(precision, str) or precision not in get_args(Precision):
+        raise BadInput(f"precision is {precision!r}, expected fp32, bf16 or fp16")
+    return precision
 
 
 def autocast(device: torch.device | str, precision: Precision) -> contextlib.AbstractContextManager:
@@ -84,17 +91,23 @@ def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradSca
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes the GPU when there is one; under a launcher each process of a machine takes its own."""
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device of a name; ``auto`` takes the GPU when there is one; under a launcher each process of a machine takes its own.
+
+    Raises:
+        BadInput: no CPU and no GPU by that name, or one that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("HOROVOD_LOCAL_RANK", 0)))
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BadInput(f"device {name!r} is not one of auto, cpu, cuda, cuda:N") from error
+        device = torch.device(name) if isinstance(name, str | torch.device) else None
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise BadInput(f"device {str(name)!r} is not one of auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadInput(f"device {name}: {torch.cuda.device_count()} CUDA GPUs are available; use device auto or cpu")
     return device

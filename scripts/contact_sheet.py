@@ -21,7 +21,8 @@ from data.notices import lowered
 from data.regions.pictures import PictureFiles, read_pictures
 from data.storage.locks import claim_output
 from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
-from model.retrieval.retriever import Retriever, read_queries
+from model.retrieval.queries import read_queries
+from model.retrieval.retriever import Retriever
 
 
 @dataclass

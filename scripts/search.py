@@ -28,7 +28,8 @@ from model.made_from import boxes_for
 from model.precision import choose_device
 from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
 from model.retrieval.own_pictures import is_picture_file
-from model.retrieval.retriever import Hit, Retriever, check_kind, read_queries
+from model.retrieval.queries import read_queries
+from model.retrieval.retriever import Retriever, check_kind
 
 
 @dataclass
@@ -56,7 +57,8 @@ class Options:
         uri: of Milvus: a file ending in .db or a server's address
         token: of a Milvus server that asks for one, "user:password"
         reranker: folder of a re-ranker, which sorts the first results of a text anew (needs --regions)
-        candidates: how many of them it sees
+        rerank: how many of them it sees, at least k
+        mix: weight of the bi-encoder's score, which is added to the re-ranker's; none: what its validation chose
         device: "cpu", "cuda", or "auto" for a GPU when there is one
         precision: how the model computes
         boxes: which boxes of the region database are used; those that are not given are the checkpoint's
@@ -80,7 +82,8 @@ class Options:
     uri: str | None = None
     token: str = ""
     reranker: str | None = None
-    candidates: int = 50
+    rerank: int = 50
+    mix: float | None = None
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     boxes: BoxChoice = field(default_factory=BoxChoice)
@@ -93,6 +96,8 @@ class Options:
             raise BadInput(f"--image {self.image}: no picture file is there; --image KEY and --regions IMG_DB go together")
         if self.reranker and (self.image or not self.regions):
             raise BadInput("--reranker sorts the images that a text finds: it needs a text query and --regions IMG_DB")
+        if self.mix is not None and not self.reranker:
+            raise BadInput("--mix adds the bi-encoder's score to a re-ranker's: it needs --reranker")
         if self.regions and not (self.image or self.reranker or self.photos):
             raise BadInput("--regions is for --image KEY, --reranker or --photos")
         if self.sheet and (self.image or not self.photos):
@@ -102,27 +107,26 @@ class Options:
 def main(options: Options) -> None:
     queries = read_queries(options.queries) if options.queries else [options.image or options.query]
     retriever = open_retriever(options)
-    found, milliseconds = retriever.search_timed(options.image or queries, options.k)
-    found = [found] if options.image else found  # of one image its hits, of texts those of each
+    found = retriever.search(options.image or queries, options.k)
     texts = {}
     if options.captions and options.image:
         captions = CaptionDB(options.captions)
         retriever.backend.check_contents(captions.folder, captions.fingerprint())
-        texts = {hit.id: captions[hit.id]["raw"] for hit in found[0] if hit.id in captions}
-    for query, hits in zip(queries, found, strict=True):
+        texts = {hit.id: captions[hit.id]["raw"] for hit in found.hits[0] if hit.id in captions}
+    for query, hits in zip(queries, found.hits, strict=True):
         if len(queries) > 1:
             print(query)
         for rank, (name, score) in enumerate(hits, 1):
             print(f"{rank:3d}  {score:9.4f}  {name}  {texts.get(name, '')}".rstrip())
-    several = f" for {len(queries)} queries" if len(queries) > 1 else ""
-    times = "encoding {encoding:.1f} ms, search among {size} {search:.1f} ms{several} (first call: {first_encoding:.1f} ms, {first_search:.1f} ms)"
-    print(times.format(size=len(retriever.backend), several=several, **milliseconds))
+    print(found.time_line(len(retriever.backend)))
+    for remark in found.remarks():
+        print(remark, file=sys.stderr)
     if options.json:
-        answers = [{"query": query, "results": [_result(hit, texts) for hit in hits]} for query, hits in zip(queries, found)]
-        write_json(options.json, ({"queries": answers} if options.queries else answers[0]) | {"milliseconds": milliseconds})
+        answers = [{"query": query} | each for query, each in zip(queries, found.as_json(texts), strict=True)]
+        write_json(options.json, ({"queries": answers} if options.queries else answers[0]) | {"milliseconds": found.milliseconds})
     if options.sheet:
         photos = PictureFiles(options.photos, read_pictures(options.index) or read_pictures(options.regions or options.index))
-        write_contact_sheet([(q, sheet_pictures(hits, photos)) for q, hits in zip(queries, found)], options.sheet)
+        write_contact_sheet([(q, sheet_pictures(hits, photos)) for q, hits in zip(queries, found.hits)], options.sheet)
         print("\n".join([*photos.remarks(), f"wrote {options.sheet}"]))
 
 
@@ -136,12 +140,8 @@ def open_retriever(options: Options) -> Retriever:
     regions = RegionDB(options.regions, boxes_for(options.checkpoint, options.boxes)) if read else None
     return Retriever.from_pretrained(
         options.checkpoint, backend, options.reranker, regions, tokenizer=options.tokenizer, device=device,
-        candidates=options.candidates, precision=options.precision, extractor_weights=options.extractor_weights,
+        rerank=options.rerank, precision=options.precision, extractor_weights=options.extractor_weights, mix=options.mix,
     )  # fmt: skip
-
-
-def _result(hit: Hit, texts: dict[str, str]) -> dict:
-    return hit._asdict() | ({"text": texts[hit.id]} if hit.id in texts else {})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from data.batches.pairs import PairDataset
+from data.notices import say_once
 from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE, Ranks
 from model.evaluation.outcomes import QueryRanks
@@ -22,7 +23,7 @@ from model.evaluation.tables import Table, as_json, task_tables
 from model.evaluation.tasks import RetrievalTask, gallery_sizes, retrieval_tasks
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.pair_scoring import PairScorer
-from model.retrieval.reranking import PairScores, Shortlist, say_where_fewer, shortlists
+from model.retrieval.reranking import PairScores, Shortlist, mix_for, mixed_scores, say_where_fewer, shortlists
 from model.retrieval.stored_scores import StoredScores
 
 
@@ -59,7 +60,7 @@ class FirstRanking:
             scores.compute(lists[0])
             i2t.compute(lists[1])
         ordered = (
-            each.reorder(source[each.pairs] + np.float32(mix) * each.scores).rows for each, source in zip(lists, sources)
+            each.reorder(mixed_scores(source[each.pairs], each.scores, mix)).rows for each, source in zip(lists, sources)
         )
         after = listed_ranks(*ordered, self.task.image_of, self.task.num_images)
         before = self.ranks.t2i, self.ranks.i2t
@@ -101,7 +102,12 @@ def evaluate_reranker(
         mix: weight of the bi-encoder's score, which is added to the re-ranker's
         ranks: each scores its share of the pairs
     """
-    scores, tables = PairScores(scorer, dataset, ranks), {}
+    return rerank_all(PairScores(scorer, dataset, ranks), first, mix)
+
+
+def rerank_all(scores: PairScores, first: dict[str, FirstRanking], mix: float = 0.0) -> dict[str, dict[str, float]]:
+    """As ``evaluate_reranker``, with scores of pairs of which those that are known are not computed again."""
+    tables = {}
     for name, each in first.items():
         after = each.reranked(scores, max(each.images.rows.shape[1], each.captions.rows.shape[1]), mix)
         tables[name] = recall_table(after.t2i, after.i2t)
@@ -121,6 +127,7 @@ class RerankedTop:
         tables: in the re-ranker's order
         mixed: in the order of its scores and the bi-encoder's; empty without a mix
         candidates: the bi-encoder's recall among the ``k``, above which no re-ranker comes: ``TR@k``, ``IR@k``
+        mix: weight of the bi-encoder's there
     """
 
     k: int
@@ -129,6 +136,7 @@ class RerankedTop:
     tables: list[Table]
     mixed: list[Table]
     candidates: Table
+    mix: float = 0.0
 
     def describe(self) -> str:
         """One line: what was ranked again how fast, and what the bi-encoder had found."""
@@ -136,11 +144,11 @@ class RerankedTop:
         found = ", ".join(f"{name} {value:.2f}" for name, value in self.candidates.recall.items())
         return f"re-ranked top {self.k}: {speed}; the bi-encoder's {found}"
 
-    def as_json(self, mix: float) -> dict:
+    def as_json(self) -> dict:
         """What ``results.json`` holds of it."""
         found = {"pairs": self.pairs, "seconds": self.seconds} | as_json(self.tables)
         found["bi-encoder"] = as_json([self.candidates])
-        return found | ({"mixed": as_json(self.mixed) | {"mix": mix}} if self.mixed else {})
+        return found | ({"mixed": as_json(self.mixed) | {"mix": self.mix}} if self.mixed else {})
 
 
 def rerank_split(split: Split, scoring: Scoring, config: EvalConfig) -> tuple[list[RerankedTop], float]:
@@ -148,6 +156,9 @@ def rerank_split(split: Split, scoring: Scoring, config: EvalConfig) -> tuple[li
 
     A number above that of all candidates is lowered to it. A pair that is among fewer candidates already is not scored again.
     """
+    mix = mix_for(config.reranker, config.rerank_mix) if config.reranker else config.rerank_mix or 0.0
+    if mix and config.rerank_mix is None:
+        say_once(f"{config.reranker}: its validation chose mix {mix:g}: tables with the bi-encoder's score are of that")
     started, largest = time.perf_counter(), max(gallery_sizes(split.tasks).values())
     numbers = sorted({min(k, largest) for k in config.rerank_top})
     first = {name: first_ranking(split.txt, split.img, task, numbers[-1]) for name, task in split.tasks.items()}
@@ -163,10 +174,11 @@ def rerank_split(split: Split, scoring: Scoring, config: EvalConfig) -> tuple[li
         started = time.perf_counter()
         scoring.compute(first.values(), k)
         seconds += time.perf_counter() - started
-        note, mix = f"re-ranked top {k}", config.rerank_mix
-        mixed = tables(k, mix, f"  {note} + bi-encoder") if mix else []
+        note = f"re-ranked top {k}"
+        weight = "" if config.rerank_mix is not None else f"{mix:g} x "  # that the user did not give
+        mixed = tables(k, mix, f"  {note} + {weight}bi-encoder") if mix else []
         found = candidate_table({name: each.ranks for name, each in first.items()}, k, config.bootstrap, config.resample)
-        tops.append(RerankedTop(k, scoring.pairs, seconds, tables(k, 0.0, note), mixed, found))
+        tops.append(RerankedTop(k, scoring.pairs, seconds, tables(k, 0.0, note), mixed, found, mix))
     return tops, search_seconds
 
 

@@ -1,5 +1,6 @@
 """Settings of ``eval_itm.py``."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,7 +48,8 @@ class EvalConfig:
         rerank_rows: of such a matrix: whether a row is a caption or an image; none: as the numbers of both tell
         rerank_missing: pairs without a score: refuse them, or rank them below the others
         rerank_top: how many candidates, both directions, or all where there are fewer; one table for each number
-        rerank_mix: weight of the bi-encoder's score, which is added to the re-ranker's: a second table for each number. A
+        rerank_mix: weight of the bi-encoder's score, which is added to the re-ranker's: a second table for each number; none:
+            what the validation of the re-ranker's training chose, where its checkpoint says so; 0: no second table. A
             re-ranker that was trained on the bi-encoder's hard negatives knows what that one does not, and less of the rest
         batch_size: images or captions encoded at a time, or pairs ranked again
         precision: of matrix products: fp32, bf16 or fp16
@@ -78,7 +80,7 @@ class EvalConfig:
     rerank_rows: Side | None = None
     rerank_missing: IfMissing = "refuse"
     rerank_top: list[int] = field(default_factory=lambda: [20, 50, 100])
-    rerank_mix: float = 0.0
+    rerank_mix: float | None = None
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str = "auto"
@@ -99,7 +101,7 @@ class EvalConfig:
             raise BadInput(f"rerank_ids is database, or two files, of the captions' ids and of the images'; found {self.rerank_ids}")
         if (self.reranker or self.rerank_scores) and self.search != "exact":
             raise BadInput(f"{'reranker' if self.reranker else 'rerank_scores'}: its candidates come from the exact search; leave search exact")
-        if not self.rerank_top or min(self.rerank_top) < 1 or self.rerank_mix < 0:
+        if not self.rerank_top or min(self.rerank_top) < 1 or not 0 <= (self.rerank_mix or 0) < math.inf:
             raise BadInput(
                 f"rerank_top needs numbers of candidates, each at least 1, found {self.rerank_top}; and rerank_mix a weight of at "
                 f"least 0, found {self.rerank_mix}"

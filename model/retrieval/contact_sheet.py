@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from data.errors import BadInput
 from data.regions.pictures import PictureFiles
 from data.storage.atomic import atomic_file
-from model.retrieval.retriever import Hit
+from model.retrieval.results import Hit
 
 HIT, FRAME, TEXT, FAINT = (30, 150, 60), (210, 210, 210), (20, 20, 20), (110, 110, 110)
 MARGIN, GAP, BORDER = 16, 10, 5  # pixels

@@ -26,7 +26,7 @@ from data.regions.db import Regions
 from data.storage.processes import leave_ctrl_c_to_parent
 from model import distributed
 from model.bi_encoder import LightningDOT
-from model.precision import Precision, autocast, dropout_off
+from model.precision import Precision, autocast, check_precision, dropout_off
 from model.retrieval.sources import Source, caption_source, check_vocabulary, image_source
 
 
@@ -49,8 +49,7 @@ class Encoding:
     progress: bool = True
 
     def __post_init__(self):
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise BadInput(f"precision is {self.precision!r}, expected fp32, bf16 or fp16")
+        check_precision(self.precision)
         if self.batch_size < 1:
             raise BadInput(f"batch_size is {self.batch_size}, expected at least 1")
 
@@ -105,11 +104,16 @@ def encode_queries(
     model: LightningDOT, tokenizer, texts: Sequence[str], device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> np.ndarray:
     """Embed texts as typed → [Q,D] float32. ``tokenizer`` is the fast tokenizer of the checkpoint."""
-    cls, sep, pad = tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id
-    ids = [np.array([cls, *words, sep]) for words in (encoding.ids for encoding in tokenizer.encode(texts))]
+    ids = [np.array([tokenizer.cls_id, *each.ids, tokenizer.sep_id]) for each in tokenizer.encode(texts)]
+    return encode_ids(model, ids, tokenizer.pad_id, device, precision)
+
+
+def encode_ids(
+    model: LightningDOT, ids: Sequence[np.ndarray], pad: int, device: torch.device | str = "cpu", precision: Precision = "fp32"
+) -> np.ndarray:
+    """Embed texts by their word ids, [CLS] words [SEP] of each → [Q,D] float32. ``pad`` is the id of padding."""
     check_vocabulary(max(map(np.max, ids)), model.config.txt.vocab_size, "the tokenizer")
-    inputs = collate_texts(ids, pad)
-    return _run(model, model.encode_text, inputs, device, precision).cpu().numpy()
+    return _run(model, model.encode_text, collate_texts(ids, pad), device, precision).cpu().numpy()
 
 
 def encode_image(

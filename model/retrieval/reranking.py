@@ -11,13 +11,16 @@ Where that puts the right answers: ``model/evaluation/reranked.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from data.batches.pairs import PairDataset
+from data.errors import BadInput
 from data.notices import lowered, say_once
 from data.search.topk import best_rows
+from data.storage.text_files import read_json
 from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE, Ranks
 from model.retrieval.encoding import embed_pairs
@@ -81,6 +84,29 @@ def say_where_fewer(k: int, galleries: dict[str, int], source: object) -> None:
     few = [f"{number:,} {things}" for things, number in galleries.items() if number < k]
     if few:
         say_once(f"{source}: the {k:,} best are to be ranked again, there are only {' and '.join(few)}: all of them are")
+
+
+def mixed_scores(scores: np.ndarray, first: np.ndarray, mix: float) -> np.ndarray:
+    """A re-ranker's scores with the bi-encoder's, float32, of the same candidates: scores + mix · first."""
+    return scores + np.float32(mix) * first
+
+
+def mix_for(reranker: str | Path, given: float | None = None) -> float:
+    """The mix to rank again with: the one that is given, else what the validation of the re-ranker's training chose.
+
+    Args:
+        reranker: folder; where it does not say the mix it is 0, and the user is told
+    """
+    if given is not None:
+        return given
+    path = Path(reranker) / "val.json"
+    chosen = read_json(path).get("mix") if path.is_file() else None
+    if chosen is None:
+        say_once(f"{reranker}: does not say which mix with the bi-encoder's score its validation chose; its score alone counts (mix 0)")
+        return 0.0
+    if not isinstance(chosen, int | float) or not 0 <= chosen < float("inf"):
+        raise BadInput(f"{path}: mix is {chosen!r}, expected a number of at least 0; copy the file again, or give the mix")
+    return float(chosen)
 
 
 class PairScores:

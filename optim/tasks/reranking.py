@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -12,12 +14,13 @@ from data.batches.batch import collate_pairs
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
-from model.evaluation.reranked import evaluate_reranker, first_rankings, recall_before
+from model.evaluation.reranked import first_rankings, recall_before, rerank_all
 from model.precision import autocast
 from model.retrieval.mining import hard_negatives_of
 from model.retrieval.pair_scoring import PairScorer
+from model.retrieval.reranking import PairScores
 from model.uniter import RerankerModelOptions, build_reranker, check_reranker, forward_ranking
-from optim.loop import MicroBatch
+from optim.loop import MicroBatch, Validation
 from optim.run import print_first
 from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, check_towers, fit_lengths, open_training_data
 
@@ -31,19 +34,24 @@ class RerankerOptions:
             and what is ranked again in validation
         margin: by which the sigmoid of a pair's score has to be above those of its mismatches
         top: candidates of each validation query that are ranked again, or all where there are fewer
-        mix: in validation, weight of the bi-encoder's score, which is added to the re-ranker's
+        mix: in validation, weight of the bi-encoder's score, which is added to the re-ranker's; the best checkpoint is chosen by it
+        mixes: other weights that validation tries: each checkpoint keeps the one, of these and mix, of the best AR (of equal ones
+            mix, then the first), and what ranks again with it takes that. Empty: it keeps mix
     """
 
     miner: str | None = None
     margin: float = 0.2
     top: int = 20
     mix: float = 0.0
+    mixes: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0, 2.0])
 
     def __post_init__(self):
         if self.top < 1 or self.margin <= 0 or self.mix < 0:
             raise BadInput(
                 f"reranker: top {self.top} must be at least 1, margin {self.margin} above 0, and mix {self.mix} at least 0"
             )
+        if not all(math.isfinite(mix) and mix >= 0 for mix in [self.mix, *self.mixes]):
+            raise BadInput(f"reranker: mixes {self.mixes} and mix {self.mix} must be numbers of at least 0")
 
 
 @dataclass(kw_only=True)
@@ -89,6 +97,7 @@ class Reranking(Finetuning):
         check_towers(miner, config.reranker.miner, train, val)
         super().__init__(config, train, val, hard_negatives, model, miner, device, ranks)
         self.data["training miner"] = self.data["validation miner"] = self.miner.fingerprint or ""
+        self.mix = config.reranker.mix  # of the best AR in the last validation
         self.first = first_rankings(self.miner, val, config.reranker.top, device, config.precision, ranks)
 
     def backward(
@@ -102,6 +111,17 @@ class Reranking(Finetuning):
         return share
 
     def recall(self) -> tuple[Tables, Tables]:
-        scorer = PairScorer(self.model, self.device, self.config.precision)
-        tables = evaluate_reranker(scorer, self.val, self.first, self.config.reranker.mix, self.ranks)
+        options, self.mix = self.config.reranker, self.config.reranker.mix
+        scores = PairScores(PairScorer(self.model, self.device, self.config.precision), self.val, self.ranks)
+        tables = rerank_all(scores, self.first, self.mix)
+        best = tables["all"]["AR"]
+        for mix in options.mixes:
+            found = rerank_all(scores, self.first, mix)["all"]["AR"]
+            if found > best:
+                self.mix, best = mix, found
+        print_first(self.ranks, f"mix {self.mix:g} ranks best: AR {best:.2f}, with mix {options.mix:g} {tables['all']['AR']:.2f}")
         return tables, {"bi-encoder": recall_before(self.first)}
+
+    def validate(self, step: int) -> Validation:
+        found = super().validate(step)
+        return dataclasses.replace(found, record=(found.record or {}) | {"mix": self.mix})

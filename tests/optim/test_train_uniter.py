@@ -92,6 +92,21 @@ def test_an_epoch_against_a_plain_loop(train, small_world, pretrained):
     assert json.loads((folder / "best/val.json").read_text())["recall"]["all"] == pytest.approx(table)
 
 
+def test_validation_chooses_the_mix_that_a_checkpoint_keeps(train, small_world, pretrained):
+    """Of mix and mixes the one of the best AR; metrics and the best checkpoint go by mix alone."""
+    folder, lines = train("--reranker.mix", 1.0, "--reranker.mixes", 0, 0.5, 4, 50)
+    val, miner = pairs_of(small_world, "val"), LightningDOT.from_pretrained(pretrained / "last")
+    first, scorer = first_rankings(miner, val, 4, "cpu", "fp32"), PairScorer(Reranker.from_pretrained(folder / "best"), progress=False)
+    found = {mix: evaluate_reranker(scorer, val, first, mix)["all"]["AR"] for mix in (1.0, 0.0, 0.5, 4.0, 50.0)}
+    kept = json.loads((folder / "best/val.json").read_text())
+    assert kept["mix"] == max(found, key=found.get) and len(set(found.values())) > 1
+    assert kept["recall"]["all"]["AR"] == pytest.approx(found[1.0]) == pytest.approx(lines[-1]["val/all/AR"])
+    fixed, _ = train("--reranker.mix", 0.3, "--reranker.mixes", "[]", name="fixed")
+    assert json.loads((fixed / "best/val.json").read_text())["mix"] == 0.3
+    with pytest.raises(BadInput, match=r"mixes \[-1\.0\] and mix 0\.0 must be numbers of at least 0"):
+        train("--reranker.mixes", "[-1]")
+
+
 def test_random_mismatches_before_the_first_mining(train):
     losses = {}
     for name, words in {

@@ -227,12 +227,22 @@ def test_eval_itm_with_a_reranker(evaluate, reranker, pairs, pretrained, tmp_pat
     assert mixed["reranker"]["top"]["8"]["recall"]["all"] == pytest.approx(found)
     assert mixed["reranker"]["top"]["8"]["mixed"]["recall"]["all"]["IR@1"] == pytest.approx(100 * (t2i < 1).mean())
 
+    (tmp_path / "reranker/val.json").write_text('{"mix": 0.5}')  # what its validation chose is the default, and said
+    by_default = evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 8, "--languages", "en")
+    assert by_default["reranker"]["top"]["8"]["mixed"] == mixed["reranker"]["top"]["8"]["mixed"]
+    shown = capsys.readouterr()
+    assert "+ 0.5 x bi-encoder" in shown.out and "reranker: its validation chose mix 0.5" in shown.err
+    assert "mixed" not in evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 8, "--rerank-mix", 0)["reranker"]["top"]["8"]
+
     several = evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 4)
     assert set(several["reranker"]["top"]["4"]["recall"]) == {"en", "de", "all"}
     with pytest.raises(BadInput, match="its candidates come from the exact search"):
         evaluate("--reranker", tmp_path / "reranker", "--search", "hnsw")
     with pytest.raises(BadInput, match="rerank_top needs numbers of candidates"):
         evaluate("--reranker", tmp_path / "reranker", "--rerank-top", 0)
+    for mix in (".nan", -1):
+        with pytest.raises(BadInput, match="and rerank_mix a weight of at least 0"):
+            evaluate("--reranker", tmp_path / "reranker", "--rerank-mix", mix)
 
 
 def test_more_candidates_than_there_are_is_all_of_them_and_said(evaluate, reranker, pairs, tmp_path, capsys):

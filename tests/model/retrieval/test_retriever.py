@@ -21,7 +21,8 @@ from data.search.base import SearchOptions
 from model.bi_encoder import LightningDOT
 from model.retrieval.encoding import Encoding, encode_image
 from model.retrieval.indexing import build_index, update_index
-from model.retrieval.retriever import Retriever, read_queries
+from model.retrieval.queries import read_queries
+from model.retrieval.retriever import Retriever
 from model.retrieval.sources import caption_source, image_source
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
@@ -98,7 +99,7 @@ class Backwards:
 
 def test_a_reranker_sorts_the_candidates(world, indexes, matrices):
     backwards = Backwards()
-    retriever = Retriever.from_pretrained(world / "model", indexes[0], backwards, candidates=6)
+    retriever = Retriever.from_pretrained(world / "model", indexes[0], backwards, rerank=6)
     names, _ = best(retriever, TEXTS[0], matrices[0], 6)
     hits = retriever.search_images(TEXTS[0], 2)
     assert hits == [(names[5], 5.0), (names[4], 4.0)] and backwards.seen[1] == names
@@ -118,7 +119,7 @@ def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_pat
     sizes = EncoderConfig(64, 32, 2, 2, 64, max_position_embeddings=40, initializer_range=0.3)
     Reranker(UniterConfig(sizes, 16, 7)).save_pretrained(tmp_path / "uniter")
     db = RegionDB(world / "regions", BoxOptions(min_bb=2))
-    retriever = Retriever.from_pretrained(world / "model", indexes[0], tmp_path / "uniter", db, candidates=len(KEYS))
+    retriever = Retriever.from_pretrained(world / "model", indexes[0], tmp_path / "uniter", db, rerank=len(KEYS))
     hits = retriever.search_images(TEXTS[0], len(KEYS))
     ids = torch.tensor([[2, *retriever.tokenizer.input_ids(TEXTS[0]), 3]])
     scores = {}

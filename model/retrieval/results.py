@@ -1,0 +1,64 @@
+"""What a search found: of each query the hits, how its words were read, and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from model.retrieval.queries import TextQuery
+
+
+class Hit(NamedTuple):
+    """A result: the id in the index, and its score: the dot product, or where a re-ranker was asked its score + mix · the dot
+    product. Its rank is its place among the results."""
+
+    id: str
+    score: float
+
+
+@dataclass
+class Found:
+    """What a search found for Q queries.
+
+    Attributes:
+        hits: of each query the results, best first
+        first: where a re-ranker sorted them anew, of each query the candidates in the order of the dot product, with that as
+            their score; else empty
+        queries: how the texts were read, with the words that the model does not know; empty for an image
+        mix: weight of the dot product in the re-ranker's order
+        milliseconds: of all queries together: ``encode`` (reading a text, or extracting a picture's regions, included),
+            ``search`` (looking up the ids included) and ``rerank``, 0 where nothing was
+    """
+
+    hits: list[list[Hit]]
+    first: list[list[Hit]]
+    queries: list[TextQuery]
+    milliseconds: dict[str, float]
+    mix: float = 0.0
+
+    def remarks(self) -> list[str]:
+        """A line for each text that has words which the model does not know."""
+        return [query.remark for query in self.queries if query.remark is not None]
+
+    def time_line(self, size: int) -> str:
+        """What it took, in words; ``size`` is that of the index."""
+        words = [f"encoding {self.milliseconds['encode']:.1f} ms", f"search among {size} {self.milliseconds['search']:.1f} ms"]
+        if self.first:
+            words.append(f"re-ranking the best {len(self.first[0])} (mix {self.mix:g}) {self.milliseconds['rerank']:.1f} ms")
+        return ", ".join(words) + (f" for {len(self.hits)} queries" if len(self.hits) > 1 else "")
+
+    def as_json(self, texts: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """Of each query its ``results``, best first, and for a text its ``unknown_words``.
+
+        Args:
+            texts: captions by their ids, where they are known
+        """
+        texts = texts or {}
+        answers: list[dict[str, Any]] = []
+        for hits in self.hits:
+            ranked = ({"rank": rank} | hit._asdict() for rank, hit in enumerate(hits, 1))
+            answers.append({"results": [each | ({"text": texts[each["id"]]} if each["id"] in texts else {}) for each in ranked]})
+        for answer, query in zip(answers, self.queries):
+            answer["unknown_words"] = list(query.unknown_words)
+        return answers
