@@ -1,20 +1,22 @@
 # make demo   the whole pipeline on an embedded world: no download beyond the packages
-# make test   the test suite; Horovod is built first where it is not (minutes, once), HOROVOD=0 leaves it and its tests out
+# make test   the test suite; Horovod is built first where it is not (minutes, once), HOROVOD=0 leaves it and its tests out;
+#             a Milvus server is installed in an environment of its own (57 MB, once), MILVUS=0 leaves it and its tests out
 # make lint   style checks, and that imports run one way
 PYTHON ?= python3
 BIN = .venv/bin
 
 HOROVOD ?= 1
+MILVUS ?= 1
 GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),1,0)
 # markers of the tests that are left out
-WITHOUT := $(strip $(if $(filter 0,$(HOROVOD)),horovod) $(if $(filter 0,$(GPU)),gpu))
+WITHOUT := $(strip $(if $(filter 0,$(HOROVOD)),horovod) $(if $(filter 0,$(MILVUS)),milvus_server) $(if $(filter 0,$(GPU)),gpu))
 
 .PHONY: demo test lint clean
 
 demo: .venv/installed
 	$(BIN)/python scripts/demo.py
 
-test: .venv/installed
+test: .venv/installed $(if $(filter 0,$(MILVUS)),,.venv-milvus/installed)
 ifneq ($(HOROVOD),0)
 	scripts/build_horovod.sh --python $(BIN)/python
 endif
@@ -32,5 +34,11 @@ lint: .venv/installed
 	$(BIN)/pip install -r requirements.txt -r tests/requirements.txt
 	touch $@
 
+# the server's package asks for none of ours, and is years older: it shares nothing with .venv
+.venv-milvus/installed:
+	$(PYTHON) -m venv .venv-milvus
+	.venv-milvus/bin/pip install --quiet setuptools milvus==2.3.5
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-milvus runs

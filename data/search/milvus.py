@@ -5,17 +5,22 @@
     backend = open_backend("img", SearchOptions("milvus", uri="http://milvus:19530"))
     scores, rows = backend.search(queries, k=10)
 
-Two collections: NAME has ``row`` (primary key), ``id`` and ``vector``, searched by inner product; NAME_header has one record,
-the header of the feature index. It is marked complete after the last vector, and an interrupted export goes on.
+An export is a collection of its own, NAME_ and a digest of the index's state, with ``row`` (primary key), ``id`` and ``vector``,
+searched by inner product; it is never changed once it is complete. NAME_header says in record 0 which one is searched, with the
+header of the feature index, and in record 1 which one is being sent and how far. So an interrupted export goes on, the export
+before it is searched until the new one is whole, and who has opened that one gets an error afterwards, never rows of another.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from tqdm import tqdm
@@ -30,6 +35,9 @@ MOST = 16384  # results of a query that Milvus gives
 QUERIES_AT_ONCE = 64  # a message holds their results and the vectors of these
 SENT_AT_ONCE = 4 << 20  # bytes of vectors in a message
 TIMEOUT = 10.0  # seconds to wait for a server
+EF = 256  # candidates of a search in an HNSW graph, at least
+CURRENT, COMING = 0, 1  # records of the header: the export that is searched, and one that is being sent
+UNCHANGED = {"consistency_level": "Eventually"}  # of a read: complete exports do not change, so nothing is waited for
 
 
 class MilvusSearch(SearchBackend):
@@ -42,21 +50,27 @@ class MilvusSearch(SearchBackend):
     Attributes: ``header`` as that of the feature index.
 
     Raises:
-        BadInput: no uri, pymilvus is not installed, Milvus cannot be reached, no such collection, or half an export.
+        BadInput: no uri, pymilvus is not installed, Milvus cannot be reached, no such collection, half an export, or one that
+            lacks vectors.
     """
 
     def __init__(self, collection: str, options: SearchOptions):
         uri = self.place = options.uri or ""
         self.collection = collection
         self._client = _client(uri, options.token, TIMEOUT, must_exist=True)
-        self.header = _header(self._client, uri, collection)
-        if self.header is None:
+        headers = _read_headers(self._client, uri, collection)
+        self.header = headers.get(CURRENT)
+        if self.header is None or not self.header["complete"]:
+            if headers:
+                raise BadInput(f"{uri}: the export to {collection!r} was interrupted: run it again, it goes on")
             raise BadInput(f"{uri}: no collection {collection!r}; scripts/export_index.py makes it")
-        if not self.header["complete"]:
-            raise BadInput(f"{uri}: the export to {collection!r} was interrupted: run it again, it goes on")
         self.kind, self.dim, self.count = (self.header[name] for name in ("kind", "dim", "count"))
-        with _talking(uri):
-            self._client.load_collection(collection)
+        self._vectors = self.header.get("collection", collection)  # the name itself, in exports of former versions
+        if (found := _count(self._client, uri, self._vectors)) != self.count:
+            raise BadInput(
+                f"{uri}: collection {collection!r} holds {found:,} vectors, {self.count:,} were exported: run "
+                "scripts/export_index.py again"
+            )
 
     def check_model(self, fingerprint: str) -> None:
         if fingerprint != self.header["model"]:
@@ -68,10 +82,12 @@ class MilvusSearch(SearchBackend):
     def ids(self, rows) -> list[str]:
         rows, found = [int(row) for row in rows], {}
         for start in range(0, len(rows), 1000):
-            with _talking(self.place):
+            with self._talking():
                 found |= {
                     record["row"]: record["id"]
-                    for record in self._client.get(self.collection, rows[start : start + 1000], output_fields=["row", "id"])
+                    for record in self._client.get(
+                        self._vectors, rows[start : start + 1000], output_fields=["row", "id"], timeout=TIMEOUT, **UNCHANGED
+                    )
                 }
         missing = [row for row in rows if row not in found]
         if missing:
@@ -96,14 +112,16 @@ class MilvusSearch(SearchBackend):
         return scores, rows
 
     def _search_part(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        with _talking(self.place):
+        with self._talking():
             found = self._client.search(
-                self.collection,
+                self._vectors,
                 data=queries.tolist(),
                 anns_field="vector",
                 limit=min(k + SPARE, MOST, self.count),
                 output_fields=["row", "vector"],  # a server names the primary key "id" in a hit, milvus-lite by its own name
-                search_params={"metric_type": "IP"},
+                search_params={"metric_type": "IP", "params": self._effort(k)},
+                timeout=TIMEOUT,
+                **UNCHANGED,
             )
         if min(map(len, found)) < k:
             raise BadInput(f"{self.place}: collection {self.collection!r} gave {min(map(len, found))} results of {k}")
@@ -117,6 +135,23 @@ class MilvusSearch(SearchBackend):
             return vectors[where[np.searchsorted(known, rows)]]
 
         return best_candidates(queries, vectors_of, query, rows, k)
+
+    def _effort(self, k: int) -> dict[str, int]:
+        """How many neighbours a graph keeps in sight; by itself Milvus keeps k, which loses many."""
+        return {"ef": max(EF, 2 * (k + SPARE))} if self.header["engine_index"] != "FLAT" else {}
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """As `_talking`; and whether what was opened is still there."""
+        try:
+            with _talking(self.place):
+                yield
+        except BadInput:
+            with _talking(self.place):
+                replaced = not self._client.has_collection(self._vectors, timeout=TIMEOUT)
+            if replaced:
+                raise BadInput(f"{self.place}: collection {self.collection!r} was exported anew or deleted meanwhile: open it again") from None
+            raise
 
     def close(self) -> None:
         """Let go of the engine; a file can be opened by one process at a time."""
@@ -140,67 +175,111 @@ def export_to_milvus(
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", collection):
         raise BadInput(f"collection {collection!r}: expected letters, digits and _, as Milvus does")
     client = _client(uri, token, timeout)
-    new_header = index.stamp | {"engine_index": engine_index}
-    header = _header(client, uri, collection)
+    wanted = index.stamp | {"engine_index": engine_index}
+    wanted["collection"] = f"{collection}_{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"
+    headers = _read_headers(client, uri, collection)
+    current = headers.get(CURRENT)
+    if not (_is_same(current, wanted) and current["complete"] and _count(client, uri, wanted["collection"]) == index.count):
+        _send(index, client, uri, collection, wanted, headers)
+    client.close()
+
+
+def _is_same(header: dict | None, wanted: dict) -> bool:
+    return header is not None and {name: header.get(name) for name in wanted} == wanted
+
+
+def _send(index: EmbeddingIndex, client, uri: str, collection: str, wanted: dict, headers: dict[int, dict]) -> None:
+    """Send what is missing of an export, and have searches find it instead of the one before."""
+    vectors, coming = wanted["collection"], headers.get(COMING)
     with _talking(uri):
-        if header is None or {name: header.get(name) for name in new_header} != new_header:
-            _create(client, collection, index.dim, engine_index)
-            _put_header(client, collection, new_header | {"complete": False})
-        elif header["complete"]:
-            return client.close()
-        start = int(client.get_collection_stats(collection)["row_count"])
+        if not client.has_collection(f"{collection}_header"):
+            _create_header(client, collection)
+        start = 0
+        if _is_same(coming, wanted) and client.has_collection(vectors):
+            start = coming["sent"]
+        else:
+            if coming is not None:
+                client.drop_collection(coming["collection"])
+            client.drop_collection(vectors)
+            _create_vectors(client, vectors, index.dim)
+            _put_header(client, collection, COMING, wanted | {"sent": 0})
         at_once = max(1, SENT_AT_ONCE // (4 * index.dim))
-        start = max(0, start - at_once)  # the last message may have arrived in part; a row sent twice is one row
         with tqdm(total=index.count, initial=start, desc=f"to {uri}", unit="vector", delay=2) as bar:
             for first in range(start, index.count, at_once):
                 rows = np.arange(first, min(first + at_once, index.count))
                 records = zip(rows.tolist(), index.ids(rows), index.vectors(rows))
-                client.upsert(collection, [{"row": row, "id": name, "vector": vector} for row, name, vector in records])
-                client.flush(collection)
+                client.upsert(vectors, [{"row": row, "id": name, "vector": vector} for row, name, vector in records])
+                _put_header(client, collection, COMING, wanted | {"sent": int(rows[-1]) + 1})
                 bar.update(len(rows))
-        _put_header(client, collection, new_header | {"complete": True})
-        client.close()
+        client.flush(vectors)
+        _make_searchable(client, vectors, wanted["engine_index"])
+    arrived = _count(client, uri, vectors)
+    with _talking(uri):
+        if arrived != index.count:
+            _put_header(client, collection, COMING, wanted | {"sent": 0})
+            raise BadInput(f"{uri}: {arrived:,} of {index.count:,} vectors arrived in {vectors}: export again, which sends all")
+        _put_header(client, collection, CURRENT, wanted | {"complete": True})
+        client.delete(f"{collection}_header", [COMING])
+        before = headers[CURRENT].get("collection", collection) if CURRENT in headers else vectors
+        if before != vectors:
+            client.drop_collection(before)
 
 
-def _create(client, collection: str, dim: int, engine_index: str) -> None:
+def _create_vectors(client, name: str, dim: int) -> None:
     from pymilvus import DataType  # optional: only who asks for Milvus needs it
 
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("row", DataType.INT64, is_primary=True)
+    schema.add_field("id", DataType.VARCHAR, max_length=512)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+    client.create_collection(name, schema=schema, consistency_level="Strong")
+
+
+def _create_header(client, collection: str) -> None:
+    from pymilvus import DataType  # optional: only who asks for Milvus needs it
+
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("row", DataType.INT64, is_primary=True)
+    schema.add_field("json", DataType.VARCHAR, max_length=8192)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in each
+    client.create_collection(f"{collection}_header", schema=schema, consistency_level="Strong")
+    _make_searchable(client, f"{collection}_header", "FLAT")
+
+
+def _make_searchable(client, name: str, engine_index: str) -> None:
+    """Build Milvus' own index of the vectors, once all are there, and load it."""
+    params = client.prepare_index_params()
     graph = {"M": 32, "efConstruction": 200} if engine_index == "HNSW" else {}
-    columns = {
-        collection: [("row", DataType.INT64, {"is_primary": True}), ("id", DataType.VARCHAR, {"max_length": 512})],
-        f"{collection}_header": [
-            ("row", DataType.INT64, {"is_primary": True}),
-            ("json", DataType.VARCHAR, {"max_length": 8192}),
-        ],
-    }
-    for name, fields in columns.items():
-        is_header = name != collection
-        client.drop_collection(name)
-        schema = client.create_schema(auto_id=False)
-        for field, kind, options in fields:
-            schema.add_field(field, kind, **options)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2 if is_header else dim)  # Milvus wants one in each
-        params = client.prepare_index_params()
-        kind, options = ("FLAT", {}) if is_header else (engine_index, graph)
-        params.add_index("vector", index_type=kind, metric_type="IP", params=options)
-        client.create_collection(name, schema=schema, index_params=params, consistency_level="Strong")
+    params.add_index("vector", index_type=engine_index, metric_type="IP", params=graph)
+    client.create_index(name, params)
+    client.load_collection(name)
 
 
-def _put_header(client, collection: str, header: dict) -> None:
-    client.upsert(f"{collection}_header", [{"row": 0, "json": json.dumps(header), "vector": [0.0, 0.0]}])
-    client.flush(f"{collection}_header")
-
-
-def _header(client, uri: str, collection: str) -> dict | None:
+def _count(client, uri: str, name: str) -> int:
+    """How many vectors a collection holds; 0 where there is none of that name."""
     with _talking(uri):
-        if not (client.has_collection(collection) and client.has_collection(f"{collection}_header")):
-            return None
-        client.load_collection(f"{collection}_header")
-        found = client.get(f"{collection}_header", [0], output_fields=["json"])
+        if not client.has_collection(name):
+            return 0
+        client.load_collection(name)
+        return client.query(name, "", output_fields=["count(*)"], consistency_level="Strong")[0]["count(*)"]
+
+
+def _put_header(client, collection: str, record: int, header: dict) -> None:
+    client.upsert(f"{collection}_header", [{"row": record, "json": json.dumps(header), "vector": [0.0, 0.0]}])
+
+
+def _read_headers(client, uri: str, collection: str) -> dict[int, dict]:
+    """The records of NAME_header; none where there is no such collection."""
+    name = f"{collection}_header"
+    with _talking(uri):
+        if not client.has_collection(name):
+            return {}
+        client.load_collection(name)
+        found = client.get(name, [CURRENT, COMING], output_fields=["row", "json"])
     try:
-        return json.loads(found[0]["json"]) if found else None
+        return {record["row"]: json.loads(record["json"]) for record in found}
     except (ValueError, KeyError):
-        raise BadInput(f"{uri}: {collection}_header holds no header of an index: export it again") from None
+        raise BadInput(f"{uri}: {name} holds no header of an index: export it again") from None
 
 
 def _client(uri: str, token: str, timeout: float, must_exist: bool = False):
@@ -215,8 +294,23 @@ def _client(uri: str, token: str, timeout: float, must_exist: bool = False):
         raise BadInput(f"{uri}: no such file; scripts/export_index.py --to milvus makes it")
     if is_file:
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
-    with _talking(uri):
-        return MilvusClient(uri=uri, token=token, timeout=timeout)
+    try:
+        with _talking(uri):
+            return MilvusClient(uri=uri, token=token, timeout=timeout)
+    except BadInput as error:
+        if is_file or not _answers(uri):
+            raise
+        raise BadInput(f"{error}; a server answers there: is --token user:password right?") from None
+
+
+def _answers(uri: str) -> bool:
+    """Whether something listens at the address of a server."""
+    address = urlsplit(uri)
+    try:
+        with socket.create_connection((address.hostname, address.port or 19530), timeout=TIMEOUT):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

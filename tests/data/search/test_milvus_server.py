@@ -1,0 +1,169 @@
+"""A real Milvus server (PyPI's milvus, in an environment of its own that `make test` builds): everything that the embedded engine
+does otherwise, and what can happen to a server. One server for all of them; it is stopped and started by the last."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.errors import BadInput
+from data.index.editor import IndexEditor
+from data.index.reader import EmbeddingIndex
+from data.search import open_backend
+from data.search.base import SearchOptions
+from data.search.exact import ExactSearch
+from data.search.milvus import export_to_milvus
+from tests.small_indexes import assert_same, naive_search, write
+
+pytestmark = pytest.mark.milvus_server
+ROOT = Path(__file__).resolve().parents[3]
+TOKEN = "root:Milvus"
+
+
+class Server:
+    def __init__(self, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.uri, self.process = folder, f"http://127.0.0.1:{self.port}", None
+
+    def start(self):
+        python = ROOT / ".venv-milvus/bin/python"
+        assert python.exists(), "make .venv-milvus/installed makes the server's environment"
+        command = [python, ROOT / "tests/milvus_server.py", self.folder, self.port]
+        self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def stop(self):
+        self.process.communicate("")
+
+    def open(self, collection, token=TOKEN):
+        return open_backend(collection, SearchOptions("milvus", uri=self.uri, token=token))
+
+    def export(self, index, collection, engine_index="FLAT"):
+        export_to_milvus(index, self.uri, collection, engine_index, TOKEN)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("milvus"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return np.random.default_rng(1).standard_normal((2000, 24)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def exported(server, vectors, tmp_path_factory):
+    """Indexes and their exports, sent at the same time, for most of that is waiting for the server."""
+    folder = tmp_path_factory.mktemp("indexes")
+    parts = {"FLAT": 2000, "HNSW": 2000, "AUTOINDEX": 2000, "edited": 300, "thinned": 300, "killed": 100}
+    indexes = {name: write(folder / name, vectors[:count]) for name, count in parts.items()}
+
+    def export(name):
+        server.export(indexes[name], name, name if name.isupper() else "FLAT")
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(export, parts))
+    return indexes
+
+
+@pytest.mark.parametrize("engine_index", ["FLAT", "HNSW", "AUTOINDEX"])
+def test_ids_and_scores_are_those_of_the_exact_search(server, vectors, exported, engine_index):
+    index = exported[engine_index]
+    found, exact = server.open(engine_index), ExactSearch(index)
+    assert (found.kind, found.dim, len(found)) == ("img", 24, 2000)
+    assert_same(found.search(vectors[:70], 10), exact.search(vectors[:70], 10))
+    assert found.ids([1999, 0]) == index.ids([1999, 0])
+    if engine_index == "FLAT":
+        assert_same(found.search(vectors[:2], 5000), naive_search(vectors[:2], vectors, 5000))
+    found.close()
+
+
+def test_a_killed_export_goes_on_and_the_one_before_is_found_until_then(server, vectors, exported, tmp_path):
+    new = write(tmp_path / "new", vectors)
+    program = (
+        "import os, signal, sys; from data.index.reader import EmbeddingIndex; from data.search import milvus\n"
+        "milvus.SENT_AT_ONCE = 24 * 4 * 200; real, sent = EmbeddingIndex.vectors, []\n"
+        "def vectors(self, rows):\n"
+        "    sent.append(rows)\n"
+        "    if len(sent) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(self, rows)\n"
+        "EmbeddingIndex.vectors = vectors\n"
+        "milvus.export_to_milvus(EmbeddingIndex(sys.argv[1]), sys.argv[2], 'killed', token=sys.argv[3])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "new", server.uri, TOKEN], cwd=ROOT, stderr=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+    before = server.open("killed")
+    assert_same(before.search(vectors[:3], 10), naive_search(vectors[:3], vectors[:100], 10))
+    server.export(new, "killed")
+    after = server.open("killed")
+    assert_same(after.search(vectors[:3], 10), naive_search(vectors[:3], vectors, 10))
+    with pytest.raises(BadInput, match="'killed' was exported anew or deleted meanwhile: open it again"):
+        before.search(vectors[:3], 10)
+    before.close()
+    after.close()
+
+
+def test_update_and_delete_reach_the_server_and_two_clients_see_them(server, vectors, exported):
+    with IndexEditor(exported["edited"].folder, "m0") as editor:
+        editor.replace(["id_00001.npz"], vectors[500:501])
+        editor.add(["new.npz"], vectors[501:502])
+        editor.delete(["id_00000.npz"])
+    changed = EmbeddingIndex(exported["edited"].folder)
+    server.export(changed, "edited")
+    clients, expected = [server.open("edited"), server.open("edited")], ExactSearch(changed).search(vectors[500:504], 10)
+    for client in clients:
+        assert_same(client.search(vectors[500:504], 10), expected)
+        assert client.ids(expected[1][:2, 0]) == ["id_00001.npz", "new.npz"]
+        client.close()
+
+
+def test_vectors_that_are_gone_from_the_server_are_noticed_and_sent_again(server, vectors, exported):
+    client = server.open("thinned")
+    client._client.delete(client._vectors, [5, 6])
+    client.close()
+    with pytest.raises(BadInput, match="'thinned' holds 298 vectors, 300 were exported"):
+        server.open("thinned")
+    server.export(exported["thinned"], "thinned")
+    client = server.open("thinned")
+    assert_same(client.search(vectors[:3], 10), naive_search(vectors[:3], vectors[:300], 10))
+    client.close()
+
+
+def test_a_wrong_token_is_one_line_that_names_it(server, exported):
+    for token in ("", "root:wrong"):
+        with pytest.raises(BadInput, match="a server answers there: is --token user:password right"):
+            server.open("edited", token)
+
+
+def test_a_server_that_stops_is_one_line_and_what_it_held_is_there_when_it_comes_back(server, vectors, exported):
+    client = server.open("FLAT")
+    server.stop()
+    with pytest.raises(BadInput, match=r"127\.0\.0\.1:\d+: Milvus does not answer"):
+        client.search(vectors[:3], 10)
+    server.start()
+    for found in (client, server.open("FLAT")):  # who had it open goes on
+        assert_same(search_when_loaded(found, vectors[:3]), naive_search(vectors[:3], vectors, 10))
+        found.close()
+
+
+def search_when_loaded(backend, queries):
+    """A server that comes back answers while it still loads what it held."""
+    for _ in range(30):
+        try:
+            return backend.search(queries, 10)
+        except BadInput as error:
+            assert "not loaded" in str(error)
+            time.sleep(1)
+    raise AssertionError("not loaded after 30 s")
