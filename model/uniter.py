@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
+from data.notices import say_once
 from data.storage.atomic import atomic_file
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
@@ -186,13 +187,14 @@ class Reranker(nn.Module):
             model.rank_output.weight.copy_(model.itm_output.weight[1:] - model.itm_output.weight[:1])
             model.rank_output.bias.copy_(model.itm_output.bias[1:] - model.itm_output.bias[:1])
         model.head = "itm_output"
+        say_once(f"{folder}: {model.describe_head()}")
         return model.eval()
 
     def describe_head(self) -> str:
         """What the scores come from, as a line for the screen."""
         if self.head == "rank_output":
-            return "re-ranker: scores by rank_output, fine-tuned for retrieval"
-        return "re-ranker: scores by itm_output, zero-shot: pre-training's log-odds of a match (train_itm.py --model uniter fine-tunes)"
+            return "the re-ranker scores by rank_output, fine-tuned for retrieval"
+        return "the re-ranker scores by itm_output, zero-shot: the log-odds of a match in pre-training"
 
     @classmethod
     def start_from(cls, folder: str | Path, dropout: float | None = None) -> tuple[Reranker, str]:

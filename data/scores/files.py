@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 
 from data.errors import BadInput
 from data.storage.plain_pickle import read_plain_pickle
-from data.storage.text_files import read_json, read_lines
+from data.storage.text_files import parse_json, read_json, read_lines
 
 Side = Literal["captions", "images"]
 TEXT_FILES = (".tsv", ".txt", ".tsv.gz", ".txt.gz")
@@ -129,6 +128,8 @@ def _read_npz(path: str | Path, ids: MatrixIds) -> ScoreTable:
     scores = arrays["scores"]
     if {"txt_ids", "img_keys", "candidates"} <= arrays.keys():  # of scripts/score_pairs.py
         return _read_teacher(path, arrays)
+    if any(arrays[name].ndim != 1 for name in ("caption_ids", "image_ids") if name in arrays):
+        raise BadInput(f"{path}: caption_ids and image_ids are lists of ids")
     own = [_texts(arrays[name]) if name in arrays else None for name in ("caption_ids", "image_ids")]
     if {"captions", "images"} <= arrays.keys():
         pairs = arrays["captions"], arrays["images"]
@@ -143,11 +144,16 @@ def _read_npz(path: str | Path, ids: MatrixIds) -> ScoreTable:
 
 
 def _read_teacher(path: str | Path, arrays: dict[str, np.ndarray]) -> ScoreTable:
-    captions, column = np.nonzero(arrays["candidates"] >= 0)
-    images, scores = (arrays[name][captions, column] for name in ("candidates", "scores"))
-    names = _texts(arrays["txt_ids"]), _texts(arrays["img_keys"])
-    table = _listed(path, (names[0], captions), (names[1], images.astype(np.int64)), scores)
-    table.data = json.loads(str(arrays["data"])) if "data" in arrays else {}
+    candidates, scores = arrays["candidates"], arrays["scores"]
+    captions, images = _texts(arrays["txt_ids"]), _texts(arrays["img_keys"])
+    whole = candidates.ndim == 2 and candidates.shape == scores.shape and len(candidates) == len(captions)
+    if not whole or candidates.dtype.kind not in "iu" or candidates.max(initial=-1) >= len(images):
+        raise BadInput(
+            f"{path}: candidates {candidates.shape} and scores {scores.shape} do not fit {len(captions)} captions, {len(images)} images"
+        )
+    rows, column = np.nonzero(candidates >= 0)
+    table = _listed(path, (captions, rows), (images, candidates[rows, column].astype(np.int64)), scores[rows, column])
+    table.data = parse_json(str(arrays["data"]), f"{path}: data") if "data" in arrays else {}
     return table
 
 

@@ -263,7 +263,7 @@ def _array(content: Any, dtype: np.dtype, shape: Any, order: str) -> np.ndarray:
         raise _Refused("an array of more than two axes, or without bytes of its own")
     if len(content) != math.prod(shape) * dtype.itemsize or not dtype.itemsize:
         raise ValueError(f"an array of shape {shape} and type {dtype} has {len(content)} bytes")
-    return np.frombuffer(bytes(content), dtype).reshape(shape, order=order)
+    return np.frombuffer(content, dtype).reshape(shape, order=order)
 
 
 def _make_array(kind: Any, shape: Any, code: Any) -> _Array:
@@ -327,9 +327,8 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: An
     last = offset + sum((length - 1) * step for length, step in zip(size, stride)) if math.prod(size) else -1
     if last >= len(storage) or math.prod(size) > len(storage):
         raise ValueError(f"a tensor of shape {size} has {len(storage)} numbers")
-    rows = [np.arange(length) * step for length, step in zip(size, stride)]
-    index = offset + sum(np.ix_(*rows)) if rows else np.array(offset)
-    return _Array(storage[index])
+    steps = [step * storage.itemsize for step in stride]
+    return _Array(np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False))
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -101,7 +101,7 @@ def _look_up(config: EvalConfig, pairs: PairDataset) -> Scoring:
     i2t = t2i if of["t2i"] == of["i2t"] else StoredScores([tables[path] for path in of["i2t"]], pairs, config.rerank_missing)
     digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in tables}
     record = {"model": None, "scores": of, "sha256": digests, "missing": config.rerank_missing}
-    return Scoring(t2i, i2t, record, f"re-ranker: scores of {', '.join(tables)}")
+    return Scoring(t2i, i2t, record, f"scores to rank again by: {', '.join(tables)}")
 
 
 def _matrix_ids(config: EvalConfig, pairs: PairDataset) -> MatrixIds:

@@ -85,6 +85,10 @@ def test_npz(tmp_path):
         ({"scores": scores, "captions": captions + 1, "images": images, **ids}, "rows of them, from 0 to 2"),
         ({"scores": np.array(["x"] * 5), "captions": captions, "images": images, **ids}, "expected numbers"),
         ({"scores": MATRIX * np.inf, **ids}, "scores are infinite"),
+        ({"scores": MATRIX, **ids, "image_ids": np.array([["a"], ["b"]])}, "are lists of ids"),
+        ({"scores": MATRIX, "candidates": candidates + 1, "txt_ids": CAPTIONS, "img_keys": IMAGES}, "do not fit 3 captions, 2 images"),
+        ({"scores": MATRIX, "candidates": candidates[:2], "txt_ids": CAPTIONS, "img_keys": IMAGES}, "do not fit 3 captions, 2 images"),
+        ({"scores": MATRIX[:2], "candidates": candidates[:2], "txt_ids": CAPTIONS[:2], "img_keys": IMAGES, "data": "{"}, "data"),
     ):
         np.savez(path, **arrays)
         assert message in refusal(path)

@@ -14,6 +14,8 @@ from data.errors import BadInput
 from data.regions.db import BoxOptions
 from data.scores.files import ScoreTable, read_scores
 from model.evaluation.reranked import first_ranking
+from model.evaluation.settings import EvalConfig
+from model.evaluation.split import open_split
 from model.evaluation.tasks import RetrievalTask
 from model.retrieval.pair_scoring import PairScorer, score_pairs
 from model.retrieval.reranking import shortlists
@@ -75,7 +77,7 @@ def test_tables_are_those_of_the_reranker(evaluate, reranker, pairs, matrix, tmp
     assert tops(found) == expected and expected["3"]["recall"] != expected["8"]["recall"]
     said = found["reranker"]
     assert said["model"] is None and said["scores"] == {"t2i": [f"{tmp_path}/s.npz"], "i2t": [f"{tmp_path}/s.npz"]}
-    assert f"re-ranker: scores of {tmp_path}/s.npz" in capsys.readouterr().out
+    assert f"scores to rank again by: {tmp_path}/s.npz" in capsys.readouterr().out
 
     half = len(pairs) // 2
     captions, images = np.divmod(np.arange(matrix.size), matrix.shape[1])
@@ -110,6 +112,18 @@ def test_each_direction_has_its_own_scores(evaluate, pairs, tmp_path):
         evaluate("--rerank-scores", words[0])
     with pytest.raises(BadInput, match=r"caption \S+ and image \S+ have other scores in \S+i2t.tsv; say which file is for which direction"):
         evaluate("--rerank-scores", *(tmp_path / f"{name}.tsv" for name in both))
+
+
+def test_candidates_of_a_gallery_are_looked_up(evaluate, reranker, small_world, tmp_path):
+    reranker.save_pretrained(tmp_path / "reranker")
+    words = ["--gallery", small_world / "db/val", "--gallery-regions", small_world / "regions"]
+    expected = tops(evaluate("--reranker", tmp_path / "reranker", *words))
+    config = {"captions": small_world / "db/test", "regions": small_world / "regions", "gallery": [str(small_world / "db/val")], "languages": ["en"]}
+    pairs = open_split(EvalConfig("x", **{name: each if isinstance(each, list) else str(each) for name, each in config.items()}))
+    captions, images = np.divmod(np.arange(len(pairs) * len(pairs.images)), len(pairs.images))
+    matrix = score_pairs(PairScorer(reranker, progress=False), pairs, captions, images).reshape(len(pairs), -1)
+    write_list(tmp_path / "s.tsv", pairs, matrix)
+    assert len(pairs.images) == 16 and tops(evaluate("--rerank-scores", tmp_path / "s.tsv", *words)) == expected
 
 
 def test_pairs_without_a_score_are_refused_or_rank_below(evaluate, pairs, tmp_path):
