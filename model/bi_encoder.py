@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.batches.ragged import Images, Texts, pack_images, pack_texts
 from model import checkpoints
+from model.attention import collect
 from model.costs import Load, Work, trained
 from model.text_encoders import text_encoder_named
 from model.text_encoders.base import TextEncoderConfig
@@ -76,7 +78,7 @@ class RegionEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, features: Tensor, positions: Tensor, type_embedding: Tensor, masked: Tensor | None) -> Tensor:
-        """``features`` [B,R,F], ``positions`` [B,R,7], ``type_embedding`` [h], ``masked`` [B,R] bool → [B,R,h].
+        """``features`` [R,F], ``positions`` [R,7], ``type_embedding`` [h], ``masked`` [R] bool → [R,h].
 
         The batch has already set masked features to zero, so that ``mask_embedding[1]`` stands in for them.
         """
@@ -104,23 +106,17 @@ class ImageBert(Bert):
         self.cls_token_id = config.cls_token_id
         self.img_embeddings = RegionEmbeddings(config.img, config.feature_dim)
 
-    def forward(
-        self,
-        features: Tensor,
-        positions: Tensor,
-        region_mask: Tensor,
-        masked: Tensor | None = None,
-        first_only: bool = False,
-    ) -> Tensor:
-        """``features`` [B,R,F], ``positions`` [B,R,7], ``region_mask`` and ``masked`` [B,R] bool → [B,1+R,h].
+    def forward(self, images: Images, masked: Tensor | None = None, first_only: bool = False) -> Tensor:
+        """Images of R regions together, ``masked`` [R] bool → [B+R,h], each image's [CLS] and its regions.
 
-        With ``first_only``, position 0 alone: [B,1,h].
+        With ``first_only``, [CLS] alone: [B,h].
         """
         types = self.embeddings.token_type_embeddings.weight
-        regions = self.img_embeddings(features, positions, types[-1], masked)  # type 1; the only one where there is one
-        cls = self.embeddings(region_mask.new_full((len(features), 1), self.cls_token_id, dtype=torch.long))
-        mask = torch.cat([region_mask.new_ones(len(features), 1), region_mask], dim=1)
-        return self.encoder(torch.cat([cls, regions.to(cls.dtype)], dim=1), mask, first_only)
+        regions = self.img_embeddings(images.features, images.positions, types[-1], masked)  # type 1; the only one where there is one
+        ids = images.order.new_full((len(images),), self.cls_token_id)
+        cls = self.embeddings.of_tokens(ids, torch.zeros_like(ids))
+        x = collect(torch.cat([cls, regions.to(cls.dtype)]), images.order)
+        return self.encoder(x, images.layout, first_only)
 
     def parts(self) -> dict[str, nn.Module]:
         own = super().parts()
@@ -145,8 +141,8 @@ class Tower(nn.Module):
         )
 
     def embed(self, hidden: Tensor) -> Tensor:
-        """Hidden states [B,L,h] → embeddings [B,D]."""
-        return self.encode_proj(hidden[:, 0])
+        """Hidden states [B,h] of position 0 → embeddings [B,D]."""
+        return self.encode_proj(hidden)
 
     def projection_work(self, side: str, rows: float) -> list[Work]:
         """What the projection of ``rows`` embeddings costs."""
@@ -221,7 +217,7 @@ class LightningDOT(nn.Module):
 
         Returns: [B,D]
         """
-        return self._compared(self.txt_model.embed(self.txt_model.bert(input_ids, attention_mask, first_only=True)))
+        return self.embed_texts(pack_texts(input_ids, attention_mask))
 
     def encode_image(self, features: Tensor, positions: Tensor, region_mask: Tensor) -> Tensor:
         """Embed images.
@@ -233,8 +229,15 @@ class LightningDOT(nn.Module):
 
         Returns: [B,D]
         """
-        hidden = self.img_model.bert(features, positions, region_mask.bool(), first_only=True)
-        return self._compared(self.img_model.embed(hidden))
+        return self.embed_images(pack_images(features, positions, region_mask))
+
+    def embed_texts(self, texts: Texts) -> Tensor:
+        """`encode_text` of texts that hold no padding: → [B,D]."""
+        return self._compared(self.txt_model.embed(self.txt_model.bert(texts, first_only=True)))
+
+    def embed_images(self, images: Images) -> Tensor:
+        """`encode_image` of images that hold no padding: → [B,D]."""
+        return self._compared(self.img_model.embed(self.img_model.bert(images, first_only=True)))
 
     def _compared(self, embedding: Tensor) -> Tensor:
         """What the dot product takes: with cosine similarity, the unit vector, in fp32."""

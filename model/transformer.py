@@ -1,7 +1,8 @@
 """One BERT-family encoder, used by both towers and by the re-ranker.
 
-Post-layer-norm BERT (Devlin et al., 2019) on ``scaled_dot_product_attention``. Parameter names are BERT's, so that
-Hugging Face, UNITER and LightningDOT checkpoints load strictly and without renaming.
+Post-layer-norm BERT (Devlin et al., 2019) on packed rows: sequences of different lengths without padding, one behind the
+other (data/batches/ragged.py). Parameter names are BERT's, so that Hugging Face, UNITER and LightningDOT checkpoints load
+strictly and without renaming.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from data.batches.ragged import Layout, Texts
 from data.errors import BadInput
+from model.attention import attend, collect
 from model.costs import Load, Work, trained
 
 
@@ -101,16 +104,19 @@ class TextEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """``input_ids`` [B,L] → [B,L,h]; every token is of type 0."""
-        first, last = self.position_offset, self.position_offset + input_ids.shape[1]
-        if last > self.position_embeddings.num_embeddings:
+    def forward(self, texts: Texts) -> Tensor:
+        """→ [T,h]; every token is of type 0."""
+        positions = self.position_embeddings.num_embeddings - self.position_offset
+        if texts.layout.longest > positions:
             raise BadInput(
-                f"a text of {input_ids.shape[1]} tokens does not fit the model's "
-                f"{self.position_embeddings.num_embeddings - first} positions; shorten it"
+                f"a text of {texts.layout.longest} tokens does not fit the model's {positions} positions; shorten it"
             )
-        x = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        return self.dropout(self.LayerNorm(x + self.position_embeddings.weight[first:last]))
+        return self.of_tokens(texts.ids, texts.layout.columns)
+
+    def of_tokens(self, ids: Tensor, columns: Tensor) -> Tensor:
+        """Words ``ids`` [T] at positions ``columns`` [T] of their texts → [T,h]."""
+        x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(x + self.position_embeddings(columns + self.position_offset)))
 
 
 class SelfAttention(nn.Module):
@@ -122,13 +128,10 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, queries: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (
-            project(inputs).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B,heads,L,h/heads]
-            for project, inputs in ((self.query, queries), (self.key, x), (self.value, x))
-        )
+    def forward(self, queries: Tensor, x: Tensor, layout: Layout) -> Tensor:
+        """``queries`` [T,h], or [B,h] of position 0; ``x`` [T,h] → in the shape of ``queries``."""
         dropout = self.dropout_prob if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+        return attend(self.query(queries), self.key(x), self.value(x), layout, self.heads, dropout)
 
 
 class AddNorm(nn.Module):
@@ -152,10 +155,14 @@ class Block(nn.Module):
         self.output = AddNorm(config.intermediate_size, config)
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
-        """``first_only``: compute position 0 of the output alone: [B,1,h] instead of [B,L,h]."""
-        queries = x[:, :1] if first_only else x
-        y = self.attention["output"](self.attention["self"](queries, x, mask), queries)
+    def forward(self, x: Tensor, layout: Layout, first_only: bool = False) -> Tensor:
+        """``x`` [T,h] → [T,h]. ``first_only``: compute position 0 of each sequence alone: [B,h]."""
+        queries = collect(x, layout.firsts()) if first_only else x
+        return self.after_attention(self.attention["self"](queries, x, layout), queries)
+
+    def after_attention(self, attended: Tensor, x: Tensor) -> Tensor:
+        """All of a block behind attention, row by row: [n,h], [n,h] → [n,h]."""
+        y = self.attention["output"](attended, x)
         return self.output(self.activation(self.intermediate["dense"](y)), y)
 
     def flops(self, length: float, queries: float) -> float:
@@ -180,14 +187,13 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.checkpointing = False  # keep the input of each block alone, and compute the rest again in backward
 
-    def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
-        """``x`` [B,L,h], ``mask`` [B,L] bool (True: a real token or region, may be attended to) → [B,L,h].
+    def forward(self, x: Tensor, layout: Layout, first_only: bool = False) -> Tensor:
+        """``x`` [T,h], the rows of B sequences → [T,h].
 
-        An embedding reads position 0 alone; with ``first_only`` the last block computes no more: → [B,1,h].
+        An embedding reads position 0 alone; with ``first_only`` the last block computes no more: → [B,h].
         """
-        mask = mask[:, None, None, :]
         for n, block in enumerate(self.layer, 1):
-            inputs = x, mask, first_only and n == len(self.layer)
+            inputs = x, layout, first_only and n == len(self.layer)
             saving = self.checkpointing and self.training and torch.is_grad_enabled()
             x = checkpoint(block, *inputs, use_reentrant=False) if saving else block(*inputs)
         return x
@@ -216,12 +222,12 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states [B,L,h] → [B,h] of position 0."""
-        return torch.tanh(self.dense(hidden[:, 0]))
+        """Hidden states [B,h] of position 0 → [B,h]."""
+        return torch.tanh(self.dense(hidden))
 
 
 class Bert(nn.Module):
-    """Text encoder: ``input_ids`` [B,L], ``attention_mask`` [B,L] → hidden states [B,L,h], or [B,1,h] of position 0."""
+    """Text encoder: texts of T tokens together → hidden states [T,h], or [B,h] of position 0."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -229,8 +235,8 @@ class Bert(nn.Module):
         self.encoder = Encoder(config)
         self.pooler = Pooler(config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> Tensor:
-        return self.encoder(self.embeddings(input_ids), attention_mask.bool(), first_only)
+    def forward(self, texts: Texts, first_only: bool = False) -> Tensor:
+        return self.encoder(self.embeddings(texts), texts.layout, first_only)
 
     def work(self, side: str, rows: float, length: float, first_only: bool, load: Load) -> list[Work]:
         """What ``rows`` sequences of ``length`` cost in this, the encoder of ``side``: "text" or "image"."""

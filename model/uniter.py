@@ -13,15 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.batches.batch import Batch
 from data.batches.pairs import PairDataset
+from data.batches.ragged import Images, Joined, Texts, pack_images, pack_texts
 from data.errors import BadInput
 from data.notices import say_once
 from data.storage.atomic import atomic_file
 from model import checkpoints
+from model.attention import spread
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
 from model.costs import Load, Work, trained
 from model.initial import EncoderOptions, check_model_fits, check_same_tokenizer, random_encoder
@@ -65,21 +68,17 @@ class Uniter(Bert):
         super().__init__(config.encoder)
         self.img_embeddings = RegionEmbeddings(config.encoder, config.feature_dim)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        features: Tensor,
-        positions: Tensor,
-        region_mask: Tensor,
-        masked: Tensor | None = None,
-    ) -> Tensor:
-        """All hidden states: words [B,L], regions [B,R,...] as of `Reranker.forward`, ``masked`` [B,R] bool → [B,L+R,h]."""
+    def embed(self, texts: Texts, images: Images, rows: Tensor, masked: Tensor | None = None) -> Tensor:
+        """What the blocks read: the tokens ``rows`` [S] of all words and then all regions, ``masked`` [R] bool → [S,h]."""
         types = self.embeddings.token_type_embeddings.weight
-        words = self.embeddings(input_ids)
-        regions = self.img_embeddings(features, positions, types[-1], masked)  # type 1
-        mask = torch.cat([attention_mask.bool(), region_mask.bool()], dim=1)
-        return self.encoder(torch.cat([words, regions.to(words.dtype)], dim=1), mask)
+        words = self.embeddings(texts)  # [T,h]
+        regions = self.img_embeddings(images.features, images.positions, types[-1], masked)  # [R,h], type 1
+        return torch.cat([words, regions.to(words.dtype)])[rows]
+
+    def forward(self, texts: Texts, images: Images, pairs: Joined, masked: Tensor | None = None) -> Tensor:
+        """All hidden states of texts that are each in one pair, as their images: → [T+R,h], all words and then all regions."""
+        hidden = self.encoder(self.embed(texts, images, pairs.rows, masked), pairs.layout)
+        return spread(hidden, pairs.rows, len(hidden))
 
 
 class Reranker(nn.Module):
@@ -136,33 +135,24 @@ class Reranker(nn.Module):
             features: [B,R,F] region features, any float type
             positions: [B,R,7] x1 y1 x2 y2 w h w·h as fractions of the image
             region_mask: [B,R] bool, true at real regions
-            texts, images: [P] int64, rows of the texts and of the images that make a pair; None: row i with row i. With
-                them there may be other numbers of texts and images, and each is embedded once however many pairs it is in
+            texts, images: [P] int64, rows of the texts and of the images that make a pair; None: row i with row i
 
         Returns: [P]
         """
-        return self.rank_output(self.pooled(input_ids, attention_mask, features, positions, region_mask, texts, images))[:, 0]
-
-    def pooled(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        features: Tensor,
-        positions: Tensor,
-        region_mask: Tensor,
-        texts: Tensor | None = None,
-        images: Tensor | None = None,
-    ) -> Tensor:
-        """What both heads read of each pair: → [P,h]; arguments as of ``forward``."""
-        types = self.bert.embeddings.token_type_embeddings.weight
-        words = self.bert.embeddings(input_ids)
-        regions = self.bert.img_embeddings(features, positions, types[-1], None)  # type 1
-        sides = (words, attention_mask.bool(), texts), (regions.to(words.dtype), region_mask.bool(), images)
-        (words, word_mask), (regions, region_mask) = (
-            (x, mask) if rows is None else (x[rows], mask[rows]) for x, mask, rows in sides
+        packed = pack_texts(input_ids, attention_mask), pack_images(features, positions, region_mask)
+        rows = (
+            np.arange(len(packed[0])) if which is None else which.cpu().numpy() for which in (texts, images)
         )
-        x, mask = without_gaps(torch.cat([words, regions], dim=1), torch.cat([word_mask, region_mask], dim=1))
-        return self.bert.pooler(self.bert.encoder(x, mask, first_only=True))
+        return self.score(*packed, Joined.of(*packed, *rows).to(input_ids.device))
+
+    def score(self, texts: Texts, images: Images, pairs: Joined) -> Tensor:
+        """`forward` of texts and images that hold no padding, each embedded once however many pairs it is in: → [P]."""
+        return self.rank_output(self.pooled(texts, images, pairs))[:, 0]
+
+    def pooled(self, texts: Texts, images: Images, pairs: Joined) -> Tensor:
+        """What both heads read of each pair: → [P,h]."""
+        tokens = self.bert.embed(texts, images, pairs.rows)
+        return self.bert.pooler(self.bert.encoder(tokens, pairs.layout, first_only=True))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dropout: float | None = None) -> Reranker:
@@ -265,45 +255,18 @@ class Reranker(nn.Module):
         return fingerprint
 
 
-def without_gaps(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the padding between words and regions to the end, and cut off what is padding in every row.
-
-    Attention has no order but that of the position embeddings, which are in ``x`` already: the scores stay the same.
-
-    Args:
-        x: [B,L,h]
-        mask: [B,L] bool, true at what is real
-    """
-    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(mask.sum(dim=1).max())]
-    return x.gather(1, order[..., None].expand(-1, -1, x.shape[2])), mask.gather(1, order)
-
-
 def forward_ranking(reranker: Reranker, batch: Batch, margin: float) -> Tensor:
     """Pairwise ranking loss: a pair's sigmoid must be above that of its mismatches by ``margin``.
 
-    The mismatches of a pair are, for each of its hard negatives, its caption with the other image, and its image with the
-    other caption.
-
     Args:
-        batch: its first ``num_pairs`` N rows are pairs, the others their hard negatives, the same number for each
+        batch: from `collate_for_ranking`, which says what the mismatches of a pair are
 
     Returns: [N], the mean of each pair's mismatches
     """
-    n = batch.num_pairs
-    own = torch.arange(max(n, 1), device=batch.input_ids.device)  # with no pair: something to run on
-    others = torch.arange(len(own), len(batch), device=own.device)
-    of = own.repeat_interleave(len(others) // len(own))
-    logits = reranker(
-        batch.input_ids,
-        batch.attention_mask,
-        batch.features,
-        batch.positions,
-        batch.region_mask,
-        texts=torch.cat([own, of, others]),
-        images=torch.cat([own, others, of]),
-    )
-    right, wrong = logits.float().sigmoid().tensor_split([len(own)])
-    return (margin + wrong.view(2, len(own), -1) - right[:, None]).clamp(min=0).mean(dim=(0, 2))[:n]
+    n = batch.num_queries
+    logits = reranker.score(batch.texts, batch.images, batch.joined)
+    right, wrong = logits.float().sigmoid().tensor_split([max(n, 1)])  # with no pair: something to run on
+    return (margin + wrong.view(2, len(right), -1) - right[:, None]).clamp(min=0).mean(dim=(0, 2))[:n]
 
 
 def build_reranker(options: EncoderOptions, pairs: PairDataset) -> tuple[Reranker, str]:

@@ -15,6 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.batches.batch import Batch, collate_images, collate_texts
+from data.batches.ragged import Predicted
 from data.errors import BadInput
 from data.regions.db import Regions
 from model.bi_encoder import LightningDOT, LightningDOTConfig
@@ -24,6 +25,7 @@ from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
 from model.objectives.contrastive.options import LossOptions
 from model.objectives.heads import PretrainingHeads, heads_of
+from model.objectives.smrm import MaskedRegions
 from model.precision import loss_scaler
 from model.transformer import EncoderConfig
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
@@ -70,22 +72,21 @@ def make_batch(case: str, rows: list[int]) -> Batch:
     teacher = everything.normal(size=(len(IMAGES), 4)).astype(np.float32)
     captions = [everything.integers(5, 40, everything.integers(3, 7)) for _ in range(7)]
 
-    input_ids, mask = collate_texts([texts[row] for row in rows])
-    features, positions, region_mask = collate_images([images[row] for row in rows])
-    batch = Batch(input_ids, mask, features, positions, region_mask, torch.tensor([IMAGES[r] for r in rows]), [], [])
+    batch = Batch(
+        collate_texts([texts[row] for row in rows]),
+        collate_images([images[row] for row in rows]),
+        torch.tensor([IMAGES[r] for r in rows]), [], [],
+    )  # fmt: skip
     if case.startswith("vmlm"):
-        batch.word_labels = collate_texts([labels[row] for row in rows], -1)[0]
+        batch.word_labels = torch.from_numpy(np.concatenate([labels[row] for row in rows]))
+        batch.predicted = Predicted.at((batch.word_labels != -1).numpy(), batch.texts.layout)
     elif case.startswith("mr"):
-        batch.masked_regions = torch.zeros_like(region_mask)
-        for n, row in enumerate(rows):
-            batch.masked_regions[n, : counts[row]] = torch.from_numpy(masked[row])
-        batch.feature_targets = features[batch.masked_regions]
-        features[batch.masked_regions] = 0
+        MaskedRegions.mask(batch, np.concatenate([masked[row] for row in rows]))
         batch.label_targets = torch.from_numpy(np.concatenate([soft[row][masked[row]] for row in rows]))
     elif case in APART_CASES:
         batch.text_image_ids = torch.tensor([TEXT_IMAGES[r] for r in rows])
     elif case in HARD_CASES:
-        batch.caption_ids, batch.caption_mask = collate_texts([captions[IMAGES[row]] for row in rows])
+        batch.captions = collate_texts([captions[IMAGES[row]] for row in rows])
         batch.caption_weight = 0.2
         batch.teacher_images = torch.tensor([[0, 1, 2, IMAGES[row]] for row in rows])
         batch.teacher_scores = torch.from_numpy(teacher[rows])

@@ -38,7 +38,7 @@ class Backward:
         self, objective: Objective, batch: Batch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
     ) -> Tensor:
         """Add the gradients of a batch on the model's device, divided by ``accumulation`` → this rank's share of its loss."""
-        precision = functools.partial(autocast, batch.input_ids.device, self.precision)
+        precision = functools.partial(autocast, batch.device, self.precision)
         if self.cache_rows and isinstance(objective, CrossModalRetrieval):
             shares = []
 

@@ -11,7 +11,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from data.batches.batch import Batch, Examples
+from data.batches.ragged import Predicted
 from data.errors import BadInput
+from model.attention import collect
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work, trained
 from model.distributed import SINGLE, Meeting, Ranks
@@ -147,11 +149,13 @@ class Objective(ABC):
         return None
 
 
-def fuse(fusion: Fusion, hidden: Tensor, other: Tensor | None) -> Tensor:
-    """Mix the other modality's position 0 into each position: [B,L,h], [B,h] → [B,L,h]."""
+def fuse(fusion: Fusion, hidden: Tensor, other: Tensor | None, predicted: Predicted) -> Tensor:
+    """What is predicted from: hidden states [T,h] at N rows, each mixed with the other modality's position 0 [B,h] → [N,h]."""
+    hidden = collect(hidden, predicted.rows)
     if fusion == "none":
         return hidden
-    return hidden + other[:, None] if fusion == "add" else hidden * other[:, None]
+    other = other[predicted.pairs]
+    return hidden + other if fusion == "add" else hidden * other
 
 
 def width_misfit(config: LightningDOTConfig, why: str) -> str | None:

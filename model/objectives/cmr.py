@@ -46,8 +46,7 @@ class CrossModalRetrieval(Objective):
     def prepare(self, examples: Examples, rng: np.random.Generator | None = None) -> Batch:
         batch = collate_pairs(examples)
         if examples.captions is not None:
-            pad = examples.meta.get("PAD", 0)
-            batch.caption_ids, batch.caption_mask = collate_texts(examples.captions, pad)
+            batch.captions = collate_texts(examples.captions)
             batch.caption_weight = examples.caption_weight
         if examples.teacher_images is not None:
             batch.teacher_images = torch.from_numpy(examples.teacher_images)
@@ -69,9 +68,8 @@ class CrossModalRetrieval(Objective):
 
     def embed(self, model: LightningDOT, batch: Batch) -> Embedded:
         """Both towers on a batch, and the text tower on the third view where there is one."""
-        txt = model.encode_text(batch.input_ids, batch.attention_mask).float()
-        img = model.encode_image(batch.features, batch.positions, batch.region_mask).float()
-        third = None if batch.caption_ids is None else model.encode_text(batch.caption_ids, batch.caption_mask).float()
+        txt, img = model.embed_texts(batch.texts).float(), model.embed_images(batch.images).float()
+        third = None if batch.captions is None else model.embed_texts(batch.captions).float()
         return Embedded(txt, img, third)
 
     def contrast(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.batches.batch import Batch, Examples, collate_pairs
 from data.batches.masking import choose
+from data.batches.ragged import Predicted
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work
 from model.distributed import SINGLE, Ranks
@@ -65,18 +66,23 @@ class MaskedRegions(Objective):
         """Zero the features to be predicted, and keep what they were as targets."""
         batch, images = collate_pairs(examples), examples.regions
         chosen = [choose(len(image.features), rng, self.options.region_mask_prob) for image in images]
-        batch.masked_regions = torch.zeros_like(batch.region_mask)
-        for row, which in enumerate(chosen):
-            batch.masked_regions[row, : len(which)] = torch.from_numpy(which)
-        batch.feature_targets = batch.features[batch.masked_regions]
-        batch.features[batch.masked_regions] = 0
+        self.mask(batch, np.concatenate(chosen))
         if self.reads_soft_labels:
             labels = np.concatenate([image.soft_labels[which] for image, which in zip(images, chosen, strict=True)])
             batch.label_targets = torch.from_numpy(labels)
         return batch
 
+    @staticmethod
+    def mask(batch: Batch, chosen: np.ndarray) -> None:
+        """Zero the features of the regions ``chosen`` [R] bool, which are to be predicted, and keep what they were."""
+        masked, tokens = torch.from_numpy(chosen), np.zeros(len(batch.images.order), bool)
+        tokens[(batch.images.order >= len(batch)).numpy()] = chosen
+        batch.masked_regions, batch.predicted = masked, Predicted.at(tokens, batch.images.layout)
+        batch.feature_targets = batch.images.features[masked]
+        batch.images.features[masked] = 0
+
     def num_predictions(self, batch: Batch) -> int:
-        return int(batch.masked_regions.sum())
+        return len(batch.predicted)
 
     def forward(
         self,
@@ -86,12 +92,11 @@ class MaskedRegions(Objective):
         ranks: Ranks = SINGLE,
         sizes: Sequence[int] | None = None,
     ) -> Outcome:
-        masked = batch.masked_regions
-        regions = model.img_model.bert(batch.features, batch.positions, batch.region_mask, masked)[:, 1:]  # [B,R,h]
+        tokens = model.img_model.bert(batch.images, batch.masked_regions)  # [B+R,h]
         x0 = None
         if self.options.fusion != "none":
-            x0 = model.txt_model.bert(batch.input_ids, batch.attention_mask, first_only=True)[:, 0]  # [B,h]
-        return self.predict(model, heads, fuse(self.options.fusion, regions, x0)[masked], batch)
+            x0 = model.txt_model.bert(batch.texts, first_only=True)  # [B,h]
+        return self.predict(model, heads, fuse(self.options.fusion, tokens, x0, batch.predicted), batch)
 
     def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:
         predictions = load.pairs * max(1.0, self.options.region_mask_prob * load.regions)  # at least one is masked

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.batches.batch import Batch, Examples
-from data.batches.masking import NOT_MASKED
 from data.batches.pairs import PairDataset
+from data.batches.ragged import Joined
 from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
@@ -76,14 +76,13 @@ class UniterTeacher(nn.Module):
     def forward(self, head: str, batch: Batch) -> Tensor:
         """What it predicts of a batch's masked words (``cls``, [N,V] logits) or masked regions (``feat_regress``, [N,F]
         features; ``region_classifier``, [N,C] logits), in the order of the objectives' own predictions."""
-        hidden = self.bert(
-            batch.input_ids, batch.attention_mask, batch.features, batch.positions, batch.region_mask, batch.masked_regions
-        )  # [B,L+R,h]
-        words, regions = hidden.tensor_split([batch.input_ids.shape[1]], dim=1)
+        rows = np.arange(len(batch))  # each text with its own image; the data workers know of no teacher
+        pairs = Joined.of(batch.texts, batch.images, rows, rows).to(batch.device)
+        hidden = self.bert(batch.texts, batch.images, pairs, batch.masked_regions)  # [T+R,h]
+        predicted = batch.predicted
         if head == "cls":
-            masked = words[batch.word_labels != NOT_MASKED]
-            return self.heads[head]["predictions"](masked, self.bert.embeddings.word_embeddings.weight)
-        masked = regions[batch.masked_regions]
+            return self.heads[head]["predictions"](hidden[predicted.rows], self.bert.embeddings.word_embeddings.weight)
+        masked = hidden[len(batch.texts.ids) + predicted.rows - predicted.pairs - 1]  # regions, without a [CLS] in front
         tied = [self.bert.img_embeddings.img_linear.weight] if head == "feat_regress" else []
         return self.heads[head](masked, *tied)
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.batches.batch import Batch, Examples, collate_pairs, collate_texts
+from data.batches.batch import Batch, Examples, collate_pairs
 from data.batches.masking import NOT_MASKED, mask_words
+from data.batches.ragged import Predicted
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work, trained
 from model.distributed import SINGLE, Ranks
@@ -61,11 +62,13 @@ class MaskedWords(Objective):
         masked = [mask_words(ids, rng, mask_id, v_range, self.options.word_mask_prob) for ids in examples.words]
         batch = collate_pairs(dataclasses.replace(examples, words=[ids for ids, _ in masked]))
         ends = np.array([NOT_MASKED])  # [CLS] and [SEP]
-        batch.word_labels = collate_texts([np.concatenate([ends, label, ends]) for _, label in masked], NOT_MASKED)[0]
+        labels = np.concatenate([part for _, label in masked for part in (ends, label, ends)])  # [T]
+        batch.word_labels = torch.from_numpy(labels)
+        batch.predicted = Predicted.at(labels != NOT_MASKED, batch.texts.layout)
         return batch
 
     def num_predictions(self, batch: Batch) -> int:
-        return int((batch.word_labels != NOT_MASKED).sum())
+        return len(batch.predicted)
 
     def forward(
         self,
@@ -75,13 +78,12 @@ class MaskedWords(Objective):
         ranks: Ranks = SINGLE,
         sizes: Sequence[int] | None = None,
     ) -> Outcome:
-        words = model.txt_model.bert(batch.input_ids, batch.attention_mask)  # [B,L,h]
+        words = model.txt_model.bert(batch.texts)  # [T,h]
         z0 = None
         if self.options.fusion != "none":
-            z0 = model.img_model.bert(batch.features, batch.positions, batch.region_mask, first_only=True)[:, 0]  # [B,h]
-        masked = batch.word_labels != NOT_MASKED  # [B,L]
-        target = batch.word_labels[masked]  # [N]
-        hidden = fuse(self.options.fusion, words, z0)[masked]  # [N,h]
+            z0 = model.img_model.bert(batch.images, first_only=True)  # [B,h]
+        target = batch.word_labels[batch.predicted.rows]  # [N]
+        hidden = fuse(self.options.fusion, words, z0, batch.predicted)  # [N,h]
         logits = heads["cls"]["predictions"](hidden, model.img_model.bert.embeddings.word_embeddings.weight)  # [N,V]
         return Outcome(F.cross_entropy(logits.float(), target, reduction="none"), logits, target)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from data.batches.batch import collate_images, collate_texts
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset
+from data.batches.ragged import Ragged
 from data.errors import BadInput
 from data.regions.db import Regions
 from data.storage.processes import leave_ctrl_c_to_parent
@@ -55,7 +56,7 @@ class Encoding:
 
 
 def encode_batches(source: Source, encoding: Encoding) -> Iterator[tuple[list[int], Tensor]]:
-    """Embed everything of a source, the longest first, so that batches hold little padding and memory runs out early.
+    """Embed everything of a source, the longest first, so that memory runs out early.
 
     Yields: (positions in ``source.names`` of a batch, their embeddings [b,D] float32 on the device). Dropout is off while
     the model runs, and as it was afterwards.
@@ -105,15 +106,15 @@ def encode_queries(
 ) -> np.ndarray:
     """Embed texts as typed → [Q,D] float32. ``tokenizer`` is the fast tokenizer of the checkpoint."""
     ids = [np.array([tokenizer.cls_id, *each.ids, tokenizer.sep_id]) for each in tokenizer.encode(texts)]
-    return encode_ids(model, ids, tokenizer.pad_id, device, precision)
+    return encode_ids(model, ids, device, precision)
 
 
 def encode_ids(
-    model: LightningDOT, ids: Sequence[np.ndarray], pad: int, device: torch.device | str = "cpu", precision: Precision = "fp32"
+    model: LightningDOT, ids: Sequence[np.ndarray], device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> np.ndarray:
-    """Embed texts by their word ids, [CLS] words [SEP] of each → [Q,D] float32. ``pad`` is the id of padding."""
+    """Embed texts by their word ids, [CLS] words [SEP] of each → [Q,D] float32."""
     check_vocabulary(max(map(np.max, ids)), model.config.txt.vocab_size, "the tokenizer")
-    return _run(model, model.encode_text, collate_texts(ids, pad), device, precision).cpu().numpy()
+    return _run(model, model.embed_texts, (collate_texts(ids),), device, precision).cpu().numpy()
 
 
 def encode_image(
@@ -122,7 +123,7 @@ def encode_image(
     """Embed one image by its regions → [1,D] float32. BadInput for features of another width than the model's."""
     if regions.features.ndim != 2 or regions.features.shape[1] != model.config.feature_dim or not len(regions):
         raise BadInput(f"features of shape {regions.features.shape}, the model expects [n,{model.config.feature_dim}], n > 0")
-    return _run(model, model.encode_image, collate_images([regions]), device, precision).cpu().numpy()
+    return _run(model, model.embed_images, (collate_images([regions]),), device, precision).cpu().numpy()
 
 
 def _embed(source: Source, encoding: Encoding, ranks: distributed.Ranks) -> Tensor:
@@ -134,15 +135,15 @@ def _embed(source: Source, encoding: Encoding, ranks: distributed.Ranks) -> Tens
     return torch.from_numpy(ranks.sum_array(vectors.numpy()))
 
 
-def _load_batch(load: Callable, names: Sequence[str], positions: list[int]) -> tuple[Tensor, ...]:
+def _load_batch(load: Callable, names: Sequence[str], positions: list[int]) -> tuple[Ragged, ...]:
     return load([names[position] for position in positions])
 
 
 @torch.no_grad()
-def _run(model: LightningDOT, tower: Callable, inputs, device, precision) -> Tensor:
+def _run(model: LightningDOT, tower: Callable, inputs: Sequence[Ragged], device, precision) -> Tensor:
     """One batch through one tower, without dropout."""
     with dropout_off(model), autocast(device, precision):
-        return tower(*(tensor.to(device, non_blocking=True) for tensor in inputs)).float()
+        return tower(*(each.to(device) for each in inputs)).float()
 
 
 def _check_finite(vectors: Tensor, source: Source, positions: list[int]) -> None:

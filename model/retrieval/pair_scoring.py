@@ -1,4 +1,4 @@
-"""A re-ranker's scores of captions and images, in batches of one length: for evaluation, for distillation and for search."""
+"""A re-ranker's scores of captions and images, in batches: for evaluation, for distillation and for search."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.batches.batch import collate_images, collate_texts
 from data.batches.pairs import PairDataset
+from data.batches.ragged import Joined
 from data.errors import BadInput
 from data.regions.db import Regions
 from model.distributed import SINGLE, Ranks
@@ -43,7 +44,6 @@ class PairScorer:
         images: Mapping[int, Regions] | Sequence[Regions],
         text_of: np.ndarray,
         image_of: np.ndarray,
-        pad: int = 0,
         done: Callable[[int], object] = lambda pairs: None,
     ) -> np.ndarray:
         """Scores of P pairs of texts and images that are in memory, without dropout.
@@ -52,7 +52,6 @@ class PairScorer:
             texts: [CLS] words [SEP] of each
             images: regions of each
             text_of, image_of: [P] which text and which image a pair is made of
-            pad: word id of padding
             done: called with the number of pairs after each batch
 
         Returns: [P] float32, higher is a better match
@@ -65,14 +64,13 @@ class PairScorer:
                 rows = order[start : start + self.batch_size]
                 some_texts, texts_of_pairs = np.unique(text_of[rows], return_inverse=True)
                 some_images, images_of_pairs = np.unique(image_of[rows], return_inverse=True)
-                inputs = (
-                    *collate_texts([texts[t] for t in some_texts.tolist()], pad),
-                    *collate_images([images[i] for i in some_images.tolist()]),
-                    torch.from_numpy(texts_of_pairs),
-                    torch.from_numpy(images_of_pairs),
+                some = (
+                    collate_texts([texts[t] for t in some_texts.tolist()]),
+                    collate_images([images[i] for i in some_images.tolist()]),
                 )
+                inputs = *some, Joined.of(*some, texts_of_pairs, images_of_pairs)
                 with autocast(self.device, self.precision):
-                    found = self.reranker(*(tensor.to(self.device) for tensor in inputs))
+                    found = self.reranker.score(*(each.to(self.device) for each in inputs))
                 scores[rows] = found.float().cpu().numpy()
                 done(len(rows))
         return scores
@@ -104,7 +102,7 @@ def score_pairs(
             regions = {
                 row: dataset.regions.get(dataset.images[row], soft_labels=False) for row in np.unique(images[block]).tolist()
             }
-            scores[block] = scorer.score(words, regions, captions[block], images[block], meta.get("PAD", 0), bar.update)
+            scores[block] = scorer.score(words, regions, captions[block], images[block], bar.update)
     scores = ranks.sum_array(scores)
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):

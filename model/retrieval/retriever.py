@@ -276,7 +276,7 @@ class Retriever:
         return self._encode(self.read_texts(texts))
 
     def _encode(self, queries: Sequence[TextQuery]) -> np.ndarray:
-        return encode_ids(self.model, [query.input_ids for query in queries], self.tokenizer.pad_id, self.device, self.precision)
+        return encode_ids(self.model, [query.input_ids for query in queries], self.device, self.precision)
 
     def encode_image(self, image) -> np.ndarray:
         """An id, a picture file, ``Regions`` or an embedding [D] → [1,D] float32"""

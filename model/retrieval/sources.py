@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.batches.batch import collate_images, collate_texts
 from data.batches.pairs import ImageCaptions
+from data.batches.ragged import Images, Ragged, Texts
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import RegionDB
@@ -29,7 +30,7 @@ class Source:
         names: [N] keys of the images, or ids of the captions
         lengths: [N] regions or words of each; those of most are encoded first
         load: names of a batch → what ``tower`` takes; called in the processes that read the database
-        tower: ``(tensors of a batch) -> [b,D]``
+        tower: what ``load`` gives, on the model's device → [b,D]
         model: whose tower it is
         folder: the database, for the record and for messages
         fingerprint: ``() -> str``, changes with what the database holds
@@ -38,7 +39,7 @@ class Source:
     kind: str
     names: Sequence[str]
     lengths: Sequence[int]
-    load: Callable[[list[str]], tuple[Tensor, ...]]
+    load: Callable[[list[str]], tuple[Ragged, ...]]
     tower: Callable[..., Tensor]
     model: LightningDOT
     folder: Path
@@ -68,11 +69,11 @@ def image_source(
     for key in keys:
         if key not in regions:
             regions.get(key)  # says which key, and of what database
-    load, tower, fingerprint = partial(_load_images, regions), model.encode_image, regions.fingerprint
+    load, tower, fingerprint = partial(_load_images, regions), model.embed_images, regions.fingerprint
     if image_captions is not None:
         image_captions.check(keys)
         load = partial(_load_images_and_captions, regions, image_captions)
-        tower = partial(_encode_image_and_captions, model, image_captions.weight)
+        tower = partial(_embed_images_and_captions, model, image_captions.weight)
         fingerprint = partial(_fingerprint_of_both, regions, image_captions)
     lengths = [regions.num_regions[key] for key in keys]
     return Source("img", keys, lengths, load, tower, model, regions.folder, fingerprint)
@@ -89,7 +90,7 @@ def caption_source(model: LightningDOT, captions: CaptionDB, ids: Sequence[str])
         raise BadInput(f"{captions.folder}: no caption {missing!r} among its {len(captions)}")
     lengths = [captions.lengths[i] for i in ids]
     load = partial(_load_captions, captions, model.config.txt.vocab_size)
-    return Source("txt", ids, lengths, load, model.encode_text, model, captions.folder, captions.fingerprint)
+    return Source("txt", ids, lengths, load, model.embed_texts, model, captions.folder, captions.fingerprint)
 
 
 def images_of_captions(captions: CaptionDB, regions: RegionDB) -> list[str]:
@@ -125,28 +126,26 @@ def check_vocabulary(largest: int, vocab_size: int, source: object) -> None:
 # ---- what the processes run that read a database -----------------------------------------------------------------------
 
 
-def _load_images(regions: RegionDB, keys: list[str]) -> tuple[Tensor, ...]:
-    return collate_images([regions.get(key, soft_labels=False) for key in keys])
+def _load_images(regions: RegionDB, keys: list[str]) -> tuple[Images]:
+    return (collate_images([regions.get(key, soft_labels=False) for key in keys]),)
 
 
-def _load_images_and_captions(regions: RegionDB, image_captions: ImageCaptions, keys: list[str]) -> tuple[Tensor, ...]:
-    words = [image_captions.input_ids(key) for key in keys]
-    return *_load_images(regions, keys), *collate_texts(words, image_captions.captions.meta.get("PAD", 0))
+def _load_images_and_captions(regions: RegionDB, image_captions: ImageCaptions, keys: list[str]) -> tuple[Images, Texts]:
+    return *_load_images(regions, keys), collate_texts([image_captions.input_ids(key) for key in keys])
 
 
-def _load_captions(captions: CaptionDB, vocab_size: int, ids: list[str]) -> tuple[Tensor, ...]:
-    cls, sep, pad = captions.meta["CLS"], captions.meta["SEP"], captions.meta.get("PAD", 0)
-    input_ids, mask = collate_texts([np.array([cls, *captions.input_ids(i), sep]) for i in ids], pad)
-    check_vocabulary(int(input_ids.max()), vocab_size, captions.folder)
-    return input_ids, mask
+def _load_captions(captions: CaptionDB, vocab_size: int, ids: list[str]) -> tuple[Texts]:
+    cls, sep = captions.meta["CLS"], captions.meta["SEP"]
+    texts = collate_texts([np.array([cls, *captions.input_ids(i), sep]) for i in ids])
+    check_vocabulary(int(texts.ids.max()), vocab_size, captions.folder)
+    return (texts,)
 
 
 # ---- the third view ----------------------------------------------------------------------------------------------------
 
 
-def _encode_image_and_captions(model, weight, features, positions, region_mask, caption_ids, caption_mask) -> Tensor:
-    image = model.encode_image(features, positions, region_mask).float()
-    return torch.lerp(image, model.encode_text(caption_ids, caption_mask).float(), weight)
+def _embed_images_and_captions(model: LightningDOT, weight: float, images: Images, captions: Texts) -> Tensor:
+    return torch.lerp(model.embed_images(images).float(), model.embed_texts(captions).float(), weight)
 
 
 def _fingerprint_of_both(regions: RegionDB, image_captions: ImageCaptions) -> str:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from data.batches.ragged import Texts
 from data.errors import BadInput
 from data.storage.text_files import read_json
 from model import checkpoints
+from model.attention import collect
 from model.costs import Load, Work, trained
 from model.text_encoders.base import TextEncoder
 from model.transformer import empty_weights
@@ -38,7 +40,7 @@ class AutoEncoderConfig:
         vocab_size: number of word embeddings
         max_tokens: the longest text, [CLS] and [SEP] included
         initializer_range: standard deviation of random weights on top of the encoder
-        pad_token_id: id that stands where the attention mask is false; None: whatever stands there
+        pad_token_id: id that pads a batch of texts; None: any
         encoder: name in the registry of text encoders
     """
 
@@ -97,16 +99,21 @@ class AutoEncoder(nn.Module):
         with torch.device("cpu"):  # it has buffers that no checkpoint holds: not on the meta device
             self.model = AutoModel.from_config(_transformers_config(config.settings), dtype=torch.float32)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> Tensor:
-        """``input_ids`` [B,L], ``attention_mask`` [B,L] → hidden states [B,L,h], or [B,1,h] of position 0."""
-        if input_ids.shape[1] > self.config.max_tokens:
+    def forward(self, texts: Texts, first_only: bool = False) -> Tensor:
+        """Texts of T tokens together → hidden states [T,h], or [B,h] of position 0. transformers' models read padded texts."""
+        layout = texts.layout
+        if layout.longest > self.config.max_tokens:
             raise BadInput(
-                f"a text of {input_ids.shape[1]} tokens does not fit the model's {self.config.max_tokens} positions; shorten it"
+                f"a text of {layout.longest} tokens does not fit the model's {self.config.max_tokens} positions; shorten it"
             )
-        if self.config.pad_token_id is not None:  # RoBERTa counts positions by it
-            input_ids = input_ids.masked_fill(~attention_mask.bool(), self.config.pad_token_id)
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask.long())[0]
-        return hidden[:, :1] if first_only else hidden
+        lengths = layout.offsets.diff()
+        mask = torch.arange(layout.longest, device=lengths.device) < lengths[:, None]
+        rows = torch.arange(len(layout), device=lengths.device).repeat_interleave(lengths, output_size=len(texts.ids))
+        places = rows * layout.longest + layout.columns
+        pad = self.config.pad_token_id or 0  # RoBERTa counts positions by it
+        input_ids = texts.ids.new_full((len(layout) * layout.longest,), pad).index_copy(0, places, texts.ids)
+        hidden = self.model(input_ids=input_ids.view(mask.shape), attention_mask=mask.long())[0]
+        return hidden[:, 0] if first_only else collect(hidden.flatten(0, 1), places)
 
     def work(self, side: str, rows: float, length: float, first_only: bool, load: Load) -> list[Work]:
         """What ``rows`` texts cost: every linear layer once a token, and attention of all tokens to all. All positions are

@@ -41,8 +41,8 @@ class TextEncoder:
 
     Attributes:
         config_class: its sizes, a `TextEncoderConfig`, with ``from_dict(values)``
-        module_class: the module, built from such a config. Its ``forward(input_ids [B,L], attention_mask [B,L], first_only)``
-            gives hidden states [B,L,h], or [B,1,h] of position 0 alone; ``draw_weights(std)`` draws initial weights;
+        module_class: the module, built from such a config. Its ``forward(texts, first_only)`` takes texts of T
+            tokens together without padding (data/batches/ragged.py), and gives hidden states [T,h], or [B,h] of position 0 alone; ``draw_weights(std)`` draws initial weights;
             ``set_checkpointing(on)`` turns activation checkpointing on or off; ``work`` and ``parts`` say what it costs
             (model/costs.py)
         read: a folder → its config, and the module's tensors by name. BadInput for a folder that it cannot take

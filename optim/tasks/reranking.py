@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from data.batches.batch import collate_pairs
+from data.batches.batch import collate_for_ranking
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
@@ -83,7 +83,7 @@ class Reranking(Finetuning):
 
     loss_name = "ranking"
     miner_changes = False
-    prepare = staticmethod(collate_pairs)
+    prepare = staticmethod(collate_for_ranking)
 
     def __init__(self, config: RerankingConfig, device: torch.device, ranks: Ranks):
         train, val = open_training_data(config, ranks)

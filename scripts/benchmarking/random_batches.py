@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from data.batches.batch import Batch
+from data.batches.masking import NOT_MASKED
+from data.batches.ragged import Images, Layout, Predicted, Texts
+from model.objectives.smrm import MaskedRegions
 
 
 @dataclass(kw_only=True)
@@ -42,26 +46,23 @@ def random_batch(sizes: Sizes, task: str, pairs: int, device: torch.device) -> B
     """``pairs`` pairs of one length, masked for ``task``."""
     generator = torch.Generator().manual_seed(0)
     length = sizes.words + 2
-    masked = torch.rand(pairs, sizes.regions, generator=generator) < 0.15
-    masked[:, 0] = True
     input_ids = torch.randint(1000, sizes.vocab_size, (pairs, length), generator=generator)
-    features = torch.randn(pairs, sizes.regions, sizes.feature_dim, generator=generator).half()
+    features = torch.randn(pairs * sizes.regions, sizes.feature_dim, generator=generator).half()
     batch = Batch(
-        input_ids,
-        torch.ones(pairs, length, dtype=torch.bool),
-        features,
-        torch.rand(pairs, sizes.regions, 7, generator=generator),
-        torch.ones(pairs, sizes.regions, dtype=torch.bool),
+        Texts(input_ids.flatten(), Layout.of([length] * pairs)),
+        Images.of(features, torch.rand(len(features), 7, generator=generator), np.full(pairs, sizes.regions)),
         torch.arange(pairs),
         [],
         [],
     )
-    if task == "vmlm":
+    if task in ("vmlm", "mlm"):
         chosen = torch.rand(pairs, length, generator=generator) < 0.15
         chosen[:, 1] = True
-        batch.word_labels = torch.where(chosen, input_ids, -1)
+        batch.word_labels = torch.where(chosen, input_ids, NOT_MASKED).flatten()
+        batch.predicted = Predicted.at(chosen.flatten().numpy(), batch.texts.layout)
     elif task != "cmr":
-        batch.masked_regions = masked
-        batch.feature_targets = features[masked]
+        masked = torch.rand(pairs, sizes.regions, generator=generator) < 0.15
+        masked[:, 0] = True
+        MaskedRegions.mask(batch, masked.flatten().numpy())
         batch.label_targets = torch.rand(int(masked.sum()), sizes.num_labels, generator=generator).half()
     return batch.to(device)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from data.batches.ragged import Layout, pack_images, pack_texts
 from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
@@ -72,8 +73,8 @@ def test_encoder_equals_transformers(tmp_path, kind):
     ids, mask = texts(reference.config.vocab_size, reference.config.pad_token_id)
     with torch.no_grad():
         expected = reference(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        hidden = ours(tmp_path)(ids, mask)
-    torch.testing.assert_close(hidden[mask], expected[mask], atol=1e-5, rtol=1e-5)
+        hidden = ours(tmp_path)(pack_texts(ids, mask))
+    torch.testing.assert_close(hidden, expected[mask], atol=1e-5, rtol=1e-5)
     assert expected[mask].std() > 0.5  # else anything would agree
 
 
@@ -84,7 +85,7 @@ def test_gradients_equal_transformers(tmp_path):
     ids, mask = texts(90, 0)
     weight = torch.randn(32, generator=torch.Generator().manual_seed(3))
     (reference(input_ids=ids, attention_mask=mask.long()).last_hidden_state[:, 0] @ weight).sum().backward()
-    (model(ids, mask)[:, 0] @ weight).sum().backward()
+    (model(pack_texts(ids, mask), first_only=True) @ weight).sum().backward()
     expected = {name: p.grad for name, p in reference.named_parameters()}
     compared = 0
     for name, parameter in model.named_parameters():
@@ -99,20 +100,20 @@ def test_training_mode_drops_and_rate_0_does_not():
     ids, mask = texts(50, 0)
     for hidden, attention in ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0)):
         config = dataclasses.replace(sizes, hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)
-        model = Bert(config).train()
-        assert torch.equal(model(ids, mask), model(ids, mask)) == (hidden == attention == 0)
+        model, packed = Bert(config).train(), pack_texts(ids, mask)
+        assert torch.equal(model(packed), model(packed)) == (hidden == attention == 0)
         model.eval()
-        assert torch.equal(model(ids, mask), model(ids, mask))
+        assert torch.equal(model(packed), model(packed))
 
 
 def test_a_text_longer_than_the_position_table_is_refused():
     ids, mask = texts(50, 0, lengths=(25,))
     with pytest.raises(BadInput, match="text of 25 tokens does not fit the model's 24 positions; shorten it"):
-        Bert(EncoderConfig(vocab_size=50, **SIZES))(ids, mask)
+        Bert(EncoderConfig(vocab_size=50, **SIZES))(pack_texts(ids, mask))
     offset = Bert(EncoderConfig(vocab_size=50, **SIZES, position_offset=2))
-    assert offset(ids[:, :22], mask[:, :22]).shape == (1, 22, 32)
+    assert offset(pack_texts(ids[:, :22], mask[:, :22])).shape == (22, 32)
     with pytest.raises(BadInput, match="text of 23 tokens does not fit the model's 22 positions"):
-        offset(ids[:, :23], mask[:, :23])
+        offset(pack_texts(ids[:, :23], mask[:, :23]))
 
 
 @pytest.mark.parametrize(
@@ -220,15 +221,16 @@ def test_region_embedding_matches_its_formula():
     masked = torch.zeros_like(mask)
     masked[0, 2] = masked[2, 7] = True
     features[masked] = 0
-    hidden = parts(features, positions, types[1], masked)
+    hidden = parts(features.flatten(0, 1), positions.flatten(0, 1), types[1], masked.flatten()).unflatten(0, mask.shape)
     for row, column in [(0, 0), (0, 2), (2, 7)]:
         f = parts.mask_embedding.weight[1] if masked[row, column] else features[row, column]
         f = parts.img_layer_norm(parts.img_linear.weight @ f + parts.img_linear.bias)
         p = parts.pos_layer_norm(parts.pos_linear.weight @ positions[row, column] + parts.pos_linear.bias)
         torch.testing.assert_close(hidden[row, column], parts.LayerNorm(f + p + types[1]), atol=1e-5, rtol=1e-5)
-    sequence = bert(features, positions, mask, masked)
-    cls = bert.embeddings(torch.tensor([[3]]))
-    expected = bert.encoder(torch.cat([cls.expand(4, 1, 32), hidden], 1), longer(mask.flip(1), 1, True).flip(1))
+    sequence = bert(pack_images(features, positions, mask), masked[mask])
+    cls = bert.embeddings.of_tokens(torch.tensor([3]), torch.tensor([0]))
+    each = [torch.cat([cls, hidden[row][mask[row]]]) for row in range(4)]
+    expected = bert.encoder(torch.cat(each), Layout.of([len(x) for x in each]))
     torch.testing.assert_close(sequence, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -238,7 +240,7 @@ def test_without_projection_the_embedding_is_position_0():
     assert model.config.embedding_dim == 32
     assert not [name for name in model.state_dict() if "encode_proj" in name]
     ids, mask = texts(50, 0)
-    torch.testing.assert_close(model.encode_text(ids, mask), model.txt_model.bert(ids, mask)[:, 0])
+    torch.testing.assert_close(model.encode_text(ids, mask), model.txt_model.bert(pack_texts(ids, mask), first_only=True))
     assert small_model(project_dim=20).config.embedding_dim == 20
     with pytest.raises(BadInput, match=r"project_dim 0 .* text has hidden_size 16, image 32"):
         small_model(project_dim=0, txt=EncoderConfig(vocab_size=50, **SIZES | {"hidden_size": 16}))
@@ -249,9 +251,10 @@ def test_without_projection_the_embedding_is_position_0():
 def test_position_0_alone_is_position_0_of_all(layers):
     model = small_model(txt=EncoderConfig(vocab_size=50, **SIZES | {"num_hidden_layers": layers}))
     ids, mask = texts(50, 0)
-    alone, whole = (model.txt_model.bert(ids, mask, first_only=first) for first in (True, False))
-    assert alone.shape == (len(ids), 1, 32) and whole.shape[1] > 1
-    torch.testing.assert_close(alone, whole[:, :1], atol=1e-6, rtol=1e-5)
+    packed = pack_texts(ids, mask)
+    alone, whole = (model.txt_model.bert(packed, first_only=first) for first in (True, False))
+    assert alone.shape == (len(ids), 32) and len(whole) == mask.sum()
+    torch.testing.assert_close(alone, whole[packed.layout.firsts()], atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -268,9 +271,9 @@ def test_scores_of_random_towers_have_unit_variance():
         torch.manual_seed(seed)
         sizes = EncoderConfig(vocab_size=50, **base)
         tower = LightningDOT(LightningDOTConfig(txt=sizes, img=sizes, project_dim=16, feature_dim=12)).txt_model
-        first, second = tower.embed(torch.randn(64, 1, 128)), tower.embed(torch.randn(64, 1, 128))
+        first, second = tower.embed(torch.randn(64, 128)), tower.embed(torch.randn(64, 128))
         other = LightningDOT(LightningDOTConfig(txt=sizes, img=sizes, project_dim=16, feature_dim=12)).txt_model
-        scores.append(first.detach() @ other.embed(torch.randn(64, 1, 128)).detach().T)
+        scores.append(first.detach() @ other.embed(torch.randn(64, 128)).detach().T)
         assert torch.isfinite(first @ second.T).all()
     spread = torch.stack(scores).std().item()
     assert 0.8 < spread < 1.25, spread

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.batches.ragged import pack_images, pack_texts
 from model.bi_encoder import LightningDOT
 from model.original import files as conversion
 
@@ -77,7 +78,8 @@ def test_masked_regions(recorded, model):
     """The recorded features were not zeroed: the mask embedding comes on top of them."""
     features, positions, mask = images(recorded, "batch")
     masked = recorded["masked/regions"]
-    embedding = model.img_model.embed(model.img_model.bert(features, positions, mask, masked))
+    hidden = model.img_model.bert(pack_images(features, positions, mask), masked[mask], first_only=True)
+    embedding = model.img_model.embed(hidden)
     torch.testing.assert_close(embedding, recorded["masked/img"], **CLOSE)
     assert (embedding - recorded["batch/img"]).abs().max() > 0.1
 
@@ -85,11 +87,13 @@ def test_masked_regions(recorded, model):
 @torch.no_grad()
 def test_hidden_states_of_every_position(recorded, model):
     ids, mask = texts(recorded, "batch/txts")
-    torch.testing.assert_close(model.txt_model.bert(ids, mask)[:3][mask[:3]], recorded["batch/txt_sequence"], **CLOSE)
+    hidden, expected = model.txt_model.bert(pack_texts(ids, mask)), recorded["batch/txt_sequence"]  # of the first three
+    assert len(expected) == mask[:3].sum()
+    torch.testing.assert_close(hidden[: len(expected)], expected, **CLOSE)
     features, positions, mask = images(recorded, "batch")
-    hidden = model.img_model.bert(features, positions, mask)[:3]
-    with_cls = torch.nn.functional.pad(mask[:3], (1, 0), value=True)
-    torch.testing.assert_close(hidden[with_cls], recorded["batch/img_sequence"], **CLOSE)
+    hidden, expected = model.img_model.bert(pack_images(features, positions, mask)), recorded["batch/img_sequence"]
+    assert len(expected) == 3 + mask[:3].sum()
+    torch.testing.assert_close(hidden[: len(expected)], expected, **CLOSE)
 
 
 @torch.no_grad()

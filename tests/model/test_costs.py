@@ -2,18 +2,21 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.batches.batch import Batch
+from data.batches.batch import Batch, ranked_pairs
+from data.batches.ragged import Images, Joined, Layout, Predicted, Texts
 from model import costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import OBJECTIVES
 from model.objectives.base import ObjectiveOptions
 from model.objectives.heads import PAPER, PretrainingHeads, heads_of
+from model.objectives.smrm import MaskedRegions
 from model.text_encoders import TEXT_ENCODERS
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, UniterConfig, forward_ranking
@@ -40,20 +43,21 @@ def batch_of(task: str) -> Batch:
     labels[0, 2] = 8  # five in all, 5.4 expected
     masked = torch.zeros(PAIRS, REGIONS, dtype=torch.bool)
     masked[:, :3] = True
-    return Batch(
-        ids,
-        torch.ones_like(ids, dtype=torch.bool),
-        torch.rand(PAIRS, REGIONS, 96, generator=generator).half(),
-        torch.rand(PAIRS, REGIONS, 7, generator=generator),
-        torch.ones(PAIRS, REGIONS, dtype=torch.bool),
+    features, positions = (torch.rand(PAIRS * REGIONS, n, generator=generator) for n in (96, 7))
+    batch = Batch(
+        Texts(ids.flatten(), Layout.of([WORDS + 2] * PAIRS)),
+        Images.of(features.half(), positions, [REGIONS] * PAIRS),
         torch.arange(PAIRS),
         [str(n) for n in range(PAIRS)],
         [str(n) for n in range(PAIRS)],
-        word_labels=labels,
-        masked_regions=masked if task not in ("cmr", "vmlm") else None,
-        feature_targets=torch.rand(PAIRS * 3, 96, generator=generator).half(),
         label_targets=torch.rand(PAIRS * 3, 31, generator=generator).softmax(dim=1).half(),
     )
+    if task == "vmlm":
+        batch.word_labels = labels.flatten()
+        batch.predicted = Predicted.at((batch.word_labels != -1).numpy(), batch.texts.layout)
+    elif task != "cmr":
+        MaskedRegions.mask(batch, masked.flatten().numpy())
+    return batch
 
 
 def small_model() -> tuple[LightningDOT, PretrainingHeads]:
@@ -239,9 +243,14 @@ def test_a_re_ranker_costs_what_torch_counts():
     torch.manual_seed(0)
     reranker, count = Reranker(UniterConfig(TXT, 96, 31)).train(), 2
     batch = batch_of("cmr")
-    rows = torch.arange(PAIRS).repeat(1 + count)  # each pair, and its negatives
-    names = ("input_ids", "attention_mask", "features", "positions", "region_mask")
-    many = dataclasses.replace(batch, **{name: getattr(batch, name)[rows] for name in names}, num_pairs=PAIRS)
+    texts, images = batch.texts, batch.images
+    many = dataclasses.replace(  # each pair, and its negatives
+        batch,
+        texts=Texts(texts.ids.repeat(1 + count), Layout.of(np.tile(texts.layout.lengths, 1 + count))),
+        images=Images.of(*(x.repeat(1 + count, 1) for x in (images.features, images.positions)), np.tile(images.counts, 1 + count)),
+        num_pairs=PAIRS,
+    )
+    many.joined = Joined.of(many.texts, many.images, *ranked_pairs(PAIRS * (1 + count), PAIRS))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         forward_ranking(reranker, many, 0.2).sum().backward()
     works = reranker.work(small_load(hard_negatives=count))

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from configs import cli
-from data.batches.batch import Batch
+from data.batches.batch import Batch, ranked_pairs
 from data.batches.pairs import open_pairs
+from data.batches.ragged import Joined, pack_images, pack_texts
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
@@ -23,7 +24,6 @@ from model.uniter import (
     build_reranker,
     check_reranker,
     forward_ranking,
-    without_gaps,
 )
 from tests.scripts.test_convert_checkpoint import PRETRAINED, RETRIEVAL, random_tensors, small_shapes, tie
 
@@ -116,15 +116,6 @@ def test_scores_of_a_uniter_file_against_single_pairs(tmp_path, prefix):
         torch.testing.assert_close(reranker(*inputs, texts, images), reranker(*rows), atol=1e-6, rtol=0)
 
 
-def test_padding_goes_to_the_end():
-    x = torch.arange(12.0).view(2, 6, 1)
-    mask = torch.tensor([[1, 0, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0]]).bool()
-    moved, kept = without_gaps(x, mask)
-    assert moved[..., 0].tolist() == [[0, 3, 4], [6, 7, 9]] and kept.all()
-    moved, kept = without_gaps(x, mask & torch.tensor([[True], [False]]))
-    assert moved.shape == (2, 3, 1) and kept.tolist() == [[True] * 3, [False] * 3]
-
-
 def test_a_re_ranker_is_written_as_a_uniter_and_read_again(tmp_path):
     reranker = Reranker(UniterConfig(EncoderConfig(150, 64, 2, 1, 48, max_position_embeddings=24), 20, 7)).eval()
     reranker.save_pretrained(tmp_path / "ours")
@@ -142,7 +133,9 @@ def test_ranking_loss_against_a_loop():
     reranker = Reranker(UniterConfig(EncoderConfig(150, 64, 2, 1, 48, max_position_embeddings=24, initializer_range=0.2), 20, 7))
     reranker.eval()
     inputs = batch([(5, 3), (4, 2), (6, 6), (3, 5), (7, 4), (5, 5)])  # 2 pairs, then 2 hard negatives of each
-    data = Batch(*inputs, image_ids=torch.arange(6), txt_ids=[""] * 6, img_keys=[""] * 6, num_pairs=2)
+    packed = pack_texts(*inputs[:2]), pack_images(*inputs[2:])
+    joined = Joined.of(*packed, *ranked_pairs(6, 2))
+    data = Batch(*packed, image_ids=torch.arange(6), txt_ids=[""] * 6, img_keys=[""] * 6, num_pairs=2, joined=joined)
 
     def score(text, image):
         rows = [each[text : text + 1] for each in inputs[:2]] + [each[image : image + 1] for each in inputs[2:]]
@@ -154,7 +147,7 @@ def test_ranking_loss_against_a_loop():
         expected = sum((0.2 + each - score(pair, pair)).clamp(min=0) for each in wrong) / 4
         torch.testing.assert_close(found[pair], expected, atol=1e-6, rtol=1e-5)
 
-    data.num_pairs = 0  # a rank that has nothing left: no loss, and gradients all the same
+    data.num_pairs, data.joined = 0, Joined.of(*packed, *ranked_pairs(6, 0))  # a rank that has nothing left: no loss, and gradients all the same
     (forward_ranking(reranker, data, 0.2).sum() / 1).backward()
     assert reranker.bert.embeddings.word_embeddings.weight.grad.abs().sum() == 0
 

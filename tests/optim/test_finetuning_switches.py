@@ -30,6 +30,7 @@ from model.retrieval.mining import HardNegativeOptions, HardNegatives, hard_nega
 from model.retrieval.sources import image_source
 from optim.tasks.pretraining import PretrainConfig, Pretraining
 from optim.tasks.retrieval import Retrieval, RetrievalConfig
+from tests.padded import padded_images, padded_texts
 
 ORIGINAL = """--siblings keep --optim.algorithm adamw_original --optim.no_decay original --optim.schedule hf_linear
 --optim.warmup-ratio 0.1 --optim.betas [0.9,0.999] --optim.eps 1e-8 --optim.weight-decay 0.01 --optim.grad-clip 0
@@ -83,8 +84,8 @@ def test_the_originals_recipe_step_by_step(train, small_world, pretrained, image
     expected = []
     for step in range(total):
         batch = OBJECTIVES["cmr"]().prepare(data.examples(order[16 * step : 16 * (step + 1)]))
-        texts = model.encode_text(batch.input_ids, batch.attention_mask)
-        images = model.encode_image(batch.features, batch.positions, batch.region_mask)
+        texts = model.encode_text(*padded_texts(batch.texts))
+        images = model.encode_image(*padded_images(batch.images))
         words = [torch.from_numpy(third.input_ids(key))[None] for key in batch.img_keys]
         captions = torch.cat([model.encode_text(ids, torch.ones_like(ids)) for ids in words])
         own = torch.arange(len(texts))

@@ -9,7 +9,7 @@ import yaml
 
 import train_itm
 from configs import cli
-from data.batches.batch import collate_pairs
+from data.batches.batch import collate_for_ranking, collate_pairs
 from data.batches.pairs import open_pairs
 from data.batches.samplers import epoch_draws
 from data.batches.teacher import read_teacher_scores
@@ -25,6 +25,7 @@ from model.retrieval.pair_scoring import PairScorer
 from model.uniter import Reranker, RerankerModelOptions, build_reranker, forward_ranking
 from optim import loop
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
+from tests.padded import padded_images, padded_texts
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_an_epoch_against_a_plain_loop(train, small_world, pretrained):
     scaler = loss_scaler(torch.device("cpu"), "fp32")
     losses = []
     for draw in epoch_draws(len(data), 8, 3, 0, hard_negatives=hard_negatives.draw):
-        batch = collate_pairs(data.examples(draw.indices, num_pairs=draw.num_pairs))
+        batch = collate_for_ranking(data.examples(draw.indices, num_pairs=draw.num_pairs))
         assert len(batch) == 3 * draw.num_pairs
         others = batch.image_ids[draw.num_pairs :].view(-1, 2)
         assert (others != batch.image_ids[: draw.num_pairs, None]).all()  # a mismatch is of another image
@@ -165,8 +166,7 @@ def test_a_re_ranker_goes_on_from_a_re_ranker_and_teaches(train, small_world, pr
         rows = np.array([row]), np.flatnonzero(data.image_of == images[row, column])[:1]
         pair = [collate_pairs(data.examples(each)) for each in rows]
         with torch.no_grad():
-            score = reranker(*(getattr(pair[0], n) for n in ("input_ids", "attention_mask")),
-                             *(getattr(pair[1], n) for n in ("features", "positions", "region_mask")))  # fmt: skip
+            score = reranker(*padded_texts(pair[0].texts), *padded_images(pair[1].images))
         assert scores[row, column] == pytest.approx(float(score), abs=1e-5)
 
     fixed = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", "--languages", "en"]

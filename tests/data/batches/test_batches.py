@@ -74,31 +74,31 @@ def batch_of(dataset, indices, task="cmr", rng=None, **options):
 
 def test_collate_texts_against_a_loop():
     texts = [np.array([5, 6, 7]), np.array([8]), np.array([9, 10])]
-    input_ids, mask = collate_texts(texts, pad=1)
-    assert (input_ids.dtype, mask.dtype) == (torch.int64, torch.bool)
-    for row, text in enumerate(texts):
-        for column in range(3):
-            inside = column < len(text)
-            assert mask[row, column] == inside
-            assert input_ids[row, column] == (text[column] if inside else 1)
-    assert torch.equal(collate_texts([[5, 6], [7]])[0], torch.tensor([[5, 6], [7, 0]]))
+    found, row = collate_texts(texts), 0
+    assert found.ids.dtype == torch.int64 and found.layout.lengths.tolist() == [3, 1, 2] and len(found) == 3
+    for text in texts:
+        for word in text:
+            assert found.ids[row] == word
+            row += 1
+    assert row == len(found.ids)
+    assert collate_texts([[5, 6], [7]]).ids.tolist() == [5, 6, 7]
 
 
 def test_collate_images_against_a_loop():
     images = [make_regions(n, seed=n) for n in (3, 1, 4)]
     images = [Regions(r.features.astype(np.float16), r.norm_bb.astype(np.float16), r.conf) for r in images]
-    features, positions, mask = collate_images(images)
-    assert (features.dtype, positions.dtype, mask.dtype) == (torch.float16, torch.float32, torch.bool)
-    assert features.shape == (3, 6, 6) and positions.shape == (3, 6, 7) and mask.shape == (3, 6)
-    for row, image in enumerate(images):
-        for box in range(6):
-            inside = box < len(image)
-            assert mask[row, box] == inside
+    found, row = collate_images(images), 0
+    assert (found.features.dtype, found.positions.dtype) == (torch.float16, torch.float32)
+    assert found.features.shape == (14, 6) and found.positions.shape == (14, 7) and found.counts.tolist() == [5, 3, 6]
+    for image in images:
+        for box in range(len(image)):
             for column in range(6):
-                assert features[row, box, column] == (float(image.features[box, column]) if inside else 0)
-                assert positions[row, box, column] == (float(image.norm_bb[box, column]) if inside else 0)
-            area = np.float32(image.norm_bb[box, 4]) * np.float32(image.norm_bb[box, 5]) if inside else 0
-            assert positions[row, box, 6] == area  # of fp16 values, multiplied in fp32
+                assert found.features[row, column] == float(image.features[box, column])
+                assert found.positions[row, column] == float(image.norm_bb[box, column])
+            area = np.float32(image.norm_bb[box, 4]) * np.float32(image.norm_bb[box, 5])
+            assert found.positions[row, 6] == area  # of fp16 values, multiplied in fp32
+            row += 1
+    assert row == 14
 
 
 # ---- which pairs -----------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_max_txt_len_counts_cls_and_sep(world, limit, left):
     dataset = open_pairs("captions", "regions", BOXES, limit, root=str(world))
     assert len(dataset) == left == len(dataset.image_of) == len(dataset.txt_lengths) == len(dataset.img_lengths)
     batch = batch_of(dataset, np.arange(left))
-    assert batch.input_ids.shape[1] == dataset.txt_lengths.max() <= (limit if limit > 0 else 11)
+    assert batch.texts.layout.longest == dataset.txt_lengths.max() <= (limit if limit > 0 else 11)
     assert set(batch.img_keys) == set(dataset.images)  # pictures without captions left are not candidates
     with pytest.raises(BadInput, match=r"captions: no caption of 7 is left .max_txt_len 2, languages any"):
         open_pairs("captions", "regions", BOXES, 2, root=str(world))
@@ -135,7 +135,7 @@ def test_captions_that_are_too_long_are_counted(world):
     assert dataset.cut == 3 and dataset.txt_lengths.tolist() == [3, 6, 5, 6, 4, 6, 6]
     assert {i: dataset.captions.input_ids(i) for i in dataset.ids} == {i: words[:4] for i, words in whole.items()}
     dataset.cut_captions(5)
-    assert dataset.cut == 4 and batch_of(dataset, np.arange(7)).input_ids.shape[1] == 5
+    assert dataset.cut == 4 and batch_of(dataset, np.arange(7)).texts.layout.longest == 5
 
 
 def test_languages(world):
@@ -177,16 +177,16 @@ def test_a_batch_holds_what_the_databases_hold(pairs):
     batch = batch_of(pairs, indices)
     assert len(batch) == 4 and batch.txt_ids == ["p2#0", "p0#0", "p1#0", "p0#2"]
     assert batch.img_keys == ["p2.npz", "p0.npz", "p1.npz", "p0.npz"]
-    assert batch.input_ids.shape == (4, 11) and batch.features.shape == (4, 6, 6)
+    tokens, boxes = [], []
     for row, (txt_id, key) in enumerate(zip(batch.txt_ids, batch.img_keys, strict=True)):
-        expected = [CLS, *pairs.captions[txt_id]["input_ids"], SEP]
-        assert batch.input_ids[row].tolist() == expected + [0] * (11 - len(expected))
-        assert batch.attention_mask[row].sum() == len(expected) == pairs.txt_lengths[indices[row]]
-        regions = pairs.regions[key]
+        tokens.append([CLS, *pairs.captions[txt_id]["input_ids"], SEP])
+        assert batch.texts.layout.lengths[row] == len(tokens[-1]) == pairs.txt_lengths[indices[row]]
+        boxes.append(pairs.regions[key])
         count = COUNTS[key.removesuffix(".npz")]
-        assert len(regions) == count and batch.region_mask[row].tolist() == [n < count for n in range(6)]
-        assert np.array_equal(batch.features[row, :count].numpy(), regions.features)
-        assert not batch.features[row, count:].any() and not batch.positions[row, count:].any()
+        assert len(boxes[-1]) == count == batch.images.counts[row] == batch.images.layout.lengths[row] - 1
+    assert batch.texts.ids.tolist() == [word for text in tokens for word in text]  # nothing between them
+    assert np.array_equal(batch.images.features.numpy(), np.concatenate([regions.features for regions in boxes]))
+    assert np.array_equal(batch.images.positions.numpy(), np.concatenate([regions.positions for regions in boxes]))
     assert batch.image_ids.tolist() == [2, 0, 1, 0]  # equal for siblings
     assert batch.word_labels is batch.masked_regions is batch.feature_targets is batch.label_targets is None
 
@@ -197,20 +197,23 @@ def test_masked_words_and_their_labels(pairs):
     changed = 0
     for seed in range(20):
         batch = batch_of(pairs, indices, "vmlm", np.random.default_rng(seed), word_mask_prob=0.5)
-        assert torch.equal(batch.attention_mask, plain.attention_mask)
-        assert batch.word_labels.shape == batch.input_ids.shape and batch.word_labels.dtype == torch.int64
-        assert torch.equal(batch.features, plain.features)
+        assert torch.equal(batch.texts.layout.offsets, plain.texts.layout.offsets)
+        assert batch.word_labels.shape == batch.texts.ids.shape and batch.word_labels.dtype == torch.int64
+        assert torch.equal(batch.images.features, plain.images.features)
+        token, predicted = 0, []
         for row in range(7):
-            length = pairs.txt_lengths[row]
-            assert (batch.word_labels[row] != -1).any()
-            for column in range(batch.input_ids.shape[1]):
-                label, original = batch.word_labels[row, column], plain.input_ids[row, column]
-                if 0 < column < length - 1 and label != -1:
+            for column in range(pairs.txt_lengths[row]):
+                label, original, word = batch.word_labels[token], plain.texts.ids[token], batch.texts.ids[token]
+                if 0 < column < pairs.txt_lengths[row] - 1 and label != -1:
                     assert label == original  # the shift by [CLS] is right
-                    assert batch.input_ids[row, column] == MASK or batch.input_ids[row, column] >= 5
-                    changed += batch.input_ids[row, column] == MASK
+                    assert word == MASK or word >= 5
+                    changed += word == MASK
+                    predicted.append((token, row))
                 else:
-                    assert label == -1 and batch.input_ids[row, column] == original  # never [CLS], [SEP], padding
+                    assert label == -1 and word == original  # never [CLS] or [SEP]
+                token += 1
+        assert {row for _, row in predicted} == set(range(7))  # at least one of each
+        assert list(zip(batch.predicted.rows.tolist(), batch.predicted.pairs.tolist(), strict=True)) == predicted
     assert changed > 200
 
 
@@ -220,20 +223,23 @@ def test_masked_regions_and_their_targets(pairs, task):
     plain = batch_of(pairs, indices)
     for seed in range(10):
         batch = batch_of(pairs, indices, task, np.random.default_rng(seed), region_mask_prob=0.4)
-        assert torch.equal(batch.input_ids, plain.input_ids) and batch.word_labels is None
-        assert torch.equal(batch.region_mask, plain.region_mask) and torch.equal(batch.positions, plain.positions)
-        features, labels = [], []
+        assert torch.equal(batch.texts.ids, plain.texts.ids) and batch.word_labels is None
+        assert torch.equal(batch.images.order, plain.images.order)
+        assert torch.equal(batch.images.positions, plain.images.positions)
+        features, labels, predicted, region = [], [], [], 0
         for row, key in enumerate(batch.img_keys):
             stored = pairs.regions[key]
-            assert batch.masked_regions[row].any()
-            for box in range(batch.features.shape[1]):
-                if batch.masked_regions[row, box]:
-                    assert batch.region_mask[row, box]  # never padding
-                    assert not batch.features[row, box].any()
+            for box in range(len(stored)):
+                if batch.masked_regions[region]:
+                    assert not batch.images.features[region].any()
                     features.append(stored.features[box])
                     labels.append(stored.soft_labels[box])
+                    predicted.append((region + row + 1, row))  # a [CLS] before its image's regions, and one of each before
                 else:
-                    assert torch.equal(batch.features[row, box], plain.features[row, box])
+                    assert torch.equal(batch.images.features[region], plain.images.features[region])
+                region += 1
+        assert {row for _, row in predicted} == set(range(5))  # at least one of each
+        assert list(zip(batch.predicted.rows.tolist(), batch.predicted.pairs.tolist(), strict=True)) == predicted
         assert np.array_equal(batch.feature_targets.numpy(), np.stack(features))
         if task == "mrfr":
             assert batch.label_targets is None
@@ -241,16 +247,16 @@ def test_masked_regions_and_their_targets(pairs, task):
             assert batch.label_targets.dtype == torch.float16
             assert np.array_equal(batch.label_targets.numpy(), np.stack(labels))
     stored = pairs.regions["p1.npz"]  # what was zeroed was a copy
-    assert np.array_equal(stored.features, plain.features[0, :2].numpy()) and stored.features.all()
+    assert np.array_equal(stored.features, plain.images.features[:2].numpy()) and stored.features.all()
 
 
 def test_masking_follows_the_generator(pairs):
     for task in ("vmlm", "mrckl"):
         batches = [batch_of(pairs, np.arange(7), task, np.random.default_rng(seed)) for seed in (5, 5, 6)]
         first, second, third = (
-            torch.cat([b.word_labels.flatten() if task == "vmlm" else b.masked_regions.flatten()]) for b in batches
+            b.word_labels if task == "vmlm" else b.masked_regions for b in batches
         )
-        assert torch.equal(first, second) and torch.equal(batches[0].input_ids, batches[1].input_ids)
+        assert torch.equal(first, second) and torch.equal(batches[0].texts.ids, batches[1].texts.ids)
         assert not torch.equal(first, third)
 
 
@@ -265,9 +271,10 @@ def test_an_image_without_boxes_is_refused(tmp_path, world):
 def test_moving_a_batch_keeps_everything(pairs):
     batch = batch_of(pairs, np.arange(4), "mrc", np.random.default_rng(0))
     moved = batch.to("meta")
-    assert moved.features.is_meta and moved.label_targets.is_meta and moved.word_labels is None
-    assert moved.txt_ids == batch.txt_ids and moved.features.shape == batch.features.shape
-    assert not batch.features.is_meta
+    assert moved.images.features.is_meta and moved.label_targets.is_meta and moved.word_labels is None
+    assert all(x.is_meta for x in (moved.texts.layout.offsets, moved.texts.layout.places, moved.predicted.rows))
+    assert moved.txt_ids == batch.txt_ids and moved.images.features.shape == batch.images.features.shape
+    assert moved.texts.layout.blocks == batch.texts.layout.blocks and not batch.images.features.is_meta
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
@@ -284,12 +291,12 @@ def test_loading_in_workers_gives_the_same_batches_in_order(pairs, workers):
     for (draw, batch), expected in zip(loaded, draws, strict=True):
         assert np.array_equal(draw, expected)
         assert batch.txt_ids == [pairs.ids[i] for i in expected]
-        assert torch.equal(batch.features, batch_of(pairs, expected).features)
+        assert torch.equal(batch.images.features, batch_of(pairs, expected).images.features)
 
 
 def test_a_dataset_can_be_sent_to_another_process(pairs):
     copy = pickle.loads(pickle.dumps(pairs))
-    assert torch.equal(batch_of(copy, np.arange(7)).features, batch_of(pairs, np.arange(7)).features)
+    assert torch.equal(batch_of(copy, np.arange(7)).images.features, batch_of(pairs, np.arange(7)).images.features)
 
 
 # ---- large databases -------------------------------------------------------------------------------------------------
@@ -349,7 +356,7 @@ def test_data_workers_read_the_databases(world, tmp_path, monkeypatch, method):
     inherited = 1 if method == "fork" else 0
     assert [before for before, _ in made] == [inherited, inherited, 2, 2, 2]
     for (_, batch), wanted in zip(made, expected, strict=True):
-        assert batch.txt_ids == wanted.txt_ids and torch.equal(batch.features, wanted.features)
+        assert batch.txt_ids == wanted.txt_ids and torch.equal(batch.images.features, wanted.images.features)
     assert read_in_worker(pairs, draws[0])[0] == 2
 
 
@@ -395,13 +402,13 @@ def test_joined_databases_give_the_rows_of_each(world, second, pairs, task):
     for row, index in enumerate(chosen):
         dataset, local = (pairs, index) if index < 7 else (other, index - 7)
         alone = batch_of(dataset, np.array([local]), "cmr")
-        length, boxes = int(alone.attention_mask.sum()), int(alone.region_mask.sum())
-        assert torch.equal(batch.input_ids[row, :length], alone.input_ids[0])
-        assert int(batch.attention_mask[row].sum()) == length and int(batch.region_mask[row].sum()) == boxes
-        expected = alone.features[0].clone()
+        texts, images = batch.texts.rows(slice(row, row + 1)), batch.images.rows(slice(row, row + 1))
+        assert torch.equal(texts.ids, alone.texts.ids) and images.counts == alone.images.counts
+        expected = alone.images.features.clone()
         if task == "mrckl":
-            expected[batch.masked_regions[row, :boxes]] = 0
-        assert torch.equal(batch.features[row, :boxes], expected)
+            first = int(batch.images.counts[:row].sum())
+            expected[batch.masked_regions[first : first + len(expected)]] = 0
+        assert torch.equal(images.features, expected)
         assert Path(joined.images[int(batch.image_ids[row])]).name == alone.img_keys[0] == Path(batch.img_keys[row]).name
     assert joined.regions[named[1]].features.shape == other.regions["q1.npz"].features.shape
     batch_of(pickle.loads(pickle.dumps(joined)), np.array(chosen))  # as a data worker gets it

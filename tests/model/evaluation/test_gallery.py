@@ -26,6 +26,7 @@ from model.evaluation.recall import recall_table
 from model.retrieval.encoding import embed_pairs
 from model.uniter import RerankerModelOptions, build_reranker
 from scripts import compare
+from tests.padded import padded_images, padded_texts
 
 SPLITS = ("test", "train", "val")
 
@@ -168,7 +169,7 @@ def test_a_reranker_ranks_the_full_gallery(evaluate, galleries, union, small_wor
     def pair_score(caption, image):
         text = collate_texts([np.array([pairs.captions.meta["CLS"], *words[ids[caption]], pairs.captions.meta["SEP"]])])
         with torch.no_grad():
-            return float(reranker(*text, *collate_images([pairs.regions.get(keys[image])])))
+            return float(reranker(*padded_texts(text), *padded_images(collate_images([pairs.regions.get(keys[image])]))))
 
     def ranked(order, again):
         return [order[n] for n in np.argsort([-again(n) for n in order[:3]], kind="stable")] + order[3:]

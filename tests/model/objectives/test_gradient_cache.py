@@ -135,12 +135,15 @@ def test_memory_is_bounded_by_a_chunk():
     assert cached < 0.25 * direct
 
 
-def test_a_split_batch_is_trimmed(batch):
+def test_a_split_batch_is_the_same_rows(batch):
     parts = batch.split(4)
     assert [len(part) for part in parts] == [4, 4, 1]
-    for mask in ("attention_mask", "region_mask", "caption_mask"):
-        assert all(getattr(part, mask).any(dim=0).all() for part in parts)
-        assert sum(int(getattr(part, mask).sum()) for part in parts) == int(getattr(batch, mask).sum())
+    assert torch.equal(torch.cat([part.image_ids for part in parts]), batch.image_ids)
+    for name, tensors in {"texts": ["ids"], "captions": ["ids"], "images": ["features", "positions"]}.items():
+        whole, cut = getattr(batch, name), [getattr(part, name) for part in parts]
+        assert [int(n) for part in cut for n in part.layout.lengths] == whole.layout.lengths.tolist()
+        for tensor in tensors:
+            assert torch.equal(torch.cat([getattr(part, tensor) for part in cut]), getattr(whole, tensor))
 
 
 def loss_and_kept(model, batch):

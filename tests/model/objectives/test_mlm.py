@@ -14,12 +14,12 @@ def test_words_are_predicted_from_the_text_alone():
     model, heads = build()
     batch = make_batch("vmlm", list(range(7)))
     outcome = OBJECTIVES["mlm"](ObjectiveOptions("add")).forward(model, heads, batch)
-    hidden = model.txt_model.bert(batch.input_ids, batch.attention_mask)
+    hidden = model.txt_model.bert(batch.texts)
     words, n = model.img_model.bert.embeddings.word_embeddings.weight, 0
-    for row, column in np.argwhere(batch.word_labels.numpy() != -1):
-        logits = heads["cls"]["predictions"](hidden[row, column], words)
+    for row in np.flatnonzero(batch.word_labels.numpy() != -1):
+        logits = heads["cls"]["predictions"](hidden[row], words)
         torch.testing.assert_close(outcome.logits[n], logits, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(outcome.loss[n], F.cross_entropy(logits, batch.word_labels[row, column]))
+        torch.testing.assert_close(outcome.loss[n], F.cross_entropy(logits, batch.word_labels[row]))
         n += 1
     assert n == len(outcome.loss) > 0
     outcome.mean.backward()

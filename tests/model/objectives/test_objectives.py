@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from data.batches.batch import Batch
+from data.batches.ragged import Predicted, pack_images, pack_texts
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import OBJECTIVES
 from model.objectives.base import ObjectiveOptions
 from model.objectives.heads import PretrainingHeads
+from model.objectives.smrm import MaskedRegions
 from model.transformer import EncoderConfig
 
 RECORDED = {"vmlm": "mlm", "mrfr": "mrfr", "mrckl": "mrckl", "cmr": "itm"}
@@ -45,27 +47,19 @@ def build(recorded):
 
 def batch_for(recorded, task):
     name = RECORDED.get(task, "mrckl")
-    masked = recorded.get(f"{name}/masked_regions")
-    features = recorded["features"].clone()
-    targets = None
-    if masked is not None:
-        targets = features[masked]
-        features[masked] = 0
-    input_ids = recorded[f"{name}/input_ids"]
-    return Batch(
-        input_ids,
-        recorded[f"{name}/attention_mask"],
-        features,
-        recorded["positions"],
-        recorded["region_mask"],
-        torch.arange(len(input_ids)),
-        [],
-        [],
-        word_labels=recorded.get(f"{name}/word_labels"),
-        masked_regions=masked,
-        feature_targets=targets,
+    words, regions = recorded[f"{name}/attention_mask"].bool(), recorded["region_mask"].bool()
+    batch = Batch(
+        pack_texts(recorded[f"{name}/input_ids"], words),
+        pack_images(recorded["features"], recorded["positions"], regions),
+        torch.arange(len(words)), [], [],
         label_targets=recorded.get(f"{name}/label_targets"),
-    )
+    )  # fmt: skip
+    if name == "mlm":
+        batch.word_labels = recorded["mlm/word_labels"][words]
+        batch.predicted = Predicted.at((batch.word_labels != -1).numpy(), batch.texts.layout)
+    elif name != "itm":
+        MaskedRegions.mask(batch, recorded[f"{name}/masked_regions"][regions].numpy())
+    return batch
 
 
 def thin(values):
@@ -99,17 +93,18 @@ def test_fusion_multiply_is_the_product_with_position_0(recorded):
     model, heads = build(recorded)
     batch = batch_for(recorded, "vmlm")
     logits = OBJECTIVES["vmlm"](ObjectiveOptions("multiply")).forward(model, heads, batch).logits
-    hidden = model.txt_model.bert(batch.input_ids, batch.attention_mask)
-    z = model.img_model.bert(batch.features, batch.positions, batch.region_mask)
-    row = 0
-    for b in range(len(hidden)):
-        for position in range(hidden.shape[1]):
-            if batch.word_labels[b, position] != -1:
+    hidden, lengths = model.txt_model.bert(batch.texts), batch.texts.layout.lengths
+    z = model.img_model.bert(batch.images, first_only=True)
+    row = token = 0
+    for b, length in enumerate(lengths):
+        for _ in range(length):
+            if batch.word_labels[token] != -1:
                 words = model.img_model.bert.embeddings.word_embeddings.weight
-                expected = heads.cls["predictions"](hidden[b, position] * z[b, 0], words)
+                expected = heads.cls["predictions"](hidden[token] * z[b], words)
                 torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=1e-4)
                 row += 1
-    assert row == len(logits) > 0
+            token += 1
+    assert row == len(logits) > 0 and token == len(hidden)
 
 
 def test_mrc_is_cross_entropy_to_the_likeliest_foreground_class(recorded):
@@ -128,7 +123,7 @@ def test_mrc_is_cross_entropy_to_the_likeliest_foreground_class(recorded):
 def test_a_batch_without_predictions_gives_zero_loss_and_no_nan(recorded):
     model, heads = build(recorded)
     batch = batch_for(recorded, "vmlm")
-    batch.word_labels = torch.full_like(batch.word_labels, -1)
+    batch.predicted = Predicted.at(np.zeros(len(batch.word_labels), bool), batch.texts.layout)
     mean = OBJECTIVES["vmlm"]().forward(model, heads, batch).mean
     mean.backward()
     assert mean.item() == 0

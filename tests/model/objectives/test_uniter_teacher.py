@@ -3,16 +3,19 @@
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from data.batches.batch import Batch
+from data.batches.ragged import Predicted, pack_images, pack_texts
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import OBJECTIVES
 from model.objectives.base import ObjectiveOptions
 from model.objectives.heads import PretrainingHeads
+from model.objectives.smrm import MaskedRegions
 from model.objectives.uniter_teacher import Taught, TeacherOptions, UniterTeacher, taught_by
 from model.original import files as conversion
 from model.transformer import EncoderConfig
@@ -44,16 +47,16 @@ def student():
 
 def batch_of(task):
     """Three pairs: of the first two words and a region are to be predicted, of the third nothing."""
-    ids, attention_mask, features, positions, region_mask = inputs_of(SIZES)
-    batch = Batch(ids, attention_mask, features, positions, region_mask, torch.arange(3), [], [])
+    inputs = inputs_of(SIZES)
+    batch = Batch(pack_texts(*inputs[:2]), pack_images(*inputs[2:]), torch.arange(3), [], [])
     if task in ("vmlm", "mlm"):
-        batch.word_labels = torch.full_like(ids, -1)
-        batch.word_labels[0, [2, 7]], batch.word_labels[1, 1] = torch.tensor([17, 23]), 99
+        batch.word_labels = torch.full_like(batch.texts.ids, -1)
+        batch.word_labels[[2, 7]], batch.word_labels[9 + 1] = torch.tensor([17, 23]), 99
+        batch.predicted = Predicted.at((batch.word_labels != -1).numpy(), batch.texts.layout)
     else:
-        batch.masked_regions = torch.zeros_like(region_mask)
-        batch.masked_regions[0, 1] = batch.masked_regions[1, 0] = batch.masked_regions[1, 6] = True
-        batch.feature_targets = features[batch.masked_regions]
-        features[batch.masked_regions] = 0
+        chosen = np.zeros(12, bool)
+        chosen[[1, 2 + 0, 2 + 6]] = True
+        MaskedRegions.mask(batch, chosen)
         batch.label_targets = torch.randn(3, 7, generator=torch.Generator().manual_seed(2)).softmax(1).half()
     return batch
 
@@ -61,20 +64,22 @@ def batch_of(task):
 def plain_predictions(weights, task, batch):
     """[3,·] what the UNITER of the file says of the masked words or regions, one pair at a time."""
     linear, norm = plain_layers(weights)
-    found = []
-    for row, (words, regions) in enumerate(SIZES):
-        features = batch.features[row, :regions].float()
+    found, first_word, first_region = [], 0, 0
+    for words, regions in SIZES:
+        of_text, of_image = slice(first_word, first_word + words), slice(first_region, first_region + regions)
+        first_word, first_region = of_text.stop, of_image.stop
+        features = batch.images.features[of_image].float()
         if task != "vmlm":
-            features = features + batch.masked_regions[row, :regions, None] * weights["img_embeddings.mask_embedding.weight"][1]
-        hidden = plain_hidden(weights, batch.input_ids[row, :words], features, batch.positions[row, :regions])
+            features = features + batch.masked_regions[of_image, None] * weights["img_embeddings.mask_embedding.weight"][1]
+        hidden = plain_hidden(weights, batch.texts.ids[of_text], features, batch.images.positions[of_image])
         if task == "vmlm":
-            hidden = hidden[:words][batch.word_labels[row, :words] != -1]
+            hidden = hidden[:words][batch.word_labels[of_text] != -1]
             hidden = F.gelu(linear("cls.predictions.transform.dense", hidden))
             hidden = norm("cls.predictions.transform.LayerNorm", hidden)
             found.append(hidden @ weights["embeddings.word_embeddings.weight"].T + weights["cls.predictions.bias"])
             continue
         name = HEADS[task]
-        hidden = hidden[words:][batch.masked_regions[row, :regions]]
+        hidden = hidden[words:][batch.masked_regions[of_image]]
         hidden = norm(f"{name}.net.2", F.gelu(linear(f"{name}.net.0", hidden)))
         if task == "mrfr":
             found.append(hidden @ weights["img_embeddings.img_linear.weight"] + weights["feat_regress.bias"])

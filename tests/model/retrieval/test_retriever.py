@@ -29,6 +29,7 @@ from model.uniter import Reranker, UniterConfig
 from scripts import build_index as build_index_command
 from scripts import export_index, search
 from tests.gallery import KEYS, WORDS, command
+from tests.padded import padded_images
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -125,7 +126,7 @@ def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_pat
     scores = {}
     for key in KEYS:
         images = collate_images([db.get(key, soft_labels=False)])
-        scores[key] = float(retriever.reranker.scorer.reranker(ids, torch.ones_like(ids).bool(), *images))
+        scores[key] = float(retriever.reranker.scorer.reranker(ids, torch.ones_like(ids).bool(), *padded_images(images)))
     assert [hit.id for hit in hits] == sorted(KEYS, key=lambda key: -scores[key])
     np.testing.assert_allclose([hit.score for hit in hits], sorted(scores.values(), reverse=True), atol=1e-5)
 
@@ -204,19 +205,19 @@ def test_updating_an_index(tmp_path, world, model, regions, matrices):
 
 def test_building_goes_on_after_a_fault(tmp_path, model, regions, matrices, monkeypatch, capsys):
     monkeypatch.setattr("data.index.writer.COMMIT_SECONDS", 0)
-    out, encoded, real = tmp_path / "index", [], type(model).encode_image
+    out, encoded, real = tmp_path / "index", [], type(model).embed_images
 
-    def counted(self, features, *rest):
+    def counted(self, images):
         if len(encoded) == 3:
             raise KeyboardInterrupt
-        encoded.append(len(features))
-        return real(self, features, *rest)
+        encoded.append(len(images))
+        return real(self, images)
 
-    monkeypatch.setattr(type(model), "encode_image", counted)
+    monkeypatch.setattr(type(model), "embed_images", counted)
     with pytest.raises(KeyboardInterrupt):
         build_index(image_source(model, regions, KEYS), out, Encoding(batch_size=2))
     encoded[:] = []
-    monkeypatch.setattr(type(model), "encode_image", lambda *a: encoded.append(len(a[1])) or real(*a))
+    monkeypatch.setattr(type(model), "embed_images", lambda *a: encoded.append(len(a[1])) or real(*a))
     index = build_index(image_source(model, regions, KEYS), out, Encoding(batch_size=2))
     assert sum(encoded) == 6 and "going on after 6 of 12" in capsys.readouterr().err
     order = [KEYS.index(name) for name in index.ids()]
