@@ -13,9 +13,11 @@ The same command again goes on after a stop, whatever stopped it.
 
 from pathlib import Path
 
+from configs import cli  # before torch, which takes a second: from here on Ctrl-C is one line
+
+# isort: split
 import torch
 
-from configs import cli
 from model.distributed import start_ranks
 from model.precision import choose_device
 from optim.loop import fit

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import os
-import signal
 import sys
 import typing
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 
+from configs import INTERRUPTED, INTERRUPTED_LINE
 from configs.settings import Settings, inner_dataclass, is_optional, is_switch, is_text, list_items
 from configs.yaml_file import (
     NOT_TEXT,
@@ -35,9 +35,6 @@ from configs.yaml_file import (
 from data.errors import STOPPED, BadInput, Stopped
 
 Config = typing.TypeVar("Config")
-
-INTERRUPTED = 128 + signal.SIGINT  # what a shell says of a command that Ctrl-C ended
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -75,7 +72,7 @@ def run(main: Callable[[Config], None], config: type[Config] | Choice, positiona
     except Stopped as stopped:
         message, status = str(stopped), STOPPED
     except KeyboardInterrupt:
-        message, status = "stopped by Ctrl-C; what was there before is whole", INTERRUPTED
+        message, status = INTERRUPTED_LINE, INTERRUPTED
     except BrokenPipeError:  # `... | head`: the reader has what it wanted
         sys.stderr.close()
     if message is not None:  # out here the exception is gone, and the progress bars it held have ended their lines

@@ -50,3 +50,12 @@ def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
     while group(process.pid) and time.monotonic() < until:
         time.sleep(0.01)
     assert not group(process.pid)
+
+
+@pytest.mark.parametrize("name", ["pretrain.py", "train_itm.py", "eval_itm.py", "scripts/search.py", "scripts/build_index.py"])
+def test_ctrl_c_while_modules_are_imported_is_one_line_too(tmp_path, name):
+    """A torch that is interrupted while it is imported stands in for a user who is quick."""
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    command = [sys.executable, str(ROOT / name), "--checkpoint", "absent", "--captions", "absent", "--out", "absent"]
+    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 130 and found.stderr.count("\n") == 1 and found.stderr.startswith("stopped by Ctrl-C"), found.stderr
