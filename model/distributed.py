@@ -3,7 +3,7 @@
     ranks = start_ranks("auto", device, timeout=1800)     # a single process when neither launcher started it
     sizes = ranks.exchange([len(batch)])[:, 0]      # small integers of every rank, on the host
     everyone = ranks.gather(embeddings, sizes)      # differentiable: what other ranks do with a row comes back
-    ranks.sum_gradients(parameters)
+    wait = ranks.sum_soon(numbers, "name")          # on its way; model/gradient_exchange.py sends gradients so
     ranks.close()
 
 Gradients are summed, not averaged: every rank divides its share of the loss by the number of predictions of all ranks, so
@@ -13,8 +13,10 @@ that the sum is the gradient of one process with the whole batch, however unequa
 from __future__ import annotations
 
 import datetime
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,11 +29,24 @@ from data.errors import BadInput
 from data.storage.locks import claim_output
 
 Backend = Literal["auto", "torch", "horovod", "none"]
-BUCKET_BYTES = 32 << 20  # gradients sent at a time
+
+
+class Announced(NamedTuple):
+    """What a rank tells the others of its next batch.
+
+    Attributes:
+        position: where it is: step, batch, task ...; it must be the same everywhere
+        rows: of the batch
+        predictions: what its loss averages over
+    """
+
+    position: tuple[int, ...]
+    rows: int
+    predictions: int
 
 
 class Meeting(NamedTuple):
-    """What ranks tell each other before a batch: rows of each, predictions of all together, whether one has to stop."""
+    """What ranks told each other of a batch: rows of each, predictions of all together, whether one has to stop."""
 
     sizes: list[int]
     predictions: int
@@ -39,8 +54,8 @@ class Meeting(NamedTuple):
 
 
 class Ranks:
-    """A process on its own. The backends add `_all_gather`, `_sum`, `_broadcast`, `_exchange` and `_sum_host`, which all
-    ranks call in the same order.
+    """A process on its own. The backends add `_all_gather`, `_sum`, `_sum_soon`, `_broadcast`, `_exchange_soon` and `_sum_host`,
+    which all ranks call in the same order. Those that end in ``soon`` give what waits for the result.
 
     Attributes:
         rank: number of this process, 0 to size - 1
@@ -69,17 +84,16 @@ class Ranks:
             return x
         return _Gather.apply(x, self, [int(size) for size in sizes])
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace the gradients by their sum over ranks. Ranks must have gradients of the same parameters."""
-        if self.size > 1:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            buckets = list(_buckets(gradients))
-            flat = [torch.cat([gradient.reshape(-1) for gradient in bucket]) for bucket in buckets]
-            with self._waiting():
-                self._sum(flat)
-            for bucket, summed in zip(buckets, flat, strict=True):
-                for gradient, part in zip(bucket, summed.split([g.numel() for g in bucket]), strict=True):
-                    gradient.copy_(part.view_as(gradient))
+    def sum_soon(self, tensor: Tensor, name: str) -> Callable[[], None]:
+        """Begin to replace a tensor by its sum over ranks, next to all other operations → what waits until it is.
+
+        Ranks must begin these sums in the same order among themselves, each under a name that none has that is underway.
+        """
+        if self.size == 1:
+            return lambda: None
+        with self._waiting():
+            wait = self._sum_soon(tensor, name)
+        return functools.partial(self._wait_for, wait)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors with those of rank 0."""
@@ -94,11 +108,16 @@ class Ranks:
         Raises:
             BadInput: no answer from the others within the time limit, or from one that stopped; so do all operations here.
         """
-        mine = np.asarray(values, dtype=np.float64)
+        return self.exchange_soon(values)()
+
+    def exchange_soon(self, values: Sequence[float]) -> Callable[[], np.ndarray]:
+        """Begin `exchange` → what waits for the numbers, which are on their way meanwhile."""
+        mine = np.array(values, dtype=np.float64)
         if self.size == 1:
-            return mine[None]
+            return lambda: mine[None]
         with self._waiting():
-            return self._exchange(torch.from_numpy(mine)).numpy()
+            wait = self._exchange_soon(torch.from_numpy(mine))
+        return lambda: self._wait_for(wait).numpy()
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
         """Sum over ranks of an array of one shape, by way of the host."""
@@ -138,27 +157,24 @@ class Ranks:
             self.close()
             raise problem or BadInput(f"{path}: another process is writing there; the first rank says which")
 
-    def meet(self, position: Sequence[int], rows: int, predictions: int, stop: object = None) -> Meeting:
-        """Begin a batch together.
+    def meet(self, batches: Sequence[Announced], stop: object = None) -> Callable[[], list[Meeting]]:
+        """Tell the others of the next batches, as many as they tell of → what waits until all have, for a meeting of each.
 
         Args:
-            position: where this rank is: step, batch, task ...; it must be the same everywhere
-            rows: of this rank's batch
-            predictions: what its loss averages over
             stop: true when this rank was asked to stop
 
         Raises:
-            BadInput: a rank is somewhere else, or did not come.
+            BadInput: a rank is somewhere else, or did not come; when it is waited for.
         """
-        found = self.exchange([*position, rows, predictions, bool(stop)])
-        where = found[:, : len(position)]
-        if (where != where[0]).any():
-            raise BadInput(f"ranks are out of step, at {where.astype(int).tolist()}; start the same command again")
-        sizes, counts, stops = found[:, len(position) :].T
-        return Meeting(sizes.astype(int).tolist(), int(counts.sum()), bool(stops.any()))
+        numbers = [number for batch in batches for number in (*batch.position, batch.rows, batch.predictions)]
+        return functools.partial(_met, batches, self.exchange_soon([*numbers, bool(stop)]))
 
     def close(self) -> None:
         """Leave in good order."""
+
+    def _wait_for(self, wait: Callable[[], Any]) -> Any:
+        with self._waiting():
+            return wait()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -174,6 +190,19 @@ class Ranks:
 
 
 SINGLE = Ranks()
+
+
+def _met(batches: Sequence[Announced], exchanged: Callable[[], np.ndarray]) -> list[Meeting]:
+    found, meetings, column = exchanged(), [], 0
+    stop = bool(found[:, -1].any())
+    for batch in batches:
+        where = found[:, column : column + len(batch.position)]
+        if (where != where[0]).any():
+            raise BadInput(f"ranks are out of step, at {where.astype(int).tolist()}; start the same command again")
+        column += len(batch.position) + 2
+        sizes, counts = found[:, column - 2 : column].T
+        meetings.append(Meeting(sizes.astype(int).tolist(), int(counts.sum()), stop))
+    return meetings
 
 
 class _Gather(torch.autograd.Function):
@@ -217,6 +246,7 @@ class TorchRanks(Ranks):
             raise BadInput(f"the ranks cannot find each other ({error}); start with torchrun") from error
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._host = dist.new_group(backend="gloo", timeout=limit) if uses_gpu else dist.group.WORLD
+        self._beside = dist.new_group(timeout=limit)  # what is sent meanwhile holds up nothing else
 
     def _all_gather(self, x: Tensor, sizes: list[int]) -> Tensor:
         padded = x.new_zeros(max(sizes), *x.shape[1:])
@@ -229,20 +259,28 @@ class TorchRanks(Ranks):
         for work in [self._dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
 
+    def _sum_soon(self, tensor: Tensor, name: str) -> Callable[[], object]:
+        return self._dist.all_reduce(tensor, group=self._beside, async_op=True).wait
+
     def _broadcast(self, tensor: Tensor) -> None:
         self._dist.broadcast(tensor, src=0)
 
-    def _exchange(self, values: Tensor) -> Tensor:
+    def _exchange_soon(self, values: Tensor) -> Callable[[], Tensor]:
         parts = [torch.empty_like(values) for _ in range(self.size)]
-        self._dist.all_gather(parts, values, group=self._host)
-        return torch.stack(parts)
+        work = self._dist.all_gather(parts, values, group=self._host, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return torch.stack(parts)
+
+        return wait
 
     def _sum_host(self, tensor: Tensor) -> None:
         self._dist.all_reduce(tensor, group=self._host)
 
     def close(self) -> None:
         # Threads of Gloo that let go of a tensor while the interpreter ends abort the process. They end with the last reference.
-        self._host = None
+        self._host = self._beside = None
         self._dist.destroy_process_group()
 
 
@@ -272,25 +310,37 @@ class HorovodRanks(Ranks):
                 f"{expected or 'not set'}); start with horovodrun -np N python ..."
             )
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        self._begun: Counter[str] = Counter()
         if uses_gpu:
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
 
     def _all_gather(self, x: Tensor, sizes: list[int]) -> Tensor:
         exact = {torch.bfloat16: torch.float32, torch.bool: torch.uint8}.get(x.dtype, x.dtype)  # it has neither
-        return self._hvd.allgather(x.to(exact)).to(x.dtype)
+        return self._hvd.allgather(x.to(exact), name=self._name("gather")).to(x.dtype)
+
+    def _name(self, kind: str) -> str:
+        """Names by which ranks know each other's operations: Horovod's own count all of them, in whatever order they came."""
+        self._begun[kind] += 1
+        return f"{kind}.{self._begun[kind]}"
 
     def _sum(self, tensors: list[Tensor]) -> None:
-        for handle in [self._hvd.allreduce_async_(tensor, op=self._hvd.Sum) for tensor in tensors]:
-            self._hvd.synchronize(handle)
+        names = [self._name("sum") for _ in tensors]
+        for wait in [self._sum_soon(tensor, name) for tensor, name in zip(tensors, names, strict=True)]:
+            wait()
+
+    def _sum_soon(self, tensor: Tensor, name: str) -> Callable[[], object]:
+        handle = self._hvd.allreduce_async_(tensor, name=name, op=self._hvd.Sum)
+        return lambda: self._hvd.synchronize(handle)
 
     def _broadcast(self, tensor: Tensor) -> None:
-        self._hvd.broadcast_(tensor, root_rank=0)
+        self._hvd.broadcast_(tensor, root_rank=0, name=self._name("broadcast"))
 
-    def _exchange(self, values: Tensor) -> Tensor:
-        return self._hvd.allgather(values[None])
+    def _exchange_soon(self, values: Tensor) -> Callable[[], Tensor]:
+        handle = self._hvd.allgather_async(values[None], name=self._name("exchange"))
+        return lambda: self._hvd.synchronize(handle)
 
     def _sum_host(self, tensor: Tensor) -> None:
-        self._hvd.allreduce_(tensor, op=self._hvd.Sum)
+        self._hvd.allreduce_(tensor, name=self._name("host"), op=self._hvd.Sum)
 
     def close(self) -> None:
         self._hvd.shutdown()
@@ -315,16 +365,3 @@ def start_ranks(backend: Backend, uses_gpu: bool, timeout: float) -> Ranks:
         raise BadInput("distributed torch: started without torchrun (WORLD_SIZE is not set); use torchrun, or auto")
     return (HorovodRanks if backend == "horovod" else TorchRanks)(uses_gpu, timeout)
 
-
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive tensors of one dtype, of `BUCKET_BYTES` together or a little more."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and (
-            tensor.dtype != bucket[0].dtype or sum(t.numel() * t.element_size() for t in bucket) >= BUCKET_BYTES
-        ):
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket

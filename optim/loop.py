@@ -6,8 +6,9 @@ in which it happens: meet the other ranks, backward, update, log, validate, save
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from data.batches.batch import Batch
 from data.batches.pairs import PairDataset
 from data.errors import Stopped
-from model.distributed import Meeting, Ranks
+from model.distributed import Announced, Meeting, Ranks
+from model.gradient_exchange import GradientExchange, GradientFormat
 from model.made_from import MadeFrom
 from model.precision import loss_scaler
 from optim.losses import RecentLosses
-from optim.optimizer import Accumulation, apply_update, build_optimizer
+from optim.optimizer import Accumulation, apply_update, build_optimizer, parameters_of
 from optim.run import (
     Run,
     StopSignal,
@@ -39,6 +41,7 @@ from optim.schedule import build_schedule
 from optim.settings import TrainingSettings
 
 Paused = Callable[[], AbstractContextManager]
+Last = Callable[[], AbstractContextManager]
 
 
 @dataclass
@@ -137,9 +140,12 @@ class Task(Protocol):
         """How many caption–image pairs a batch of all ranks holds, hard negatives not included."""
 
     def backward(
-        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int, last: Last
     ) -> Tensor:
-        """Add the gradients of one batch, divided by ``accumulation`` → this rank's share of its loss, a scalar."""
+        """Add the gradients of one batch, divided by ``accumulation`` → this rank's share of its loss, a scalar.
+
+        The backward pass after which they are whole happens inside ``with last():``.
+        """
 
     def validate(self, step: int) -> Validation:
         """Measure the model; all ranks call it together."""
@@ -160,6 +166,7 @@ class Updater:
     Attributes:
         max_norm: largest global gradient norm; 0 does not clip
         accumulation: whether an update follows the mean of its batches' gradients or their sum
+        gradient_format: in which ranks send each other gradients
     """
 
     task: Task
@@ -168,27 +175,62 @@ class Updater:
     ranks: Ranks
     max_norm: float
     accumulation: Accumulation = "mean"
+    gradient_format: GradientFormat = "fp32"
     recent: RecentLosses = field(init=False)
+    exchange: GradientExchange = field(init=False)
 
     def __post_init__(self):
         self.recent = RecentLosses(self.ranks)
+        self.exchange = GradientExchange(parameters_of(self.optimizer), self.ranks, self.gradient_format)
+        self._met: Callable[[], list[Meeting]] | None = None  # waits for what was told of the next update
 
-    def update(self, micro_batches: list[MicroBatch], step: int, lr: float, stop: str | None = None) -> tuple[Tensor, bool]:
+    def update(
+        self,
+        micro_batches: list[MicroBatch],
+        step: int,
+        lr: float,
+        stop: str | None = None,
+        following: list[MicroBatch] | None = None,
+    ) -> tuple[Tensor, bool]:
         """Change the weights once.
 
         Args:
             step: updates done so far
             stop: not None when this rank was asked to stop
+            following: batches of the next update: ranks tell each other of them now, so that none has to wait for that later.
+                None: they are not known yet
 
-        Returns: the gradient norm before clipping, and whether any rank was asked to stop
+        Returns: the gradient norm before clipping, and whether any rank was asked to stop, when it told of this update
         """
         parts = len(micro_batches) if self.accumulation == "mean" else 1
-        for micro in micro_batches:
-            batch = micro.batch
-            meeting = self.ranks.meet([step, *micro.position], batch.num_rows, micro.predictions, stop)
-            share = self.task.backward(micro, meeting, self.scaler, parts)
+        meetings = (self._met or self._meet(micro_batches, step, stop))()
+        self._met = None if following is None else self._meet(following, step + 1, stop)
+        for micro, meeting in zip(micro_batches, meetings, strict=True):
+            last = functools.partial(self.exchange.last_backward, micro.loss_name)
+            is_last = micro is micro_batches[-1]
+            share = self.task.backward(micro, meeting, self.scaler, parts, last if is_last else nullcontext)
             self.recent.add(micro.loss_name, share, micro.dataset, micro.indices, self.task.pairs(meeting))
-        return apply_update(self.optimizer, self.scaler, self.ranks, lr, self.max_norm), meeting.stop
+        self.exchange.finish()
+        return apply_update(self.optimizer, self.scaler, lr, self.max_norm), meetings[0].stop
+
+    def _meet(self, micro_batches: list[MicroBatch], step: int, stop: str | None) -> Callable[[], list[Meeting]]:
+        told = [Announced((step, *micro.position), micro.batch.num_rows, micro.predictions) for micro in micro_batches]
+        return self.ranks.meet(told, stop)
+
+    def leave(self) -> None:
+        """No further update follows: what the others told of one is waited for, so that nothing is left underway."""
+        if self._met is not None:
+            self._met()
+            self._met = None
+
+
+def with_following(updates: Iterator[Update]) -> Iterator[tuple[Update, Update | None]]:
+    """Each update with the next one; None where a validation comes between, since it may decide what comes next."""
+    update = next(updates, None)
+    while update is not None:
+        following = None if update.validates or update.is_last else next(updates, None)
+        yield update, following
+        update = next(updates, None) if following is None else following
 
 
 def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ranks, stop: StopSignal) -> float:
@@ -205,7 +247,7 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
     timeout = settings.distributed_timeout
     saver = Saver(run.folder, ranks, settings.keep_checkpoints, task.tokenizer, timeout, task.made_from)
     seed_dropout(settings.seed, ranks)
-    updater = Updater(task, optimizer, scaler, ranks, settings.optim.grad_clip, settings.optim.accumulation)
+    updater = Updater(task, optimizer, scaler, ranks, settings.optim.grad_clip, settings.optim.accumulation, settings.gradient_format)
     recent = updater.recent
     with recent.paused():
         progress = _restored(task, run, updater)
@@ -214,10 +256,12 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
     lr_at = build_schedule(settings.optim, total)
 
     with progress_bar(ranks, total=total, initial=progress.step, unit="step") as bar:
-        for update in task.updates(progress.step, recent.paused):
+        for update, following in with_following(task.updates(progress.step, recent.paused)):
             bar.set_description(update.stage, refresh=False)
             lr = lr_at(progress.step)
-            norm, stopping = updater.update(update.micro_batches, progress.step, lr, stop.received)
+            norm, stopping = updater.update(
+                update.micro_batches, progress.step, lr, stop.received, following and following.micro_batches
+            )
             progress.step += 1
             bar.update()
             if progress.step % settings.log_every == 0 or update.validates:
@@ -240,6 +284,7 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
                     own = {"random": random_state(), "recent": recent.state_dict()}
                     saver.save(progress.step, task.model, optimizer, training, own, is_best, task.heads, record)
             if stopping and not update.is_last:
+                updater.leave()
                 finish_run(saver, run, ranks)
                 raise Stopped(f"stopped by a signal after step {progress.step}, saved; the same command goes on from here")
     finish_run(saver, run, ranks)

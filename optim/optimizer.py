@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import BadInput
-from model.distributed import Ranks
-
 Algorithm = Literal["adamw", "adamw_original", "apex"]
 NoDecay = Literal["vectors", "original"]
 Accumulation = Literal["mean", "sum"]
@@ -134,10 +132,15 @@ class OriginalAdamW(torch.optim.Optimizer):
                 yield p, self.state[p]
 
 
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All parameters that an optimizer changes, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def apply_update(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ranks: Ranks, lr: float, max_norm: float
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, lr: float, max_norm: float
 ) -> Tensor:
-    """One update from the gradients that every rank has: sum them, clip, step, clear.
+    """One update from the gradients of all ranks together: clip, step, clear.
 
     Args:
         scaler: as of `loss_scaler`; with fp16 an update whose gradients overflowed is left out
@@ -145,10 +148,8 @@ def apply_update(
 
     Returns: the global norm before clipping, on the device
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    ranks.sum_gradients(parameters)
     scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
+    norm = nn.utils.clip_grad_norm_(parameters_of(optimizer), max_norm or float("inf"))
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler.step(optimizer)

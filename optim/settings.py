@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.distributed import Backend
+from model.gradient_exchange import GradientFormat
 from model.precision import Precision
 from optim.optimizer import OptimOptions
 
@@ -20,6 +21,7 @@ class TrainingSettings:
         data_root: relative folders of databases start here
         boxes: which boxes of the image DBs are used
         optim: the optimizer
+        gradient_format: in which ranks send each other gradients and add them: fp32; or bf16 or fp16, half as many bytes, rounded
         grad_accumulation: batches per update; a pair's negatives are those of its batch
         activation_checkpointing: keep no activations inside blocks, compute them again in backward
         max_txt_len: captions with more tokens are not trained on, [CLS] and [SEP] included; -1 keeps all
@@ -39,6 +41,7 @@ class TrainingSettings:
     data_root: str = "."
     boxes: BoxOptions = field(default_factory=BoxOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
+    gradient_format: GradientFormat = "fp32"
     grad_accumulation: int = 1
     activation_checkpointing: bool = False
     max_txt_len: int = 62  # 60 words, as the paper

@@ -9,6 +9,7 @@ python scripts/bench_train.py --tasks cmr --batch 4096 --grad-cache 0 64 --hidde
 All cases are measured in turns, round after round in one run, so that a machine that speeds up or slows down does so for
 all of them. A step is forward, backward, exchange of gradients between ranks, clipping and AdamW, on random input of one
 length; data loading is not in it. The peak is a large matrix product in the same precision, measured in the same turns.
+"waits" is the share of a step after backward in which a rank waits for the gradients of others.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from data.errors import BadInput
 from data.storage.text_files import write_json
 from model import costs
 from model.distributed import Backend, Ranks, start_ranks
+from model.gradient_exchange import GradientFormat
 from model.objectives import OBJECTIVES
 from model.objectives.heads import PAPER
 from model.precision import Precision, choose_device
@@ -47,6 +49,7 @@ class Options(Sizes):
         precision: of matrix products
         compiled: whether the towers go through torch.compile
         grad_cache: rows that cmr embeds at a time; 0: all at once. The other objectives take 0 only
+        gradient_format: in which ranks send each other gradients
         activation_checkpointing: compute activations again in backward
         rounds: measurements of every case
         seconds: a measurement takes steps until so long has passed
@@ -61,6 +64,7 @@ class Options(Sizes):
     precision: list[Precision] = field(default_factory=lambda: ["fp32"])
     compiled: list[Literal["false", "true"]] = field(default_factory=lambda: ["false"])
     grad_cache: list[int] = field(default_factory=lambda: [0])
+    gradient_format: list[GradientFormat] = field(default_factory=lambda: ["fp32"])
     activation_checkpointing: bool = False
     rounds: int = 3
     seconds: float = 2.0
@@ -85,11 +89,8 @@ def main(options: Options) -> None:
     torch.manual_seed(0)
     switches = [value == "true" for value in options.compiled]
     timed = TimedModel(options, any(switches), options.activation_checkpointing, device, ranks)
-    cases = [
-        Case(*each)
-        for each in itertools.product(options.tasks, options.batch, options.precision, switches, options.grad_cache)
-        if each[0] == "cmr" or not each[4]
-    ]
+    axes = options.tasks, options.batch, options.precision, switches, options.grad_cache, options.gradient_format
+    cases = [Case(*each) for each in itertools.product(*axes) if each[0] == "cmr" or not each[4]]
     found = measure(timed, cases, options.rounds, options.seconds)
     rows = [_row(options, timed, case, found) for case in cases]
     ranks.barrier()
@@ -107,6 +108,7 @@ def _row(options: Options, timed: TimedModel, case: Case, found: Measured) -> di
     pairs, median = case.batch * ranks.size, statistics.median(found.seconds[case])
     return asdict(case) | {
         "seconds_per_step": spread(found.seconds[case]),
+        "share_waiting_for_gradients": statistics.median(found.waits[case]) / median,
         "pairs_per_s": pairs / median,
         "tokens_per_s": pairs * (load.txt_length + load.img_length) / median,
         "flops_per_step_and_rank": flops,
@@ -130,6 +132,7 @@ def report(options: Options, rows: list[dict], peaks: dict, device: torch.device
         print(f"peak {precision}: {found['median']:.3g} TFLOP/s ({found['min']:.3g} to {found['max']:.3g}), one rank")
     print(
         f"{'task':6}{'batch':>6} {'precision':9} {'':9}{'cache':>6}{'s/step':>8}{'spread':>15}{'pairs/s':>9}{'tokens/s':>10}{'peak':>6}{'GiB':>6}"
+        f"{'sent':>6}{'waits':>6}"
     )
     for row in rows:
         each = row["seconds_per_step"]
@@ -137,6 +140,7 @@ def report(options: Options, rows: list[dict], peaks: dict, device: torch.device
             f"{row['task']:6}{row['batch']:6} {row['precision']:9} {'compiled' if row['compiled'] else 'eager':9}"
             f"{row['grad_cache'] or '':>6}{each['median']:8.3f}{each['min']:8.3f}–{each['max']:<6.3f}{row['pairs_per_s']:9.1f}"
             f"{row['tokens_per_s']:10.0f}{row['share_of_peak']:6.0%}{row['peak_memory_gib']:6.1f}"
+            f"{row['gradient_format']:>6}{row['share_waiting_for_gradients']:6.1%}"
         )
     print(f"{ranks.size} rank(s) on {results['device']}; results: {options.out}")
 

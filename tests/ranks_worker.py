@@ -3,7 +3,9 @@
 A problem is 7 pairs and 2 hard negatives, which ranks share unevenly; one process computes the same with all of them.
 """
 
+import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -18,8 +20,10 @@ from data.batches.batch import Batch, collate_images, collate_texts
 from data.batches.ragged import Predicted
 from data.errors import BadInput
 from data.regions.db import Regions
+from model import gradient_exchange
 from model.bi_encoder import LightningDOT, LightningDOTConfig
-from model.distributed import Ranks, start_ranks
+from model.distributed import Announced, Ranks, start_ranks
+from model.gradient_exchange import GradientExchange
 from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
@@ -115,7 +119,10 @@ def compute(
     precision: str = "fp32",
     share: tuple[list[int], int] | None = None,
 ) -> dict:
-    """Loss of all ranks and their summed gradients, as training computes them; ``share`` in place of this rank's."""
+    """Loss of all ranks and their summed gradients, as training computes them; ``share`` in place of this rank's.
+
+    ``again`` are those of a second update, whose gradients leave while backward runs; ``naive`` are summed one by one afterwards.
+    """
     rows, num_pairs = share or shares(case, ranks.size)[ranks.rank]
     batch = make_batch(case, rows or [0])
     task = case.split("_")[0]
@@ -129,21 +136,61 @@ def compute(
     if list(loss.build().parameters()):
         heads = heads_of(objective, model.config)
     model.config.similarity = "cosine" if list(heads["contrast"].parameters()) else "dot"
-    met = ranks.meet([0], batch.num_rows, objective.num_predictions(batch))
+    met = ranks.meet([Announced((0,), batch.num_rows, objective.num_predictions(batch))])()[0]
     scaler = loss_scaler(torch.device("cpu"), precision)
     parameters = [*model.named_parameters(), *heads.named_parameters()]
-    for _, parameter in parameters:
-        parameter.grad = None
     step = Backward(model, heads, ranks, precision, cache_rows=2 if case.endswith("_cached") else 0)
-    share = step.add_gradients(objective, batch, met, scaler, accumulation=1)
-    ranks.sum_gradients([parameter for _, parameter in parameters])
-    gradients = {name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None}
+    exchange = GradientExchange([parameter for _, parameter in parameters], ranks)
+    updates, underway = [], 0
+    for _ in range(2):
+        for _, parameter in parameters:
+            parameter.grad = None
+        last = functools.partial(exchange.last_backward, case)
+        share = step.add_gradients(objective, batch, met, scaler, 1, last)
+        own = {name: parameter.grad.numpy().copy() for name, parameter in parameters if parameter.grad is not None}
+        underway = len(exchange._underway)
+        exchange.finish()
+        updates.append({name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None})
+    naive = {name: torch.from_numpy(ranks.sum_array(gradient)) for name, gradient in own.items()}
     loss = ranks.sum_array(np.array([float(share.detach())]))[0]
-    return {"loss": torch.tensor(loss), "gradients": gradients}
+    return {
+        "loss": torch.tensor(loss), "gradients": updates[0], "again": updates[1], "naive": naive, "buckets": underway
+    }  # fmt: skip
+
+
+def exchange_by_hand(ranks: Ranks) -> dict:
+    """Gradients 2n of parameters 3, 5, 7 and 2, n times as large on rank n - 1."""
+    parameters = [torch.nn.Parameter(torch.full((size,), float(size))) for size in (3, 5, 700, 2)]
+    exchange = GradientExchange(parameters, ranks)
+
+    def update(name: str, used: list[int], exchange: GradientExchange = exchange) -> list:
+        for parameter in parameters:
+            parameter.grad = None
+        for times in (1, 2):  # two batches of an update
+            with exchange.last_backward(name) if times == 2 else contextlib.nullcontext():
+                sum((ranks.rank + 1) * times * parameters[n].sum() for n in used).backward()
+        exchange.finish()
+        return [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters]
+
+    found = {"learnt": update("a", [0, 1, 2]), "sent": update("a", [0, 1, 2]), "other": update("b", [3])}
+    found["fewer"] = update("a", [0, 2] if ranks.rank else [0, 1, 2])
+    found["more"] = update("a", [0, 1, 2, 3])
+    for name in ("fp16", "bf16"):
+        try:
+            rounding = GradientExchange(parameters, ranks, name)
+            found[name] = [update("a", [1, 2], rounding) for _ in range(2)]
+        except BadInput as error:
+            found[name] = str(error)
+    try:
+        update("different", [ranks.rank])
+    except BadInput as error:
+        found["different"] = str(error)
+    return found
 
 
 def main(cases: list[str], out: str) -> None:
     torch.set_num_threads(1)
+    gradient_exchange.BUCKET_BYTES = 3000  # several buckets of a model that is small
     ranks = start_ranks("auto", uses_gpu=False, timeout=float(os.environ.get("RANKS_TIMEOUT", 60)))
     model, heads = build()
     results = {}
@@ -155,16 +202,25 @@ def main(cases: list[str], out: str) -> None:
             ranks.broadcast(model.state_dict().values())
             optimizer = build_optimizer([model], OptimOptions(lr=0.1))
             sum(parameter.square().sum() * (ranks.rank + 1) for parameter in model.parameters()).backward()
-            apply_update(optimizer, loss_scaler(torch.device("cpu"), "fp32"), ranks, 0.1, max_norm=1.0)
+            GradientExchange(model.parameters(), ranks).finish()
+            apply_update(optimizer, loss_scaler(torch.device("cpu"), "fp32"), 0.1, max_norm=1.0)
             flat = torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
             everyone = ranks.gather(flat[None], [1] * ranks.size)
             results[case] = {"spread": (everyone - everyone[:1]).abs().max(), "first": flat[:4]}
             model, heads = build()
         elif case == "out_of_step":
             try:
-                ranks.meet([3, ranks.rank], 1, 1)
+                ranks.meet([Announced((3, ranks.rank), 1, 1)])()
             except BadInput as error:
                 results[case] = {"message": str(error)}
+        elif case == "ahead":  # told of before the other operations, waited for after them
+            told = [Announced((n,), ranks.rank + n, 10 * n) for n in (1, 2)]
+            wait = ranks.meet(told, stop="SIGTERM" if ranks.rank == 1 else None)
+            ranks.barrier()
+            results[case] = {"met": [list(meeting) for meeting in wait()]}
+            del wait  # it holds the group
+        elif case == "exchange":
+            results[case] = exchange_by_hand(ranks)
         elif case == "dead":
             if ranks.rank == 1:
                 os._exit(7)
@@ -180,7 +236,7 @@ def main(cases: list[str], out: str) -> None:
         else:
             results[case] = compute(case, ranks, model, heads)
     if ranks.is_first:
-        torch.save(results, out)
+        torch.save(results | {"backend": ranks.backend}, out)
     if "dead" not in cases:
         ranks.close()
         # Gloo's threads that live on while the interpreter ends can abort the process, after all is done

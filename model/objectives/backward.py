@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +38,19 @@ class Backward:
     cache_rows: int = 0
 
     def add_gradients(
-        self, objective: Objective, batch: Batch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+        self,
+        objective: Objective,
+        batch: Batch,
+        meeting: Meeting,
+        scaler: torch.amp.GradScaler,
+        accumulation: int,
+        last: Callable[[], AbstractContextManager] = contextlib.nullcontext,
     ) -> Tensor:
-        """Add the gradients of a batch on the model's device, divided by ``accumulation`` → this rank's share of its loss."""
+        """Add the gradients of a batch on the model's device, divided by ``accumulation`` → this rank's share of its loss.
+
+        Args:
+            last: context of the backward pass after which the batch's gradients are whole, for `GradientExchange`
+        """
         precision = functools.partial(autocast, batch.device, self.precision)
         if self.cache_rows and isinstance(objective, CrossModalRetrieval):
             shares = []
@@ -48,10 +61,11 @@ class Backward:
                 return scaler.scale(shares[0] / accumulation)
 
             embed = functools.partial(objective.embed, self.model)
-            backward_in_chunks(embed, batch, self.cache_rows, precision, loss_of)
+            backward_in_chunks(embed, batch, self.cache_rows, precision, loss_of, last)
             return shares[0].detach()
         with precision():
             outcome = objective.forward(self.model, self.heads, batch, self.ranks, meeting.sizes)
             share = objective.share(outcome, meeting)
-        scaler.scale(share / accumulation).backward()
+        with last():
+            scaler.scale(share / accumulation).backward()
         return share.detach()

@@ -8,6 +8,7 @@ the towers run forward twice.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -25,6 +26,7 @@ def backward_in_chunks(
     rows: int,
     precision: Callable[[], AbstractContextManager],
     loss_of: Callable[[Views], Tensor],
+    last: Callable[[], AbstractContextManager] = contextlib.nullcontext,
 ) -> None:
     """What ``loss_of(embed(batch)).backward()`` does, with the activations of ``rows`` rows at a time.
 
@@ -32,6 +34,7 @@ def backward_in_chunks(
         embed: the towers on a batch, or on a part of it
         precision: context of the towers: autocast, or none
         loss_of: the loss, a scalar, of the embeddings of the whole batch; weights of its own get their gradients too
+        last: context of the backward pass of the last chunk, after which no gradient changes
     """
     parts, states, first_pass = batch.split(rows), [], []
     with torch.no_grad():
@@ -45,13 +48,14 @@ def backward_in_chunks(
     ]
     loss_of(tuple(leaves)).backward()
     gradients = [[None] * len(parts) if leaf is None else leaf.grad.split(rows) for leaf in leaves]
-    for part, state, *cached in zip(parts, states, *gradients, strict=True):
+    for number, (part, state, *cached) in enumerate(zip(parts, states, *gradients, strict=True), 1):
         _set_random_state(state)
         with precision():
             views = embed(part)
         pairs = [(view, gradient) for view, gradient in zip(views, cached, strict=True) if view is not None]
         pairs = [(view, gradient) for view, gradient in pairs if view.requires_grad]  # not of a frozen tower
-        torch.autograd.backward([view for view, _ in pairs], [gradient for _, gradient in pairs])
+        with last() if number == len(parts) else contextlib.nullcontext():
+            torch.autograd.backward([view for view, _ in pairs], [gradient for _, gradient in pairs])
     _set_random_state(after)
 
 

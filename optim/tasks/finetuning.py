@@ -33,7 +33,7 @@ from model.made_from import check_made_from, check_regions, made_from_pairs
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
 from model.uniter import Reranker
-from optim.loop import MicroBatch, Paused, Update, Validation
+from optim.loop import Last, MicroBatch, Paused, Update, Validation
 from optim.run import print_first
 from optim.settings import TrainingSettings
 
@@ -205,7 +205,7 @@ class Finetuning(ABC):
 
     @abstractmethod
     def backward(
-        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int, last: Last
     ) -> Tensor:
         """As `optim.loop.Task.backward`."""
 

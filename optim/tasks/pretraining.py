@@ -30,7 +30,7 @@ from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import PretrainingHeads, start_heads_from
 from model.objectives.uniter_teacher import TEACHES, TeacherOptions, UniterTeacher, taught_by
 from model.precision import autocast
-from optim.loop import MicroBatch, Paused, Update, Validation
+from optim.loop import Last, MicroBatch, Paused, Update, Validation
 from optim.losses import reason_of_nan
 from optim.run import load_heads
 from optim.settings import TrainingSettings
@@ -296,11 +296,11 @@ class Pretraining:
         return sum(meeting.sizes)
 
     def backward(
-        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int, last: Last
     ) -> Tensor:
         task = micro_batch.loss_name.rpartition("/")[2]
         batch = micro_batch.batch.to(self.device)
-        return self.step.add_gradients(self.trained[task], batch, meeting, scaler, accumulation)
+        return self.step.add_gradients(self.trained[task], batch, meeting, scaler, accumulation, last)
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:

@@ -20,7 +20,7 @@ from model.retrieval.mining import hard_negatives_of
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.reranking import PairScores
 from model.uniter import RerankerModelOptions, build_reranker, check_reranker, forward_ranking
-from optim.loop import MicroBatch, Validation
+from optim.loop import Last, MicroBatch, Validation
 from optim.run import print_first
 from optim.tasks.finetuning import Finetuning, FinetuningSettings, Tables, check_towers, fit_lengths, open_training_data
 
@@ -101,13 +101,14 @@ class Reranking(Finetuning):
         self.first = first_rankings(self.miner, val, config.reranker.top, device, config.precision, ranks)
 
     def backward(
-        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int, last: Last
     ) -> Tensor:
         batch = micro_batch.batch.to(self.device)
         with autocast(self.device, self.config.precision):
             losses = forward_ranking(self.model, batch, self.config.reranker.margin)
             share = losses.sum() / meeting.predictions
-        scaler.scale(share / accumulation).backward()
+        with last():
+            scaler.scale(share / accumulation).backward()
         return share
 
     def recall(self) -> tuple[Tables, Tables]:

@@ -24,7 +24,7 @@ from model.objectives.contrastive.options import LossOptions
 from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import heads_of, start_heads_from
 from model.retrieval.mining import hard_negatives_of
-from optim.loop import MicroBatch
+from optim.loop import Last, MicroBatch
 from optim.run import load_heads
 from optim.tasks.finetuning import (
     Finetuning,
@@ -154,10 +154,10 @@ class Retrieval(Finetuning):
             load_heads(self.heads, checkpoint)
 
     def backward(
-        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int, last: Last
     ) -> Tensor:
         batch = micro_batch.batch.to(self.device)
-        return self.step.add_gradients(self.objective, batch, meeting, scaler, accumulation)
+        return self.step.add_gradients(self.objective, batch, meeting, scaler, accumulation, last)
 
     def recall(self) -> tuple[Tables, Tables]:
         return evaluate(self.model, self.val, self.device, self.config.precision, self.ranks), {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.distributed import Meeting, Ranks
+from model.gradient_exchange import GradientFormat
 from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
 from model.objectives.base import Objective
 from model.objectives.heads import PretrainingHeads
 from model.precision import Precision, loss_scaler
 from model.transformer import EncoderConfig
-from optim.loop import MicroBatch, Updater
+from optim.loop import Last, MicroBatch, Updater
 from optim.optimizer import OptimOptions, build_optimizer
 from optim.run import progress_bar
 from scripts.benchmarking.measuring import matmul_flops, peak_bytes, reset_peak, seconds_each
@@ -34,6 +35,7 @@ class Case:
         precision: of matrix products
         compiled: whether the encoders go through torch.compile
         grad_cache: rows that cmr embeds at a time; 0: all at once
+        gradient_format: in which ranks send each other gradients
     """
 
     task: str
@@ -41,6 +43,7 @@ class Case:
     precision: Precision
     compiled: bool
     grad_cache: int
+    gradient_format: GradientFormat = "fp32"
 
 
 @dataclass
@@ -54,9 +57,27 @@ class ObjectiveTask:
         return sum(meeting.sizes)
 
     def backward(
-        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int
+        self, micro_batch: MicroBatch, meeting: Meeting, scaler: torch.amp.GradScaler, accumulation: int, last: Last
     ) -> Tensor:
-        return self.step.add_gradients(self.objective, micro_batch.batch, meeting, scaler, accumulation)
+        return self.step.add_gradients(self.objective, micro_batch.batch, meeting, scaler, accumulation, last)
+
+
+@dataclass
+class TimedUpdate:
+    """One update of a case, as often as it is called; ranks tell each other of the next one ahead, as in training.
+
+    Attributes:
+        waits: seconds that each call has waited for the gradients of other ranks
+    """
+
+    updater: Updater
+    micro_batch: MicroBatch
+    waits: list[float] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        before = self.updater.exchange.waited
+        self.updater.update([self.micro_batch], step=0, lr=1e-6, following=[self.micro_batch])
+        self.waits.append(self.updater.exchange.waited - before)
 
 
 class TimedModel:
@@ -82,18 +103,19 @@ class TimedModel:
         ranks.broadcast([*self.model.state_dict().values(), *self.heads.state_dict().values()])
         self.optimizer = build_optimizer([self.model, self.heads], OptimOptions(lr=1e-6))
 
-    def update_of(self, case: Case) -> Callable[[], object]:
+    def update_of(self, case: Case) -> TimedUpdate:
         """One update of the case, as a function."""
         towers = self.model.txt_model.bert, self.model.img_model.bert
         for tower, encoder in zip(towers, self.compiled if case.compiled else self.eager, strict=True):
             tower._modules["encoder"] = encoder
         objective, step = OBJECTIVES[case.task](), Backward(self.model, self.heads, self.ranks, case.precision, case.grad_cache)
         scaler = loss_scaler(self.device, case.precision)
-        updater = Updater(ObjectiveTask(step, objective), self.optimizer, scaler, self.ranks, max_norm=5.0)
+        updater = Updater(ObjectiveTask(step, objective), self.optimizer, scaler, self.ranks, max_norm=5.0,
+                          gradient_format=case.gradient_format)  # fmt: skip
         batch = random_batch(self.sizes, case.task, case.batch, self.device)
         indices = np.arange(len(batch))
         micro_batch = MicroBatch(case.task, batch, (), None, indices, objective.num_predictions(batch))
-        return lambda: updater.update([micro_batch], step=0, lr=1e-6)
+        return TimedUpdate(updater, micro_batch)
 
 
 @dataclass
@@ -102,11 +124,13 @@ class Measured:
 
     Attributes:
         seconds: of an update of each case, once a round, of the slowest rank
+        waits: seconds of it that a rank waits for gradients of others, the mean of the ranks, once a round
         memory: bytes at the most, of each case
         peaks: operations per second of a large matrix product in each precision, once a round
     """
 
     seconds: dict[Case, list[float]]
+    waits: dict[Case, list[float]]
     memory: dict[Case, int]
     peaks: dict[str, list[float]]
 
@@ -114,7 +138,7 @@ class Measured:
 def measure(timed: TimedModel, cases: list[Case], rounds: int, least: float) -> Measured:
     """Time the cases and the matrix products in turns, ``rounds`` times, each for ``least`` seconds."""
     precisions = dict.fromkeys(case.precision for case in cases)
-    found = Measured({case: [] for case in cases}, dict.fromkeys(cases, 0), {name: [] for name in precisions})
+    found = Measured({case: [] for case in cases}, {case: [] for case in cases}, dict.fromkeys(cases, 0), {name: [] for name in precisions})
     device, ranks = timed.device, timed.ranks
     with progress_bar(ranks, total=rounds * (len(cases) + len(precisions)), unit="case") as bar:
         for _ in range(rounds):
@@ -129,7 +153,10 @@ def measure(timed: TimedModel, cases: list[Case], rounds: int, least: float) -> 
                 except torch.cuda.OutOfMemoryError:
                     torch.cuda.empty_cache()
                     own = float("inf")
-                found.seconds[case].append(float(ranks.exchange([own]).max()))
+                update.updater.leave()
+                seconds, waits = ranks.exchange([own, statistics.fmean(update.waits[1:] or [0.0])]).T
+                found.seconds[case].append(float(seconds.max()))
+                found.waits[case].append(float(waits.mean()))
                 found.memory[case] = max(found.memory[case], peak_bytes(device))
                 bar.update()
     return found

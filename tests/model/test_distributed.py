@@ -12,7 +12,8 @@ import torch
 from ranks_worker import CASES, OWN_CASES, build, compute, make_batch, shares
 
 from data.errors import BadInput
-from model.distributed import SINGLE, _buckets, start_ranks
+from model.distributed import SINGLE, Announced, start_ranks
+from model.gradient_exchange import GradientExchange
 from model.objectives import OBJECTIVES
 
 WORKER = Path(__file__).parents[1] / "ranks_worker.py"
@@ -44,7 +45,7 @@ def single():
 def together(request, tmp_path_factory):
     backend, n = request.param
     out = tmp_path_factory.mktemp("ranks") / "out.pt"
-    return n, launch(backend, n, [*CASES, *OWN_CASES, "weights", "types", "out_of_step"], out)
+    return n, launch(backend, n, [*CASES, *OWN_CASES, "weights", "types", "out_of_step", "ahead", "exchange"], out)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -70,6 +71,41 @@ def test_with_negatives_of_the_own_rank_several_ranks_are_the_mean_of_each_by_it
         torch.testing.assert_close(results[case]["gradients"][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
     if case == "cmr_own":  # fewer candidates than among the pairs of all ranks
         assert loss < results["cmr"]["loss"] - 1e-2
+
+
+def test_gradients_that_leave_during_backward_are_those_that_are_summed_afterwards(together):
+    """With two ranks bit for bit; with more, sums of other buckets add in another order."""
+    n, results = together
+    for case in CASES:
+        found = results[case]
+        assert found["buckets"] > 5
+        assert found["gradients"].keys() == found["again"].keys() == found["naive"].keys()
+        for name, naive in found["naive"].items():
+            assert torch.equal(found["again"][name], found["gradients"][name]), (case, name)
+            if n == 2:
+                assert torch.equal(found["again"][name], naive), (case, name)
+            torch.testing.assert_close(found["again"][name], naive, atol=1e-6, rtol=1e-6)
+
+
+def test_gradients_of_changing_parameters(together):
+    n, results = together
+    found, whole = results["exchange"], 3.0 * sum(range(1, n + 1))
+    three = [[whole] * 3, [whole] * 5, [whole] * 700, None]
+    assert found["learnt"] == found["sent"] == three
+    assert found["other"] == [None, None, None, [whole] * 2]
+    assert found["fewer"] == [[whole] * 3, [3.0] * 5, [whole] * 700, None]  # it has one on the first rank alone
+    assert found["more"] == [*three[:3], [whole] * 2]
+    assert found["fp16"] == [[None, *three[1:3], None]] * 2  # whole numbers so small are not rounded
+    if results["backend"] == "horovod":
+        assert found["bf16"].startswith("gradient_format bf16: Horovod does not add bf16 numbers")
+    else:
+        assert found["bf16"] == found["fp16"]
+    assert found["different"].startswith("ranks have gradients of different parameters")
+
+
+def test_ranks_tell_each_other_of_batches_ahead(together):
+    n, results = together
+    assert results["ahead"]["met"] == [[[rank + k for rank in range(n)], 10 * k * n, True] for k in (1, 2)]
 
 
 def test_siblings_on_other_ranks_are_masked(together):
@@ -123,7 +159,7 @@ def test_a_dead_rank_is_not_waited_for(tmp_path):
 def test_one_process_on_its_own():
     x = torch.randn(3, 2, requires_grad=True)
     assert SINGLE.gather(x, [3]) is x and SINGLE.exchange([1, 2]).tolist() == [[1, 2]]
-    met = SINGLE.meet([4], 3, 2, "SIGTERM")
+    met = SINGLE.meet([Announced((4,), 3, 2)], "SIGTERM")()[0]
     assert (met.sizes, met.predictions, met.stop) == ([3], 2, True)
 
 
@@ -150,10 +186,11 @@ def test_horovod_without_horovodrun_is_refused():
 
 
 def test_gradients_are_sent_in_buckets_of_one_type(monkeypatch):
-    monkeypatch.setattr("model.distributed.BUCKET_BYTES", 40)
+    monkeypatch.setattr("model.gradient_exchange.BUCKET_BYTES", 40)
     tensors = [torch.zeros(n, dtype=t) for n, t in ((4, torch.float32), (6, torch.float32), (2, torch.float32),
                                                     (3, torch.float64), (9, torch.float64), (1, torch.float64))]  # fmt: skip
-    assert [[len(t) for t in bucket] for bucket in _buckets(tensors)] == [[4, 6], [2], [3, 9], [1]]
+    buckets = GradientExchange(tensors, SINGLE)._buckets(range(len(tensors)))
+    assert [[len(tensors[n]) for n in bucket] for bucket in buckets] == [[4, 6], [2], [3, 9], [1]]
 
 
 @pytest.mark.horovod

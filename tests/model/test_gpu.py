@@ -7,7 +7,6 @@ import pytest
 import torch
 from ranks_worker import build, make_batch
 
-from model.distributed import SINGLE
 from model.objectives import OBJECTIVES
 from model.objectives.gradient_cache import backward_in_chunks
 from model.objectives.heads import PAPER, heads_of
@@ -42,7 +41,7 @@ def test_training_lowers_the_loss_in_every_precision(precision):
         with autocast(GPU, precision):
             loss = OBJECTIVES["cmr"]().forward(model, heads, batch).mean
         scaler.scale(loss).backward()
-        apply_update(optimizer, scaler, SINGLE, 3e-3, 5.0)
+        apply_update(optimizer, scaler, 3e-3, 5.0)
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
 

@@ -98,7 +98,7 @@ def test_clipping():
     scaler = loss_scaler(torch.device("cpu"), "fp32")
     for limit, factor in ((1.5, 1.5 / norm), (norm * 2, 1.0), (0, 1.0)):
         set_gradients()
-        assert float(apply_update(optimizer, scaler, SINGLE, 0.1, limit)) == pytest.approx(norm, rel=1e-5)
+        assert float(apply_update(optimizer, scaler, 0.1, limit)) == pytest.approx(norm, rel=1e-5)
         for a, b in zip(seen.pop(), before, strict=True):
             torch.testing.assert_close(a, b * factor, rtol=1e-4, atol=1e-6)
         assert all(p.grad is None for p in model.parameters()) and optimizer.param_groups[0]["lr"] == 0.1
@@ -111,11 +111,11 @@ def test_fp16_gradients_are_scaled_and_an_overflow_leaves_the_weights():
     before = module.weight.detach().clone()
     scaler.scale(module(torch.ones(1, 2)).sum()).backward()
     assert float(module.weight.grad[0, 0]) == scaler.get_scale() > 1000
-    assert float(apply_update(optimizer, scaler, SINGLE, 0.1, 0)) == pytest.approx(math.sqrt(2))  # unscaled
+    assert float(apply_update(optimizer, scaler, 0.1, 0)) == pytest.approx(math.sqrt(2))  # unscaled
     torch.testing.assert_close(module.weight.detach(), before - 0.1)
     scale, before = scaler.get_scale(), module.weight.detach().clone()
     module.weight.grad = torch.tensor([[float("inf"), 1.0]])
-    apply_update(optimizer, scaler, SINGLE, 0.1, 0)
+    apply_update(optimizer, scaler, 0.1, 0)
     assert torch.equal(module.weight, before) and scaler.get_scale() == scale / 2
 
 
@@ -321,7 +321,7 @@ class _Quadratic:
         self.model = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.model.weight)
 
-    def backward(self, micro, meeting, scaler, accumulation):
+    def backward(self, micro, meeting, scaler, accumulation, last):
         loss = (self.model.weight - micro.batch.value).square().sum()
         scaler.scale(loss / accumulation).backward()
         return loss.detach()

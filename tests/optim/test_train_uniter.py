@@ -16,7 +16,6 @@ from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.bi_encoder import LightningDOT
-from model.distributed import SINGLE
 from model.evaluation.reranked import evaluate_reranker, first_rankings
 from model.precision import loss_scaler
 from model.retrieval.encoding import embed_pairs
@@ -79,7 +78,7 @@ def test_an_epoch_against_a_plain_loop(train, small_world, pretrained):
         assert (others != batch.image_ids[: draw.num_pairs, None]).all()  # a mismatch is of another image
         loss = forward_ranking(model, batch, 0.2).mean()
         loss.backward()
-        apply_update(optimizer, scaler, SINGLE, 1e-3, 5.0)
+        apply_update(optimizer, scaler, 1e-3, 5.0)
         losses.append(float(loss.detach()))
     found = [line["train/ranking/loss"] for line in lines if "train/ranking/loss" in line]
     assert found == pytest.approx(losses, abs=1e-4) and losses[-1] != pytest.approx(losses[0], abs=1e-4)

@@ -47,7 +47,7 @@ def test_every_case_is_measured_in_every_round(results):
         assert 0 < each["min"] <= each["median"] <= each["max"]
         assert row["pairs_per_s"] == pytest.approx(row["batch"] / each["median"])
         assert row["tokens_per_s"] == pytest.approx(row["pairs_per_s"] * (7 + 7))  # [CLS] of both, and [SEP]
-        assert row["peak_memory_gib"] > 0
+        assert row["peak_memory_gib"] > 0 and row["share_waiting_for_gradients"] == 0  # one rank
     assert results["peak_tflops"].keys() == {"fp32", "bf16"}
     assert results["environment"]["versions"]["torch"] and results["ranks"] == 1 and results["device"]
 

@@ -8,7 +8,7 @@ import torch
 from ranks_worker import build, make_batch
 
 from model.bi_encoder import LightningDOTConfig
-from model.distributed import SINGLE
+from model.distributed import SINGLE, Announced
 from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
 from model.objectives.cmr import CrossModalRetrieval
@@ -69,7 +69,7 @@ def test_a_loss_with_weights_of_its_own_gets_their_gradients(batch, loss):
         model.zero_grad()
         heads = heads_of(cmr, model.config)
         step = Backward(model, heads, SINGLE, "fp32", rows)
-        step.add_gradients(cmr, batch, SINGLE.meet([0], 9, 7), loss_scaler(torch.device("cpu"), "fp32"), 2)
+        step.add_gradients(cmr, batch, SINGLE.meet([Announced((0,), 9, 7)])()[0], loss_scaler(torch.device("cpu"), "fp32"), 2)
         found.append(gradients(model) | gradients(heads))
     assert found[0].keys() == found[1].keys() >= {"contrast.log_scale"}
     for name, gradient in found[0].items():
