@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import BadInput
+
 Algorithm = Literal["adamw", "adamw_original", "apex"]
 NoDecay = Literal["vectors", "original"]
 Accumulation = Literal["mean", "sum"]

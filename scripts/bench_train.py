@@ -35,7 +35,8 @@ from model.precision import Precision, choose_device
 from optim.run import environment
 from scripts.benchmarking.measuring import device_name, spread
 from scripts.benchmarking.random_batches import Sizes
-from scripts.benchmarking.timed_steps import Case, Measured, TimedModel, measure
+from scripts.benchmarking.timed_rounds import Measured, measure
+from scripts.benchmarking.timed_steps import Case, TimedModel
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ from model.distributed import SINGLE
 from model.objectives.heads import PretrainingHeads
 from model.precision import InferenceLinear, autocast, choose_device, for_inference, loss_scaler
 from model.transformer import EncoderConfig
-from optim.loop import MicroBatch, Updater
+from optim.loop import MicroBatch, Update, Updater, with_following
 from optim.optimizer import OptimOptions, apply_update, build_optimizer
 from optim.schedule import build_schedule
 
@@ -357,3 +357,40 @@ def test_the_sum_is_the_mean_with_a_norm_so_many_times_smaller():
             updater.update([MicroBatch("loss", b, (n,), None, None, 1) for n, b in enumerate(batches)], step, lr=0.1)
         weights.append(task.model.weight.item())
     assert weights[0] == pytest.approx(weights[1], abs=1e-6) and weights[0] != pytest.approx(weights[2], abs=1e-3)
+
+
+# ---- the next update is known ahead ----------------------------------------------------------------------------------
+
+
+def test_the_next_update_is_drawn_ahead_but_never_beyond_a_validation():
+    drawn = []
+
+    def updates():
+        for number, validates in enumerate([False, False, True, True, False, True]):
+            drawn.append(number)
+            yield Update([], {}, str(number), validates, number == 5)
+
+    seen = []
+    for update, following in with_following(updates()):
+        seen.append((update.stage, following and following.stage, list(drawn)[-1]))
+    assert seen == [("0", "1", 1), ("1", "2", 2), ("2", None, 2), ("3", None, 3), ("4", "5", 5), ("5", None, 5)]
+    assert list(with_following(iter([]))) == []
+
+
+def test_updates_that_are_told_of_ahead_are_the_same():
+    weights = []
+    for ahead in (False, True):
+        task = _Quadratic()
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+        updater = Updater(task, optimizer, loss_scaler(torch.device("cpu"), "fp32"), SINGLE, 0.0)
+        updates = [
+            [MicroBatch("loss", SimpleNamespace(value=float(n), num_rows=1), (n,), None, None, 1)] for n in range(4)
+        ]
+        for step, micros in enumerate(updates):
+            stop = "SIGTERM" if step == 1 else None
+            following = updates[step + 1] if ahead and step < 3 else None
+            _, stopping = updater.update(micros, step, 0.1, stop, following)
+            assert stopping == (step == (2 if ahead else 1))  # heard with the update that was told of then
+        updater.leave()
+        weights.append(task.model.weight.item())
+    assert weights[0] == weights[1]
