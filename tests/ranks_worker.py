@@ -121,7 +121,7 @@ def compute(
 ) -> dict:
     """Loss of all ranks and their summed gradients, as training computes them; ``share`` in place of this rank's.
 
-    ``again`` are those of a second update, whose gradients leave while backward runs; ``naive`` are summed one by one afterwards.
+    ``again`` are those of a second update, whose gradients leave while backward runs; ``naive`` are summed afterwards.
     """
     rows, num_pairs = share or shares(case, ranks.size)[ranks.rank]
     batch = make_batch(case, rows or [0])
@@ -147,11 +147,13 @@ def compute(
             parameter.grad = None
         last = functools.partial(exchange.last_backward, case)
         share = step.add_gradients(objective, batch, met, scaler, 1, last)
-        own = {name: parameter.grad.numpy().copy() for name, parameter in parameters if parameter.grad is not None}
+        own = {name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None}
         underway = len(exchange._underway)
         exchange.finish()
         updates.append({name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None})
-    naive = {name: torch.from_numpy(ranks.sum_array(gradient)) for name, gradient in own.items()}
+    flat = torch.from_numpy(ranks.sum_array(torch.cat([gradient.reshape(-1) for gradient in own.values()]).numpy()))
+    parts = flat.split([gradient.numel() for gradient in own.values()])
+    naive = {name: part.view_as(own[name]) for name, part in zip(own, parts, strict=True)}
     loss = ranks.sum_array(np.array([float(share.detach())]))[0]
     return {
         "loss": torch.tensor(loss), "gradients": updates[0], "again": updates[1], "naive": naive, "buckets": underway
