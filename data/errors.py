@@ -1,6 +1,9 @@
 """The exceptions that every command turns into one line and an exit status (``configs.cli.run``)."""
 
 
+import re
+
+
 class BadInput(ValueError):
     """Bad input: a missing or damaged file, a mismatched checkpoint, an impossible setting.
 
@@ -18,3 +21,18 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 class Stopped(Exception):
     """A run was asked to stop, and has saved what it needs to go on: exit status 75, the same command goes on."""
+
+
+_ADVICE = re.compile(r"weights_only|Weights only load failed")
+
+
+def reason_of(error: BaseException, longest: int = 200) -> str:
+    """What a library's exception says, in one line. torch's advice to unpickle what holds more than tensors, which would run what
+    is in it, is left out."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    if not _ADVICE.search(text):
+        return text[:longest] or repr(error)[:longest]
+    if "TorchScript" in text:
+        return "it is a TorchScript archive, a program, and no file of tensors"
+    named = re.search(r"GLOBAL (\S+)", text)
+    return f"it holds more than tensors and is not unpickled{f': it names {named[1]}' if named else ''}"

@@ -9,9 +9,10 @@ scores = text @ image.T                                            # [B,B]
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,9 @@ from model.costs import Load, Work, trained
 from model.text_encoders import text_encoder_named
 from model.text_encoders.base import TextEncoderConfig
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
+
+# Rates and draws of training, heads, and what a library notes of itself.
+_NOT_OF_VECTORS = re.compile(r"drop|initializer|num_labels|label2id|id2label|transformers_version|dtype")
 
 
 @dataclass
@@ -52,6 +56,20 @@ class LightningDOTConfig:
     def embedding_dim(self) -> int:
         """Width D of what ``encode_text`` and ``encode_image`` return."""
         return self.project_dim or self.txt.hidden_size
+
+    @property
+    def of_vectors(self) -> dict[str, Any]:
+        """The settings that change an embedding of the same weights, by dotted names, as far as they are not the defaults. An
+        index keeps them beside the fingerprint of the weights."""
+        found: dict[str, Any] = {}
+        for prefix, part in (("", self), ("txt.", self.txt), ("img.", self.img)):
+            for each in dataclasses.fields(part):
+                value = getattr(part, each.name)
+                if each.name in ("txt", "img") or _NOT_OF_VECTORS.search(each.name) or value == each.default:
+                    continue
+                values = {f"{each.name}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {each.name: value}
+                found |= {prefix + name: inner for name, inner in values.items() if not _NOT_OF_VECTORS.search(name)}
+        return found
 
     @classmethod
     def from_dict(cls, values: dict) -> LightningDOTConfig:

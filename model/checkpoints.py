@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file
 from data.storage.text_files import read_json, write_json
 from model.transformer import EncoderConfig
@@ -96,9 +96,9 @@ def read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))  # torch's own text advises to unpickle it all the same
         reason = f"it names {named[1]}" if named else "not what torch.save writes for tensors"
-        raise BadInput(f"{path}: holds more than tensors and is not unpickled: {reason}") from error
+        raise BadInput(f"{path}: holds more than tensors and is not unpickled: {reason}") from None
     except Exception as error:  # whatever zip and pickle raise on damaged bytes
-        raise BadInput(f"{path}: damaged or truncated weights: {error!r}") from error
+        raise BadInput(f"{path}: damaged or truncated weights: {type(error).__name__}: {reason_of(error)}") from None
 
 
 def load_strict(

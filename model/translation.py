@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from data.captions.db import CaptionDB
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Translator:
             self.model = MarianMTModel.from_pretrained(name).to(device).eval()
         except Exception as error:  # transformers raises nearly anything here
             raise BadInput(
-                f"--model {name}: cannot be loaded as a Marian model ({' '.join(str(error).split())[:200]}); give a folder, "
+                f"--model {name}: cannot be loaded as a Marian model ({reason_of(error)}); give a folder, "
                 f"as of `hf download {name} --local-dir FOLDER`, and have sentencepiece installed"
             ) from None
         longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush
 from data.storage.text_files import write_json
 from model import checkpoints
@@ -208,8 +208,8 @@ def _load(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise BadInput(
-            f"{path}: damaged training state: {error}; point the link last to another checkpoint, or remove it to start again"
-        ) from error
+            f"{path}: damaged training state: {reason_of(error)}; point the link last to another checkpoint, or remove it to start again"
+        ) from None
 
 
 def _save(tree: dict, path: Path) -> None:

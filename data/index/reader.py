@@ -27,6 +27,7 @@ from data.index.layout import (
     stored_row,
     stored_value,
 )
+from data.notices import say_once
 from data.storage.lmdb_env import reader
 
 
@@ -36,6 +37,31 @@ def data_fingerprint(source: str, ids: Iterable[str]) -> str:
     for name in ids:
         digest.update(b"\0" + name.encode())
     return digest.hexdigest()[:16]
+
+
+def check_model_settings(place: object, made_with: dict | None, settings: dict | None) -> None:
+    """Refuse an index whose vectors the same weights made with other settings, as ``similarity``.
+
+    Args:
+        place: the index, for messages
+        made_with: what it says of them; None: it is older than that, or from elsewhere, and is let pass with a line
+        settings: of the model that asks; None: nothing is asked
+
+    Raises:
+        BadInput: others; each is named.
+    """
+    if settings is None:
+        return
+    if made_with is None:
+        say_once(f"{place}: made by these weights, and does not say with which settings of the model: taken to be those of its config.json")
+        return
+    names = sorted({*made_with, *settings})
+    other = [f"{n} was {made_with.get(n, 'the default')}, now {settings.get(n, 'the default')}" for n in names if made_with.get(n) != settings.get(n)]
+    if other:
+        raise BadInput(
+            f"{place}: the index was made by the same weights with other settings in the checkpoint's config.json ({'; '.join(other)}): "
+            "put them back, or build the index again"
+        )
 
 
 class EmbeddingIndex:
@@ -78,13 +104,14 @@ class EmbeddingIndex:
         names = ("kind", "dim", "dtype", "count", "model", "data", "commits")
         return {name: self.header[name] for name in names} | {"time": created.get("time")}
 
-    def check_model(self, fingerprint: str) -> None:
-        """Raise BadInput unless the model with this fingerprint made the index."""
+    def check_model(self, fingerprint: str, settings: dict | None = None) -> None:
+        """Raise BadInput unless the model with this fingerprint, and these settings of its vectors, made the index."""
         if fingerprint != self.header["model"]:
             raise BadInput(
                 f"{self.folder}: the index was made by model {self.header['model']}, the query comes from model "
                 f"{fingerprint}: give the checkpoint that made the index, or build it again"
             )
+        check_model_settings(self.folder, self.header["created"].get("model_settings"), settings)
 
     def check_contents(self, database: Path, contents: str) -> None:
         """Raise BadInput where the index was built from other contents of a database than ``contents``, its fingerprint. An

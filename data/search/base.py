@@ -86,8 +86,8 @@ class SearchBackend(ABC):
         """Raise BadInput where the index was built from other contents of a database than ``contents``, its fingerprint."""
 
     @abstractmethod
-    def check_model(self, fingerprint: str) -> None:
-        """Raise BadInput unless the model with this fingerprint made the index."""
+    def check_model(self, fingerprint: str, settings: dict | None = None) -> None:
+        """Raise BadInput unless the model with this fingerprint, and these settings of its vectors, made the index."""
 
 
 class FeatureIndexBackend(SearchBackend):
@@ -110,5 +110,5 @@ class FeatureIndexBackend(SearchBackend):
     def check_contents(self, database: Path, contents: str) -> None:
         self.index.check_contents(database, contents)
 
-    def check_model(self, fingerprint: str) -> None:
-        self.index.check_model(fingerprint)
+    def check_model(self, fingerprint: str, settings: dict | None = None) -> None:
+        self.index.check_model(fingerprint, settings)

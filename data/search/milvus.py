@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import BadInput
-from data.index.reader import EmbeddingIndex
+from data.index.reader import EmbeddingIndex, check_model_settings
 from data.search.base import SearchBackend, SearchOptions
 from data.search.topk import best_candidates, checked_queries
 
@@ -72,12 +72,13 @@ class MilvusSearch(SearchBackend):
                 "scripts/export_index.py again"
             )
 
-    def check_model(self, fingerprint: str) -> None:
+    def check_model(self, fingerprint: str, settings: dict | None = None) -> None:
         if fingerprint != self.header["model"]:
             raise BadInput(
                 f"{self.place}: collection {self.collection!r} was made by model {self.header['model']}, the query comes from "
                 f"model {fingerprint}: give the checkpoint that made the index, or export another"
             )
+        check_model_settings(f"{self.place}: collection {self.collection!r}", self.header.get("model_settings"), settings)
 
     def ids(self, rows) -> list[str]:
         rows, found = [int(row) for row in rows], {}
@@ -218,7 +219,8 @@ def _send(index: EmbeddingIndex, client, uri: str, collection: str, wanted: dict
         if arrived != index.count:
             _put_header(client, collection, COMING, wanted | {"sent": 0})
             raise BadInput(f"{uri}: {arrived:,} of {index.count:,} vectors arrived in {vectors}: export again, which sends all")
-        _put_header(client, collection, CURRENT, wanted | {"complete": True})
+        settings = index.header["created"].get("model_settings")
+        _put_header(client, collection, CURRENT, wanted | {"complete": True, "model_settings": settings})
         client.delete(f"{collection}_header", [COMING])
         before = headers[CURRENT].get("collection", collection) if CURRENT in headers else vectors
         if before != vectors:

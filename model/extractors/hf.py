@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 from data.regions.conversion import window_side
 from data.storage.text_files import read_json
 from model.extractors.base import Detections, Extractor, ExtractorOptions
@@ -49,8 +49,7 @@ class HfBackbone(Extractor):
         try:
             model = AutoModel.from_pretrained(name)
         except Exception as error:  # no folder, no network, an unknown type: whatever the library raises
-            reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"--extractor hf:{name}: cannot be loaded ({reason}); give a folder or a name") from None
+            raise BadInput(f"--extractor hf:{name}: cannot be loaded ({reason_of(error)}); give a folder or a name") from None
         self.name, self.max_bb = name, max_bb
         self.model = getattr(model, "vision_model", model).eval().requires_grad_(False)
         config = getattr(model.config, "vision_config", model.config)

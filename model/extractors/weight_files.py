@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -35,9 +35,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
                 stored = _ArraysOnly(file, encoding="latin1").load()["model"]
             stored = {name: torch.from_numpy(np.array(value)) for name, value in stored.items()}
         except Exception as error:
-            first = str(torch_error).split("\n")[0]
             raise BadInput(
-                f"{path}: not a file of weights (as a torch file: {first}; as pickled arrays: {error}); download it again"
+                f"{path}: not a file of weights (as a torch file: {reason_of(torch_error)}; as pickled arrays: {reason_of(error)}); "
+                "download it again"
             ) from None
     if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
         raise BadInput(f"{path}: holds no dictionary of tensors; expected name -> tensor")

@@ -55,11 +55,11 @@ def build_index(
     model, names = source.model, source.names
     data = data_fingerprint(source.fingerprint(), names)
     made = {"precision": encoding.precision, "checkpoint": str(checkpoint), "database": str(source.folder)}
-    made["contents"] = source.fingerprint()
+    made |= {"contents": source.fingerprint(), "model_settings": model.config.of_vectors}
     if checkpoint is not None and (kept := read_made_from(checkpoint)) is not None:
         made["checkpoint_made_from"] = kept.to_json()
     wanted = {"kind": source.kind, "dtype": dtype, "model": model.fingerprint, "data": data, "precision": encoding.precision}
-    index = _up_to_date(out, wanted)
+    index = _up_to_date(out, wanted, model.config.of_vectors)
     if index is not None:
         if ranks.is_first and source.kind == "img":
             keep_pictures(source.folder, out)
@@ -92,7 +92,7 @@ def update_index(source: Source, out: str | Path, encoding: Encoding, replace: b
     """
     model = source.model
     index = EmbeddingIndex(out)
-    index.check_model(model.fingerprint)
+    index.check_model(model.fingerprint, model.config.of_vectors)
     if index.kind != source.kind:
         raise BadInput(f"{out}: is an index of {index.kind}, what is to be added is {source.kind}")
     known = {name for name in source.names if name in index}
@@ -111,13 +111,18 @@ def update_index(source: Source, out: str | Path, encoding: Encoding, replace: b
     return EmbeddingIndex(out)
 
 
-def _up_to_date(out: str | Path, wanted: dict) -> EmbeddingIndex | None:
-    """The index in ``out``, if it is what would be built."""
+def _up_to_date(out: str | Path, wanted: dict, settings: dict) -> EmbeddingIndex | None:
+    """The index in ``out``, if it is what would be built by a model with these settings of its vectors."""
     if not (Path(out) / "data.mdb").exists():
         return None
     index = EmbeddingIndex(out)
     header = index.header | {"precision": index.header["created"].get("precision")}
-    return index if all(header[name] == value for name, value in wanted.items()) else None
+    if not all(header[name] == value for name, value in wanted.items()):
+        return None
+    if index.header["created"].get("model_settings", settings) != settings:
+        return None
+    index.check_model(wanted["model"], settings)  # which says so where the index does not tell
+    return index
 
 
 def _encode_by_ranks(

@@ -144,7 +144,7 @@ class Retriever:
     ):  # fmt: skip
         self.device, self.precision = choose_device(device), check_precision(precision)
         self.rerank, self.mix = checked_count(rerank, "rerank"), checked_mix(mix)
-        backend.check_model(model.fingerprint)
+        backend.check_model(model.fingerprint, model.config.of_vectors)
         if regions is not None:
             check_width(regions, model)
         if reranker is not None:
@@ -192,7 +192,7 @@ class Retriever:
         rerank, mix = checked_count(rerank, "rerank"), None if mix is None else checked_mix(mix)
         model = LightningDOT.from_pretrained(checkpoint)
         backend = index if isinstance(index, SearchBackend) else open_backend(index, search or SearchOptions(device=str(device)))
-        backend.check_model(model.fingerprint)
+        backend.check_model(model.fingerprint, model.config.of_vectors)
         if reranker is not None:
             check_kind(backend, "img", f"the re-ranker {reranker}")
         backend.prepare()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batches.ragged import Texts
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 from data.storage.text_files import read_json
 from model import checkpoints
 from model.attention import collect
@@ -167,10 +167,9 @@ def read_auto_encoder(folder: str | Path) -> tuple[AutoEncoderConfig, dict[str, 
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # transformers raises nearly anything here
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
         kind = read_json(Path(folder) / "config.json").get("model_type")
         raise BadInput(
-            f"{folder}/config.json: model_type {kind!r}: transformers cannot read the folder as an encoder: {reason[:200]}"
+            f"{folder}/config.json: model_type {kind!r}: transformers cannot read the folder as an encoder: {reason_of(error)}"
         ) from None
     absent = [name for name in report["missing_keys"] if "pooler." not in name]
     wrong = [str(name) for name in (*sorted(absent), *report["mismatched_keys"])]
