@@ -85,17 +85,17 @@ def test_each_thing_is_computed_once(retriever, monkeypatch):
         monkeypatch.setattr(owner, name, lambda *a, **k: calls.append(name) or real(*a, **k))
 
     count(retriever.tokenizer, "encode")
-    count(retriever.model, "encode_text")
+    count(retriever.model, "embed_texts")
     count(retriever.backend, "search")
     count(retriever.backend, "ids")
     count(retriever.reranker, "rerank_images")
     found = retriever.search("a red circle", 3)
-    assert calls == ["encode", "encode_text", "search", "ids", "rerank_images"]
+    assert calls == ["encode", "embed_texts", "search", "ids", "rerank_images"]
     assert (len(found.hits[0]), len(found.first[0])) == (3, 5) and set(found.milliseconds) == {"encode", "search", "rerank"}
     assert min(found.milliseconds.values()) > 0 and found.first[0] == sorted(found.first[0], key=lambda hit: -hit.score)
     calls.clear()
     found = retriever.search(["a red circle", "two"], 3, rerank=0)
-    assert calls == ["encode", "encode_text", "search", "ids"] and found.milliseconds["rerank"] == 0 and found.first == []
+    assert calls == ["encode", "embed_texts", "search", "ids"] and found.milliseconds["rerank"] == 0 and found.first == []
 
 
 def test_the_command_shows_the_time_of_ranking_again(checkpoint, index, reranker, small_world, tmp_path, capsys):
