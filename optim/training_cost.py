@@ -27,7 +27,7 @@ class TrainingCost:
     def __str__(self) -> str:
         passes = ", ".join(f"{name} {times:.1f}" for name, times in self.passes.items())
         hours = "hours unknown" if self.hours is None else f"about {self.hours:.3g} hours"
-        return hours + (f"; passes: {passes}" if passes else "") + "".join(f"; {note}" for note in self.notes)
+        return hours + (f"; passes: {passes}" if passes else "")
 
 
 def cost_of_training(config: Recipe, machine: Machine, sizes: DataSizes, captions_of: Callable[[str], int | None]) -> TrainingCost:

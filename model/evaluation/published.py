@@ -31,12 +31,12 @@ class Job:
     """What a step computes.
 
     Attributes:
-        recipe: of pretrain.py, train_itm.py or eval_itm.py, as the folder that it is in says
+        recipe: of pretrain.py, train_itm.py, eval_itm.py or scripts/bench_retrieval.py, as the folder that it is in says
         inputs: setting → name of a checkpoint, or several names: the first that is there, else the last
         options: more words of the command
     """
 
-    recipe: str | None = None
+    recipe: str
     inputs: dict[str, str | list[str]] = field(default_factory=dict)
     options: str = ""
 
@@ -47,14 +47,12 @@ class PublishedRow(Job):
 
     Attributes:
         name: what the row is called
-        command: a command without a recipe that measures it, in place of one
         part: where in the results the row's section is, for instance ``reranker.top.20``; none: the results themselves
-        row: the row of that section
+        row: the row of that section; ``*`` stands for anything
         paper, original: metric → published figure, in percent where it is a recall
     """
 
     name: str = ""
-    command: str | None = None
     part: str | None = None
     row: str = "all"
     paper: dict[str, float] = field(default_factory=dict)
@@ -104,9 +102,6 @@ def read_catalogue(path: str | Path) -> Catalogue:
         where = f"{path}: tables.{name}"
         table = filled_dataclass(PublishedTable, value, where)
         rows = [filled_dataclass(PublishedRow, row, f"{where}.rows[{n}]") for n, row in enumerate(table.rows)]
-        for row in rows:
-            if (row.recipe is None) == (row.command is None):
-                raise BadInput(f"{where}: row {row.name!r} needs a recipe or a command, and not both")
         tables[name] = dataclasses.replace(table, rows=rows)
     return Catalogue(checkpoints, tables)
 

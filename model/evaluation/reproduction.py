@@ -16,7 +16,7 @@ from data.regions.db import BoxChoice, BoxOptions, RegionDB
 from model.checkpoints import read_settings
 from model.evaluation.published import Catalogue, Job, PublishedRow, PublishedTable
 
-SCRIPTS = {"pretrain": "pretrain.py", "finetune": "train_itm.py", "eval": "eval_itm.py"}  # folder of a recipe → its command
+SCRIPTS = {"pretrain": "pretrain.py", "finetune": "train_itm.py", "eval": "eval_itm.py", "speed": "scripts/bench_retrieval.py"}  # folder of a recipe → its command
 RESULT = {"pretrain": "last", "finetune": "best"}  # the checkpoint that goes on
 STARTS = ("model.init", "model.txt_init", "model.img_init", "reranker.miner")  # settings of a recipe that name weights
 Inputs = dict[str, Path]  # setting → folder of weights
@@ -119,14 +119,15 @@ class Planner:
         """The steps of a table; what it needs is added to ``needs``."""
         plan = TablePlan()
         for row in table.rows:
-            plan.results.append(self._plan_command(row, plan) if row.command else self._plan_evaluation(row, plan))
+            plan.results.append(self._plan_speed(row, plan) if _kind(row) == "speed" else self._plan_evaluation(row, plan))
         return plan
 
-    def _plan_command(self, row: PublishedRow, plan: TablePlan) -> Path:
-        """A measurement without a recipe, which takes a file to write and a folder to work in → that file."""
-        words = [*shlex.split(row.command or ""), *shlex.split(row.options)]
-        results = Path(self._places.out, f"{Path(words[0]).stem}.json")
-        plan.add(Step((*words, "--out", str(results), "--work", str(results.with_suffix("")) + "_work")))
+    def _plan_speed(self, row: PublishedRow, plan: TablePlan) -> Path:
+        """A measurement of speed, without any data → the file that it writes."""
+        recipe = self._read_recipe(row.recipe, shlex.split(row.options))
+        results = Path(self._places.out, "_".join(["speed", Path(recipe.path).stem, *_slug(row.options)]) + ".json")
+        words = [SCRIPTS["speed"], "--config", recipe.path, *shlex.split(row.options), "--out", str(results)]
+        plan.add(Step((*words, "--work", f"{results.with_suffix('')}_work")))
         return results
 
     def _plan_evaluation(self, row: PublishedRow, plan: TablePlan) -> Path:
@@ -148,7 +149,7 @@ class Planner:
 
     def _prepare(self, job: Job, plan: TablePlan) -> tuple[Recipe, Inputs]:
         """Read a job's recipe; note its databases; find or plan the weights that it starts from."""
-        recipe = self._read_recipe(job.recipe or "", shlex.split(job.options))
+        recipe = self._read_recipe(job.recipe, shlex.split(job.options))
         names: dict[str, str | list[str]] = {}
         for setting in STARTS:
             named = _setting(recipe.config, setting)
@@ -236,7 +237,7 @@ def describe_needs(needs: Iterable[Need], is_known: Callable[[str], bool]) -> st
 
 
 def _kind(job: Job) -> str:
-    return Path(job.recipe or "").parent.name
+    return Path(job.recipe).parent.name
 
 
 def _name_of(path: Path) -> str:

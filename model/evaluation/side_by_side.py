@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -61,17 +62,18 @@ def _recall_outcome(row: PublishedRow, results: dict, source: str, published: di
         if part not in section:
             raise BadInput(f"{source}: no {row.part}, found {', '.join(section)}")
         section = section[part]
-    if row.row not in section["recall"]:
+    names = fnmatch.filter(section["recall"], row.row)
+    if len(names) != 1:
         raise BadInput(f"{source}: no row {row.row!r}, found {', '.join(section['recall'])}")
-    measured, intervals = dict(section["recall"][row.row]), dict(section["intervals"].get(row.row, {}))
+    measured, intervals = dict(section["recall"][names[0]]), dict(section["intervals"].get(names[0], {}))
     if candidates := section.get("bi-encoder"):  # re-ranked: how many answers are among what is ranked again
         for metric, value in candidates["recall"]["all"].items():
             name = f"bi-encoder {metric.partition('@')[0]}@K"
             measured[name] = value
             if "all" in candidates["intervals"]:
                 intervals[name] = candidates["intervals"]["all"][metric]
-    names = ("images", "captions", "environment")
-    of = {"checkpoint": results["config"]["checkpoint"]} | {name: results[name] for name in names if name in results}
+    kept = ("images", "captions", "environment")
+    of = {"checkpoint": results["config"]["checkpoint"]} | {name: results[name] for name in kept if name in results}
     return RowOutcome(row.name, published, measured, intervals, of=of)
 
 

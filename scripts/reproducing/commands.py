@@ -10,10 +10,11 @@ from data.errors import BadInput
 from eval_itm import EvalConfig
 from model.evaluation.reproduction import Recipe, Step
 from optim.tasks.pretraining import PretrainConfig
+from scripts import bench_retrieval
 from train_itm import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG_CLASSES = {"pretrain": PretrainConfig, "finetune": CONFIGS, "eval": EvalConfig}
+CONFIG_CLASSES = {"pretrain": PretrainConfig, "finetune": CONFIGS, "eval": EvalConfig, "speed": bench_retrieval.Options}
 
 
 def path_from_here(path: str) -> str:

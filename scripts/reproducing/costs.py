@@ -31,6 +31,7 @@ class Costs:
         self._machine, self._show = Machine(gpu, gpus, gpus, EFFICIENCY), show
         self._expected, self._places = pantry.captions(), places
         self._hours: dict[Step, float] = {}
+        self._assumes = False  # something about weights that are not here yet
 
     def of(self, step: Step) -> str:
         """What to print behind a step; nothing for one that is no training."""
@@ -41,12 +42,14 @@ class Costs:
         except BadInput as error:
             return f"\n     # cost unknown: {error}"
         self._hours[step] = cost.hours or 0.0
+        self._assumes |= bool(cost.notes)
         return f"\n     # {cost}"
 
     def total(self) -> str:
         """A line about all steps that ``of`` was asked for, each counted once."""
         machine = f"{self._machine.count} x {self._machine.gpu}, on paper at {EFFICIENCY:.0%} of its peak rate"
-        return f"all trainings: about {sum(self._hours.values()):.3g} hours on {machine}\n" if self._hours else ""
+        assumed = "; weights that are not here yet are reckoned to be of BERT-base's size" if self._assumes else ""
+        return f"all trainings: about {sum(self._hours.values()):.3g} hours on {machine}{assumed}\n" if self._hours else ""
 
     def _captions(self, name: str, step: Step) -> int | None:
         table = Path(self._places.data_root or step.config.data_root, name, "id2len.json")

@@ -8,9 +8,10 @@ import eval_itm
 import pretrain
 import train_itm
 from configs import cli
+from scripts import bench_retrieval
 
 ROOT = Path(__file__).resolve().parents[2]
-CLASSES = {"pretrain": pretrain.PretrainConfig, "finetune": train_itm.CONFIGS, "eval": eval_itm.EvalConfig}
+CLASSES = {"pretrain": pretrain.PretrainConfig, "finetune": train_itm.CONFIGS, "eval": eval_itm.EvalConfig, "speed": bench_retrieval.Options}
 RECIPES = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").glob("*/*.yaml"))
 
 
@@ -89,7 +90,7 @@ def test_the_papers_recipes_are_bf16_and_the_originals_fp16():
         kind, recipe = name.removesuffix(".yaml").split("/")
         if recipe.startswith("original_"):
             assert load(name).precision == "fp16", name
-        elif kind != "eval" and recipe in ("paper", "flickr30k", "coco"):
+        elif kind in ("pretrain", "finetune") and recipe in ("paper", "flickr30k", "coco"):
             assert load(name).precision == "bf16", name
 
 

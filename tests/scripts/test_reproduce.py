@@ -24,6 +24,8 @@ from scripts.reproducing.running import report, run
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = read_catalogue(ROOT / "configs/published.yaml")
 SOURCES = read_ingredients(ROOT / "configs/sources.yaml")
+DEMO = read_catalogue(ROOT / "configs/demo_tables.yaml")
+DEMO_SOURCES = read_ingredients(ROOT / "configs/demo_tables.yaml", "sources")
 TABLES = [name for name in PUBLISHED.tables if name != "demo"]
 
 
@@ -165,7 +167,7 @@ def test_a_dry_run_names_everything_that_is_missing_and_the_steps(table, tmp_pat
     assert "CHECKPOINTS" not in shown and "DATA/" not in shown
     steps = [name for name, _ in steps_in(shown)]
     for name in TABLES if table == "all" else [table]:
-        evaluated = {(row.recipe, str(row.inputs), row.options, row.command) for row in PUBLISHED.tables[name].rows}
+        evaluated = {(row.recipe, str(row.inputs), row.options) for row in PUBLISHED.tables[name].rows}
         assert sum(step in ("eval_itm.py", "bench_retrieval.py") for step in steps) >= len(evaluated)
     if table in ("flickr30k", "flickr30k-zeroshot", "coco5k"):
         for path in ("img/vg", "img/cc", "img/sbu", "img/coco_train2014", "db/pretrain_vg_dev_base-cased.db"):
@@ -180,15 +182,51 @@ def test_a_dry_run_names_everything_that_is_missing_and_the_steps(table, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_step_of_every_table_is_a_command_that_can_be_read():
-    for job in [*PUBLISHED.checkpoints.values(), *(row for table in PUBLISHED.tables.values() for row in table.rows if row.recipe)]:
+@pytest.mark.parametrize("catalogue", [PUBLISHED, DEMO], ids=["published", "demo"])
+def test_every_step_of_every_table_is_a_command_that_can_be_read(catalogue):
+    sources = {path for each in SOURCES.values() for path in each.gives}
+    for job in [*catalogue.checkpoints.values(), *(row for table in catalogue.tables.values() for row in table.rows)]:
         kind = Path(job.recipe).parent.name
         inputs = [f"--{setting}={names}" for setting, names in job.inputs.items()]
         cli.parse(CONFIG_CLASSES[kind], ["--config", str(ROOT / job.recipe), *inputs, *shlex.split(job.options)])
         for names in job.inputs.values():
             for name in [names] if isinstance(names, str) else names:
-                known = name in PUBLISHED.checkpoints or any(f"CHECKPOINTS/{name}" in each.gives for each in SOURCES.values())
+                known = name in catalogue.checkpoints or f"CHECKPOINTS/{name}" in sources
                 assert known or name in ("uniter-base", "uniter-large"), name
+
+
+def test_the_demo_has_every_table_from_nothing(tmp_path, monkeypatch, capsys):
+    assert list(DEMO.tables) == TABLES
+    monkeypatch.chdir(tmp_path)
+    reproduce_table("all", "--demo", "--dry-run")
+    shown = capsys.readouterr().out
+    for each in DEMO_SOURCES.values():
+        words = shlex.split(each.command)
+        assert (words[0], Path(words[1]).parent.name) == ("python", "scripts"), "run without a shell"
+        assert f"  # {each.title}\n  $ python {ROOT}/{words[1]} " in shown
+    missing = set(re.findall(r"^\[missing\] runs/reproduce_demo/(data/.*)$", shown, re.MULTILINE))
+    assert missing <= {path.replace("DATA/", "data/") for each in DEMO_SOURCES.values() for path in each.gives}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_makes_what_it_lacks_and_then_its_table(tmp_path, small_world, monkeypatch, capfd):
+    """With the small world's pictures in the place of the demo's, all behind them is made: regions, tokenizer, captions, weights."""
+    monkeypatch.chdir(tmp_path)
+    data = Path("runs/reproduce_demo/data")
+    data.mkdir(parents=True)
+    for name in ("photos", "captions.jsonl"):
+        (data / name).symlink_to(small_world / name)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "project_dim": 16}
+    for kind, less in (("pretrain", {"num_steps": 2, "valid_every": 2, "model": sizes}), ("finetune", {"model": sizes, "batch_size": 16})):
+        recipe = yaml.safe_load((ROOT / f"configs/{kind}/demo.yaml").read_text()) | less
+        Path("own", kind).mkdir(parents=True)
+        Path("own", kind, "demo.yaml").write_text(yaml.safe_dump(recipe))
+    reproduce_table("flickr30k", "--demo", "--recipes", "own")
+    steps = [Path(step).name for step in re.findall(r"^\$ python (\S+)", capfd.readouterr().out, re.MULTILINE)]
+    made = ["train_tokenizer.py", "build_captions.py"]
+    assert sorted(steps[:3]) == sorted(["extract_regions.py", *made]) and steps[3:] == ["pretrain.py", "train_itm.py", "eval_itm.py"]
+    (row,) = json.loads(Path("runs/reproduce_demo/flickr30k.json").read_text())["rows"]
+    assert row["images"] == 8 and row["measured"]["TR@10"] > 0
 
 
 def test_the_commands_that_make_what_is_missing_are_real():
@@ -271,7 +309,7 @@ def test_published_and_measured_figures_stand_side_by_side(tmp_path, capsys):
     assert ["", "95% interval", "[60.0, 62.0]", "[83.0, 85.0]"] in [line[:4] for line in lines]
     summary = json.loads((tmp_path / "coco5k.json").read_text())
     assert summary["rows"][0]["original"]["AR"] == 73.5 and summary["seconds"] == {"eval_itm.py": 1.0}
-    with pytest.raises(BadInput, match=r"no row 'mean of 5 x 1K', found all"):
+    with pytest.raises(BadInput, match=r"no row 'mean of \* x 1K', found all"):
         report("coco1k", PUBLISHED.tables["coco1k"], [path], {}, tmp_path)
     with pytest.raises(BadInput, match=r"no reranker.top.50, found 20"):
         report("flickr30k-reranked", PUBLISHED.tables["flickr30k-reranked"], [path] * 7, {}, tmp_path)
@@ -316,14 +354,14 @@ def test_another_recipe_takes_the_place_of_one_and_a_folder_of_all(tmp_path, mon
     capsys.readouterr()
     reproduce_table("flickr30k-reranked", "--dry-run", "--recipes", "own")
     used = [words[words.index("--config") + 1] for _, words in steps_in(capsys.readouterr().out)]
-    ours = {str(ROOT / f"configs/{name}") for name in ("pretrain/paper.yaml", "eval/flickr30k.yaml")}
+    ours = {str(ROOT / f"configs/{name}") for name in ("pretrain/paper.yaml", "eval/flickr30k.yaml", "eval/flickr30k_reranked.yaml")}
     assert set(used) == ours | {"own/finetune/flickr30k.yaml", "own/finetune/uniter_flickr30k.yaml"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tables: {a: {title: t, rows: [{name: x}]}}", "row 'x' needs a recipe or a command"),
+        ("tables: {a: {title: t, rows: [{name: x}]}}", "rows.0.: .*recipe"),
         ("tables: {a: {title: t, rows: [], color: red}}", "unknown color; there are in_all, note, rows, title"),
         ("tables: {a: {title: t}}", "tables.a: .*rows"),
         ("tabels: {}", "found tabels, expected checkpoints and tables"),
