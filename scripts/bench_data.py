@@ -84,7 +84,7 @@ def show(report: dict) -> None:
         notes = {
             "open": f"{found['open_seconds']:.2f} to open",
             "training": f"{found.get('shuffle_seconds', 0):.2f} to shuffle an epoch, "
-            f"{found.get('bucket_seconds', 0):.2f} for the first token buckets",
+            f"{found.get('batch_seconds', 0):.2f} for the first batches by tokens",
         }
         for state in ("imports", "open", "training", "worker"):
             if state in found:

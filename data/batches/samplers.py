@@ -1,4 +1,4 @@
-"""The order of training data: token buckets, shuffled epochs, task mixing.
+"""The order of training data: batches of so many tokens, shuffled epochs, task mixing.
 
 Every order is a function of seed and position, so that a run stopped anywhere goes on with the very next batch.
 """
@@ -12,49 +12,26 @@ import numpy as np
 
 from data.errors import BadInput
 
-BUCKET_SIZE = 8192  # pairs that are sorted together; more means less padding and less shuffling
 
-
-def token_buckets(
+def token_batches(
     txt_lengths: np.ndarray, img_lengths: np.ndarray, budget: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """One epoch in batches of similar length, each pair in one batch.
-
-    Pairs are shuffled, cut into buckets, ordered by shape inside a bucket, and packed greedily; the batches of a bucket
-    are shuffled again.
+    """One epoch in random order, in batches of as many pairs as a number of tokens holds; each pair is in one batch.
 
     Args:
         txt_lengths: [N] tokens of each caption, [CLS] and [SEP] included
         img_lengths: [N] tokens of its image, [CLS] included
-        budget: most tokens of a batch, padding included: pairs × (longest text + longest image)
+        budget: most tokens of a batch; a pair of more comes alone
 
     Yields: index arrays
     """
-    order = rng.permutation(len(txt_lengths))
-    for start in range(0, len(order), BUCKET_SIZE):
-        bucket = order[start : start + BUCKET_SIZE]
-        bucket = bucket[_by_shape(txt_lengths[bucket], img_lengths[bucket], budget)]
-        batches, first, txt_max, img_max = [], 0, 0, 0
-        for position, index in enumerate(bucket):
-            txt, img = max(txt_max, txt_lengths[index]), max(img_max, img_lengths[index])
-            if (position - first + 1) * (txt + img) > budget and position > first:
-                batches.append(bucket[first:position])
-                first, txt, img = position, txt_lengths[index], img_lengths[index]
-            txt_max, img_max = txt, img
-        batches.append(bucket[first:])
-        for i in rng.permutation(len(batches)):
-            yield batches[i]
-
-
-def _by_shape(txt_lengths: np.ndarray, img_lengths: np.ndarray, budget: int) -> np.ndarray:
-    """Order in which neighbours are alike in both lengths: strips by image, within a strip up or down by text.
-
-    Texts and images are padded apart, so sorting by their sum leaves a quarter of every batch empty; this, a tenth.
-    """
-    batches = (txt_lengths + img_lengths).sum() / budget
-    strips = np.array_split(np.argsort(img_lengths, kind="stable"), max(1, round(2 * np.sqrt(batches))))
-    strips = [strip[np.argsort(txt_lengths[strip], kind="stable")] for strip in strips]
-    return np.concatenate([strip[:: (-1) ** n] for n, strip in enumerate(strips)])
+    order, start = rng.permutation(len(txt_lengths)), 0
+    while start < len(order):
+        ahead = order[start : start + budget]  # as many pairs as could fit; each has a token at least
+        tokens = np.cumsum(txt_lengths[ahead] + img_lengths[ahead], dtype=np.int64)
+        batch = ahead[: max(1, np.searchsorted(tokens, budget, side="right"))]
+        start += len(batch)
+        yield batch
 
 
 @dataclass
@@ -146,14 +123,14 @@ class Draw:
     Attributes:
         position: number of the draw since the start of training
         source: index of the (dataset, task) pair it comes from, the same on all ranks
-        bucket: number of the batch since the start of training, over all ranks; seeds the masking
+        number: of the batch since the start of training, over all ranks; seeds the masking
         indices: [B] examples of that dataset
         resume: state of the stream just after this draw
     """
 
     position: int
     source: int
-    bucket: int
+    number: int
     indices: np.ndarray
     resume: dict
 
@@ -169,13 +146,13 @@ class Source:
 
 
 class DrawStream:
-    """An endless stream of draws: a source by mix ratio, then that source's next token buckets, one for each rank.
+    """An endless stream of draws: a source by mix ratio, then that source's next batches, one for each rank.
 
     Which source is drawn at a position depends on the seed and the position alone, so all ranks agree; and R ranks see
     at an update what one rank with R times as many draws per step sees.
 
     Args:
-        budget: tokens of a batch, as in ``token_buckets``
+        budget: tokens of a batch, as in `token_batches`
         draws_per_step: consecutive draws from one source (gradient accumulation: a step is of one task)
         rank, ranks: of each draw's ``ranks`` batches this process takes number ``rank``
     """
@@ -187,7 +164,7 @@ class DrawStream:
             raise BadInput("tasks: no task has a mix ratio above 0")
         self.sources, self.budget, self.seed, self.draws_per_step = sources, budget, seed, draws_per_step
         self.rank, self.ranks = rank, ranks
-        self.position = self.bucket = 0
+        self.position = self.number = 0
         ratios = np.array([s.ratio for s in sources], dtype=float)
         self.cumulative = np.cumsum(ratios / ratios.sum())
         self._open: dict[int, Iterator[np.ndarray]] = {}
@@ -199,33 +176,34 @@ class DrawStream:
 
     def state_dict(self) -> dict:
         cursors = [list(s.cursor) for s in self.sources]
-        return {"position": self.position, "bucket": self.bucket, "cursors": cursors}
+        return {"position": self.position, "number": self.number, "cursors": cursors}
 
     def load_state_dict(self, state: dict) -> None:
         if len(state["cursors"]) != len(self.sources):
             raise BadInput(
                 f"the run was saved with {len(state['cursors'])} (dataset, task) pairs, now there are {len(self.sources)}"
             )
-        self.position, self.bucket = state["position"], state["bucket"]
+        is_older = "bucket" in state  # its batches held pairs of like length: of this order's pass none are done
+        self.position, self.number = state["position"], state["bucket" if is_older else "number"]
         self._open.clear()
-        for source, cursor in zip(self.sources, state["cursors"], strict=True):
-            source.cursor = list(cursor)
+        for source, (epoch, done) in zip(self.sources, state["cursors"], strict=True):
+            source.cursor = [epoch + 1, 0] if is_older and done else [epoch, done]
 
     def __iter__(self) -> Iterator[Draw]:
         while True:
             chosen = self.source_at(self.position)
-            buckets = [self._next_bucket(chosen) for _ in range(self.ranks)]
-            mine = self.bucket + self.rank
+            batches = [self._next_batch(chosen) for _ in range(self.ranks)]
+            mine = self.number + self.rank
             self.position += 1
-            self.bucket += self.ranks
-            yield Draw(self.position - 1, chosen, mine, buckets[self.rank], self.state_dict())
+            self.number += self.ranks
+            yield Draw(self.position - 1, chosen, mine, batches[self.rank], self.state_dict())
 
-    def _next_bucket(self, chosen: int) -> np.ndarray:
+    def _next_batch(self, chosen: int) -> np.ndarray:
         source = self.sources[chosen]
         while True:
             if chosen not in self._open:
                 rng = np.random.default_rng([self.seed, 2, chosen, source.cursor[0]])
-                epoch = token_buckets(source.txt_lengths, source.img_lengths, self.budget, rng)
+                epoch = token_batches(source.txt_lengths, source.img_lengths, self.budget, rng)
                 for _ in range(source.cursor[1]):  # a resumed run skips what it has seen
                     next(epoch)
                 self._open[chosen] = epoch

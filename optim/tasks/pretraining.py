@@ -16,7 +16,7 @@ from data.batches.batch import Batch
 from data.batches.identity import digests_of_pairs, pairs_changed
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
-from data.batches.samplers import Draw, DrawStream, Source, token_buckets
+from data.batches.samplers import Draw, DrawStream, Source, token_batches
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
@@ -34,6 +34,8 @@ from optim.loop import Last, MicroBatch, Paused, Update, Validation
 from optim.losses import reason_of_nan
 from optim.run import load_heads
 from optim.settings import TrainingSettings
+
+ORDER = "random, batches of real tokens"  # of the pairs; older runs had pairs of like length together, and say nothing
 
 
 @dataclass
@@ -84,7 +86,7 @@ class PretrainConfig(TrainingSettings):
         loss: the contrastive loss of CMR
         teacher: a UNITER that masked words and regions are learnt from too
         grad_cache: pairs that CMR embeds at a time, so that a batch may be larger than memory; 0: all at once
-        tokens_per_batch: padded tokens, text and regions, of one batch on one GPU
+        tokens_per_batch: tokens, text and regions, of one batch on one GPU
         num_steps: updates
         word_mask_prob: share of words that VMLM predicts
         region_mask_prob: share of regions that SMRM predicts
@@ -171,7 +173,7 @@ class Pretraining:
                 for corpus in config.data
             ]
         with ranks.first_alone():  # what the first one has computed, the others find
-            self.data = self._digests()
+            self.data = self._digests() | dict.fromkeys(("training order", "validation order"), ORDER)
         self.made_from = made_from_pairs(self.train)
         self.sources = [(number, task) for number, corpus in enumerate(config.data) for task in corpus.tasks]
         options = ObjectiveOptions(
@@ -328,8 +330,8 @@ class Pretraining:
         config, ranks = self.config, self.ranks
         objective, shuffling = self.objectives[task], np.random.default_rng([config.seed, 4])
         sums = np.zeros(4)  # loss and its elements, right predictions and all
-        buckets = token_buckets(dataset.txt_lengths, dataset.img_lengths, config.tokens_per_batch, shuffling)
-        for number, indices in enumerate(buckets):
+        batches = token_batches(dataset.txt_lengths, dataset.img_lengths, config.tokens_per_batch, shuffling)
+        for number, indices in enumerate(batches):
             if number == config.valid_batches > 0:
                 break
             if number % ranks.size != ranks.rank:
@@ -351,4 +353,4 @@ class Pretraining:
 def _make_batch(seed: int, sources: list[tuple[PairDataset, Objective]], draw: Draw) -> Batch:
     dataset, objective = sources[draw.source]
     examples = dataset.examples(draw.indices, objective.reads_soft_labels)
-    return objective.prepare(examples, np.random.default_rng([seed, 3, draw.bucket]))
+    return objective.prepare(examples, np.random.default_rng([seed, 3, draw.number]))

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
-from data.batches.samplers import epoch_draws, token_buckets
+from data.batches.samplers import epoch_draws, token_batches
 from data.captions.db import CaptionDB, read_table
 from data.captions.tables import JSON_TABLES
 from data.regions.db import BoxOptions, RegionDB
@@ -89,16 +89,16 @@ def measure_training(number: int, work: TableWork, barrier, results: multiproces
         found["shuffle_seconds"] = time.perf_counter() - started
         rng = np.random.default_rng(number)
         started = time.perf_counter()
-        buckets: Iterator = token_buckets(dataset.txt_lengths, dataset.img_lengths, 20_000, rng)
-        batches = list(islice(buckets, work.batches))
-        found["bucket_seconds"] = time.perf_counter() - started
+        drawn_batches: Iterator = token_batches(dataset.txt_lengths, dataset.img_lengths, 20_000, rng)
+        batches = list(islice(drawn_batches, work.batches))
+        found["batch_seconds"] = time.perf_counter() - started
         barrier.wait()
         found["training"] = process_memory()
         made = batch_loader(partial(look_up, dataset), [first.indices, *batches], work.workers, pin=False)
         sizes = [size for _, size in made]
         found["worker"] = {name: max(size[name] for size in sizes[-2 * work.workers :]) for name in sizes[0]}
         barrier.wait()
-        del drawn, buckets
+        del drawn, drawn_batches
     results.put(found)
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data.batches.samplers import DrawStream, Source, _by_shape, epoch_draws, tempered_order, token_buckets
+from data.batches.samplers import DrawStream, Source, epoch_draws, tempered_order, token_batches
 from data.errors import BadInput
 
 
@@ -14,50 +14,40 @@ def lengths(n=5000, seed=0):
     return rng.integers(6, 40, n), rng.integers(11, 101, n)
 
 
-def padded(batch, txt, img):
-    return len(batch) * (txt[batch].max() + img[batch].max())
+def tokens(batch, txt, img):
+    return int((txt[batch] + img[batch]).sum())
 
 
 def test_every_pair_comes_once_and_no_batch_exceeds_the_budget():
     txt, img = lengths()
-    batches = list(token_buckets(txt, img, 2048, np.random.default_rng(0)))
+    batches = list(token_batches(txt, img, 2048, np.random.default_rng(0)))
     assert sorted(np.concatenate(batches)) == list(range(len(txt)))
-    assert max(padded(b, txt, img) for b in batches) <= 2048
+    assert max(tokens(b, txt, img) for b in batches) <= 2048
+    assert np.mean([tokens(b, txt, img) for b in batches[:-1]]) > 0.97 * 2048  # and the budget is used
 
 
-def test_the_budget_is_used():
-    # The original never reset its running maximum: 38% of every batch's budget was lost.
-    txt, img = lengths()
-    batches = list(token_buckets(txt, img, 2048, np.random.default_rng(0)))
-    used = np.mean([padded(b, txt, img) for b in batches]) / 2048
-    real = sum(txt + img) / sum(padded(b, txt, img) for b in batches)
-    assert used > 0.95 and real > 0.92
-
-
-def test_greedy_packing_matches_a_naive_twin():
+def test_packing_matches_a_naive_twin_in_a_random_order():
     txt, img = lengths(300)
-    order = np.random.default_rng(3).permutation(300)
     naive, current = [], []
-    for index in order[_by_shape(txt[order], img[order], 700)]:
-        if current and padded(np.array([*current, index]), txt, img) > 700:
+    for index in np.random.default_rng(3).permutation(300).tolist():
+        if current and tokens(np.array([*current, index]), txt, img) > 700:
             naive.append(current)
             current = []
         current.append(index)
     naive.append(current)
-    ours = token_buckets(txt, img, 700, np.random.default_rng(3))
-    assert sorted(map(tuple, ours)) == sorted(map(tuple, naive))
+    assert [list(batch) for batch in token_batches(txt, img, 700, np.random.default_rng(3))] == naive
 
 
 def test_a_pair_longer_than_the_budget_comes_alone():
-    batches = list(token_buckets(np.array([5, 500, 5]), np.array([5, 5, 5]), 100, np.random.default_rng(0)))
-    assert sorted(map(len, batches)) == [1, 2]
+    batches = list(token_batches(np.array([5, 500, 5]), np.array([5, 5, 5]), 100, np.random.default_rng(0)))
+    assert sorted(map(len, batches)) in ([1, 2], [1, 1, 1]) and [1] in [list(b) for b in batches]
 
 
 def test_epochs_differ_and_repeat_with_their_seed():
     txt, img = lengths(200)
-    first = [tuple(b) for b in token_buckets(txt, img, 700, np.random.default_rng(1))]
-    assert first == [tuple(b) for b in token_buckets(txt, img, 700, np.random.default_rng(1))]
-    assert first != [tuple(b) for b in token_buckets(txt, img, 700, np.random.default_rng(2))]
+    first = [tuple(b) for b in token_batches(txt, img, 700, np.random.default_rng(1))]
+    assert first == [tuple(b) for b in token_batches(txt, img, 700, np.random.default_rng(1))]
+    assert first != [tuple(b) for b in token_batches(txt, img, 700, np.random.default_rng(2))]
 
 
 def test_an_epoch_is_covered_in_batches_of_the_size():
@@ -177,9 +167,19 @@ def test_ranks_draw_together_what_one_rank_draws(ranks):
         sources = [Source(ratio, *lengths(100, seed=n)) for n, ratio in enumerate((16, 8, 4))]
         return itertools.islice(iter(DrawStream(sources, 1000, 0, draws_per_step, rank, ranks)), 60 * draws_per_step)
 
-    whole = [(d.source, d.bucket, list(d.indices)) for d in drawn(0, 1, ranks)]
-    parts = [[(d.source, d.bucket, list(d.indices)) for d in drawn(rank, ranks, 1)] for rank in range(ranks)]
+    whole = [(d.source, d.number, list(d.indices)) for d in drawn(0, 1, ranks)]
+    parts = [[(d.source, d.number, list(d.indices)) for d in drawn(rank, ranks, 1)] for rank in range(ranks)]
     assert [draw for step in zip(*parts, strict=True) for draw in step] == whole
+
+
+def test_a_run_of_batches_by_length_begins_its_passes_anew():
+    """Older versions called the number of the batch ``bucket``, and had another order: what is done of it says nothing here."""
+    older = {"position": 9, "bucket": 18, "cursors": [[1, 4], [0, 5], [2, 0]]}
+    restored = stream()
+    restored.load_state_dict(older)
+    assert [source.cursor for source in restored.sources] == [[2, 0], [1, 0], [2, 0]]
+    draw = next(iter(restored))
+    assert (draw.position, draw.number) == (9, 18) and draw.resume["position"] == 10
 
 
 def test_a_stream_restored_into_other_sources_is_refused():
