@@ -26,6 +26,7 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.notices import lowered, say
 from data.regions.db import RegionDB, Regions
+from data.regions.keys import normal_name
 from data.search import open_backend
 from data.search.base import SearchBackend, SearchOptions
 from model.bi_encoder import LightningDOT
@@ -286,7 +287,8 @@ class Retriever:
         if isinstance(image, str | Path):
             if self.regions is None:
                 raise BadInput(f"{self.backend.place}: image {str(image)!r} is no picture file that is there, and a key is looked up in a region database: give --regions IMG_DB")
-            image = self.regions.get(str(image), soft_labels=False)
+            key = str(image)
+            image = self.regions.get(key if key in self.regions else normal_name(key), soft_labels=False)
         if isinstance(image, Regions):
             return encode_image(self.model, image, self.device, self.precision)
         expected = "give an image id, Regions(features, norm_bb, conf, None) or an embedding [D]"

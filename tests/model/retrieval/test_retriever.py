@@ -78,6 +78,13 @@ def test_images_find_captions(world, indexes, regions, captions, matrices):
         Retriever.from_pretrained(world / "model", indexes[1]).search_captions(KEYS[0])
 
 
+def test_a_key_is_found_however_its_accents_are_written(world, indexes, regions, tmp_path):
+    with RegionWriter(tmp_path / "regions", BoxOptions(min_bb=2)) as writer:
+        writer.add("caf\u00e9.npz", regions[KEYS[0]])
+    retriever = Retriever.from_pretrained(world / "model", indexes[1], regions=RegionDB(tmp_path / "regions", BoxOptions(min_bb=2)))
+    assert retriever.search_captions("cafe\u0301.npz") == retriever.search_captions("caf\u00e9.npz")
+
+
 def test_what_does_not_fit_is_refused(world, indexes, retriever):
     with pytest.raises(BadInput, match="made by model"):
         Retriever.from_pretrained(world / "other", indexes[0])
