@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Draw queries and their best pictures as one PNG: a row per query, right answers framed in green.
+"""Draw queries and their best pictures as one PNG: right answers framed in green, a right one that was missed with its rank.
 
 python scripts/contact_sheet.py --index index/img --checkpoint runs/x/best --photos photos --captions db/test --out sheet.png
 python scripts/contact_sheet.py --index index/img --checkpoint runs/x/best --photos photos --queries queries.txt --out sheet.png
+python scripts/contact_sheet.py ... --reranker runs/uniter/best --regions db/regions --rerank 50     # both orders, beside each other
 """
 
 import random
@@ -12,16 +13,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
+import numpy as np
+
 from configs import cli
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.notices import lowered
+from data.notices import lowered, say
 from data.regions.pictures import PictureFiles, read_pictures
+from data.search.topk import ranks_of_rows
 from data.storage.locks import claim_output
-from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
+from model.retrieval.contact_sheet import first_captions, found_rows, sheet_pictures, write_contact_sheet
 from model.retrieval.queries import read_queries
+from model.retrieval.results import Hit
 from model.retrieval.retriever import Retriever
 
 
@@ -35,10 +40,15 @@ class Options:
         photos: folder of the pictures, as the index says them; where it does not, their names are tried as keys
         out: the PNG to write
         queries: text file, one query a line
-        captions: caption database (text LMDB) to draw random captions from; their own pictures are framed
+        captions: caption database (text LMDB): captions stand under the pictures; without --queries random ones of them are the
+            queries, whose own pictures are right
         n: number of random captions, each of another picture; or as many as there are
         tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: pictures per query
+        reranker: folder of a re-ranker, which sorts the first results anew (needs --regions)
+        regions: region database that it looks the images up in
+        rerank: how many of the first results it sees, at least k
+        mix: weight of the bi-encoder's score, which is added to the re-ranker's; none: what its validation chose
         seed: seed of the random choice
     """
 
@@ -51,43 +61,63 @@ class Options:
     n: int = 6
     tokenizer: str | None = None
     k: int = 5
+    reranker: str | None = None
+    regions: str | None = None
+    rerank: int = 50
+    mix: float | None = None
     seed: int = 0
 
     def __post_init__(self):
-        if (self.queries is None) == (self.captions is None):
-            raise BadInput("give either --queries FILE or --captions TEXT_DB, not both and not neither")
+        if self.queries is None and self.captions is None:
+            raise BadInput("give --queries FILE, or --captions TEXT_DB to draw random captions from, or both")
         if self.n < 1 or self.k < 1:
             raise BadInput(f"n {self.n} and k {self.k} must be at least 1")
+        if (self.reranker is None) != (self.regions is None):
+            raise BadInput("--reranker and --regions go together: it looks at the regions of the images")
+        if self.mix is not None and self.reranker is None:
+            raise BadInput("--mix adds the bi-encoder's score to a re-ranker's: it needs --reranker")
 
 
 def main(options: Options) -> None:
     claim_output(options.out)
     index = EmbeddingIndex(options.index)
-    retriever = Retriever.from_pretrained(options.checkpoint, index, tokenizer=options.tokenizer)
+    retriever = Retriever.from_pretrained(
+        options.checkpoint, index, options.reranker, options.regions, tokenizer=options.tokenizer, mix=options.mix
+    )
+    captions = CaptionDB(options.captions) if options.captions else None
     if options.queries:
-        queries = [(text, set()) for text in read_queries(options.queries)]
+        queries, answers = read_queries(options.queries), None
     else:
-        queries = random_captions(CaptionDB(options.captions), index, retriever.tokenizer, options)
+        queries, answers = random_captions(captions, index, retriever.tokenizer, options)
     photos = PictureFiles(options.photos, read_pictures(options.index))
-    found = retriever.search_images([text for text, _ in queries], options.k)
-    rows = [(text, sheet_pictures(hits, photos, right)) for (text, right), hits in zip(queries, found, strict=True)]
+    rerank = options.rerank if options.reranker else None
+    found = retriever.search(queries, max(options.k, min(rerank or 0, len(index))), rerank)  # so many: the right one's new rank
+    for remark in found.remarks():
+        say(remark)
+    decode = retriever.tokenizer.decode
+    rows = found_rows(queries, found, photos, options.k, captions, decode, answers)
+    for row, answer in zip(rows, answers or ()):
+        if row.answer is None and not any(picture.is_right for picture in row.pictures):
+            place, score = ranks_of_rows(retriever.encode_texts([row.query]), index.blocks(), index.vectors, np.array([index.row_of(answer)]))
+            said = first_captions(captions, [answer], decode)
+            row.answer = sheet_pictures([Hit(answer, float(score[0]))], photos, {answer}, said, first_rank=int(place[0]) + 1)[0]
     write_contact_sheet(rows, options.out)
     print("\n".join([*photos.remarks(), f"wrote {options.out}: {len(rows)} queries"]))
 
 
 def random_captions(
     captions: CaptionDB, index: EmbeddingIndex, tokenizer: CaptionTokenizer, options: Options
-) -> list[tuple[str, set[str]]]:
-    """Random captions of images that are in the index, each with the key of its image."""
+) -> tuple[list[str], list[str]]:
+    """Random captions of images that are in the index, and the keys of their images."""
     known = sorted(key for key in captions.img2txts if key in index)
     if not known:
         raise BadInput(f"{options.captions}: none of its {len(captions.img2txts)} images is in {options.index}")
     rng, number = random.Random(options.seed), lowered(options.n, len(known), f"{options.captions}: n", f"images in {options.index}")
-    queries = []
-    for key in rng.sample(known, number):
+    queries, answers = [], rng.sample(known, number)
+    for key in answers:
         record = captions[rng.choice(captions.img2txts[key])]
-        queries.append((record.get("raw") or tokenizer.decode(record["input_ids"]), {key}))
-    return queries
+        queries.append(record.get("raw") or tokenizer.decode(record["input_ids"]))
+    return queries, answers
 
 
 if __name__ == "__main__":

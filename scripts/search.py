@@ -26,7 +26,7 @@ from data.search.base import SearchOptions
 from data.storage.text_files import write_json
 from model.made_from import boxes_for
 from model.precision import choose_device
-from model.retrieval.contact_sheet import sheet_pictures, write_contact_sheet
+from model.retrieval.contact_sheet import found_rows, write_contact_sheet
 from model.retrieval.own_pictures import is_picture_file
 from model.retrieval.queries import read_queries
 from model.retrieval.retriever import Retriever, check_kind
@@ -47,7 +47,7 @@ class Options:
         image: key of an image in --regions to find captions for, instead of a text; or a picture file of one's own
         extractor_weights: for a picture file: weights of the extractor of the training regions; none: where they were then
         regions: region database that holds the image, or the images that a re-ranker looks at
-        captions: caption database, to print the text of the captions found
+        captions: caption database, to print the text of the captions found, or to write under the pictures of --sheet
         photos: folder of the pictures, as the index (or --regions) says them; where none does, their names are tried as keys
         sheet: PNG to write with the pictures found (needs --photos)
         json: JSON file to write with the results
@@ -126,7 +126,9 @@ def main(options: Options) -> None:
         write_json(options.json, ({"queries": answers} if options.queries else answers[0]) | {"milliseconds": found.milliseconds})
     if options.sheet:
         photos = PictureFiles(options.photos, read_pictures(options.index) or read_pictures(options.regions or options.index))
-        write_contact_sheet([(q, sheet_pictures(hits, photos)) for q, hits in zip(queries, found.hits)], options.sheet)
+        captions = CaptionDB(options.captions) if options.captions else None
+        rows = found_rows(queries, found, photos, options.k, captions, retriever.tokenizer.decode)
+        write_contact_sheet(rows, options.sheet)
         print("\n".join([*photos.remarks(), f"wrote {options.sheet}"]))
 
 

@@ -6,7 +6,7 @@ backends give the same scores, in the same order, for the rows that they find.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -87,6 +87,31 @@ def best_candidates(
     first = np.searchsorted(query[order], np.arange(len(queries)))
     chosen = order[first[:, None] + np.arange(k)]
     return scores[chosen], rows[chosen]
+
+
+def ranks_of_rows(
+    queries: np.ndarray, blocks: Iterable[tuple[int, np.ndarray]], vectors_of: Callable, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many rows stand before one row of each query, equal scores in row order, and that row's score.
+
+    Args:
+        queries: [Q,D] float32
+        blocks: all vectors in row order: (first row, [n,D])
+        vectors_of: ``rows -> [...,D]``
+        rows: [Q] the row that is asked for of each query
+
+    Returns: [Q] int64, 0 being first; [Q] float32
+    """
+    own = exact_scores(queries, vectors_of, rows[:, None])
+    before, wide = np.zeros(len(rows), np.int64), queries.astype(np.float64)
+    for first, block in blocks:
+        at_once = max(1, VALUES_AT_ONCE // block.shape[1])
+        for start in range(0, len(block), at_once):
+            scores = (wide @ block[start : start + at_once].astype(np.float64).T).astype(np.float32)
+            place = first + start + np.arange(scores.shape[1])
+            ahead = (scores > own) | ((scores == own) & (place < rows[:, None]))
+            before += (ahead & (place != rows[:, None])).sum(axis=1)
+    return before, own[:, 0]
 
 
 # ---- the k best of many scores -----------------------------------------------------------------------------------------

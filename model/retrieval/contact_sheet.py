@@ -1,47 +1,140 @@
-"""Queries and the pictures that they find, drawn as one PNG: a row per query, right answers framed in green."""
+"""Queries and the pictures that they find, drawn as one PNG: right answers framed in green, and the right one shown with its
+rank where it was not found; where a re-ranker sorted them anew, the first order and the new one beside each other."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
+from data.captions.db import CaptionDB
 from data.errors import BadInput
+from data.notices import say_once
 from data.regions.pictures import PictureFiles
 from data.storage.atomic import atomic_file
-from model.retrieval.results import Hit
+from model.retrieval.results import Found, Hit
+from model.retrieval.sheet_text import SheetFont, remarks_on, shorten, wrap_text
 
-HIT, FRAME, TEXT, FAINT = (30, 150, 60), (210, 210, 210), (20, 20, 20), (110, 110, 110)
-MARGIN, GAP, BORDER = 16, 10, 5  # pixels
+HIT, FRAME, TEXT, FAINT, LINE = (30, 150, 60), (210, 210, 210), (20, 20, 20), (110, 110, 110), (232, 232, 232)
+MARGIN, GAP, BORDER, BETWEEN = 16, 10, 5, 36  # pixels; the last stands between two orders
+COLUMNS = 6  # pictures beside each other at most
+CAPTION_LINES = 2  # of a picture
+TITLE, HEADING, SMALL = SheetFont(18), SheetFont(14), SheetFont(13)
+TITLE_LINE, SMALL_LINE = 24, 18  # pixels
 
 
 class SheetPicture(NamedTuple):
-    """One picture of a row: its file, None when there is none; its score; whether it is framed as a right answer."""
+    """One picture of a row.
+
+    Attributes:
+        path: its file, None when there is none
+        score: of the search, or of the re-ranker
+        is_right: whether it is framed as a right answer
+        id: written under it
+        caption: written under that
+        rank: its place among the results, 1 being best
+        rank_before: its place before a re-ranker sorted them anew; None: there was none
+    """
 
     path: Path | None
     score: float
     is_right: bool
+    id: str = ""
+    caption: str = ""
+    rank: int = 0
+    rank_before: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What stands first under it."""
+        moved = "" if self.rank_before is None else f" (was {self.rank_before})" * (self.rank_before != self.rank)
+        return f"{self.rank}.{moved}  {self.score:.3f}" + "  hit" * self.is_right
 
 
-def sheet_pictures(hits: Iterable[Hit], photos: PictureFiles, right: Collection[str] = ()) -> list[SheetPicture]:
+@dataclass
+class SheetRow:
+    """A query and its pictures.
+
+    Attributes:
+        query: its text
+        pictures: what was found, best first
+        first: the order before a re-ranker; empty where there was none
+        answer: the right picture, where it is not among ``pictures``
+    """
+
+    query: str
+    pictures: Sequence[SheetPicture]
+    first: Sequence[SheetPicture] = ()
+    answer: SheetPicture | None = None
+
+    @property
+    def blocks(self) -> list[tuple[str, list[SheetPicture]]]:
+        """Titles and pictures of what stands beside each other."""
+        found = [*self.pictures, *([self.answer] if self.answer is not None else [])]
+        return [("dot product", list(self.first)), ("re-ranked", found)] if self.first else [("", found)]
+
+
+def sheet_pictures(
+    hits: Iterable[Hit], photos: PictureFiles, right: Collection[str] = (), captions: Mapping[str, str] | None = None,
+    before: Sequence[Hit] = (), first_rank: int = 1,
+) -> list[SheetPicture]:
     """The pictures of a row, from what a text found.
 
     Args:
         photos: the folder of the pictures
         right: ids of the images that are right answers; empty when they are unknown
-    """
-    return [SheetPicture(photos.find(hit.id), hit.score, hit.id in right) for hit in hits]
+        captions: a caption of an id, where there are any
+        before: what was found before a re-ranker sorted it anew
+        first_rank: the rank of the first of the hits
+    """  # fmt: skip
+    captions, places = captions or {}, {hit.id: place for place, hit in enumerate(before, 1)}
+    return [
+        SheetPicture(photos.find(hit.id), hit.score, hit.id in right, hit.id, captions.get(hit.id, ""), rank, places.get(hit.id))
+        for rank, hit in enumerate(hits, first_rank)
+    ]
 
 
-def write_contact_sheet(rows: Sequence[tuple[str, Sequence[SheetPicture]]], out: str | Path, thumb: int = 200) -> None:
-    """Write a PNG with one row per query.
+def first_captions(captions: CaptionDB, keys: Iterable[str], decode: Callable[[Sequence[int]], str] | None = None) -> dict[str, str]:
+    """The first caption of each image that a text DB has; ``decode`` reads the ids of one whose text is not stored."""
+    found = {}
+    for key in keys:
+        if key in captions.img2txts:
+            record = captions[captions.img2txts[key][0]]
+            found[key] = record.get("raw") or (decode(record["input_ids"]) if decode else "")
+    return found
+
+
+def found_rows(
+    queries: Sequence[str], found: Found, photos: PictureFiles, k: int, captions: CaptionDB | None = None,
+    decode: Callable[[Sequence[int]], str] | None = None, answers: Sequence[str] | None = None,
+) -> list[SheetRow]:
+    """Rows of what some texts found.
 
     Args:
-        rows: a query's text, and its pictures, best first
-        out: the PNG; its folder is made
+        k: pictures of a row
+        captions, decode: as of `first_captions`; None: there are no captions
+        answers: the key of each query's right image; one that was found behind the k best is the row's answer
+    """  # fmt: skip
+    rows = []
+    for number, (query, hits) in enumerate(zip(queries, found.hits, strict=True)):
+        answer, first = {answers[number]} if answers else set(), found.first[number] if found.first else []
+        behind = [(rank, hit) for rank, hit in enumerate(hits, 1) if rank > k and hit.id in answer]
+        shown = [*hits[:k], *first[:k], *(hit for _, hit in behind)]
+        said = first_captions(captions, [hit.id for hit in shown], decode) if captions else {}
+        row = SheetRow(query, sheet_pictures(hits[:k], photos, answer, said, first), sheet_pictures(first[:k], photos, answer, said))
+        for rank, hit in behind:
+            row.answer = sheet_pictures([hit], photos, answer, said, first, rank)[0]
+        rows.append(row)
+    return rows
+
+
+def write_contact_sheet(rows: Sequence[SheetRow], out: str | Path, thumb: int = 200) -> None:
+    """Write a PNG of some queries; its folder is made.
+
+    Args:
         thumb: side of a picture's square, in pixels
 
     Raises:
@@ -49,78 +142,120 @@ def write_contact_sheet(rows: Sequence[tuple[str, Sequence[SheetPicture]]], out:
     """
     if not rows:
         raise BadInput(f"{out}: no queries to draw")
-    if all(path is None for _, pictures in rows for path, _, _ in pictures):
+    if all(picture.path is None for row in rows for _, pictures in row.blocks for picture in pictures):
         raise BadInput(
             f"{out}: none of the images found has a picture file; give the folder whose file names are the ids"
         )
-    columns = max(1, *(len(pictures) for _, pictures in rows))
-    width = 2 * MARGIN + columns * thumb + (columns - 1) * GAP
-    title, small = sheet_font(18), sheet_font(13)
-    texts = [wrap_text(text, title, width - 2 * MARGIN) for text, _ in rows]
-    line, caption = 24, 20  # heights in pixels
-    heights = [MARGIN + len(lines) * line + 6 + thumb + caption for lines in texts]
-    sheet = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
-    top = 0
-    for lines, (_, pictures), height in zip(texts, rows, heights, strict=True):
-        for number, words in enumerate(lines):
-            draw.text((MARGIN, top + MARGIN + number * line), words, fill=TEXT, font=title)
-        y = top + height - thumb - caption
-        for column, (path, score, is_right) in enumerate(pictures):
-            x = MARGIN + column * (thumb + GAP)
-            _draw_picture(sheet, draw, path, (x, y), thumb, is_right, small)
-            label = f"{column + 1}.  {score:.3f}" + ("  hit" if is_right else "")
-            draw.text((x, y + thumb + 3), label, fill=HIT if is_right else FAINT, font=small)
-        top += height
+    sheet = draw_contact_sheet(rows, thumb)
     with atomic_file(out) as partial:
         sheet.save(partial, format="PNG")
 
 
+def draw_contact_sheet(rows: Sequence[SheetRow], thumb: int = 200) -> Image.Image:
+    """The sheet as a picture; what of its texts cannot be drawn is said. Arguments as for `write_contact_sheet`."""
+    texts = [row.query for row in rows]
+    texts += [text for row in rows for _, pictures in row.blocks for each in pictures for text in (each.id, each.caption)]
+    for remark in remarks_on(texts):
+        say_once(remark)
+    layouts = [_Layout(row, thumb) for row in rows]
+    width = 2 * MARGIN + max(layout.width for layout in layouts)
+    for layout in layouts:
+        layout.lines = wrap_text(layout.row.query, TITLE, width - 2 * MARGIN)
+    sheet = Image.new("RGB", (width, sum(layout.height for layout in layouts) + MARGIN), "white")
+    draw, top = ImageDraw.Draw(sheet), 0
+    for number, layout in enumerate(layouts):
+        if number:
+            draw.line((MARGIN, top + MARGIN // 2, width - MARGIN, top + MARGIN // 2), fill=LINE)
+        layout.draw(sheet, draw, top)
+        top += layout.height
+    return sheet
+
+
+@dataclass
+class _Layout:
+    """Where the parts of a row stand."""
+
+    row: SheetRow
+    thumb: int
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def columns(self) -> int:
+        """Of each block."""
+        blocks = self.row.blocks
+        return max(1, min(COLUMNS // len(blocks), max(len(pictures) for _, pictures in blocks)))
+
+    @property
+    def block_width(self) -> int:
+        return self.columns * self.thumb + (self.columns - 1) * GAP
+
+    @property
+    def width(self) -> int:
+        blocks = len(self.row.blocks)
+        return blocks * self.block_width + (blocks - 1) * BETWEEN
+
+    @property
+    def text_height(self) -> int:
+        """What stands under a picture."""
+        pictures = [picture for _, each in self.row.blocks for picture in each]
+        captions = max((len(self._caption(picture)) for picture in pictures), default=0)
+        return 4 + SMALL_LINE * (1 + any(picture.id for picture in pictures) + captions)
+
+    @property
+    def height(self) -> int:
+        rows = max(-(-len(pictures) // self.columns) for _, pictures in self.row.blocks)
+        heading = TITLE_LINE if self.row.first else 0
+        return MARGIN + len(self.lines) * TITLE_LINE + 6 + heading + rows * (self.thumb + self.text_height) + (rows - 1) * GAP
+
+    def _caption(self, picture: SheetPicture) -> list[str]:
+        return wrap_text(picture.caption, SMALL, self.thumb, CAPTION_LINES) if picture.caption else []
+
+    def draw(self, sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None:
+        y = top + MARGIN
+        for words in self.lines:
+            TITLE.draw(draw, (MARGIN, y), words, TEXT)
+            y += TITLE_LINE
+        y += 6
+        for number, (heading, pictures) in enumerate(self.row.blocks):
+            left, start = MARGIN + number * (self.block_width + BETWEEN), y
+            if heading:
+                HEADING.draw(draw, (left, y), heading, FAINT)
+                start += TITLE_LINE
+            for place, picture in enumerate(pictures):
+                x = left + place % self.columns * (self.thumb + GAP)
+                self._draw_tile(sheet, draw, picture, x, start + place // self.columns * (self.thumb + self.text_height + GAP))
+
+    def _draw_tile(self, sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: SheetPicture, x: int, y: int) -> None:
+        is_answer = picture is self.row.answer
+        _draw_picture(sheet, draw, picture, (x, y), self.thumb, is_answer)
+        y += self.thumb + 3
+        label = f"right: rank {picture.label.removesuffix('  hit')}" if is_answer else picture.label
+        SMALL.draw(draw, (x, y), shorten(label, SMALL, self.thumb), HIT if picture.is_right or is_answer else TEXT)
+        for text in [shorten(picture.id, SMALL, self.thumb)] * bool(picture.id) + self._caption(picture):
+            y += SMALL_LINE
+            SMALL.draw(draw, (x, y), text, FAINT)
+
+
 def _draw_picture(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    path: Path | None,
-    corner: tuple[int, int],
-    thumb: int,
-    is_right: bool,
-    font: ImageFont.FreeTypeFont,
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: SheetPicture, corner: tuple[int, int], thumb: int, is_answer: bool
 ) -> None:
-    """Draw one picture, whole, into its square, with a frame."""
+    """Draw one picture, whole, into its square, with a frame: of a hit a broad one, of the answer that was missed a dashed one."""
     x, y = corner
-    frame = (x, y, x + thumb - 1, y + thumb - 1)
-    if path is None:
-        draw.text((x + 2 * BORDER, y + thumb // 2 - 8), "no picture file", fill=FAINT, font=font)
+    if picture.path is None:
+        SMALL.draw(draw, (x + 2 * BORDER, y + thumb // 2 - 8), shorten("no picture file", SMALL, thumb - 4 * BORDER), FAINT)
     else:
         try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGB")
+            with Image.open(picture.path) as file:
+                photo = ImageOps.exif_transpose(file).convert("RGB")
         except OSError as error:
-            raise BadInput(f"{path}: cannot read the picture: {error}") from error
-        picture = ImageOps.contain(picture, (thumb - 2 * BORDER, thumb - 2 * BORDER))  # whole picture, never cropped
-        sheet.paste(picture, (x + (thumb - picture.width) // 2, y + (thumb - picture.height) // 2))
-    draw.rectangle(frame, outline=HIT if is_right else FRAME, width=BORDER if is_right else 1)
-
-
-def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines no wider than ``width`` pixels; a word that is itself wider is cut between characters."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
-
-
-@lru_cache
-def sheet_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib carries it: Pillow's own default font has no accented letters."""
-    import matplotlib  # slow to import
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+            raise BadInput(f"{picture.path}: cannot read the picture: {error}") from error
+        photo = ImageOps.contain(photo, (thumb - 2 * BORDER, thumb - 2 * BORDER))  # whole picture, never cropped
+        sheet.paste(photo, (x + (thumb - photo.width) // 2, y + (thumb - photo.height) // 2))
+    if is_answer:
+        for at in range(0, thumb, 12):
+            end = min(at + 7, thumb) - 1
+            for line in ((at, 0, end, 1), (at, thumb - 2, end, thumb - 1), (0, at, 1, end), (thumb - 2, at, thumb - 1, end)):
+                draw.rectangle((x + line[0], y + line[1], x + line[2], y + line[3]), fill=HIT)
+    else:
+        frame = (x, y, x + thumb - 1, y + thumb - 1)
+        draw.rectangle(frame, outline=HIT if picture.is_right else FRAME, width=BORDER if picture.is_right else 1)
