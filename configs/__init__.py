@@ -1,4 +1,7 @@
-"""What a run is told: YAML recipes, and the parser that turns them into dataclasses."""
+"""What a run is told: YAML recipes, and the parser that turns them into dataclasses.
+
+Commands import it before torch, since it says what must be said before torch starts its threads.
+"""
 
 import os
 import signal
@@ -25,3 +28,10 @@ def _end_at_ctrl_c(kind: type[BaseException], error: BaseException, trace: Trace
 
 
 sys.excepthook = _end_at_ctrl_c
+
+# How long a thread of OpenMP spins before it sleeps when it waits for the others. As they come, threads spin for milliseconds: where
+# other processes want the cores, it is often for one that cannot run, and a step takes many times as long. These bridge the gaps
+# between the operations of a step and no more. Whoever says otherwise is heard.
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}  # turns of a loop (GNU), milliseconds (LLVM, Intel)
+if not os.environ.keys() & {"OMP_WAIT_POLICY", *WAITING}:
+    os.environ.update(WAITING)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
+from configs import cli  # isort: skip (before torch)
 import torch
 
-from configs import cli
 from data.errors import BadInput
 from data.regions.box_forms import BoxForm, BoxFormat, BoxUnits, SizeOrder
 from data.regions.conversion import GridOrder
