@@ -8,7 +8,8 @@ strictly and without renaming.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -154,11 +155,13 @@ class Block(nn.Module):
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = AddNorm(config.intermediate_size, config)
         self.activation = ACTIVATIONS[config.hidden_act]
+        self.compiled = False  # see `compile_blocks`
 
     def forward(self, x: Tensor, layout: Layout, first_only: bool = False) -> Tensor:
         """``x`` [T,h] → [T,h]. ``first_only``: compute position 0 of each sequence alone: [B,h]."""
         queries = collect(x, layout.firsts()) if first_only else x
-        return self.after_attention(self.attention["self"](queries, x, layout), queries)
+        after_attention = _compiled_after_attention() if self.compiled else Block.after_attention
+        return after_attention(self, self.attention["self"](queries, x, layout), queries)
 
     def after_attention(self, attended: Tensor, x: Tensor) -> Tensor:
         """All of a block behind attention, row by row: [n,h], [n,h] → [n,h]."""
@@ -179,6 +182,29 @@ class Block(nn.Module):
         # keys and values; queries and what attention gives; what goes into and out of GELU
         products = low * (2 * length * h + 2 * queries * h + 2 * queries * i)
         return norms + copies + products + (2 * queries * h if self.output.dropout.p else 0)
+
+
+@functools.cache
+def _compiled_after_attention() -> Callable[[Block, Tensor, Tensor], Tensor]:
+    return torch.compile(Block.after_attention, dynamic=True)  # one for all blocks, whatever the number of rows
+
+
+def compile_blocks(model: nn.Module, on: bool = True) -> None:
+    """Let torch.compile make one kernel of what stands between the matrix products of the blocks: bias, GELU, dropout, residual
+    and layer norm. Attention is one kernel already, and depends on the lengths. Dropout draws other numbers then.
+
+    Raises:
+        BadInput: torch.compile does not work here; on a CPU it needs a C++ compiler.
+    """
+    if on:
+        try:
+            torch.compile(torch.neg)(torch.ones(3))
+        except Exception as error:  # whatever inductor and its compiler raise
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"compile: torch.compile does not work here ({reason}); install a C++ compiler, or leave it out") from None
+    for part in model.modules():
+        if isinstance(part, Block):
+            part.compiled = on
 
 
 class Encoder(nn.Module):

@@ -24,6 +24,7 @@ class TrainingSettings:
         gradient_format: in which ranks send each other gradients and add them: fp32; or bf16 or fp16, half as many bytes, rounded
         grad_accumulation: batches per update; a pair's negatives are those of its batch
         activation_checkpointing: keep no activations inside blocks, compute them again in backward
+        compile: let torch.compile fuse what stands between the matrix products; pays on a GPU, after a minute at the start
         max_txt_len: captions with more tokens are not trained on, [CLS] and [SEP] included; -1 keeps all
         log_every: updates between lines of metrics
         save_every: updates between checkpoints that a stopped run goes on from, besides those of validation; 0: none
@@ -44,6 +45,7 @@ class TrainingSettings:
     gradient_format: GradientFormat = "fp32"
     grad_accumulation: int = 1
     activation_checkpointing: bool = False
+    compile: bool = False
     max_txt_len: int = 62  # 60 words, as the paper
     log_every: int = 50
     save_every: int = 1000
@@ -69,5 +71,5 @@ class TrainingSettings:
 # They change a run's speed or its reports and not its weights, so a run may go on with others.
 FREE_SETTINGS = frozenset(
     "output_dir data_root num_workers log_every save_every keep_checkpoints device resume distributed distributed_timeout "
-    "grad_cache activation_checkpointing".split()
+    "grad_cache activation_checkpointing compile".split()
 )

@@ -48,7 +48,7 @@ class Options(Sizes):
         tasks: objectives
         batch: pairs of a batch on one rank
         precision: of matrix products
-        compiled: whether the towers go through torch.compile
+        compiled: whether torch.compile fuses what stands between the blocks' products
         grad_cache: rows that cmr embeds at a time; 0: all at once. The other objectives take 0 only
         gradient_format: in which ranks send each other gradients
         activation_checkpointing: compute activations again in backward
@@ -89,7 +89,7 @@ def main(options: Options) -> None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     switches = [value == "true" for value in options.compiled]
-    timed = TimedModel(options, any(switches), options.activation_checkpointing, device, ranks)
+    timed = TimedModel(options, options.activation_checkpointing, device, ranks)
     axes = options.tasks, options.batch, options.precision, switches, options.grad_cache, options.gradient_format
     cases = [Case(*each) for each in itertools.product(*axes) if each[0] == "cmr" or not each[4]]
     found = measure(timed, cases, options.rounds, options.seconds)

@@ -32,6 +32,7 @@ from model.initial import (
 from model.made_from import check_made_from, check_regions, made_from_pairs
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
+from model.transformer import compile_blocks
 from model.uniter import Reranker
 from optim.loop import Last, MicroBatch, Paused, Update, Validation
 from optim.run import print_first
@@ -185,6 +186,8 @@ class Finetuning(ABC):
         self.model: nn.Module = model.to(device)
         self.miner = miner.to(device)
         model.set_checkpointing(config.activation_checkpointing)
+        if config.compile:
+            compile_blocks(model)
         self.tokenizer = train.captions.tokenizer_folder
         self.made_from = made_from_pairs([train])
         for part, _ in val.parts:

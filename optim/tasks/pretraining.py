@@ -30,6 +30,7 @@ from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import PretrainingHeads, start_heads_from
 from model.objectives.uniter_teacher import TEACHES, TeacherOptions, UniterTeacher, taught_by
 from model.precision import autocast
+from model.transformer import compile_blocks
 from optim.loop import Last, MicroBatch, Paused, Update, Validation
 from optim.losses import reason_of_nan
 from optim.run import load_heads
@@ -233,6 +234,8 @@ class Pretraining:
         if config.model.init:
             start_heads_from(heads, config.model.init)
         model.set_checkpointing(config.activation_checkpointing)
+        if config.compile:
+            compile_blocks(model)
         return model.to(self.device), heads.to(self.device)
 
     def _read_teacher(self) -> UniterTeacher | None:

@@ -16,7 +16,7 @@ from model.objectives.backward import Backward
 from model.objectives.base import Objective
 from model.objectives.heads import PretrainingHeads
 from model.precision import Precision, loss_scaler
-from model.transformer import EncoderConfig
+from model.transformer import EncoderConfig, compile_blocks
 from optim.loop import Last, MicroBatch, Updater
 from optim.optimizer import OptimOptions, build_optimizer
 from scripts.benchmarking.random_batches import Sizes, random_batch
@@ -30,7 +30,7 @@ class Case:
         task: objective
         batch: pairs of one rank
         precision: of matrix products
-        compiled: whether the encoders go through torch.compile
+        compiled: whether torch.compile fuses what stands between the blocks' products
         grad_cache: rows that cmr embeds at a time; 0: all at once
         gradient_format: in which ranks send each other gradients
     """
@@ -82,29 +82,23 @@ class TimedModel:
 
     Args:
         sizes: of the model and of the batches
-        can_compile: whether cases with compiled encoders will be asked for
         checkpointing: compute activations again in backward
     """
 
-    def __init__(self, sizes: Sizes, can_compile: bool, checkpointing: bool, device: torch.device, ranks: Ranks):
+    def __init__(self, sizes: Sizes, checkpointing: bool, device: torch.device, ranks: Ranks):
         names = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
         tower = EncoderConfig(**{name: getattr(sizes, name) for name in names})
         widths = {name: getattr(sizes, name) for name in ("project_dim", "feature_dim", "num_labels")}
         self.sizes, self.device, self.ranks = sizes, device, ranks
         self.model = LightningDOT(LightningDOTConfig(txt=tower, img=tower, **widths)).to(device).train()
         self.heads = PretrainingHeads(self.model.config).to(device).train()
-        self.eager = self.model.txt_model.bert.encoder, self.model.img_model.bert.encoder
-        for encoder in self.eager:
-            encoder.checkpointing = checkpointing
-        self.compiled = [torch.compile(encoder, dynamic=False) for encoder in self.eager] if can_compile else []
+        self.model.set_checkpointing(checkpointing)
         ranks.broadcast([*self.model.state_dict().values(), *self.heads.state_dict().values()])
         self.optimizer = build_optimizer([self.model, self.heads], OptimOptions(lr=1e-6))
 
     def update_of(self, case: Case) -> TimedUpdate:
         """One update of the case, as a function."""
-        towers = self.model.txt_model.bert, self.model.img_model.bert
-        for tower, encoder in zip(towers, self.compiled if case.compiled else self.eager, strict=True):
-            tower._modules["encoder"] = encoder
+        compile_blocks(self.model, case.compiled)
         objective, step = OBJECTIVES[case.task](), Backward(self.model, self.heads, self.ranks, case.precision, case.grad_cache)
         scaler = loss_scaler(self.device, case.precision)
         updater = Updater(ObjectiveTask(step, objective), self.optimizer, scaler, self.ranks, max_norm=5.0,
