@@ -1,0 +1,150 @@
+#!/usr/bin/env python
+"""Measure this version against another in turns: steps of training, encoding, queries and re-ranking, with real lengths.
+
+git worktree add ../before COMMIT
+python scripts/bench_versions.py --other ../before --threads 2 --out benchmarks/versions.json
+python scripts/bench_versions.py --other ../before --cases query rerank --precision fp32 --rounds 9
+
+Each version runs in a process of its own and is asked for the same case one after the other, round after round, so that a
+machine that speeds up or slows down does so for both. A ratio is of one round's two times; its middle one and its spread are
+shown. Lengths: Flickr8k's captions; Flickr8k's images, or 10 to 100 boxes with 36 on average.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
+
+import numpy as np
+import torch
+
+from configs import cli
+from data.errors import BadInput
+from data.storage.text_files import write_json
+from model.distributed import SINGLE
+from model.objectives.heads import PAPER
+from model.precision import Precision
+from optim.run import environment, progress_bar
+from scripts.benchmarking.lengths import box_counts, caption_lengths
+from scripts.benchmarking.measuring import device_name, spread
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = ("finetune", "pretrain", "images", "captions", "query", "rerank")
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Measure this version of the project against another.
+
+    Args:
+        other: folder of a working tree of the other version
+        out: JSON file to write
+        cases: finetune, pretrain, images, captions, query, rerank
+        precision: of matrix products
+        boxes: of the images: flickr8k, or 10-100
+        batch: pairs of a step of fine-tuning
+        budget: tokens of a step of pre-training
+        images: to encode
+        captions: to encode
+        top: images that are ranked again
+        rounds: measurements of every case
+        seconds: a measurement takes calls until so long has passed
+        threads: of each process; 0: as torch chooses
+        hidden_size: of every encoder
+        num_hidden_layers: of every encoder
+        num_attention_heads: of every encoder
+        intermediate_size: of every encoder
+    """
+
+    other: str
+    out: str = "benchmarks/versions.json"
+    cases: list[str] = field(default_factory=lambda: list(CASES))
+    precision: list[Precision] = field(default_factory=lambda: ["fp32", "bf16"])
+    boxes: list[str] = field(default_factory=lambda: ["flickr8k", "10-100"])
+    batch: int = 64
+    budget: int = 10240
+    images: int = 1000
+    captions: int = 5000
+    top: int = 50
+    rounds: int = 5
+    seconds: float = 1.0
+    threads: int = 0
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+
+    def __post_init__(self):
+        if unknown := [case for case in self.cases if case not in CASES]:
+            raise BadInput(f"cases: unknown case {unknown[0]!r}; cases are {', '.join(CASES)}")
+        if not (Path(self.other) / "model" / "bi_encoder.py").is_file():
+            raise BadInput(f"other: {self.other} is no working tree of this project")
+
+
+class Version:
+    """A process that measures the version in a folder."""
+
+    def __init__(self, folder: Path, options: Options):
+        names = "hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
+        values = json.dumps({"threads": options.threads, "tower": {name: getattr(options, name) for name in names}})
+        worker = ROOT / "scripts" / "benchmarking" / "version_worker.py"
+        command, pipe = [sys.executable, str(worker), str(folder), values], subprocess.PIPE
+        threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=folder, env=os.environ | threads)
+
+    def seconds_each(self, case: dict) -> float:
+        """Seconds of one item."""
+        print(json.dumps(case), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise BadInput(f"{self.process.args[2]}: its process ended with status {self.process.wait()}")
+        found = json.loads(answer)
+        return found["seconds"] / found["items"]
+
+
+def cases_of(options: Options) -> dict[str, dict]:
+    rng = np.random.default_rng(0)
+    tokens, found = caption_lengths(max(options.captions, 4096), rng).tolist(), {}
+    of_images = {kind: box_counts(kind, max(options.images, options.top), rng).tolist() for kind in options.boxes}
+    names = ("seconds", "batch", "budget", "top")
+    values = {"tasks": list(PAPER)} | {name: getattr(options, name) for name in names}
+    for kind in options.cases:
+        for precision in options.precision:
+            for boxes, counts in of_images.items() if kind not in ("captions", "query") else [("", of_images[options.boxes[0]])]:
+                cut = options.captions if kind == "captions" else len(tokens)
+                case = values | {"kind": kind, "precision": precision, "tokens": tokens[:cut], "boxes": counts}
+                found[" ".join(filter(None, (kind, precision, boxes)))] = case
+    return found
+
+
+def main(options: Options) -> None:
+    cases = cases_of(options)
+    versions = {"other": Version(Path(options.other).resolve(), options), "this": Version(ROOT, options)}
+    times = {name: {version: [] for version in versions} for name in cases}
+    with progress_bar(SINGLE, total=options.rounds * len(cases), unit="case") as bar:
+        for _ in range(options.rounds):
+            for name, case in cases.items():
+                for version, process in versions.items():
+                    times[name][version].append(process.seconds_each(case))
+                bar.update()
+    for process in versions.values():
+        process.process.communicate()  # no further case: it ends
+    rows = {}
+    print(f"{'case':26}{'other':>11}{'this':>11} items/s{'faster':>9}{'spread':>15}")
+    for name, found in times.items():
+        ratios = [before / now for before, now in zip(found["other"], found["this"], strict=True)]
+        rates, each = {version: 1 / statistics.median(seconds) for version, seconds in found.items()}, spread(ratios)
+        rows[name] = {"items_per_s": rates, "faster": each, "seconds_per_item": found}
+        print(f"{name:26}{rates['other']:11.1f}{rates['this']:11.1f}        {each['median']:9.2f}{each['min']:8.2f}–{each['max']:<6.2f}")
+    device = device_name(torch.device("cpu"))
+    write_json(options.out, {"rows": rows, "device": device, "options": cli.to_dict(options), "environment": environment()})
+    print(f"{device}; results: {options.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
