@@ -28,13 +28,14 @@ from PIL import Image
 from model.extractors.butd.faster_rcnn import FasterRcnn
 from model.extractors.butd.rcnn_config import read_config
 from tests.model.extractors.test_faster_rcnn import SMALL, randomise
+from tests.scripts.test_convert_checkpoint import PRETRAINED, base_shapes, random_tensors, tie
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["a", "red", "blue", "old", "dog", "cat", "man", "tree", "runs", "sits", "under", "near", "the", "house", "ein", "une", "pes", "犬", "狗"]
 FLICKR = {"train": range(1000092795, 1000092807), "val": range(1000092807, 1000092813), "test": range(1000092813, 1000092913)}
 COCO = {"train": range(1, 13), "restval": range(101, 107), "val": range(201, 301), "test": range(1001, 2001)}  # test: folds of 1,000
 GENOME = range(1, 61)
-TINY_BERT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 80}
+TINY_BERT = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 48, "max_position_embeddings": 80}
 
 
 def caption(number: int) -> str:
@@ -186,6 +187,18 @@ def bert_files(folder: Path, layers: int = 1) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def uniter_file(folder: Path, vocab_size: int, features: int, labels: int) -> bytes:
+    """uniter-base.pt, as torch.save wrote it: the encoder under its prefix, and the heads of pre-training."""
+    size = {768: 64, 3072: 48, 28996: vocab_size, 512: 80, 2048: features, 1601: labels}
+    shapes = {
+        name.replace("bert.img_model.bert.", "uniter."): [size.get(n, n) for n in shape]
+        for name, shape in base_shapes(PRETRAINED).items()
+        if "txt_model" not in name and "encode_proj" not in name and not re.search(r"layer\.([1-9]|1\d)\.", name)
+    }
+    torch.save(tie({name: 0.2 * tensor for name, tensor in random_tensors(shapes).items()}), folder / "uniter-base.pt")
+    return (folder / "uniter-base.pt").read_bytes()
+
+
 def detector_files(folder: Path) -> dict[str, bytes]:
     small = SMALL | {
         "INPUT": {"FORMAT": "BGR", "MIN_SIZE_TEST": 32, "MAX_SIZE_TEST": 64},
@@ -283,6 +296,8 @@ class PublicServer:
         (folder / "detector").mkdir()
         detector = detector_files(folder / "detector")
         found |= {f"/unc-nlp/frcnn-vg-finetuned/resolve/main/{file}": each for file, each in detector.items()}
+        words = found["/google-bert/bert-base-cased/resolve/main/vocab.txt"].count(b"\n")
+        self._uniter = uniter_file(folder, words, 8 * SMALL["RESNETS"]["RES2_OUT_CHANNELS"], SMALL["ROI_HEADS"]["NUM_CLASSES"] + 1)
         return found
 
     def _pictures_of_the_web(self, name: str, count: int) -> list[str]:
@@ -292,8 +307,11 @@ class PublicServer:
                 self._server.files[f"/{name}/{n}.jpg"] = photo(20_000 + n)
         return [*(f"{self.url}/{name}/{n}.jpg" for n in range(count)), "http://127.0.0.1:9/dead.jpg"]
 
+    def _conceptual_captions(self, name: str) -> bytes:
+        return "".join(f"{caption(n)}\t{url}\n" for n, url in enumerate(self._pictures_of_the_web(name, 18))).encode()
+
     def _sbu(self) -> dict[str, list[str]]:
-        urls = self._pictures_of_the_web("sbu", 18)
+        urls = self._pictures_of_the_web("sbu", 90)
         return {"image_urls": urls, "captions": [caption(n) for n in range(len(urls))], "user_ids": ["1@N00"] * len(urls)}
 
     def by_hand(self, line: str) -> None:
@@ -302,9 +320,9 @@ class PublicServer:
             "flickr30k-images.tar": lambda: tarred(
                 {f"flickr30k-images/{number}.jpg": photo(number) for numbers in FLICKR.values() for number in numbers}, "w:"
             ),
-            "Train_GCC-training.tsv": lambda: "".join(
-                f"{caption(n)}\t{url}\n" for n, url in enumerate(self._pictures_of_the_web("cc", 18))
-            ).encode(),
+            "Train_GCC-training.tsv": lambda: self._conceptual_captions("cc"),
+            "Validation_GCC-1.1.0-Validation.tsv": lambda: self._conceptual_captions("cc_val"),
+            "uniter-base.pt": lambda: self._uniter,
         }
         path = Path(re.search(r"at\s+(\S+)$", line)[1])
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,12 +49,13 @@ class RecipeReader:
         """
         kind = Path(path).parent.name
         name = self._chosen.get(kind) or path_from_here(path)
-        if self._chosen.get(kind) and self._replaced.setdefault(kind, path) != path:
-            raise BadInput(
-                f"--{kind}-config {name}: the table has several such recipes, {self._replaced[kind]} and {path}; give --recipes a "
-                "folder with those that are to be replaced"
-            )
-        if self._folder is not None and (own := Path(self._folder, kind, Path(path).name)).is_file():
+        if self._chosen.get(kind):
+            if self._replaced.setdefault(kind, path) != path:
+                raise BadInput(
+                    f"--{kind}-config {name}: the table has several such recipes, {self._replaced[kind]} and {path}; give --recipes a "
+                    "folder with those that are to be replaced"
+                )
+        elif self._folder is not None and (own := Path(self._folder, kind, Path(path).name)).is_file():
             name = str(own)
         if (name, *options) not in self._read:
             self._read[name, *options] = Recipe(name, cli.parse(CONFIG_CLASSES[kind], ["--config", name, *options]))

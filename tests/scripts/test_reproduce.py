@@ -178,8 +178,22 @@ def test_a_dry_run_names_everything_that_is_missing_and_the_steps(table, tmp_pat
         assert "passes: " in shown and "GB of disk" in shown
     if table == "all":
         used = {name for name, each in SOURCES.items() if f"  # {each.title} (" in shown or (each.instead and not each.command)}
-        assert used == set(SOURCES) - {"demo"}, "an ingredient that no table needs"
+        of_the_original = {name for name in SOURCES if name.startswith("original-")} | {"uniter-base"}
+        assert used == set(SOURCES) - {"demo"} - of_the_original, "an ingredient that no table needs"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "configs").glob("*/original_*.yaml")))
+def test_what_the_originals_recipes_need_is_made_too(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    kind = next((ROOT / "configs").glob(f"*/{recipe}")).parent.name
+    table = "coco5k" if "coco" in recipe else "flickr30k"
+    reproduce_table(table, "--dry-run", f"--{kind}-config", ROOT / "configs" / kind / recipe)
+    shown = capsys.readouterr().out
+    assert "README, On your own data" not in shown and f"configs/{kind}/{recipe}" in shown
+    if kind == "pretrain":
+        titles = [each.title for name, each in SOURCES.items() if name.startswith("original-") or name == "uniter-base"]
+        assert all(f"  # {title}" in shown for title in titles)
 
 
 @pytest.mark.parametrize("catalogue", [PUBLISHED, DEMO], ids=["published", "demo"])
@@ -252,20 +266,22 @@ def test_regions_and_captions_have_the_same_keys():
     """A caption's pattern of keys is that of the regions it names, and they are held against one another."""
     pattern = {}
     for each in SOURCES.values():
-        words = shlex.split(each.command or "")
-        if "scripts/extract_regions.py" in words:
-            words = words[words.index("scripts/extract_regions.py") + 1 :]
-            options = cli.parse(extract_regions.Options, words)
-            pattern[options.out] = options.image_key
+        for command in (each.command or "").split("&&"):
+            words = shlex.split(command)
+            if "scripts/extract_regions.py" in words:
+                options = cli.parse(extract_regions.Options, words[2:])
+                pattern[options.out] = options.image_key
     checked = 0
     for each in SOURCES.values():
-        words = shlex.split((each.command or "").partition("&&")[0])
-        if "scripts/build_captions.py" in words:
+        for command in (each.command or "").split("&&"):
+            words = shlex.split(command)
+            if "scripts/build_captions.py" not in words:
+                continue
             options = cli.parse(build_captions.Options, words[2:])
             assert options.regions, each.title
             assert {pattern[path] for path in options.regions} == {options.image_key or "{stem}.npz"}, each.title
             checked += 1
-    assert checked == 9
+    assert checked == 11
 
 
 def test_ingredients_come_after_what_they_need_and_once(tmp_path):
