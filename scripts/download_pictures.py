@@ -5,7 +5,7 @@ python scripts/download_pictures.py Train_GCC-training.tsv --out pictures/cc
 python scripts/download_pictures.py sbu-captions-all.json --out pictures/sbu --workers 128
 
 The same command again goes on. OUT/files.tsv (address, tab, file) is what scripts/build_captions.py --downloaded reads, and OUT the
-folder for scripts/extract_regions.py --photos; OUT/gone.tsv says why others did not come.
+folder for scripts/extract_regions.py --photos; OUT/gone.tsv says why others did not come; OUT/report.json stands there when all were tried.
 """
 
 import sys
@@ -23,6 +23,9 @@ from data.annotations.web_pairs import read_pairs
 from data.downloads.pictures import FILES, GONE, fetch_pictures
 from data.errors import BadInput
 from data.storage.locks import claim_output
+from data.storage.text_files import write_json
+
+REPORT = "report.json"  # the last thing that is written
 
 
 @dataclass
@@ -63,6 +66,7 @@ def main(options: Options) -> None:
     claim_output(options.out)
     addresses, folder = read_addresses(options.list), Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)  # a run that stops half-way must not look complete
     came: Counter[bool] = Counter()
     with tqdm(total=len(addresses), desc="fetching", unit=" pictures") as bar:
         for found in fetch_pictures(addresses, folder, options.workers, options.timeout, options.again):
@@ -71,6 +75,7 @@ def main(options: Options) -> None:
             bar.set_postfix(gone=came[False])
     before = len(addresses) - came.total()
     print(f"{len(addresses):,} addresses: {came[True]:,} pictures came, {came[False]:,} did not" + f", {before:,} were done before" * bool(before))
+    write_json(folder / REPORT, {"addresses": len(addresses), "came": came[True], "gone": came[False], "before": before})
     print(f"{folder / FILES}: what is here; {folder / GONE}: why others are not")
 
 

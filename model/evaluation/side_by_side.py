@@ -125,15 +125,16 @@ def table_as_markdown(table: PublishedTable, rows: Sequence[RowOutcome]) -> str:
 
 
 def tables_as_markdown(tables: Iterable[tuple[PublishedTable, Sequence[RowOutcome]]]) -> str:
-    """Several tables, a line each row: what was measured, and how sure its first and its last figure that have an interval are."""
+    """Several tables, a line each row: what was measured, and the interval of AR or else of the first figure."""
     by_columns: dict[tuple[str, ...], list[str]] = {}
     for table, rows in tables:
         columns = tuple(columns_of(rows))
         lines = by_columns.setdefault(columns, [])
-        for row in rows:
+        for number, row in enumerate(rows):
+            title = table.title if number == 0 else ""
             cells = [_format_measured(row.measured[column]) if column in row.measured else "-" for column in columns]
             sure = next((row.intervals[column] for column in ("AR", *columns) if column in row.intervals), None)
-            lines.append(_line([table.title, row.name, *cells, format_interval(sure) if sure else "-"]))
+            lines.append(_line([title, row.name, *cells, format_interval(sure) if sure else "-"]))
     parts = []
     for columns, lines in by_columns.items():
         last = "AR, 95% interval" if "AR" in columns else f"{columns[0]}, least to most"

@@ -70,6 +70,8 @@ def test_what_came_and_what_is_gone(site, tmp_path, capsys):
     table.write_text("".join(f"a caption {n}\t{address}\n" for n, address in enumerate(addresses)))
     fetch(table, "--out", tmp_path / "out", "--workers", 2)
     assert "7 addresses: 2 pictures came, 5 did not" in capsys.readouterr().out
+    report = {"addresses": 7, "came": 2, "gone": 5, "before": 0}
+    assert json.loads((tmp_path / "out/report.json").read_text()) == report
     came = {f"{site.url}/a.jpg": "000000/000000000.jpg", f"{site.url}/b": "000000/000000003.png"}  # numbers of distinct addresses
     assert lines(tmp_path / "out/files.tsv") == came == read_downloaded(tmp_path / "out/files.tsv")
     for address, file in came.items():
