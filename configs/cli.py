@@ -91,7 +91,7 @@ def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str,
         config: a dataclass, or a ``Choice`` of some; fields may be dataclasses, or lists of them. Its ``__post_init__``
             may raise BadInput
         argv: the words after the program's name; what follows ``--`` is positional
-        positional: names of the fields that are given without ``--``, in order
+        positional: names of the fields that are given without ``--``, in order; the last may be a list of texts, of one or more
 
     Raises:
         BadInput: an unknown key (with the nearest valid one), a value of the wrong type, an unreadable YAML file.
@@ -120,6 +120,8 @@ def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str,
                 words.append(f"--{setting.name}" if setting.word is None else f"--{setting.name}={setting.word}")
     loose = loose + after
     texts |= {name: word for name, word in zip(positional, loose, strict=False) if is_text(settings.types[name])}
+    if positional and is_text(list_items(settings.types[positional[-1]])):  # it takes all words that are left
+        texts[positional[-1]] = loose[len(positional) - 1 :] or NOT_TEXT
     loose = loose + [in_file[name] for name in positional[len(loose) :] if name in in_file]
     parser = _parser(config, config_class, settings, positional)
     namespace = parser.parse_args([*words, *["--"][: len(after)], *loose])
@@ -167,7 +169,9 @@ def _parser(config: type | Choice, config_class: type, settings: Settings, posit
     for name in positional:
         field = next(f for f in dataclasses.fields(config_class) if f.name == name)
         optional = field.default is not dataclasses.MISSING
-        parser.add_argument(name, type=field.type, **({"nargs": "?", "default": field.default} if optional else {}))
+        items = list_items(settings.types[name])
+        more = {"nargs": "?", "default": field.default} if optional else {"nargs": "+"} if items is not None else {}
+        parser.add_argument(name, type=field.type if items is None else items, **more)
     parser.add_class_arguments(config_class, skip=set(positional))
     return parser
 

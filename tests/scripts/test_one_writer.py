@@ -42,6 +42,7 @@ POSITIONAL = {
     convert_config: ("old",),
     download: ("name",),
     inspect_db: ("path",),
+    plot_runs: ("runs",),
 }
 PLACES = ["--reranker", "absent", "--checkpoint", "absent", "--captions", "absent", "--regions", "absent"]
 COMMANDS = {
@@ -53,7 +54,7 @@ COMMANDS = {
     "download": (download, ["karpathy", "--out", "out"], "out"),
     "inspect_db": (inspect_db, ["absent", "--json", "a/out.json"], "a/out.json"),
     "plan": (plan, ["--config", "absent", "--gpu", "h100", "--json", "out.json"], "out.json"),
-    "plot_runs": (plot_runs, ["--runs", "absent", "--out", "out.png"], "out.png"),
+    "plot_runs": (plot_runs, ["absent", "--out", "out.png"], "out.png"),
     "score_pairs": (score_pairs, [*PLACES, "--out", "scores.npz"], "scores.npz"),
     "build_captions": (build_captions, ["--annotations", "absent", "--tokenizer", "absent", "--out", "out"], "out"),
     "build_index": (build_index, ["--checkpoint", "absent", "--regions", "absent", "--out", "out", "--device", "cpu"], "out"),

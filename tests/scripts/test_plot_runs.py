@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import cli
 from data.errors import BadInput
+from optim import figures
+from optim.curves import read_curves
 from scripts import plot_runs
 
 
@@ -21,7 +24,7 @@ def runs(tmp_path):
 
 
 def test_curves_are_drawn_and_written_as_numbers(runs, tmp_path, capsys):
-    plot_runs.main(plot_runs.Options(runs, str(tmp_path / "curves.png"), smooth=4))
+    plot_runs.main(plot_runs.Options(runs, str(tmp_path / "curves.png"), ["train/cmr/loss"], smooth=4))
     with Image.open(tmp_path / "curves.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
     numbers = json.loads((tmp_path / "curves.json").read_text())
@@ -30,6 +33,42 @@ def test_curves_are_drawn_and_written_as_numbers(runs, tmp_path, capsys):
     assert values["steps"][0] == 2.5 and len(values["steps"]) == 17
     assert values["values"][0] == pytest.approx(11 * (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
     assert f"bf16 {11 * sum(1 / n for n in range(17, 21)) / 4:.4g}" in capsys.readouterr().out
+
+
+def test_recall_is_drawn_by_default_and_one_value_is_a_point(runs):
+    read = {run.rpartition("/")[2]: read_curves(run) for run in runs}
+    known = list(read["fp32"])
+    assert figures.default_metrics(known) == ["val/AR"] and figures.default_metrics(known[:2]) == ["train/cmr/loss"]
+    assert figures.default_metrics(["val/de/AR", "val/all/AR", "val/all/TR@1"]) == ["val/all/AR", "val/all/TR@1"]
+    figure = figures.draw_curves(read, ["train/cmr/loss", "lr", "grad_norm", "val/AR"][:2] + ["val/AR"] * 2, "two runs")
+    assert figure.get_suptitle() == "two runs" and len(figure.axes) == 4
+    labels = [(axis.get_title(), axis.get_xlabel(), axis.get_ylabel()) for axis in figure.axes]
+    assert labels[0] == ("train/cmr/loss", "updates", "loss") and labels[3] == ("val/AR", "updates", "recall, %")
+    assert [line.get_marker() for axis in figure.axes for line in axis.lines] == ["None"] * 4 + ["o"] * 4
+    assert len(figure.legends) == 1 and [text.get_text() for text in figure.legends[0].get_texts()] == ["fp32", "bf16"]
+    figure.canvas.draw()
+    boxes = [axis.get_position() for axis in figure.axes]
+    assert boxes[3].width > 2.5 * boxes[0].width  # the last row has one panel, which leaves no empty place
+
+
+def test_values_that_are_no_numbers_leave_no_empty_panel(runs, tmp_path, capsys):
+    (tmp_path / "bf16" / "metrics.jsonl").write_text('{"step": 1, "val/AR": NaN, "grad_norm": Infinity, "note": "x"}\n')
+    plot_runs.main(plot_runs.Options(runs, str(tmp_path / "x.png"), ["val/AR", "grad_norm", "note"]))
+    assert list(json.loads((tmp_path / "x.json").read_text())) == ["val/AR"]
+    said = capsys.readouterr().err
+    assert "no value is a finite number: grad_norm, note" in said and "they have no value of val/AR: bf16" in said
+    with pytest.raises(BadInput, match="nothing to draw, no value of grad_norm is a finite number"):
+        plot_runs.main(plot_runs.Options(runs, str(tmp_path / "x.png"), ["grad_norm"]))
+
+
+def test_folders_are_given_by_themselves(runs):
+    def parse(*words):
+        return cli.parse(plot_runs.Options, list(words), ("runs",))
+
+    assert parse("a", "null", "--smooth", "3").runs == ["a", "null"] and parse("--smooth", "3", "2016").runs == ["2016"]
+    assert parse("--", "--a", "b").runs == ["--a", "b"]
+    with pytest.raises(BadInput, match="required: runs"):
+        parse()
 
 
 def test_what_cannot_be_drawn_is_named(runs, tmp_path):
