@@ -1,8 +1,12 @@
 """scripts/bench_data.py runs and says what it measured; the numbers themselves are not asserted."""
 
 import json
+from pathlib import Path
+
+import pytest
 
 from configs import cli
+from data.errors import BadInput
 from scripts import bench_data
 
 
@@ -20,3 +24,18 @@ def test_every_state_of_a_process_is_measured_with_columns_and_with_dicts(tmp_pa
     (process,) = json.loads((tmp_path / "bench_dicts.json").read_text())["processes"]
     assert process["open"]["rss"] > 0 and "training" not in process
     assert (tmp_path / "made.json").stat().st_mtime_ns == made  # the database of the first call
+
+
+def test_reading_is_measured_in_turns_with_another_checkout(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("scripts.benchmarking.whole_records.CASES", {"36 boxes, plain": (36, False), "few, packed": (None, True)})
+    other = Path(bench_data.__file__).parents[1]
+    words = ["--out", str(tmp_path), "--records", "12", "--batch", "5", "--rounds", "1", "--seconds", "0.01", "--against", str(other)]
+    bench_data.main(cli.parse(bench_data.Options, words))
+    cases = json.loads((tmp_path / "bench_reading.json").read_text())["cases"]
+    assert list(cases) == ["36 boxes, plain", "few, packed"]
+    for found in cases.values():
+        assert found["this"]["times_as_fast"]["median"] == 1 and found["other"]["times_as_fast"]["median"] > 0
+        assert found["this"]["gb_per_s"] > 0 and found["this"]["examples_per_s"]["median"] > 0
+    assert "few, packed                 other" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="is no checkout of this repository"):
+        bench_data.Options(out=str(tmp_path), against=str(tmp_path))
