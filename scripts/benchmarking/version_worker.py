@@ -1,6 +1,6 @@
 """A process that measures one version of this project: scripts/bench_versions.py starts one for each of the two.
 
-python scripts/benchmarking/version_worker.py FOLDER OPTIONS        # a case a line on stdin; seconds and items a line on stdout
+python scripts/benchmarking/version_worker.py FOLDER OPTIONS        # a case a line on stdin; seconds of an item a line on stdout
 
 FOLDER is a working tree of the project, of which alone it imports. What the versions call differently is in
 version_rooms.py, for those that have a folder data/batches, and in version_flat.py, for those before.
@@ -113,10 +113,11 @@ def main(options: dict) -> None:
             else:
                 calls[line] = inference(case, data, tower)
             calls[line]()  # not counted: it makes pages and kernels ready
-        started, items = time.perf_counter(), 0
+        started, spent, items = time.perf_counter(), time.process_time(), 0
         while items == 0 or time.perf_counter() - started < case["seconds"]:
             items += calls[line]()
-        print(json.dumps({"seconds": time.perf_counter() - started, "items": items}), flush=True)
+        seconds = {"wall": time.perf_counter() - started, "cpu": time.process_time() - spent}
+        print(json.dumps({clock: each / items for clock, each in seconds.items()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from data.errors import BadInput
 from model.distributed import SINGLE, Announced, start_ranks
 from model.gradient_exchange import GradientExchange
 from model.objectives import OBJECTIVES
+from tests.padded import padded_twin
 
 WORKER = Path(__file__).parents[1] / "ranks_worker.py"
 BIN = Path(sys.executable).parent
@@ -36,7 +37,8 @@ def launch(backend, n, cases, out, timeout=60, status=0):
 @pytest.fixture(scope="module")
 def single():
     model, heads = build()
-    return {case: compute(case, SINGLE, model, heads) for case in CASES}
+    twin = padded_twin(model)  # whose sequences are padded
+    return {case: compute(case, SINGLE, twin, heads) for case in CASES}
 
 
 @pytest.fixture(

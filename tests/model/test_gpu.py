@@ -7,6 +7,8 @@ import pytest
 import torch
 from ranks_worker import build, make_batch
 
+from data.batches.ragged import Layout
+from model.attention import attend
 from model.objectives import OBJECTIVES
 from model.objectives.gradient_cache import backward_in_chunks
 from model.objectives.heads import PAPER, heads_of
@@ -29,6 +31,26 @@ def test_losses_and_gradients_are_those_of_the_cpu(task):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_is_that_of_the_cpu(dtype, first_only):
+    """In half precision it is the kernel that reads packed rows, where torch and the GPU have it."""
+    torch.manual_seed(0)
+    lengths = [40, 3, 12, 25, 2, 31, 9, 38, 1, 40, 17]
+    on_cpu = Layout.of(lengths)
+    inputs = [torch.randn(sum(lengths), 128, dtype=dtype) for _ in range(3)]
+    found = []
+    for device in (torch.device("cpu"), GPU):
+        q, k, v = (x.to(device, torch.float32 if device != GPU else dtype).requires_grad_() for x in inputs)
+        layout = on_cpu.to(device)
+        out = attend(q[layout.firsts()] if first_only else q, k, v, layout, heads=2, dropout=0.0)
+        out.float().square().sum().backward()
+        found.append([out.float().cpu(), *(x.grad.float().cpu() for x in (q, k, v))])
+    close = 1e-5 if dtype == torch.float32 else 4e-2
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, own, atol=close, rtol=close)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
