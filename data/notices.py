@@ -26,6 +26,11 @@ def lowered(asked: int, there: int, setting: str, things: str) -> int:
         setting: what the number is, with what it is about, as ``index/img: k``
         things: what there are fewer of, as ``images``
     """
-    if asked > there:
-        say_once(f"{setting} {asked:,} is lowered to {there:,}: there are no more {things}")
+    if (line := lowered_line(asked, there, setting, things)) is not None:
+        say_once(line)
     return min(asked, there)
+
+
+def lowered_line(asked: int, there: int, setting: str, things: str) -> str | None:
+    """What `lowered` tells the user; None where there are enough."""
+    return f"{setting} {asked:,} is lowered to {there:,}: there are no more {things}" if asked > there else None

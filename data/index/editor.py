@@ -52,9 +52,12 @@ class IndexEditor:
 
     def __enter__(self) -> IndexEditor:
         index = EmbeddingIndex(self.folder)
-        index.check_model(self._model)
-        if index.header["version"] < VERSION:
-            raise BadInput(f"{self.folder}: index format {index.header['version']} can be read, not changed: build it again")
+        try:
+            index.check_model(self._model)
+            if index.header["version"] < VERSION:
+                raise BadInput(f"{self.folder}: index format {index.header['version']} can be read, not changed: build it again")
+        finally:
+            index.close()
         self._store.open(copy_of=self.folder / "data.mdb")
         try:
             self._store.header = self._store.committed_header()  # what was opened above may have been replaced since

@@ -28,7 +28,7 @@ from data.index.layout import (
     stored_value,
 )
 from data.notices import say_once
-from data.storage.lmdb_env import reader
+from data.storage.lmdb_env import let_go, reader
 
 
 def data_fingerprint(source: str, ids: Iterable[str]) -> str:
@@ -96,6 +96,14 @@ class EmbeddingIndex:
 
     def __contains__(self, name: str) -> bool:
         return stored_row(self._txn, name, self.folder) is not None
+
+    def close(self) -> None:
+        """Say that neither the index nor a view that it gave is used any more. Where the index was replaced on disk since it was
+        opened, this gives back its memory and its place on the disk."""
+        self._arrays = {}
+        txn, self._txn = self._txn, None
+        if txn is not None:
+            let_go(txn)
 
     @property
     def stamp(self) -> dict:

@@ -62,6 +62,9 @@ class SearchBackend(ABC):
     def prepare(self) -> None:  # noqa: B027  (most backends have nothing to build)
         """Build and tune what the search needs, where that is absent or stale; otherwise the first search does it."""
 
+    def close(self) -> None:  # noqa: B027  (a backend may hold nothing)
+        """Let go of what the backend holds; it is not used any more."""
+
     @abstractmethod
     def search(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows that the backend finds.

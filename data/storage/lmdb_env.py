@@ -35,10 +35,12 @@ class _Opened:
     env: lmdb.Environment
     txn: lmdb.Transaction | None  # None: closed
     keeps_views: bool = False  # somebody may hold views into the map, also after a fork
+    readers: int = 0  # that `reader` was called for, and that were not let go of
+    is_shared: bool = False  # somebody else uses it, who does not say when that ends
 
 
 _opened: dict[str, _Opened] = {}
-_retired: list[_Opened] = []  # replaced on disk; never closed, because zero-copy views into their maps may be alive
+_retired: list[_Opened] = []  # replaced on disk; views into their maps may be alive, so they stay open until every reader let go
 
 
 def open_env(folder: str | Path, keep_views: bool = True) -> lmdb.Environment:
@@ -54,14 +56,33 @@ def open_env(folder: str | Path, keep_views: bool = True) -> lmdb.Environment:
         BadInput: the folder is missing, is no LMDB, or its file is truncated (reading that would kill the process).
     """
     opened = _open(folder)
-    opened.keeps_views = opened.keeps_views or keep_views
+    opened.keeps_views, opened.is_shared = opened.keeps_views or keep_views, True
     return opened.env
 
 
 def reader(folder: str | Path) -> lmdb.Transaction:
-    """A lasting read transaction of `open_env`; its `get` returns a read-only memoryview into the map, zero-copy."""
-    open_env(folder)
-    return _open(folder).txn
+    """A lasting read transaction of `open_env`; its `get` returns a read-only memoryview into the map, zero-copy. Who needs it no
+    more may `let_go` of it."""
+    opened = _open(folder)
+    opened.keeps_views = True
+    opened.readers += 1
+    return opened.txn
+
+
+def let_go(txn: lmdb.Transaction) -> None:
+    """One caller of `reader` uses its transaction and the views that came from it no more. A database that was replaced on disk is
+    closed with the last of them, which gives back its memory and its place on the disk; one that was not stays open."""
+    for opened in [*_retired, *_opened.values()]:
+        if opened.txn is txn:
+            opened.readers -= 1
+    _close_unused()
+
+
+def _close_unused() -> None:
+    used = [*_opened.values(), *(old for old in _retired if old.readers or old.is_shared)]
+    for old in [each for each in _retired if all(each.env is not other.env for other in used)]:
+        if old.txn is not None:  # closed with another snapshot of its map
+            _close(old)
 
 
 class Records:
@@ -82,7 +103,7 @@ class Records:
 
     def _open(self) -> _Opened:
         self._opened = _open(self.folder)
-        self._opened.keeps_views = self._opened.keeps_views or self.keep_views
+        self._opened.keeps_views, self._opened.is_shared = self._opened.keeps_views or self.keep_views, True
         return self._opened
 
     @property
@@ -120,7 +141,7 @@ def close_env(folder: str | Path) -> None:
 
 
 def _close(opened: _Opened) -> None:
-    for each in (opened, *(old for old in _retired if old.env is opened.env)):  # older snapshots of the same map
+    for each in {opened, *(old for old in _retired if old.env is opened.env)}:  # older snapshots of the same map
         each.txn.abort()
         each.txn = None
     _retired[:] = [old for old in _retired if old.txn is not None]
@@ -173,9 +194,10 @@ def _open(folder: str | Path) -> _Opened:
             "(LMDB does not write free pages at the end: if the last change was a deletion the file can be whole, and "
             f"`python -m lmdb -e {folder} copy --compact NEW` mends it)"
         )
+    _opened[key] = _Opened(stamp, env, txn, in_place and known.keeps_views)
     if known:
         _retired.append(known)
-    _opened[key] = _Opened(stamp, env, txn, in_place and known.keeps_views)
+        _close_unused()
     return _opened[key]
 
 

@@ -216,6 +216,11 @@ class Retriever:
         pictures = OwnPictures(checkpoint, extractor_weights, device)
         return cls(model, backend, words, regions, reranker, rerank, device, precision, pictures, mix or 0.0)
 
+    def over(self, backend: SearchBackend) -> Retriever:
+        """The same model over another index, with the re-ranker where that is one of images. Raises BadInput as the class does."""
+        kept = {name: getattr(self, name) for name in ("tokenizer", "regions", "rerank", "device", "precision", "pictures", "mix")}
+        return Retriever(self.model, backend, reranker=self.reranker if backend.kind == "img" else None, **kept)
+
     def search_images(self, text: str | Sequence[str], k: int = 10, rerank: int | None = None, mix: float | None = None):
         """The best images for a text: a list of at most k ``Hit``; for several texts a list of such lists. Words that the model
         does not know are said.
@@ -251,17 +256,17 @@ class Retriever:
         caller to say. The first search of a process also pages in weights and vectors and sets up the libraries.
         """
         k = checked_count(k, "k")
-        rerank, mix = self._reranking(rerank, mix)
+        rerank, mix = self.checked_reranking(rerank, mix)
         of_images, started = self.backend.kind == "img", time.perf_counter()
         queries = self.read_texts(checked_texts(query)) if of_images else []
-        vectors = self._encode(queries) if of_images else self.encode_image(query)
+        vectors = self.encode_queries(queries) if of_images else self.encode_image(query)
         encoded = time.perf_counter()
         there = max(1, self.backend.count)  # of an empty index the search itself says so
         k = lowered(k, there, f"{self.backend.place}: k", "images" if of_images else "captions")
         rerank = lowered(rerank, there, f"{self.backend.place}: rerank", "images")
-        first = self._hits(vectors, max(k, rerank))
+        first = self.nearest(vectors, max(k, rerank))
         searched = time.perf_counter()
-        hits = [self._reranked(*each, mix) for each in zip(queries, first, strict=True)] if rerank else first
+        hits = [self.reranked(*each, mix) for each in zip(queries, first, strict=True)] if rerank else first
         ended = time.perf_counter()
         milliseconds = {"encode": encoded - started, "search": searched - encoded, "rerank": (ended - searched) * bool(rerank)}
         return Found([each[:k] for each in hits], first if rerank else [], queries, {n: 1000 * t for n, t in milliseconds.items()}, mix)
@@ -274,9 +279,10 @@ class Retriever:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """→ [Q,D] float32"""
-        return self._encode(self.read_texts(texts))
+        return self.encode_queries(self.read_texts(texts))
 
-    def _encode(self, queries: Sequence[TextQuery]) -> np.ndarray:
+    def encode_queries(self, queries: Sequence[TextQuery]) -> np.ndarray:
+        """As `encode_texts`, of texts that were read."""
         return encode_ids(self.model, [query.input_ids for query in queries], self.device, self.precision)
 
     def encode_image(self, image) -> np.ndarray:
@@ -302,8 +308,9 @@ class Retriever:
             raise BadInput(f"{self.backend.place}: an array of shape {vector.shape}: {expected}")
         return vector[None]
 
-    def _reranking(self, rerank: int | None, mix: float | None) -> tuple[int, float]:
-        """How many results are ranked again, and with which mix, from what a search says of it."""
+    def checked_reranking(self, rerank: int | None, mix: float | None) -> tuple[int, float]:
+        """How many results are ranked again, and with which mix, from what a search says of it. Raises BadInput for a wrong
+        number, and for any without a re-ranker."""
         if self.reranker is None:
             for name, value in (("rerank", rerank), ("mix", mix)):
                 if value is not None and not (name == "rerank" and value == 0):
@@ -312,12 +319,14 @@ class Retriever:
         rerank = self.rerank if rerank is None else checked_count(rerank, "rerank", 0)
         return rerank, self.mix if mix is None else checked_mix(mix)
 
-    def _hits(self, vectors, k) -> list[list[Hit]]:
+    def nearest(self, vectors, k: int) -> list[list[Hit]]:
+        """Of each of Q vectors [Q,D] the k best of the index by the dot product, best first."""
         scores, rows = self.backend.search(vectors, k)
         names = iter(self.backend.ids(rows.ravel()))
         return [[Hit(next(names), score) for score in own] for own in scores.tolist()]
 
-    def _reranked(self, query: TextQuery, hits: list[Hit], mix: float) -> list[Hit]:
+    def reranked(self, query: TextQuery, hits: list[Hit], mix: float) -> list[Hit]:
+        """The hits in the order of the re-ranker's scores + mix · theirs."""
         scores = np.asarray(self.reranker.rerank_images(query.input_ids.tolist(), [hit.id for hit in hits]), np.float32)
         if scores.shape != (len(hits),) or not np.isfinite(scores).all():
             raise BadInput(f"{self.backend.place}: the re-ranker gave no finite score for each of {len(hits)} images")

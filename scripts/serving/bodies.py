@@ -1,0 +1,67 @@
+"""Bodies of requests, which are read up to a limit, pictures among them; and the answer to what is refused."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from starlette.datastructures import Headers, UploadFile
+from starlette.responses import JSONResponse
+
+from data.errors import BadInput
+
+PIXELS = 40_000_000  # of a picture of one's own
+BYTES, PICTURE_BYTES = 256 << 10, 20 << 20  # of JSON, and of a form with a picture
+FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+
+
+class TooLarge(Exception):
+    """A body has more bytes than a request may have."""
+
+
+def refusal(status: int, sentence: str, seconds: int | None = None) -> JSONResponse:
+    """An answer that says why there is none."""
+    return JSONResponse({"error": " ".join(sentence.split())}, status, {} if seconds is None else {"Retry-After": str(seconds)})
+
+
+def most_bytes(headers: Headers) -> int:
+    """What the body of a request may have."""
+    return PICTURE_BYTES if headers.get("content-type", "").startswith("multipart/") else BYTES
+
+
+def limited(receive, headers: Headers):
+    """``receive``, which raises TooLarge where more comes than may, whatever the headers say."""
+    taken, most = 0, most_bytes(headers)
+
+    async def receive_limited():
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > most:
+            raise TooLarge(f"the body has more than {most:,} bytes")
+        return message
+
+    return receive_limited
+
+
+async def stored_picture(upload: Any, folder: Path) -> Path:
+    """The file of a form as a file in ``folder``, for its one user to delete. Raises BadInput for what is no picture, or too large."""
+    if not isinstance(upload, UploadFile):
+        raise BadInput("the form has no file named picture")
+    data = await upload.read()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large pictures: there is a limit below
+        try:
+            with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+                kind, (width, height) = image.format, image.size
+        except Exception:  # Pillow raises many kinds on what is no picture
+            raise BadInput(f"the file is no picture that can be read: give one of {', '.join(FORMATS)}") from None
+    if width * height > PIXELS:
+        raise BadInput(f"the picture has {width} x {height} pixels, expected at most {PIXELS:,}: scale it down")
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=FORMATS[kind], delete=False) as file:
+        file.write(data)
+    return Path(file.name)

@@ -1,0 +1,146 @@
+"""What is served, read from disk and checked before anybody asks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.captions.db import CaptionDB
+from data.errors import BadInput
+from data.index.reader import EmbeddingIndex
+from data.regions.db import BoxChoice, RegionDB
+from data.regions.pictures import PictureFiles, read_pictures
+from data.search.base import SearchOptions
+from model.made_from import boxes_for, read_made_from
+from model.precision import Precision, choose_device
+from model.retrieval.retriever import Retriever
+from model.serving.followed_index import FollowedIndex
+from model.serving.searching import ServedModel
+from optim.run import environment
+from scripts.serving.asking import LIMITS
+from scripts.serving.bodies import PICTURE_BYTES, PIXELS
+
+
+@dataclass
+class Searching:
+    """How indexes are searched, and where models compute.
+
+    Attributes:
+        backends: what a search may choose from
+        target_recall: of the approximate ones
+        uri, token: of Milvus
+        collections: its collections of images and of captions
+        device, precision: of the models
+    """
+
+    backends: Sequence[str]
+    target_recall: float | None
+    uri: str | None
+    token: str
+    collections: tuple[str, str]
+    device: str
+    precision: Precision
+
+    def options(self) -> dict[str, SearchOptions]:
+        """Backend → how it searches."""
+        device = str(choose_device(self.device))
+        found = {}
+        for name in self.backends:
+            engine = {"uri": self.uri, "token": self.token} if name == "milvus" else {}
+            found[name] = SearchOptions(name, self.target_recall, device=device, **engine)
+        return found
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint with what belongs to it.
+
+    Attributes:
+        name: of the model in a search
+        folder, index, captions_index: the checkpoint and its indexes
+        reranker, rerank, mix: as of ``Retriever.from_pretrained``
+        regions: that the re-ranker looks at
+        extractor_weights: for pictures of one's own
+    """
+
+    name: str
+    folder: str
+    index: str
+    captions_index: str | None = None
+    reranker: str | None = None
+    rerank: int = 50
+    mix: float | None = None
+    regions: RegionDB | None = None
+    extractor_weights: str | None = None
+
+
+def open_model(given: Checkpoint, searching: Searching) -> ServedModel:
+    """Read a checkpoint and open its indexes. Raises BadInput as ``Retriever.from_pretrained`` does."""
+    index = EmbeddingIndex(given.index)
+    retriever = Retriever.from_pretrained(
+        given.folder, index, given.reranker, given.regions, device=searching.device, precision=searching.precision,
+        rerank=given.rerank, extractor_weights=given.extractor_weights, mix=given.mix,
+    )  # fmt: skip
+    options, of_images, of_captions = searching.options(), *searching.collections
+    images = FollowedIndex(given.index, "img", retriever, options, of_images)
+    captions = None
+    if given.captions_index is not None:
+        own = {name: each for name, each in options.items() if name != "milvus" or of_captions}
+        captions = FollowedIndex(given.captions_index, "txt", retriever, own, of_captions)
+    index.close()
+    return ServedModel(given.name, Path(given.folder), retriever, images, captions)
+
+
+def open_captions(folders: Sequence[str], index: str | None) -> list[CaptionDB]:
+    """Text DBs. Raises BadInput where an index of captions was built from none of them as they are."""
+    found = [CaptionDB(folder) for folder in folders]
+    problems = []
+    for database in found if index is not None else []:
+        try:
+            EmbeddingIndex(index).check_contents(database.folder, database.fingerprint())
+        except BadInput as error:
+            problems.append(error)
+    if found and len(problems) == len(found):
+        raise problems[0]
+    return found
+
+
+def open_regions(folder: str | None, checkpoint: str, boxes: BoxChoice) -> RegionDB | None:
+    """The image DB, with the boxes that the checkpoint was trained on."""
+    return None if folder is None else RegionDB(folder, boxes_for(checkpoint, boxes))
+
+
+def open_photos(folder: str | None, index: str, regions: RegionDB | None) -> PictureFiles | None:
+    """The pictures, found as index or image DB say them."""
+    if folder is None:
+        return None
+    return PictureFiles(folder, read_pictures(index) or (None if regions is None else read_pictures(regions.img_db)))
+
+
+def described(models: dict[str, ServedModel], captions: Sequence[CaptionDB], facts: dict[str, Any]) -> dict[str, Any]:
+    """What is served, as ``GET /api/info`` says it, but for what changes."""
+    languages = sorted({language for database in captions for language in database.languages.values()} - {""})
+    about = {name: _described(served) for name, served in models.items()}
+    made = environment()
+    versions = {"python": made["python"], "git": made["git"]} | made["versions"]
+    versions |= {name: importlib.metadata.version(name) for name in ("starlette", "uvicorn")}
+    limits = LIMITS | {"pixels": PIXELS, "picture_bytes": PICTURE_BYTES}
+    return {"models": about, "languages": languages, "limits": limits, "versions": versions} | facts
+
+
+def _described(served: ServedModel) -> dict[str, Any]:
+    retriever, kept = served.retriever, read_made_from(served.checkpoint)
+    extractors = [] if kept is None else [each for each in kept.extractors if each is not None]
+    return {
+        "checkpoint": str(served.checkpoint),
+        "similarity": retriever.model.config.similarity,
+        "device": str(retriever.device),
+        "precision": retriever.precision,
+        "reranker": retriever.reranker is not None,
+        "rerank": retriever.rerank if retriever.reranker is not None else 0,
+        "mix": retriever.mix,
+        "own_pictures": len(extractors) == 1 and len(kept.extractors) == 1,
+    }

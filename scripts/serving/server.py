@@ -1,0 +1,47 @@
+"""One process that listens at an address until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import uvicorn
+
+from data.errors import BadInput
+
+BACKLOG = 1024  # connections that wait to be accepted
+STOP_WITHIN = 30  # seconds for requests in flight
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that holds an address from now on; port 0 is any that is free. Raises BadInput where it cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        return found
+    except OverflowError:
+        raise BadInput(f"--port {port}: expected 0 to 65535") from None
+    except OSError as error:
+        raise BadInput(f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another with --port") from None
+
+
+def address_of(listening: socket.socket, host: str) -> str:
+    """Where a browser finds it."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{listening.getsockname()[1]}/"
+
+
+def serve(app, listening: socket.socket) -> None:
+    """Answer until SIGTERM or Ctrl-C; requests in flight are answered."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=STOP_WITHIN, ws="none", backlog=BACKLOG,
+    )  # fmt: skip
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:  # uvicorn takes the signals while it runs, and sends itself those that it got again when it has stopped
+        uvicorn.Server(config).run([listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
