@@ -11,14 +11,15 @@ import numpy as np
 
 def pairs_and_batches(root: str, captions: str, regions: str):
     """The data set, and the function that makes a batch of some of its pairs."""
-    try:
+    try:  # the modules of the checkout, which this process is told of when it starts
+        # as they are called now
         from data.batches.batch import collate_pairs
         from data.batches.pairs import open_pairs
         from data.regions.db import BoxOptions
-    except ModuleNotFoundError:  # the checkout is older than these modules
-        from data.pairs import open_pairs
+    except ModuleNotFoundError:
+        from data.pairs import open_pairs  # as they were called at first
 
-        from data.regions import BoxOptions
+        from data.regions import BoxOptions  # as they were called at first
 
         pairs = open_pairs(captions, regions, BoxOptions(), root=root)
         return pairs, pairs.batch
