@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data.batches.pairs import PairDataset
 from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
-from data.storage.text_files import read_json
+from data.storage.contents import file_digest
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.text_encoders import TEXT_ENCODERS, choose_text_encoder
@@ -132,17 +134,41 @@ def check_model_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, m
 
 
 def check_same_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
-    """Refuse captions whose words have other ids than in the checkpoint's tokenizer, where both carry one."""
-    vocabularies = []
-    for folder in (Path(checkpoint) / "tokenizer", captions.tokenizer_folder):
-        if folder is None or not (folder / "tokenizer.json").is_file():
-            return
-        vocabularies.append(read_json(folder / "tokenizer.json")["model"]["vocab"])
-    if vocabularies[0] != vocabularies[1]:
+    """Refuse captions whose words have other ids than in the checkpoint's tokenizer, where both carry one. The checkpoint is one of
+    ours, or a folder of Hugging Face with its tokenizer in it."""
+    folder = next((each for each in (Path(checkpoint) / "tokenizer", Path(checkpoint)) if _vocabulary_file(each)), None)
+    own = captions.tokenizer_folder
+    if folder is not None and own is not None and not _same_words(folder, own):
         raise BadInput(
             f"{captions.folder}/tokenizer is not the tokenizer of {checkpoint}: their vocabularies differ; build the "
-            f"captions with {checkpoint}/tokenizer"
+            f"captions with {folder}"
         )
+
+
+def check_one_tokenizer(datasets: Iterable[PairDataset]) -> None:
+    """Refuse captions of one training whose words have different ids: those of its databases, its validation and its third views."""
+    parts = [part for dataset in datasets for part, _ in dataset.parts]
+    views = [part.image_captions.captions for part in parts if part.image_captions is not None]
+    databases = [captions for captions in (*(part.captions for part in parts), *views) if captions.tokenizer_folder is not None]
+    for captions in databases[1:]:
+        if not _same_words(databases[0].tokenizer_folder, captions.tokenizer_folder):
+            raise BadInput(
+                f"{captions.folder}: was built with another tokenizer than {databases[0].folder}: their vocabularies differ, and one "
+                f"model reads both; build it with {databases[0].tokenizer_folder}"
+            )
+
+
+def _vocabulary_file(folder: Path) -> Path | None:
+    return next((path for name in ("tokenizer.json", "vocab.txt") if (path := folder / name).is_file()), None)
+
+
+def _same_words(a: Path, b: Path) -> bool:
+    """Whether the tokenizers of two folders give the same ids to the same word pieces; also where one has none."""
+    files = [_vocabulary_file(folder) for folder in (a, b)]
+    if None in files or file_digest(files[0]) == file_digest(files[1]):
+        return True
+    first, second = (CaptionTokenizer.from_pretrained(folder).vocabulary() for folder in (a, b))
+    return first == second
 
 
 LongCaptions = Literal["refuse", "truncate"]  # that are evaluated on

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.locks import claim_output
 from data.storage.text_files import read_json
 from scripts.benchmarking.retrieval_report import plot, print_table
 
@@ -31,6 +32,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if options.plot:
+        claim_output(options.plot)
     results = read_json(options.results, "give the results of scripts/bench_retrieval.py")
     try:
         print_table(results)

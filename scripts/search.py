@@ -23,6 +23,7 @@ from data.regions.db import BoxChoice, RegionDB
 from data.regions.pictures import PictureFiles, read_pictures
 from data.search import open_backend
 from data.search.base import SearchOptions
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.made_from import boxes_for
 from model.precision import choose_device
@@ -105,10 +106,11 @@ class Options:
 
 
 def main(options: Options) -> None:
+    for output in filter(None, (options.json, options.sheet)):
+        claim_output(output)
     queries = read_queries(options.queries) if options.queries else [options.image or options.query]
     retriever = open_retriever(options)
-    found = retriever.search(options.image or queries, options.k)
-    texts = {}
+    found, texts = retriever.search(options.image or queries, options.k), {}
     if options.captions and options.image:
         captions = CaptionDB(options.captions)
         retriever.backend.check_contents(captions.folder, captions.fingerprint())

@@ -26,6 +26,7 @@ from model.initial import (
     LongCaptions,
     check_caption_lengths,
     check_model_fits,
+    check_one_tokenizer,
     check_same_tokenizer,
     settle_long_captions,
 )
@@ -151,6 +152,7 @@ def check_towers(model: LightningDOT, source: str | None, *datasets: PairDataset
         if source:
             check_regions(source, regions)
             check_same_tokenizer(source, part.captions)
+    check_one_tokenizer(datasets)
 
 
 class Finetuning(ABC):

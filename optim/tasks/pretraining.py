@@ -20,7 +20,14 @@ from data.batches.samplers import Draw, DrawStream, Source, token_batches
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
-from model.initial import ModelOptions, build_model, check_caption_lengths, check_model_fits, check_same_tokenizer
+from model.initial import (
+    ModelOptions,
+    build_model,
+    check_caption_lengths,
+    check_model_fits,
+    check_one_tokenizer,
+    check_same_tokenizer,
+)
 from model.made_from import check_made_from, check_regions, made_from_pairs
 from model.objectives import OBJECTIVES
 from model.objectives.backward import Backward
@@ -230,6 +237,7 @@ class Pretraining:
         for corpus, *datasets in zip(config.data, self.train, self.val, strict=True):
             for part, _ in (part for dataset in filter(None, datasets) for part in dataset.parts):
                 self._check(model, corpus, part)
+        check_one_tokenizer([*self.train, *filter(None, self.val)])
         heads = PretrainingHeads(model.config, options, self.objectives)
         if config.model.init:
             start_heads_from(heads, config.model.init)
@@ -254,7 +262,8 @@ class Pretraining:
         check_made_from(self.made_from, "the model is trained", regions)
         if self.config.model.init:
             check_regions(self.config.model.init, regions)
-            check_same_tokenizer(self.config.model.init, dataset.captions)
+        for folder in filter(None, (self.config.model.init, self.config.model.txt_init)):
+            check_same_tokenizer(folder, dataset.captions)
         labelled = [task for task in corpus.tasks if self.objectives[task].reads_soft_labels]
         if labelled and regions.num_labels != (model.config.num_labels or None):
             raise BadInput(

@@ -125,7 +125,7 @@ class Retrieval(Finetuning):
         if config.distill.scores:
             train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images, digests_of_pairs(train))
         hard_negatives = hard_negatives_of(train, config.hard_negatives)
-        check_towers(model, config.model.init, train, val)
+        check_towers(model, config.model.init or config.model.txt_init, train, val)
         super().__init__(config, train, val, hard_negatives, model, model, device, ranks)
         distill = config.distill
         self.objective = CrossModalRetrieval(

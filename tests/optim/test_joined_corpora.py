@@ -1,5 +1,6 @@
-"""A corpus of pre-training that is several databases: drawn as one, validated as one."""
+"""Databases that are trained on together: drawn as one, validated as one, with words of one tokenizer."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,12 +8,16 @@ import pytest
 import torch
 
 import pretrain
+import train_itm
 from configs import cli
 from data.batches.pairs import open_pairs
+from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.distributed import Ranks
+from model.initial import check_same_tokenizer
 from optim.tasks.pretraining import Pretraining
+from optim.tasks.retrieval import Retrieval
 
 JOINED = {
     "name": "scenes", "captions": ["db/train", "db_de/train"], "regions": "regions",
@@ -55,3 +60,45 @@ def test_a_joined_corpus_is_trained_and_validated_by_its_one_name(recipe, tmp_pa
 def test_validation_captions_of_several_region_databases_say_theirs(recipe, small_world):
     with pytest.raises(BadInput, match="data scenes: val_regions: say which image DB"):
         cli.parse(pretrain.PretrainConfig, recipe(JOINED | {"regions": ["regions", "regions"]}))
+
+
+@pytest.fixture(scope="module")
+def other_words(small_world, tmp_path_factory, command):
+    """db/train and db/val built with a tokenizer of as many word pieces, whose ids are others."""
+    root = tmp_path_factory.mktemp("other_words")
+    words = (small_world / "tokenizer/vocab.txt").read_text(encoding="utf-8").splitlines()
+    first = words.index("[MASK]") + 1
+    (root / "vocab.txt").write_text("\n".join([*words[:first], *words[:first - 1:-1]]), encoding="utf-8")
+    built = ["--annotations", small_world / "captions.jsonl", "--tokenizer", root / "vocab.txt", "--out", root]
+    command("scripts/build_captions.py", *built, "--languages", "en")
+    return root
+
+
+@pytest.mark.parametrize("key", ["captions", "val_captions"])
+def test_captions_of_pretraining_with_another_tokenizer_are_refused(recipe, other_words, key):
+    others = str(other_words / ("val" if key == "val_captions" else "train"))
+    for corpus in (JOINED | {key: others}, JOINED | {key: ["db/train", others]}):
+        config = cli.parse(pretrain.PretrainConfig, recipe(corpus))
+        if corpus[key] == others and key == "captions":
+            config.data.append(dataclasses.replace(config.data[0], name="german", captions=["db_de/train"]))
+        with pytest.raises(BadInput, match=r"was built with another tokenizer than .*: their vocabularies differ"):
+            Pretraining(config, torch.device("cpu"), Ranks())
+
+
+@pytest.mark.parametrize("key", ["train_captions", "val_captions"])
+def test_captions_of_finetuning_with_another_tokenizer_are_refused(small_world, other_words, tmp_path, key):
+    others = {"train_captions": ["db/train", str(other_words / "train")], "val_captions": [str(other_words / "val")]}[key]
+    words = ["--config", small_world / "finetune.yaml", f"--{key.replace('_', '-')}", *others, "--output-dir", tmp_path / "run"]
+    config = cli.parse(train_itm.CONFIGS, [*map(str, words), "--model.hidden-size", "32", "--model.num-attention-heads", "2"])
+    with pytest.raises(BadInput, match=r"was built with another tokenizer than .*: their vocabularies differ"):
+        Retrieval(config, torch.device("cpu"), Ranks())
+
+
+def test_a_pretrained_text_tower_of_another_tokenizer_is_refused(small_world, other_words, tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/vocab.txt").write_bytes((other_words / "vocab.txt").read_bytes())
+    captions = CaptionDB(small_world / "db/train")
+    with pytest.raises(BadInput, match=r"not the tokenizer of .*bert: their vocabularies differ; build the captions with .*bert"):
+        check_same_tokenizer(tmp_path / "bert", captions)
+    (tmp_path / "bert/vocab.txt").write_bytes((small_world / "tokenizer/vocab.txt").read_bytes())
+    check_same_tokenizer(tmp_path / "bert", captions)

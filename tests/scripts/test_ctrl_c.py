@@ -52,7 +52,13 @@ def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
     assert not group(process.pid)
 
 
-@pytest.mark.parametrize("name", ["pretrain.py", "train_itm.py", "eval_itm.py", "scripts/search.py", "scripts/build_index.py"])
+IMPORT_TORCH = [
+    *("pretrain.py", "train_itm.py", "eval_itm.py", "scripts/search.py", "scripts/build_index.py"),
+    *("scripts/bench_retrieval.py", "scripts/bench_train.py", "scripts/extract_regions.py"),
+]
+
+
+@pytest.mark.parametrize("name", IMPORT_TORCH)
 def test_ctrl_c_while_modules_are_imported_is_one_line_too(tmp_path, name):
     """A torch that is interrupted while it is imported stands in for a user who is quick."""
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")

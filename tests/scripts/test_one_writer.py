@@ -29,7 +29,9 @@ from scripts import (
     plan,
     plot_runs,
     prepare,
+    retrieval_table,
     score_pairs,
+    search,
     train_tokenizer,
     translate,
 )
@@ -43,6 +45,7 @@ POSITIONAL = {
     download: ("name",),
     inspect_db: ("path",),
     plot_runs: ("runs",),
+    search: ("query",),
 }
 PLACES = ["--reranker", "absent", "--checkpoint", "absent", "--captions", "absent", "--regions", "absent"]
 COMMANDS = {
@@ -55,6 +58,13 @@ COMMANDS = {
     "inspect_db": (inspect_db, ["absent", "--json", "a/out.json"], "a/out.json"),
     "plan": (plan, ["--config", "absent", "--gpu", "h100", "--json", "out.json"], "out.json"),
     "plot_runs": (plot_runs, ["absent", "--out", "out.png"], "out.png"),
+    "retrieval_table": (retrieval_table, ["--results", "absent", "--plot", "out.png"], "out.png"),
+    "search": (search, ["dog", "--index", "absent", *PLACES[2:4], "--json", "out.json"], "out.json"),
+    "sheet of a search": (
+        search,
+        ["dog", "--index", "absent", *PLACES[2:4], "--photos", "absent", "--sheet", "a.png"],
+        "a.png",
+    ),
     "score_pairs": (score_pairs, [*PLACES, "--out", "scores.npz"], "scores.npz"),
     "build_captions": (build_captions, ["--annotations", "absent", "--tokenizer", "absent", "--out", "out"], "out"),
     "build_index": (build_index, ["--checkpoint", "absent", "--regions", "absent", "--out", "out", "--device", "cpu"], "out"),
