@@ -106,8 +106,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    for output in filter(None, (options.json, options.sheet)):
-        claim_output(output)
+    list(map(claim_output, filter(None, (options.json, options.sheet))))
     queries = read_queries(options.queries) if options.queries else [options.image or options.query]
     retriever = open_retriever(options)
     found, texts = retriever.search(options.image or queries, options.k), {}
@@ -129,8 +128,7 @@ def main(options: Options) -> None:
     if options.sheet:
         photos = PictureFiles(options.photos, read_pictures(options.index) or read_pictures(options.regions or options.index))
         captions = CaptionDB(options.captions) if options.captions else None
-        rows = found_rows(queries, found, photos, options.k, captions, retriever.tokenizer.decode)
-        write_contact_sheet(rows, options.sheet)
+        write_contact_sheet(found_rows(queries, found, photos, options.k, captions, retriever.tokenizer.decode), options.sheet)
         print("\n".join([*photos.remarks(), f"wrote {options.sheet}"]))
 
 
