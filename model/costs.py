@@ -147,7 +147,8 @@ def memory(modules: list[nn.Module], tasks: list[list[Work]], load: Load, featur
     total, learning = sum(map(count, modules)), sum(map(trained, modules))
     fullest = max(map(activation_bytes, tasks), key=lambda parts: sum(parts.values()))
     multiplied = {work.name: work.gradients for works in tasks for work in works if work.flops}
-    pair = load.regions * (2 * feature_dim + 4 * 7 + 1) + load.txt_length * 9
+    tokens = load.txt_length + load.img_length
+    pair = load.regions * (2 * feature_dim + 4 * 7) + tokens * 3 * 8  # ids or order, column and place of each token
     return {
         "weights": 4 * total,
         "weights in low precision": 2 * sum(multiplied.values()) if load.low_precision else 0,  # autocast's copies
