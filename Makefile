@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on an embedded world: no download beyond the packages
 # make test   the test suite; Horovod is built first where it is not (minutes, once), HOROVOD=0 leaves it and its tests out;
-#             a Milvus server is installed in an environment of its own (57 MB, once), MILVUS=0 leaves it and its tests out
+#             a Milvus server is installed in an environment of its own (57 MB, once), MILVUS=0 leaves it and its tests out;
+#             the page is tried in Chromium where it is installed (apt-get install chromium), BROWSER=0 leaves that out
 # make lint   style checks, and that imports run one way
 PYTHON ?= python3
 BIN = .venv/bin
@@ -8,8 +9,9 @@ BIN = .venv/bin
 HOROVOD ?= 1
 MILVUS ?= 1
 GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),1,0)
+BROWSER ?= $(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),1,0)
 # markers of the tests that are left out
-WITHOUT := $(strip $(if $(filter 0,$(HOROVOD)),horovod) $(if $(filter 0,$(MILVUS)),milvus_server) $(if $(filter 0,$(GPU)),gpu))
+WITHOUT := $(strip $(if $(filter 0,$(BROWSER)),browser) $(if $(filter 0,$(HOROVOD)),horovod) $(if $(filter 0,$(MILVUS)),milvus_server) $(if $(filter 0,$(GPU)),gpu))
 
 .PHONY: demo test lint clean
 

@@ -1,0 +1,57 @@
+// What is asked of the service, and what the page says where it does not answer.
+
+const TRIES = 5; // of a service that is busy, before the user is asked
+
+/** The service refused, in its own words. */
+export class Refused extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Nothing answers. */
+export class Gone extends Error {}
+
+/** JSON of an address, or Refused, or Gone. A busy service (503) is asked again when it says; `waiting(seconds)` is told. */
+export async function ask(path, {signal, waiting = () => {}, ...options} = {}) {
+  for (let tries = 1; ; tries++) {
+    let response;
+    try {
+      response = await fetch(path, {signal, credentials: "same-origin", ...options});
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Gone("The service does not answer.");
+    }
+    if (response.status === 503 && tries < TRIES) {
+      const seconds = Math.max(1, Number(response.headers.get("Retry-After")) || 1);
+      waiting(seconds);
+      await pause(1000 * seconds, signal);
+      continue;
+    }
+    const answer = await response.json().catch(() => null);
+    if (response.ok && answer !== null) return answer;
+    throw new Refused(answer?.error ?? `the service answered with status ${response.status}`, response.status);
+  }
+}
+
+/** POST /api/search: a question of state.js, with a photo of one's own where there is one. */
+export function search(question, photo, options) {
+  if (!photo) {
+    return ask("api/search", {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(question), ...options});
+  }
+  const form = new FormData();
+  for (const [name, value] of Object.entries(question)) form.set(name, value);
+  form.set("picture", photo);
+  return ask("api/search", {method: "POST", body: form, ...options});
+}
+
+function pause(time, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, time);
+    signal?.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}

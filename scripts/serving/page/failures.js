@@ -1,0 +1,110 @@
+// The queries of an evaluation whose right answer did not come first, with what stood before it; the recall above.
+import {ask} from "./api.js";
+import {byId, count, element, notice, picture} from "./elements.js";
+import {addressOf, changed} from "./state.js";
+import {follow} from "./results.js";
+
+const SHOWN = 20; // queries of a page
+const THUMB = 192; // pixels
+const METRICS = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "AR"];
+const CHOICES = {
+  direction: [["t2i", "caption → picture"], ["i2t", "picture → caption"]],
+  only: [["wrong", "A wrong"], ["a_right_b_wrong", "A right and B wrong"], ["b_right_a_wrong", "B right and A wrong"], ["both_wrong", "both wrong"], ["all", "all queries"]],
+  at: [[1, "first"], [5, "first 5"], [10, "first 10"]],
+  order: [["worst", "worst rank first"], ["best", "best rank first"]],
+};
+
+/** Fill the section of failures. `context` = {state, current, info, go, signal}; `current()` is the state by now. */
+export async function showFailures({state, current, info, go, signal}) {
+  const section = byId("failures");
+  if (!info.evaluation) {
+    section.replaceChildren(notice("word", "The service was started without --evaluation: there is no list of failures."));
+    return;
+  }
+  const asked = new URLSearchParams({direction: state.direction, only: state.only, order: state.order, k: state.at, offset: state.offset, limit: SHOWN});
+  if (state.language) asked.set("language", state.language);
+  const controls = controlsOf(state, current, info, go);
+  try {
+    const [list, recall] = await Promise.all([ask(`api/failures?${asked}`, {signal}), ask("api/recall", {signal})]);
+    section.replaceChildren(recallTable(recall.evaluations), controls, ...listOf(list, {state, info, go}));
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    section.replaceChildren(controls, notice("bad", error.message));
+  }
+}
+
+function controlsOf(state, current, info, go) {
+  const languages = info.evaluation.languages.map((language) => [language, language]);
+  const choices = {...CHOICES, language: languages};
+  const words = {direction: "queries", language: "language", only: "which", at: "found means among the", order: "order"};
+  if (!info.evaluation.second) choices.only = [["wrong", "not found"], ["all", "all queries"]];
+  return element("form", {class: "settings", "aria-label": "Which failures"}, ...Object.entries(words).map(([name, label]) => {
+    const chosen = String(state[name] || languages[0][0]);
+    const known = choices[name].some(([value]) => String(value) === chosen);
+    const options = known ? choices[name] : [[chosen, chosen], ...choices[name]];
+    const change = (event) => go(changed(current(), {[name]: event.target.value, offset: 0}));
+    return element("label", {}, `${label} `, element("select", {name, on: {change}},
+      ...options.map(([value, text]) => element("option", {value, selected: String(value) === chosen}, text))));
+  }));
+}
+
+function recallTable(evaluations) {
+  const names = evaluations.length > 1 ? ["A", "B"] : [""];
+  const rows = evaluations.flatMap((evaluation, number) => Object.entries(evaluation.recall)
+    .filter(([task], _, tasks) => task !== "chance" && (task !== "all" || tasks.length > 3)) // of one language "all" is the same
+    .map(([task, recall]) => ({name: names[number], task, recall, intervals: evaluation.intervals?.[task], model: "ab"[number]})));
+  const {chance} = evaluations[0].recall; // of the queries, whatever answers them
+  if (chance) rows.push({name: "", task: "chance", recall: chance});
+  const cell = ({recall, intervals}, metric) => element("td", {}, recall[metric] === undefined ? "" : recall[metric].toFixed(2),
+    intervals?.[metric] && element("small", {}, `${intervals[metric].low.toFixed(1)}–${intervals[metric].high.toFixed(1)}`));
+  return element("div", {class: "scrolled", tabindex: "0", role: "region", "aria-label": "Recall"},
+    element("table", {class: "recall"},
+      element("caption", {}, "Recall in percent, with 95% intervals. TR: picture → caption, IR: caption → picture"),
+      element("thead", {}, element("tr", {}, element("td", {}), ...METRICS.map((metric) => element("th", {scope: "col"}, metric)))),
+      element("tbody", {}, ...rows.map((row) => element("tr", {},
+        element("th", {scope: "row"}, row.name && element("b", {class: `model ${row.model}`}, row.name), ` ${row.task}`),
+        ...METRICS.map((metric) => cell(row, metric)))))));
+}
+
+function listOf(list, {state, info, go}) {
+  if (!list.total) return [notice("word", "There is no such query.")];
+  const first = list.offset + 1, last = list.offset + list.queries.length;
+  const page = (offset, word, possible) => element("button", {type: "button", disabled: !possible, on: {click: () => go(changed(state, {offset}))}}, word);
+  const pages = () => element("p", {class: "pages"},
+    page(Math.max(0, list.offset - SHOWN), "‹ before", list.offset > 0),
+    `${first}–${last} of ${count(list.total, "query", "queries")}`,
+    page(list.offset + SHOWN, "next ›", last < list.total));
+  return [pages(), element("ol", {class: "missed"}, ...list.queries.map((query) => missed(query, {list, state, info, go}))), list.total > SHOWN && pages()].filter(Boolean);
+}
+
+/** One query: what was asked, its rank, what stood before the right answer, and the right answer. */
+function missed(query, {list, state, info, go}) {
+  const isText = list.direction === "t2i";
+  const target = {...changed(state, isText ? {from: "text", q: query.texts[query.id] ?? query.id} : {from: "picture", image: query.id, find: "captions"}), view: "search"};
+  const asked = isText ? element("span", {lang: list.language, class: "asked"}, query.texts[query.id] ?? query.id) : thumb(query.id, info, "asked");
+  const ranks = element("p", {class: "ranks"}, rankOf("A", query.rank, query.second_rank !== undefined, list.k),
+    query.second_rank !== undefined && rankOf("B", query.second_rank, true, list.k));
+  const answer = (id, kind, rank) => element("li", {class: kind}, element("span", {class: "rank"}, rank),
+    isText ? openable(id, {state, info, go, query}) : element("span", {class: "words"}, query.texts[id] ?? id));
+  const before = query.before ?? [];
+  const gap = query.rank - 1 - before.length;
+  const rank = query.rank.toLocaleString("en");
+  return element("li", {},
+    element("div", {class: "query"}, element("a", {class: "result", href: addressOf(target), title: "search with it", on: {click: follow(go, target)}}, asked), ranks),
+    element("ol", {class: isText ? "answers" : "answers words"},
+      ...before.map((id, number) => answer(id, "wrong", number + 1)),
+      gap > 0 && element("li", {class: "gap"}, query.before === null ? "the indexes of this evaluation are not there any more" : `${gap.toLocaleString("en")} more`),
+      query.right.length > 1 && element("li", {class: "gap"}, `rank ${rank}: the best of`), // which of them it is, nobody wrote down
+      ...query.right.map((id) => answer(id, "right", query.right.length > 1 ? "" : rank))));
+}
+
+const thumb = (id, info, kind) => element("span", {class: kind}, picture(id, THUMB, id, info.photos));
+
+function openable(id, {state, info, go}) {
+  const target = {...state, open: id};
+  return element("a", {href: addressOf(target), "aria-label": `open ${id}`, on: {click: follow(go, target)}}, thumb(id, info, "frame"));
+}
+
+function rankOf(name, rank, isNamed, k) {
+  return element("span", {class: rank <= k ? "found" : "not-found"}, isNamed && element("b", {class: `model ${name.toLowerCase()}`}, name), ` rank ${rank.toLocaleString("en")}`);
+}
