@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from data.batches.batch import Batch
@@ -73,6 +74,7 @@ class Update:
         stage: what the progress bar says, for instance ``epoch 2/15``
         validates: whether validation and a checkpoint follow
         is_last: whether training ends with it
+        passes: how often each corpus was gone through when this update is done, by name
     """
 
     micro_batches: list[MicroBatch]
@@ -80,6 +82,7 @@ class Update:
     stage: str
     validates: bool
     is_last: bool
+    passes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,12 +94,14 @@ class Validation:
         text: for the reader
         score: what the best checkpoint is chosen by; None: nothing was measured, and the last checkpoint counts as the best
         record: written into the checkpoint as ``val.json``; None: nothing
+        sheet: a picture of what some queries find, for TensorBoard; None: none
     """
 
     metrics: dict[str, float]
     text: str
     score: float | None
     record: dict | None = None
+    sheet: Image.Image | None = None
 
 
 class Task(Protocol):
@@ -217,11 +222,30 @@ class Updater:
         told = [Announced((step, *micro.position), micro.batch.num_rows, micro.predictions) for micro in micro_batches]
         return self.ranks.meet(told, stop)
 
+    def state_of(self, device: torch.device) -> dict[str, float]:
+        """What a line of metrics says besides: the loss scale of fp16, and the most memory of a GPU since the last line."""
+        state = {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
+        if device.type == "cuda":
+            state["memory/gpu_peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+            torch.cuda.reset_peak_memory_stats(device)
+        return state
+
     def leave(self) -> None:
         """No further update follows: what the others told of one is waited for, so that nothing is left underway."""
         if self._met is not None:
             self._met()
             self._met = None
+
+
+def passes_of(update: Update) -> dict[str, float]:
+    """How often each corpus was gone through, as metrics."""
+    return {f"passes/{name}": round(passes, 4) for name, passes in update.passes.items()}
+
+
+def text_of(metrics: dict[str, float]) -> str:
+    """Losses and pairs per second, for the progress bar."""
+    shown = {name.split("/", 1)[1]: value for name, value in metrics.items() if name != "speed/waiting_for_data"}
+    return " ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
 def with_following(updates: Iterator[Update]) -> Iterator[tuple[Update, Update | None]]:
@@ -256,7 +280,7 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
     lr_at = build_schedule(settings.optim, total)
 
     with progress_bar(ranks, total=total, initial=progress.step, unit="step") as bar:
-        for update, following in with_following(task.updates(progress.step, recent.paused)):
+        for update, following in with_following(recent.waited_for(task.updates(progress.step, recent.paused))):
             bar.set_description(update.stage, refresh=False)
             lr = lr_at(progress.step)
             norm, stopping = updater.update(
@@ -266,14 +290,14 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
             bar.update()
             if progress.step % settings.log_every == 0 or update.validates:
                 metrics = recent.flush(progress.step)
-                run.log(progress.step, metrics | {"lr": lr, "grad_norm": float(norm)})
-                bar.set_postfix_str(" ".join(f"{name.split('/', 1)[1]} {value:.3g}" for name, value in metrics.items()))
+                run.log(progress.step, metrics | {"lr": lr, "grad_norm": float(norm)} | updater.state_of(device) | passes_of(update))
+                bar.set_postfix_str(text_of(metrics))
             is_best, record = False, None
             with recent.paused():
                 if update.validates:
                     found = task.validate(progress.step)
                     print_first(ranks, found.text)
-                    run.log(progress.step, found.metrics)
+                    run.log(progress.step, found.metrics, found.sheet)
                     is_best = found.score is None or task.is_better(found.score, progress.best)
                     progress.best = found.score if is_best and found.score is not None else progress.best
                     record = found.record

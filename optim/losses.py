@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
 from model.distributed import Ranks
+
+Item = TypeVar("Item")
 
 
 class RecentLosses:
@@ -26,7 +29,7 @@ class RecentLosses:
 
     def _forget(self) -> None:
         self._losses: list[tuple[str, Tensor, PairDataset | None, np.ndarray | None]] = []
-        self._pairs, self._started, self._paused_seconds = 0, time.perf_counter(), 0.0
+        self._pairs, self._started, self._paused_seconds, self._waited_seconds = 0, time.perf_counter(), 0.0, 0.0
 
     def add(self, name: str, share: Tensor, dataset: PairDataset, indices: np.ndarray, pairs: int) -> None:
         """Note a batch.
@@ -49,8 +52,20 @@ class RecentLosses:
         finally:
             self._paused_seconds += time.perf_counter() - started
 
+    def waited_for(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The same items. The time until each is there counts as waiting for data, without what is paused in it."""
+        while True:
+            started, paused = time.perf_counter(), self._paused_seconds
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self._waited_seconds += time.perf_counter() - started - (self._paused_seconds - paused)
+            yield item
+
     def flush(self, step: int) -> dict[str, float]:
-        """The mean of each loss over all ranks, and the pairs per second, since the last flush: what a line of metrics holds.
+        """The mean of each loss over all ranks, the pairs per second, and the share of the time that this rank waited for data, in
+        percent, since the last flush: what a line of metrics holds.
 
         Raises:
             BadInput: a loss is NaN or infinite; names the region record that is to blame, or the batch.
@@ -64,6 +79,7 @@ class RecentLosses:
             by_name[f"train/{name}/loss"].append(value)
         seconds = time.perf_counter() - self._started - self._paused_seconds
         speed = {"speed/pairs_per_s": round(self._pairs / seconds, 1)}
+        speed["speed/waiting_for_data"] = round(100 * self._waited_seconds / seconds, 1)
         self._forget()
         return {name: float(np.mean(found)) for name, found in by_name.items()} | speed
 

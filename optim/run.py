@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -67,7 +68,7 @@ class Run:
             return
         with atomic_file(self.folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        facts = environment() | {"ranks": ranks.size, "distributed": ranks.backend} | facts
+        self.facts = facts = environment() | {"ranks": ranks.size, "distributed": ranks.backend} | facts
         write_json(self.folder / "run.json", facts)
         print(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), end="")
         print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
@@ -114,8 +115,9 @@ class Run:
                 )
         return training, own
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Append one line to ``metrics.jsonl`` and the same values to TensorBoard (the first rank does)."""
+    def log(self, step: int, values: dict[str, float], sheet: Image.Image | None = None) -> None:
+        """Append one line to ``metrics.jsonl`` and the same values to TensorBoard, which also gets settings and facts of the run as
+        texts, and the contact sheet of a validation (the first rank does)."""
         if not self.ranks.is_first:
             return
         if self._tensorboard is None:
@@ -124,6 +126,11 @@ class Run:
             self._tensorboard = SummaryWriter(
                 str(self.folder / "tensorboard"), purge_step=step if self.resumed else None
             )
+            for name, content in (("settings", self.settings), ("run", self.facts)):
+                text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
+                self._tensorboard.add_text(name, f"```yaml\n{text}```", step)
+        if sheet is not None:
+            self._tensorboard.add_image("validation", np.asarray(sheet), step, dataformats="HWC")
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():

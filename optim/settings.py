@@ -71,5 +71,5 @@ class TrainingSettings:
 # They change a run's speed or its reports and not its weights, so a run may go on with others.
 FREE_SETTINGS = frozenset(
     "output_dir data_root num_workers log_every save_every keep_checkpoints device resume distributed distributed_timeout "
-    "grad_cache activation_checkpointing compile".split()
+    "grad_cache activation_checkpointing validation_sheet valid_recall compile".split()
 )

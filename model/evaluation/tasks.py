@@ -32,7 +32,7 @@ from model.evaluation.recall import (
     with_mean,
 )
 from model.precision import Precision
-from model.retrieval.encoding import embed_pairs
+from model.retrieval.encoding import embed_pairs, embed_rows
 
 CAPTIONS_AT_A_TIME = 1 << 16  # whose words are in memory
 
@@ -119,9 +119,26 @@ def evaluate(
     is a candidate and no query), and ``all`` is their mean.
     """
     txt, img, _ = embed_pairs(model, dataset, device, precision, ranks)
+    return tables_of(txt, img, dataset)
+
+
+def tables_of(txt: Tensor, img: Tensor, dataset: PairDataset) -> dict[str, dict[str, float]]:
+    """As ``evaluate``, from the embeddings of all captions [T,D] and images [I,D] of a dataset."""
     tasks = retrieval_tasks(dataset)
     found = {name: retrieval_ranks(txt[task.rows], img, task.image_of) for name, task in tasks.items()}
     return with_mean({name: recall_table(*each) for name, each in found.items()})
+
+
+def recall_of_first_images(
+    model: LightningDOT, dataset: PairDataset, most: int, device, precision: Precision = "fp32", ranks: Ranks = SINGLE
+) -> dict[str, float]:
+    """Recall of the first ``most`` images of a dataset, or of all where there are fewer, and their captions: of each language by
+    itself, and their mean. Ranks share the encoding."""
+    rows = np.flatnonzero(np.asarray(dataset.image_of) < most)
+    txt, img = embed_rows(model, dataset, rows, np.arange(min(most, len(dataset.images))), device, precision, ranks)
+    image_of, languages = torch.from_numpy(dataset.image_of[rows].astype(np.int64)), dataset.caption_languages()[rows]
+    own = [np.flatnonzero(languages == name) for name in dict.fromkeys(languages.tolist())]
+    return mean_table([recall_table(*retrieval_ranks(txt[each], img, image_of[each])) for each in own])
 
 
 def captions_by_language(dataset: PairDataset) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,27 +32,28 @@ class SheetPicture(NamedTuple):
 
     Attributes:
         path: its file, None when there is none
-        score: of the search, or of the re-ranker
+        score: of the search, or of the re-ranker; None: it is not known
         is_right: whether it is framed as a right answer
         id: written under it
         caption: written under that
-        rank: its place among the results, 1 being best
+        rank: its place among the results, 1 being best; None: behind all of them
         rank_before: its place before a re-ranker sorted them anew; None: there was none
     """
 
     path: Path | None
-    score: float
+    score: float | None
     is_right: bool
     id: str = ""
     caption: str = ""
-    rank: int = 0
+    rank: int | None = 0
     rank_before: int | None = None
 
     @property
     def label(self) -> str:
         """What stands first under it."""
         moved = "" if self.rank_before is None else f" (was {self.rank_before})" * (self.rank_before != self.rank)
-        return f"{self.rank}.{moved}  {self.score:.3f}" + "  hit" * self.is_right
+        place = "behind them" if self.rank is None else f"{self.rank}.{moved}"
+        return place + ("" if self.score is None else f"  {self.score:.3f}") + "  hit" * self.is_right
 
 
 @dataclass
@@ -194,11 +196,11 @@ class _Layout:
         blocks = len(self.row.blocks)
         return blocks * self.block_width + (blocks - 1) * BETWEEN
 
-    @property
+    @cached_property
     def text_height(self) -> int:
         """What stands under a picture."""
         pictures = [picture for _, each in self.row.blocks for picture in each]
-        captions = max((len(self._caption(picture)) for picture in pictures), default=0)
+        captions = max((len(_caption_lines(picture.caption, self.thumb)) for picture in pictures), default=0)
         return 4 + SMALL_LINE * (1 + any(picture.id for picture in pictures) + captions)
 
     @property
@@ -206,9 +208,6 @@ class _Layout:
         rows = max(-(-len(pictures) // self.columns) for _, pictures in self.row.blocks)
         heading = TITLE_LINE if self.row.first else 0
         return MARGIN + len(self.lines) * TITLE_LINE + 6 + heading + rows * (self.thumb + self.text_height) + (rows - 1) * GAP
-
-    def _caption(self, picture: SheetPicture) -> list[str]:
-        return wrap_text(picture.caption, SMALL, self.thumb, CAPTION_LINES) if picture.caption else []
 
     def draw(self, sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None:
         y = top + MARGIN
@@ -229,11 +228,16 @@ class _Layout:
         is_answer = picture is self.row.answer
         _draw_picture(sheet, draw, picture, (x, y), self.thumb, is_answer)
         y += self.thumb + 3
-        label = f"right: rank {picture.label.removesuffix('  hit')}" if is_answer else picture.label
+        label = ("right: " + "rank " * (picture.rank is not None)) * is_answer + picture.label.removesuffix("  hit" * is_answer)
         SMALL.draw(draw, (x, y), shorten(label, SMALL, self.thumb), HIT if picture.is_right or is_answer else TEXT)
-        for text in [shorten(picture.id, SMALL, self.thumb)] * bool(picture.id) + self._caption(picture):
+        for text in [shorten(picture.id, SMALL, self.thumb)] * bool(picture.id) + _caption_lines(picture.caption, self.thumb):
             y += SMALL_LINE
             SMALL.draw(draw, (x, y), text, FAINT)
+
+
+@lru_cache(1024)
+def _caption_lines(caption: str, width: int) -> list[str]:
+    return wrap_text(caption, SMALL, width, CAPTION_LINES) if caption else []
 
 
 def _draw_picture(

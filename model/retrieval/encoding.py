@@ -101,6 +101,35 @@ def embed_pairs(
     return torch.cat(txt), img, torch.from_numpy(dataset.image_of.astype(np.int64))
 
 
+def embed_rows(
+    model: LightningDOT, dataset: PairDataset, captions: np.ndarray, images: np.ndarray, device, precision: Precision,
+    ranks: distributed.Ranks = distributed.SINGLE, at_once: int = 128,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Encode some captions and some images of a dataset, by their rows, each rank its share of them; without a third view.
+
+    Returns: txt [t,D], img [i,D], on the host and the same on all ranks
+    """
+    special, dim = dataset.captions.meta, model.config.embedding_dim
+    described, first = np.unique(dataset.image_of, return_index=True)
+    counts = dict(zip(described.tolist(), (dataset.img_lengths[first] - 1).tolist(), strict=True))  # of regions
+
+    def texts(rows: np.ndarray) -> tuple[Ragged, ...]:
+        return (collate_texts([np.array([special["CLS"], *words, special["SEP"]]) for words in dataset.words(rows)]),)
+
+    def regions(rows: np.ndarray) -> tuple[Ragged, ...]:
+        keys = zip(rows.tolist(), dataset.images.take(rows), strict=True)
+        return (collate_images([dataset.regions.get(key, False, counts[row]) for row, key in keys]),)
+
+    embedded = []
+    for rows, load, tower in ((captions, texts, model.embed_texts), (images, regions, model.embed_images)):
+        vectors = np.zeros((len(rows), dim), np.float32)
+        for start in range(ranks.rank * at_once, len(rows), ranks.size * at_once):
+            part = slice(start, start + at_once)
+            vectors[part] = _run(model, tower, load(rows[part]), device, precision).cpu().numpy()
+        embedded.append(torch.from_numpy(ranks.sum_array(vectors)))
+    return embedded[0], embedded[1]
+
+
 def encode_queries(
     model: LightningDOT, tokenizer, texts: Sequence[str], device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> np.ndarray:

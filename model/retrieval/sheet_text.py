@@ -67,6 +67,8 @@ def clusters(text: str) -> list[str]:
 
 def text_runs(text: str) -> list[tuple[str, str]]:
     """A line of text in parts of one font: (the font's file, the part). Spaces and signs stay in the font before them."""
+    if text.isascii() and text.isprintable():
+        return [(main_font(), text)] if text else []
     fonts: list[tuple[str, str]] = []
     for cluster in clusters(text):
         before = fonts[-1][0] if fonts else None
@@ -126,10 +128,12 @@ def shorten(text: str, font: SheetFont, width: float) -> str:
     """A text on one line no wider than ``width`` pixels, with an ellipsis where it was cut."""
     if font.getlength(text) <= width:
         return text
-    kept = clusters(text[:400])  # more stands on no line
-    while kept and font.getlength("".join(kept).rstrip() + "…") > width:
-        kept.pop()
-    return "".join(kept).rstrip() + "…"
+    letters = clusters(text[:400])  # more stands on no line
+    fits, cut = 0, len(letters)
+    while fits + 1 < cut:  # so many letters fit, and so many do not
+        middle = (fits + cut) // 2
+        fits, cut = (middle, cut) if font.getlength("".join(letters[:middle]).rstrip() + "…") <= width else (fits, middle)
+    return "".join(letters[:fits]).rstrip() + "…"
 
 
 def remarks_on(texts: Iterable[str]) -> list[str]:

@@ -33,11 +33,13 @@ from model.initial import (
 from model.made_from import check_made_from, check_regions, made_from_pairs
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import HardNegativeOptions, HardNegatives
+from model.retrieval.results import Found
 from model.transformer import compile_blocks
 from model.uniter import Reranker
 from optim.loop import Last, MicroBatch, Paused, Update, Validation
 from optim.run import print_first
 from optim.settings import TrainingSettings
+from optim.tasks.validation_sheet import ValidationSheet
 
 Tables = dict[str, dict[str, float]]
 
@@ -59,6 +61,8 @@ class FinetuningSettings(TrainingSettings):
         batch_size: caption–image pairs of one batch on one GPU
         epochs: passes over all captions
         num_steps: updates, instead of epochs; the last one is followed by a validation too. 0: as many as the epochs take
+        validation_sheet: captions on the contact sheet that TensorBoard gets of each validation, where the image DB says its pictures
+            and they are there; 0: there is none
     """
 
     train_captions: str | list[str]
@@ -72,6 +76,7 @@ class FinetuningSettings(TrainingSettings):
     batch_size: int = 96
     epochs: int = 15
     num_steps: int = 0
+    validation_sheet: int = 6
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,8 +85,9 @@ class FinetuningSettings(TrainingSettings):
         if self.batch_size < 2:
             raise BadInput(f"batch_size must be at least 2 (the other pairs are the negatives), found {self.batch_size}")
         self.check_at_least_one("epochs")
-        if self.num_steps < 0:
-            raise BadInput(f"num_steps must be at least 0, found {self.num_steps}")
+        for name in ("num_steps", "validation_sheet"):
+            if getattr(self, name) < 0:
+                raise BadInput(f"{name} must be at least 0, found {getattr(self, name)}")
         if self.language_temperature < 1:
             raise BadInput(f"language_temperature must be at least 1, found {self.language_temperature}")
 
@@ -197,6 +203,7 @@ class Finetuning(ABC):
         self.groups = list(captions_by_language(train).values()) if config.language_temperature != 1 else []
         with ranks.first_alone():  # what the first one has computed, the others find
             self.data = digests_of_pairs(train, "training") | digests_of_pairs(val, "validation")
+        self.sheet = ValidationSheet.open(val, config.validation_sheet, config.seed) if ranks.is_first else None
         self.epoch = self.done = 0  # where training is: whole epochs, and pairs of the one that has begun
         self.facts = {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -215,8 +222,9 @@ class Finetuning(ABC):
         """As `optim.loop.Task.backward`."""
 
     @abstractmethod
-    def recall(self) -> tuple[Tables, Tables]:
-        """Recall on the validation pairs: tables of the model by language, with ``all``; and tables to show above them."""
+    def recall(self) -> tuple[Tables, Tables, Found | None]:
+        """Recall on the validation pairs: tables of the model by language, with ``all``; tables to show above them; and what the
+        captions of the contact sheet find."""
 
     def is_better(self, score: float, best: float) -> bool:
         return score > best  # AR, the mean of the six recalls
@@ -258,7 +266,8 @@ class Finetuning(ABC):
                 resume = {"epoch": self.epoch, "done": self.done}
                 micro_batches = [self._micro_batch(draw, batch) for draw, batch in group]
                 stage = f"epoch {epoch + 1}" + f"/{epochs}" * (not num_steps)
-                yield Update(micro_batches, resume, stage, is_whole or is_last, is_last)
+                passes = {"train": self.epoch + self.done / len(self.train)}
+                yield Update(micro_batches, resume, stage, is_whole or is_last, is_last, passes)
                 if is_last:
                     return
 
@@ -298,7 +307,7 @@ class Finetuning(ABC):
 
     def validate(self, step: int) -> Validation:
         """Recall of all validation pairs; ranks share the encoding."""
-        tables, before = self.recall()
+        tables, before, found = self.recall()
         tasks = retrieval_tasks(self.val)
         counts, rows = total_counts(tasks), chance_of_tasks(tasks) | before | tables
         rows = {name: row | counts.get(name.removeprefix("chance "), counts["all"]) for name, row in rows.items()}
@@ -309,6 +318,7 @@ class Finetuning(ABC):
             f"{title}\n{format_table(rows)}",
             tables["all"]["AR"],
             {"epoch": self.epoch, "recall": tables},
+            self.sheet.draw(found) if self.sheet is not None and found is not None else None,
         )
 
 

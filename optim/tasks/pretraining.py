@@ -20,6 +20,7 @@ from data.batches.samplers import Draw, DrawStream, Source, token_batches
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
+from model.evaluation.tasks import recall_of_first_images
 from model.initial import (
     ModelOptions,
     build_model,
@@ -100,6 +101,8 @@ class PretrainConfig(TrainingSettings):
         region_mask_prob: share of regions that SMRM predicts
         valid_every: updates between validations, each followed by a checkpoint
         valid_batches: most batches of an objective in a validation; 0 takes all
+        valid_recall: images of a corpus among which a validation measures recall, the first ones, or all where there are fewer; of
+            corpora that learn cmr. 0: it measures none
     """
 
     data: list[CorpusOptions]
@@ -118,6 +121,7 @@ class PretrainConfig(TrainingSettings):
     region_mask_prob: float = 0.15
     valid_every: int = 2500
     valid_batches: int = 0
+    valid_recall: int = 1000
 
     def __post_init__(self):
         super().__post_init__()
@@ -292,13 +296,23 @@ class Pretraining:
         config = self.config
         sources = [(self.train[corpus], self.objectives[task]) for corpus, task in self.sources]
         make = functools.partial(_make_batch, config.seed, sources)
+        tokens = [int(each.txt_lengths.sum(dtype=np.int64) + each.img_lengths.sum(dtype=np.int64)) for each in self.draws.sources]
         batches = iter(batch_loader(make, self.draws, config.num_workers, pin=self.device.type == "cuda"))
         for number in range(step + 1, config.num_steps + 1):
             drawn = [next(batches) for _ in range(config.grad_accumulation)]
             is_last = number == config.num_steps
             validates = is_last or number % config.valid_every == 0
             micro_batches = [self._micro_batch(draw, batch) for draw, batch in drawn]
-            yield Update(micro_batches, {"draws": drawn[-1][0].resume}, "pretrain", validates, is_last)
+            resume = drawn[-1][0].resume
+            yield Update(micro_batches, {"draws": resume}, "pretrain", validates, is_last, self._passes(resume["cursors"], tokens))
+
+    def _passes(self, cursors: list[list[int]], tokens: list[int]) -> dict[str, float]:
+        """How often each corpus was gone through, all its objectives together; a started pass counts by its batches' share of the
+        ``tokens`` of each source."""
+        passes = dict.fromkeys((corpus.name for corpus in self.config.data), 0.0)
+        for (number, _), (whole, batches), of_source in zip(self.sources, cursors, tokens, strict=True):
+            passes[self.config.data[number].name] += whole + min(1.0, batches * self.config.tokens_per_batch / of_source)
+        return passes
 
     def _micro_batch(self, draw: Draw, batch: Batch) -> MicroBatch:
         corpus, task = self.sources[draw.source]
@@ -333,8 +347,15 @@ class Pretraining:
                 ratios.append(ratio)
         if losses:
             metrics["val/loss"] = float(np.average(losses, weights=ratios))
+        shown = dict(metrics)
+        for corpus, dataset in zip(self.config.data, self.val, strict=True):
+            if dataset is not None and "cmr" in corpus.tasks and self.config.valid_recall:
+                where = self.device, self.config.precision, self.ranks
+                found = recall_of_first_images(self.model, dataset, self.config.valid_recall, *where)
+                metrics |= {f"val/{corpus.name}/{name}": value for name, value in found.items()}
+                shown[f"val/{corpus.name}/AR"] = found["AR"]
         self.model.train(), self.heads.train()
-        text = f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        text = f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         return Validation(metrics, text, metrics.get("val/loss"))
 
     def _measured(self, corpus: str, task: str, dataset: PairDataset) -> tuple[float, float | None]:

@@ -19,6 +19,7 @@ from model.precision import autocast
 from model.retrieval.mining import hard_negatives_of
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.reranking import PairScores
+from model.retrieval.results import Found
 from model.uniter import RerankerModelOptions, build_reranker, check_reranker, forward_ranking
 from optim.loop import Last, MicroBatch, Validation
 from optim.run import print_first
@@ -111,7 +112,7 @@ class Reranking(Finetuning):
             scaler.scale(share / accumulation).backward()
         return share
 
-    def recall(self) -> tuple[Tables, Tables]:
+    def recall(self) -> tuple[Tables, Tables, Found | None]:
         options, self.mix = self.config.reranker, self.config.reranker.mix
         scores = PairScores(PairScorer(self.model, self.device, self.config.precision), self.val, self.ranks)
         tables = rerank_all(scores, self.first, self.mix)
@@ -121,7 +122,8 @@ class Reranking(Finetuning):
             if found > best:
                 self.mix, best = mix, found
         print_first(self.ranks, f"mix {self.mix:g} ranks best: AR {best:.2f}, with mix {options.mix:g} {tables['all']['AR']:.2f}")
-        return tables, {"bi-encoder": recall_before(self.first)}
+        found = self.sheet and self.sheet.found_again(self.first, scores, self.mix)
+        return tables, {"bi-encoder": recall_before(self.first)}, found
 
     def validate(self, step: int) -> Validation:
         found = super().validate(step)

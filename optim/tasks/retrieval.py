@@ -15,7 +15,7 @@ from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
 from data.storage.contents import file_digest
 from model.distributed import Meeting, Ranks
-from model.evaluation.tasks import evaluate
+from model.evaluation.tasks import tables_of
 from model.initial import ModelOptions, build_model
 from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
@@ -23,7 +23,9 @@ from model.objectives.cmr import CrossModalRetrieval
 from model.objectives.contrastive.options import LossOptions
 from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import heads_of, start_heads_from
+from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import hard_negatives_of
+from model.retrieval.results import Found
 from optim.loop import Last, MicroBatch
 from optim.run import load_heads
 from optim.tasks.finetuning import (
@@ -159,5 +161,6 @@ class Retrieval(Finetuning):
         batch = micro_batch.batch.to(self.device)
         return self.step.add_gradients(self.objective, batch, meeting, scaler, accumulation, last)
 
-    def recall(self) -> tuple[Tables, Tables]:
-        return evaluate(self.model, self.val, self.device, self.config.precision, self.ranks), {}
+    def recall(self) -> tuple[Tables, Tables, Found | None]:
+        txt, img, _ = embed_pairs(self.model, self.val, self.device, self.config.precision, self.ranks)
+        return tables_of(txt, img, self.val), {}, self.sheet and self.sheet.found(txt, img)

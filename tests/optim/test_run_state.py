@@ -246,6 +246,8 @@ def test_metrics_after_the_checkpoint_are_taken_back(tmp_path, monkeypatch):
     run.close()
     assert json.loads(log.read_text().splitlines()[-1]) == {"step": 15, "loss": 9.0, "note": "not a number"}
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    texts = {tag: curves.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode() for tag in ("settings", "run")}
+    assert "epochs: 3\n" in texts["settings"] and "ranks: 1\n" in texts["run"] and "torch:" in texts["run"]
     assert [(e.step, e.value) for e in curves.Scalars("loss")] == [(5, 0.5), (10, 1.0), (15, 9.0)]
 
 
@@ -418,7 +420,7 @@ def test_recent_losses_are_averaged_by_task(pairs):
     for name, value in (("cmr", 1.0), ("vmlm", 5.0), ("cmr", 2.0)):
         recent.add(name, (parameter * value).mean(), pairs, np.array([0, 1, 5]), 3)
     metrics = recent.flush(3)
-    assert metrics.pop("speed/pairs_per_s") > 0
+    assert metrics.pop("speed/pairs_per_s") > 0 and metrics.pop("speed/waiting_for_data") == 0
     assert metrics == {"train/cmr/loss": 1.5, "train/vmlm/loss": 5.0}
     recent.add("cmr", parameter.mean() * 7, pairs, np.array([0]), 1)
     assert recent.flush(4)["train/cmr/loss"] == 7.0  # and only what came since
@@ -433,6 +435,23 @@ def test_what_is_no_training_does_not_slow_the_speed(pairs, monkeypatch):
         with recent.paused():
             pass
     assert recent.flush(1)["speed/pairs_per_s"] == 2.0  # 16 pairs in 25 - 10 - 7 seconds
+
+
+def test_waiting_for_data_is_a_share_of_the_time_without_pauses(pairs, monkeypatch):
+    # started; a batch from 1 to 3; another from 4 to 14, of which 5 to 12 are a mining; the end from 15 to 15; flushed
+    clock = iter([0.0, 1.0, 3.0, 4.0, 5.0, 12.0, 14.0, 15.0, 27.0])
+    monkeypatch.setattr("optim.losses.time.perf_counter", lambda: next(clock, 99.0))
+    recent = RecentLosses(SINGLE)
+
+    def batches():
+        yield "a"
+        with recent.paused():
+            pass
+        yield "b"
+
+    assert list(recent.waited_for(batches())) == ["a", "b"]
+    recent.add("cmr", torch.tensor(1.0), pairs, np.array([0]), 16)
+    assert recent.flush(1)["speed/waiting_for_data"] == 25.0  # 2 + 3 of 27 - 7 seconds
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
