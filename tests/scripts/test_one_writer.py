@@ -29,6 +29,7 @@ from scripts import (
     plan,
     plot_runs,
     prepare,
+    report,
     retrieval_table,
     score_pairs,
     search,
@@ -45,6 +46,7 @@ POSITIONAL = {
     download: ("name",),
     inspect_db: ("path",),
     plot_runs: ("runs",),
+    report: ("run",),
     search: ("query",),
 }
 PLACES = ["--reranker", "absent", "--checkpoint", "absent", "--captions", "absent", "--regions", "absent"]
@@ -58,6 +60,7 @@ COMMANDS = {
     "inspect_db": (inspect_db, ["absent", "--json", "a/out.json"], "a/out.json"),
     "plan": (plan, ["--config", "absent", "--gpu", "h100", "--json", "out.json"], "out.json"),
     "plot_runs": (plot_runs, ["absent", "--out", "out.png"], "out.png"),
+    "report": (report, ["absent", "--out", "out.html"], "out.html"),
     "retrieval_table": (retrieval_table, ["--results", "absent", "--plot", "out.png"], "out.png"),
     "search": (search, ["dog", "--index", "absent", *PLACES[2:4], "--json", "out.json"], "out.json"),
     "sheet of a search": (
