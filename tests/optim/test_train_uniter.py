@@ -94,9 +94,9 @@ def test_an_epoch_against_a_plain_loop(train, small_world, pretrained):
 
 def test_validation_chooses_the_mix_that_a_checkpoint_keeps(train, small_world, pretrained):
     """Of mix and mixes the one of the best AR; metrics and the best checkpoint go by mix alone."""
-    folder, lines = train("--reranker.mix", 1.0, "--reranker.mixes", 0, 0.5, 4, 50)
+    folder, lines = train("--reranker.top", 8, "--reranker.mix", 1.0, "--reranker.mixes", 0, 0.5, 4, 50)
     val, miner = pairs_of(small_world, "val"), LightningDOT.from_pretrained(pretrained / "last")
-    first, scorer = first_rankings(miner, val, 4, "cpu", "fp32"), PairScorer(Reranker.from_pretrained(folder / "best"), progress=False)
+    first, scorer = first_rankings(miner, val, 8, "cpu", "fp32"), PairScorer(Reranker.from_pretrained(folder / "best"), progress=False)
     found = {mix: evaluate_reranker(scorer, val, first, mix)["all"]["AR"] for mix in (1.0, 0.0, 0.5, 4.0, 50.0)}
     kept = json.loads((folder / "best/val.json").read_text())
     assert kept["mix"] == max(found, key=found.get) and len(set(found.values())) > 1
