@@ -41,6 +41,12 @@ eval_itm.py --checkpoint {OUT}/finetune_only/best --captions {OUT}/db/test --reg
 eval_itm.py --checkpoint {OUT}/finetune/best --captions {OUT}/db/test --regions {OUT}/regions {BOXES} --output-dir {OUT}/eval/finetune
 scripts/contact_sheet.py --checkpoint {OUT}/finetune/best --index {OUT}/eval/finetune/img --captions {OUT}/db/test --photos {OUT}/photos --out {OUT}/contact_sheet.png
 """
+SERVE = (
+    f"scripts/serve.py --checkpoint {OUT}/finetune/best --index {OUT}/eval/finetune/img --captions-index {OUT}/eval/finetune/txt "
+    f"--captions {OUT}/db/test --regions {OUT}/regions --photos {OUT}/photos --evaluation {OUT}/eval/finetune "
+    f"--second-checkpoint {OUT}/finetune_only/best --second-index {OUT}/eval/finetune_only/img "
+    f"--second-evaluation {OUT}/eval/finetune_only --backends exact hnsw ivfpq"
+)
 
 
 @dataclass
@@ -73,6 +79,9 @@ def main(options: Options) -> None:
     )
     print(format_table(rows))
     print(f"\ncontact sheet: {OUT}/contact_sheet.png\nresults:       {OUT}/results.json\n{total / 60:.1f} minutes")
+    python = Path(sys.executable)
+    python = python.relative_to(ROOT) if python.is_relative_to(ROOT) else python
+    print(f"\nsearch it in a browser:\n{python} {SERVE}")
 
 
 def _run(line: str) -> float:
