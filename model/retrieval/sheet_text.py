@@ -51,7 +51,9 @@ def letters_of(file: str) -> frozenset[str]:
 def font_for(cluster: str) -> str | None:
     """The file of the first font that has all letters of a cluster; None where no font of the system does."""
     letters = {letter for letter in cluster if unicodedata.category(letter) not in ("Cc", "Cf") and not letter.isspace()}
-    return next((file for file in (main_font(), *system_fonts()) if letters <= letters_of(file)), None)
+    if letters <= letters_of(main_font()):  # most are; the system's fonts take seconds to list
+        return main_font()
+    return next((file for file in system_fonts() if letters <= letters_of(file)), None)
 
 
 def clusters(text: str) -> list[str]:

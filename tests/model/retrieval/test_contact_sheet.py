@@ -101,6 +101,9 @@ def test_letters_come_from_a_font_that_has_them(tmp_path, monkeypatch):
         ("main.ttf", "a"), ("first.ttf", "犬。 "), ("second.ttf", "猫."), ("main.ttf", "b.?")
     ]  # fmt: skip
     assert sheet_text.remarks_on(["a犬猫"]) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(sheet_text, "system_fonts", lambda: pytest.fail("the system's fonts are listed"))
+        assert sheet_text.font_for("a") == "main.ttf"
     (remark,) = sheet_text.remarks_on(["狗", "狗鳥"])
     assert "no font of this system has 狗 鳥 (2 letters)" in remark and "fonts-noto-cjk" in remark
     monkeypatch.setattr(sheet_text.features, "check", lambda name: False)
