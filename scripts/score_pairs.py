@@ -62,7 +62,7 @@ class Options:
 def main(options: Options) -> None:
     # torch is slow to import: --help and wrong options do without
     from data.batches.identity import digests_of_pairs
-    from data.batches.pairs import open_pairs
+    from data.batches.pairs import check_languages, open_pairs
     from data.batches.teacher import write_teacher_scores
     from model.bi_encoder import LightningDOT
     from model.initial import check_model_fits, check_same_tokenizer, settle_long_captions
@@ -78,11 +78,12 @@ def main(options: Options) -> None:
         options.captions, options.regions, boxes_for(options.checkpoint, options.boxes), languages=options.languages,
         root=options.data_root,
     )  # fmt: skip
+    check_languages(pairs, options.languages)
     miner = LightningDOT.from_pretrained(options.checkpoint).to(device)
     check_model_fits(miner.config, pairs.captions.meta, pairs.regions.feature_dim, options.checkpoint, options.regions)
     for part, _ in pairs.parts:
         check_regions(options.checkpoint, part.regions)
-    check_same_tokenizer(options.checkpoint, pairs.captions)
+        check_same_tokenizer(options.checkpoint, part.captions)
     reranker = Reranker.from_pretrained(options.reranker).to(device)
     print(reranker.describe_head())
     check_reranker(reranker.config, options.reranker, pairs)

@@ -351,6 +351,16 @@ def open_pairs(
     return parts[0] if len(parts) == 1 else JoinedPairs(parts)
 
 
+def check_languages(pairs: PairDataset, languages: list[str] | None) -> None:
+    """Raise BadInput where a language is asked for that no database of ``pairs`` has a caption in."""
+    databases = [part.captions for part, _ in pairs.parts]
+    there = {name for captions in databases if captions.languages for name in captions.languages.column.strings}
+    absent = [name for name in dict.fromkeys(languages or []) if name not in there]
+    if absent:
+        folders = ", ".join(str(captions.folder) for captions in databases)
+        raise BadInput(f"{folders}: no caption of language {' and of '.join(absent)}, found {', '.join(sorted(there))}; correct languages")
+
+
 def open_image_captions(folder: str | None, weight: float, root: str = ".") -> ImageCaptions | None:
     """The third view, when it counts. Raises BadInput when only one of the two is given."""
     if (folder is None) != (weight == 0) or not 0 <= weight <= 1:

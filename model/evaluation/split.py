@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.batches.gallery import GalleryPairs, index_parts, open_gallery
-from data.batches.pairs import PairDataset, open_pairs
+from data.batches.pairs import PairDataset, check_languages, open_pairs
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.notices import say_once
@@ -45,6 +45,7 @@ def open_split(config: EvalConfig) -> PairDataset:
     boxes, languages, root = boxes_for(config.checkpoint, config.boxes), config.languages, config.data_root
     view = {"image_captions": config.image_captions, "caption_weight": config.caption_score_weight}
     pairs = open_pairs(config.captions, config.regions, boxes, languages=languages, root=root, **view)
+    check_languages(pairs, languages)
     if not config.gallery:
         return pairs
     return open_gallery(pairs, config.gallery, config.gallery_regions or [config.regions], boxes, languages, root)

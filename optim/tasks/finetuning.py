@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch, Examples
 from data.batches.identity import digests_of_pairs, pairs_changed
 from data.batches.loader import batch_loader
-from data.batches.pairs import PairDataset, open_pairs
+from data.batches.pairs import PairDataset, check_languages, open_pairs
 from data.batches.samplers import PairDraw, epoch_draws, tempered_order
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
@@ -120,6 +120,7 @@ def open_training_data(
             config.train_captions, config.train_regions, max_txt_len=config.max_txt_len, image_captions=view.train,
             caption_weight=view.weight,
         )  # fmt: skip
+        check_languages(train, config.languages)
         val = opened(
             config.val_captions, config.val_regions or config.train_regions, image_captions=val_view,
             caption_weight=0.0 if view.in_loss_only else view.weight,

@@ -10,11 +10,12 @@ import torch
 import pretrain
 import train_itm
 from configs import cli
-from data.batches.pairs import open_pairs
+from data.batches.pairs import check_languages, open_pairs
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from model.distributed import Ranks
+from model.evaluation.split import EvalConfig, open_split
 from model.initial import check_same_tokenizer
 from optim.tasks.pretraining import Pretraining
 from optim.tasks.retrieval import Retrieval
@@ -102,3 +103,20 @@ def test_a_pretrained_text_tower_of_another_tokenizer_is_refused(small_world, ot
         check_same_tokenizer(tmp_path / "bert", captions)
     (tmp_path / "bert/vocab.txt").write_bytes((small_world / "tokenizer/vocab.txt").read_bytes())
     check_same_tokenizer(tmp_path / "bert", captions)
+
+
+@pytest.mark.parametrize(("languages", "absent"), [(["en", "no"], "no"), (["xx", "de", "fr"], "xx and of fr")])
+def test_languages_that_no_database_has_are_refused_not_passed_over(small_world, languages, absent, tmp_path):
+    message = rf"db/\w+: no caption of language {absent}, found de, en; "
+    words = ["--config", small_world / "finetune.yaml", "--output-dir", tmp_path / "run", "--data-root", small_world]
+    config = cli.parse(train_itm.CONFIGS, [*map(str, words), "--languages", *languages])
+    with pytest.raises(BadInput, match=message):
+        Retrieval(config, torch.device("cpu"), Ranks())
+    config = EvalConfig(
+        checkpoint=str(tmp_path), captions=str(small_world / "db/test"), regions=str(small_world / "regions"), languages=languages
+    )
+    with pytest.raises(BadInput, match=message):
+        open_split(config)
+    root = {"root": str(small_world)}
+    joined = open_pairs(["db/train", "db_de/train"], "regions", BoxOptions(), languages=["de"], **root)
+    check_languages(joined, ["de"])  # of one of them is enough
