@@ -88,13 +88,16 @@ def updates_of_an_epoch(world):
 
 def test_the_best_is_not_compared_across_two_validation_sets(train, world, small_world):
     train(updates_of_an_epoch(world) + 1)
-    first = next(line["val/all/AR"] for line in lines(world) if "val/all/AR" in line)
+    path = (world / "run/last").resolve() / "training.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["best"] = 100.0  # which no validation reaches
+    torch.save(saved, path)
     with_other_texts(world / "db/val", small_world, "val")
     shown = train()
     assert "not what they were when the checkpoint was saved: validation captions;" in shown
     assert "the best so far was chosen on other validation data and no longer counts" in shown
     second = [line["val/all/AR"] for line in lines(world) if "val/all/AR" in line][-1]
-    assert second < first  # captions of other pictures
+    assert second < 100
     assert (world / "run/best").resolve() == (world / "run/last").resolve()
     assert torch.load(world / "run/last/training.pt", weights_only=True)["best"] == second
 

@@ -94,7 +94,8 @@ def test_ranks_among_all_splits_are_those_of_the_whole_matrices(evaluate, galler
         own = languages == language
         t2i, i2t = plain_ranks(txt[own], img, image_of[own], asked[own])
         table = recall_table(t2i, i2t)
-        assert results["recall"][language] == pytest.approx(table)
+        one_query = 0 if search == "exact" else 100 / 8  # an approximate search may miss a candidate
+        assert results["recall"][language] == pytest.approx(table, abs=one_query + 1e-4)
         assert txt_ids[language] == [i for i, is_own, is_asked in zip(ids, own, asked) if is_own and is_asked]
         if search == "exact":
             np.testing.assert_array_equal(ranks[language].t2i, t2i)
