@@ -4,11 +4,11 @@
 python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos             # http://127.0.0.1:8000/
 python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --captions-index index/txt --captions db/test \
     --regions db/regions --reranker runs/uniter/best --backends exact hnsw --evaluation runs/x/eval/step-00012000/test
-python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --second-checkpoint runs/y/best --second-index index/y
 python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --host 0.0.0.0 --token SECRET
 curl -d '{"text": "a dog on the beach", "k": 5}' -H 'Content-Type: application/json' http://127.0.0.1:8000/api/search
 """
 
+import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")  # torch's, of matrix products by their shapes: 1,024 would be some 500 MB in time
 
 from configs import cli
 from data.errors import BadInput
