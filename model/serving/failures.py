@@ -35,7 +35,7 @@ class Choice:
         only: all; or those of which the right answer is not among the first k; or those that one evaluation answers and the
             other does not
         k: within how many results an answer counts as found
-        order: "worst" rank first, or "best"
+        order: "worst" rank first, or "best"; by the rank in the second evaluation where the first is right and the second is not
     """
 
     direction: Literal["t2i", "i2t"] = "t2i"
@@ -62,7 +62,7 @@ class Failures:
         if self.b is not None:
             check_same_queries(self.a, self.b)
         self._lock = threading.Lock()
-        self._searches = _opened_indexes(self.a)
+        self._searches = {each.path: _opened_indexes(each) for each in (self.a, self.b) if each is not None}
 
     @property
     def languages(self) -> list[str]:
@@ -77,9 +77,9 @@ class Failures:
     def page(self, choice: Choice, offset: int, limit: int) -> dict[str, Any]:
         """Some of the queries that are chosen.
 
-        Returns: ``total`` of them; ``queries``: of each its ``id``, 1-based ``rank`` of the right answer (``second_rank`` in the
-        other evaluation), ids of the ``right`` answers, and of what stood ``before`` the best of them; that is None where the
-        evaluation's indexes are not there any more
+        Returns: ``total`` of them; ``queries``: of each its ``id``, ids of the ``right`` answers, 1-based ``rank`` of the best of
+        them, and ids of what stood ``before`` it (None where the evaluation's indexes are not there any more); ``second_rank``
+        and ``second_before`` are those of the second evaluation
 
         Raises:
             BadInput: a language that is not there; two evaluations are needed.
@@ -93,15 +93,16 @@ class Failures:
         ranks = _ranks(task, choice.direction)
         others = ranks if self.b is None else _ranks(self.b.ranks[language], choice.direction)
         rows = np.flatnonzero(_chosen(ranks, others, choice))
-        rows = rows[np.argsort(ranks[rows] if choice.order == "best" else -ranks[rows], kind="stable")]
+        by = others if choice.only == "a_right_b_wrong" else ranks
+        rows = rows[np.argsort(by[rows] if choice.order == "best" else -by[rows], kind="stable")]
         shown = rows[offset : offset + limit]
         names, right = self._names(language, choice.direction, shown)
-        before = self._before(names, ranks[shown], choice.direction, language)
-        queries = [
-            {"id": name, "rank": int(ranks[row]) + 1, "right": own, "before": ahead}
-            | ({} if self.b is None else {"second_rank": int(others[row]) + 1})
-            for row, name, own, ahead in zip(shown, names, right, before, strict=True)
-        ]
+        queries: list[dict[str, Any]] = [{"id": name, "right": own} for name, own in zip(names, right, strict=True)]
+        for evaluation, key, of in ((self.a, "", ranks), (self.b, "second_", others)):
+            if evaluation is not None:
+                before = self._before(evaluation, names, of[shown], choice.direction, language)
+                for query, rank, ahead in zip(queries, of[shown], before, strict=True):
+                    query |= {f"{key}rank": int(rank) + 1, f"{key}before": ahead}
         return {"total": len(rows), "language": language, "queries": queries}
 
     def _names(self, language: str, direction: str, rows: np.ndarray) -> tuple[list[str], list[list[str]]]:
@@ -112,12 +113,15 @@ class Failures:
         asked = task.queries[rows]
         return [images[row] for row in asked], [[captions[n] for n in np.flatnonzero(task.image_of == row)] for row in asked]
 
-    def _before(self, names: list[str], ranks: np.ndarray, direction: str, language: str) -> list[list[str] | None]:
+    def _before(
+        self, evaluation: Evaluation, names: list[str], ranks: np.ndarray, direction: str, language: str
+    ) -> list[list[str] | None]:
         """Of each query what stood before the right answer, the first of it."""
-        if self._searches is None or not names:
+        searches = self._searches[evaluation.path]
+        if searches is None or not names:
             return [None] * len(names)
         own, candidates = ("txt", "img") if direction == "t2i" else ("img", "txt")
-        queries, search = self._searches[own].index, self._searches[candidates]
+        queries, search = searches[own].index, searches[candidates]
         among = set(self.a.txt_ids[language]) if direction == "i2t" and len(self.languages) > 1 else None
         with self._lock:
             vectors = queries.vectors([queries.row_of(name) for name in names])

@@ -77,8 +77,9 @@ def _failures() -> dict:
         _parameter("offset", WHOLE | {"default": 0}, "The first one."),
         _parameter("limit", WHOLE | {"default": 20, "maximum": LISTED}, "How many."),
     ]
+    before = _list(TEXT) | {"nullable": True}
     query = _object(
-        id=TEXT, rank=WHOLE, second_rank=WHOLE, right=_list(TEXT), before=_list(TEXT) | {"nullable": True}, texts={"type": "object"}
+        id=TEXT, right=_list(TEXT), rank=WHOLE, before=before, second_rank=WHOLE, second_before=before, texts={"type": "object"}
     )  # fmt: skip
     answer = _answer("Queries by the rank of their right answer, and what stood before it.", _object(total=WHOLE, queries=_list(query)))
     language = _parameter("language", TEXT, "Task of the evaluation; the first where it is left out.")

@@ -96,7 +96,7 @@ class Reading:
         """Failures, with the texts of the captions among their ids."""
         found = self._evaluation().page(choice, offset, limit)
         for query in found["queries"]:
-            names = [query["id"], *query["right"], *(query["before"] or [])]
+            names = [query["id"], *query["right"], *(query["before"] or []), *(query.get("second_before") or [])]
             query["texts"] = {name: caption["text"] for name in names if (caption := self.gallery.caption(name)) is not None}
         return found
 

@@ -26,7 +26,7 @@ export async function showFailures({state, current, info, go, signal}) {
   const controls = controlsOf(state, current, info, go);
   try {
     const [list, recall] = await Promise.all([ask(`api/failures?${asked}`, {signal}), ask("api/recall", {signal})]);
-    section.replaceChildren(recallTable(recall.evaluations), controls, ...listOf(list, {state, info, go}));
+    section.replaceChildren(...recallTable(recall.evaluations), controls, ...listOf(list, {state, info, go}));
   } catch (error) {
     if (error.name === "AbortError") return;
     section.replaceChildren(controls, notice("bad", error.message));
@@ -57,13 +57,13 @@ function recallTable(evaluations) {
   if (chance) rows.push({name: "", task: "chance", recall: chance});
   const cell = ({recall, intervals}, metric) => element("td", {}, recall[metric] === undefined ? "" : recall[metric].toFixed(2),
     intervals?.[metric] && element("small", {}, `${intervals[metric].low.toFixed(1)}–${intervals[metric].high.toFixed(1)}`));
-  return element("div", {class: "scrolled", tabindex: "0", role: "region", "aria-label": "Recall"},
+  const title = element("p", {class: "about-recall", id: "about-recall"}, "Recall in percent, with 95% intervals. TR: picture → caption, IR: caption → picture");
+  return [title, element("div", {class: "scrolled", tabindex: "0", role: "region", "aria-labelledby": "about-recall"},
     element("table", {class: "recall"},
-      element("caption", {}, "Recall in percent, with 95% intervals. TR: picture → caption, IR: caption → picture"),
       element("thead", {}, element("tr", {}, element("td", {}), ...METRICS.map((metric) => element("th", {scope: "col"}, metric)))),
       element("tbody", {}, ...rows.map((row) => element("tr", {},
         element("th", {scope: "row"}, row.name && element("b", {class: `model ${row.model}`}, row.name), ` ${row.task}`),
-        ...METRICS.map((metric) => cell(row, metric)))))));
+        ...METRICS.map((metric) => cell(row, metric)))))))];
 }
 
 function listOf(list, {state, info, go}) {
@@ -77,24 +77,30 @@ function listOf(list, {state, info, go}) {
   return [pages(), element("ol", {class: "missed"}, ...list.queries.map((query) => missed(query, {list, state, info, go}))), list.total > SHOWN && pages()].filter(Boolean);
 }
 
-/** One query: what was asked, its rank, what stood before the right answer, and the right answer. */
+/** One query: what was asked, and of each evaluation its rank, what stood before the right answer, and the right answer. */
 function missed(query, {list, state, info, go}) {
   const isText = list.direction === "t2i";
   const target = {...changed(state, isText ? {from: "text", q: query.texts[query.id] ?? query.id} : {from: "picture", image: query.id, find: "captions"}), view: "search"};
   const asked = isText ? element("span", {lang: list.language, class: "asked"}, query.texts[query.id] ?? query.id) : thumb(query.id, info, "asked");
-  const ranks = element("p", {class: "ranks"}, rankOf("A", query.rank, query.second_rank !== undefined, list.k),
-    query.second_rank !== undefined && rankOf("B", query.second_rank, true, list.k));
-  const answer = (id, kind, rank) => element("li", {class: kind}, element("span", {class: "rank"}, rank),
-    isText ? openable(id, {state, info, go, query}) : element("span", {class: "words"}, query.texts[id] ?? id));
-  const before = query.before ?? [];
-  const gap = query.rank - 1 - before.length;
-  const rank = query.rank.toLocaleString("en");
+  const context = {query, isText, state, info, go, k: list.k, language: list.language};
+  const isTwo = query.second_rank !== undefined;
   return element("li", {},
-    element("div", {class: "query"}, element("a", {class: "result", href: addressOf(target), title: "search with it", on: {click: follow(go, target)}}, asked), ranks),
+    element("div", {class: "query"}, element("a", {class: "result", href: addressOf(target), title: "search with it", on: {click: follow(go, target)}}, asked)),
+    element("div", {class: "outcomes"},
+      outcome(isTwo ? "A" : "", query.rank, query.before, context),
+      isTwo && outcome("B", query.second_rank, query.second_before, context)));
+}
+
+function outcome(name, number, before, {query, isText, state, info, go, k, language}) {
+  const rank = number.toLocaleString("en"), gap = number - 1 - (before ?? []).length;
+  const answer = (id, kind, at) => element("li", {class: kind}, element("span", {class: "rank"}, at),
+    isText ? openable(id, {state, info, go}) : element("span", {class: "words", lang: language}, query.texts[id] ?? id));
+  return element("div", {class: "outcome"},
+    element("p", {class: number <= k ? "found" : "not-found"}, name && element("b", {class: `model ${name.toLowerCase()}`}, name), ` rank ${rank}`),
     element("ol", {class: isText ? "answers" : "answers words"},
-      ...before.map((id, number) => answer(id, "wrong", number + 1)),
-      gap > 0 && element("li", {class: "gap"}, query.before === null ? "the indexes of this evaluation are not there any more" : `${gap.toLocaleString("en")} more`),
-      query.right.length > 1 && element("li", {class: "gap"}, `rank ${rank}: the best of`), // which of them it is, nobody wrote down
+      ...(before ?? []).map((id, place) => answer(id, "wrong", place + 1)),
+      gap > 0 && element("li", {class: "gap"}, before === null ? "the indexes of this evaluation are not there any more" : `${gap.toLocaleString("en")} more`),
+      query.right.length > 1 && element("li", {class: "gap"}, `at ${rank} the best of`), // which of them it is, nobody wrote down
       ...query.right.map((id) => answer(id, "right", query.right.length > 1 ? "" : rank))));
 }
 
@@ -103,8 +109,4 @@ const thumb = (id, info, kind) => element("span", {class: kind}, picture(id, THU
 function openable(id, {state, info, go}) {
   const target = {...state, open: id};
   return element("a", {href: addressOf(target), "aria-label": `open ${id}`, on: {click: follow(go, target)}}, thumb(id, info, "frame"));
-}
-
-function rankOf(name, rank, isNamed, k) {
-  return element("span", {class: rank <= k ? "found" : "not-found"}, isNamed && element("b", {class: `model ${name.toLowerCase()}`}, name), ` rank ${rank.toLocaleString("en")}`);
 }

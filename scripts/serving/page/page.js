@@ -110,8 +110,8 @@ function showAsked() {
     })));
   }
   byId("asked").replaceChildren(...parts);
-  const places = ["click one of the pictures below", own && "drop or choose a photo of your own"].filter(Boolean).join(", or ");
-  byId("photo-hint").textContent = parts.length ? (own ? "or drop another photo" : "") : `${places[0].toUpperCase()}${places.slice(1)}.`;
+  const places = [state.q && "click one of the pictures below", own && "drop or choose a photo of your own"].filter(Boolean).join(", or ");
+  byId("photo-hint").textContent = parts.length ? (own ? "or drop another photo" : "") : places && `${places[0].toUpperCase()}${places.slice(1)}.`;
 }
 
 function listenToControls() {
@@ -205,7 +205,7 @@ async function showSearch(signal) {
   say(isCompared ? inCommon(...answers) : "");
   byId("results").replaceChildren(...outcomes.map((outcome, number) => column(outcome, {
     state: here, hasPhotos: info.photos, go, name: isTwo ? "AB"[number] : "",
-    twins: isCompared ? ranksOf(answers[1 - number]) : null,
+    twins: isCompared ? ranksOf(answers[1 - number]) : null, isUnlike: isCompared && !outcome.rerank && answers[1 - number].rerank,
   })));
   byId("results").classList.toggle("two", isTwo);
   if (state.open) showLarge({state, info, go, neighbours});
@@ -217,7 +217,7 @@ function column(outcome, found) {
   const heading = found.name && element("h2", {}, element("b", {class: `model ${found.name.toLowerCase()}`}, found.name), ` ${info.models[found.name.toLowerCase()].checkpoint}`);
   const parts = outcome instanceof Error
     ? [notice("bad", sentence(outcome.message), " ", again(), state.backend && " ", state.backend && exactly())]
-    : [...outcome.notes.map((line) => notice("word", sentence(line))), resultsOf({...found, answer: outcome})];
+    : [...(found.isUnlike ? [`no re-ranker is served for ${found.name}: the order is the dot product's`] : []), ...outcome.notes].map((line) => notice("word", sentence(line))).concat(resultsOf({...found, answer: outcome}));
   return element("section", {"aria-label": found.name ? `Results of ${found.name}` : "Results"}, heading, ...parts);
 }
 
@@ -274,7 +274,7 @@ async function showGone() {
 /** What is shown before anything is asked: a few captions of the evaluation, where there is one, to begin with. */
 async function welcome() {
   const size = info.models.a.images.count.toLocaleString("en");
-  const parts = [element("p", {}, state.from === "text" ? `${size} pictures are here. Say in words what you look for.` : "Find a picture with words first, and click it; or drop a photo of your own.")];
+  const parts = [element("p", {}, state.from === "text" ? `${size} pictures are here. Say in words what you look for.` : "A picture finds captions. One of the gallery is found with words first, and then clicked.")];
   if (info.evaluation) {
     const listed = await ask("api/failures?only=all&order=best&limit=60").catch(() => ({queries: []}));
     const ofPictures = new Map(listed.queries.map((query) => [query.right[0], query.texts[query.id]])); // one of each

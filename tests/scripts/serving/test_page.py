@@ -269,12 +269,13 @@ def test_failures_are_listed_below_the_recall(tab, client, world):
     page.select_option("select[name=at]", "5")
     assert "only=a_right_b_wrong" in page.url and "language=de&at=5" in page.url
     listed = client.get("/api/failures?language=de&only=a_right_b_wrong&k=5&limit=20").json
-    shown = [f"{each['texts'][each['id']]} A rank {each['rank']} B rank {each['second_rank']}" for each in listed["queries"]]
-    assert shown, "A finds nothing that B does not: nothing is shown"
-    expect(page.locator(".missed .query")).to_have_text(shown, use_inner_text=True)
+    assert listed["queries"], "A finds nothing that B does not: nothing is shown"
+    expect(page.locator(".missed .query")).to_have_text([each["texts"][each["id"]] for each in listed["queries"]])
+    ranks = [text for each in listed["queries"] for text in (f"A rank {each['rank']}", f"B rank {each['second_rank']}")]
+    assert page.locator(".outcome > p").all_inner_texts() == ranks
     assert f"of {listed['total']} quer" in text_of(page, ".pages")
-    before = page.locator(".missed > li").first.locator(".wrong a")
-    assert [link.get_attribute("aria-label") for link in before.all()] == [f"open {key}" for key in listed["queries"][0]["before"]]
+    before = page.locator(".missed > li").first.locator(".outcome").nth(1).locator(".wrong a")
+    assert [link.get_attribute("aria-label") for link in before.all()] == [f"open {key}" for key in listed["queries"][0]["second_before"]]
     page.locator(".missed .right a").first.click()
     page.wait_for_selector("dialog[open] .its-captions")
     assert page.inner_text("#large-name") == listed["queries"][0]["right"][0]
@@ -286,6 +287,10 @@ def test_failures_are_listed_below_the_recall(tab, client, world):
     page.wait_for_selector(".missed")
     page.select_option("select[name=direction]", "i2t")
     page.wait_for_selector(".answers.words .right, #failures > .notice")
+    page.select_option("select[name=only]", "all")
+    page.select_option("select[name=order]", "best")
+    best = client.get("/api/failures?direction=i2t&language=de&only=all&order=best&k=5&limit=20").json["queries"][0]
+    expect(page.locator(".missed > li").first.locator(".outcome").first.locator(".right .words")).to_have_text([best["texts"][name] for name in best["right"]])
 
 
 # ---- keys, links, sizes ----------------------------------------------------------------------------------------------
@@ -332,7 +337,7 @@ def test_a_link_shows_the_same_and_back_and_forward_work(browser, client, tab):
         again = other.open(link.removeprefix(other.address), "dialog[open] .its-captions")
         again.wait_for_selector('[data-model="b"] .result')
         assert (ids_of(again), ids_of(again, "b"), again.locator(".moved").all_inner_texts()) == shown
-        assert again.inner_text("#large-name") == key
+        assert again.inner_text("#large-name") == key and "no re-ranker is served for B" in text_of(again, "[aria-label='Results of B'] .notice")
         values = [again.input_value(name) for name in ("#q", "#k", "#rerank", "#mix", ".among select")]
         assert values == [QUERY, "7", "9", "0.5", "hnsw"] and again.is_checked("input[value=ab]")
     finally:
@@ -413,6 +418,16 @@ def test_a_link_that_asks_for_what_is_not_there_says_so(tab, address, words):
     if "backend" in address:
         page.click("text=Search with exact")
         page.wait_for_selector(".grid .result")
+
+
+def test_an_answer_without_results_says_that_nothing_was_found(tab):
+    def emptied(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"results": [[]], "count": 0})
+
+    tab.page.route("**/api/search", emptied)
+    page = tab.open(f"?q={QUERY}", "#results .notice")
+    assert text_of(page, "#results .notice").startswith("Nothing found")
 
 
 def test_what_is_typed_is_shown_as_text(tab):

@@ -242,11 +242,16 @@ def test_failures_are_those_of_the_evaluation(client, world, direction, language
     for each in found["queries"]:
         row = names.index(each["id"])
         assert (each["rank"], each["second_rank"]) == (ours[row] + 1, theirs[row] + 1)
-        assert len(each["before"]) == min(5, each["rank"] - 1) and not set(each["before"]) & set(each["right"])
-        if direction == "i2t":
-            assert set(each["before"]) <= set(texts[language])
+        for rank, before in ((each["rank"], each["before"]), (each["second_rank"], each["second_before"])):
+            assert len(before) == min(5, rank - 1) and not set(before) & set(each["right"])
+            assert direction == "t2i" or set(before) <= set(texts[language])
     only = client.get(f"{asked}&only=a_right_b_wrong&k=5").json
     assert only["total"] == ((ours < 5) & (theirs >= 5)).sum()
+    seconds = [each["second_rank"] for each in only["queries"]]
+    assert seconds == sorted(seconds, reverse=True) and min(seconds, default=6) > 5
+    if direction == "t2i" and seconds:
+        text = only["queries"][0]["texts"][only["queries"][0]["id"]]
+        assert [hit.id for hit in world.other.search_images(text, 5)] == only["queries"][0]["second_before"]
     if direction == "t2i" and found["queries"][0]["rank"] > 5:
         text = found["queries"][0]["texts"][found["queries"][0]["id"]]
         assert [hit.id for hit in world.images.search_images(text, 5)] == found["queries"][0]["before"]
