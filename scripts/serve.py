@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
-os.environ.setdefault("LRU_CACHE_CAPACITY", "64")  # torch's, of matrix products by their shapes: 1,024 would be some 500 MB in time
+os.environ.update({n: os.environ.get(n, "16") for n in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")})  # 500 MB else, by shape
 
 from configs import cli
 from data.errors import BadInput
