@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches.ragged import Layout
-
-try:  # torch 2.10 and later
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
 
 
 class _Spread(torch.autograd.Function):
@@ -103,6 +99,8 @@ def _in_blocks(x: Tensor, layout: Layout) -> Tensor:
 
 
 def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: Layout, heads: int) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # slow to import: it brings torch._dynamo
+
     q, k, v = (x.unflatten(1, (heads, -1)) for x in (q, k, v))  # [T,heads,d]
     starts, longest = layout.offsets, layout.longest
     queries = (starts, longest)
@@ -114,6 +112,8 @@ def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: Layout, heads: int) 
 @functools.cache
 def _has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether there is a kernel for packed rows: FlashAttention's, on GPUs since Ampere."""
-    if varlen_attn is None or device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
+        return False
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:  # torch before 2.10
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0) and width % 8 == 0 and width <= 256

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
+from configs import cli  # isort: skip (before torch)
 import torch
 
-from configs import cli
 from data.errors import BadInput
 from data.storage.locks import claim_output
 from data.storage.text_files import write_json

@@ -20,10 +20,10 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
+from configs import cli  # isort: skip (before torch)
 import numpy as np
 import torch
 
-from configs import cli
 from data.errors import BadInput
 from data.storage.text_files import write_json
 from model.distributed import SINGLE
