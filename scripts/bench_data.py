@@ -5,7 +5,7 @@ reads records and makes batches of them.
 python scripts/bench_data.py --out /scratch/bench --captions 10000000 --images 2000000 --processes 8
 python scripts/bench_data.py --out /scratch/bench --captions 10000000 --images 2000000 --processes 1 --dicts
 
-python scripts/bench_data.py --out bench_data --records 2000 --against ../older_checkout
+python scripts/bench_data.py --out /scratch/bench --records 2000 --against ../older_checkout
 
 --dicts reads the same tables into Python dicts, to compare.
 
