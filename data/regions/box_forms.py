@@ -32,7 +32,7 @@ class BoxForm:
     Args:
         units: pixels, or fractions of the image's width and height
         format: xyxy two corners, xywh a corner and width and height, yxyx two corners with the vertical first (never recognised:
-            it fits wherever xyxy does)
+            it fits wherever xyxy does, and where that fits no image it looks like sizes that are swapped)
         size_order: wh takes an image's width and height as they are given, hw swaps them
     """
 
@@ -56,8 +56,8 @@ class StoredBoxes(NamedTuple):
     Args:
         values: float [n, 4 to 7]
         size: width and height of the image, as far as they are known
-        order: which of the size's numbers is the width: known (never swapped), named (swapped where asked, or where no image of
-            the source fits otherwise), unknown (both are tried)
+        order: which of the size's numbers is the width: known (never swapped), named (swapped where asked; where no image of the
+            source fits otherwise, the boxes may as well have the vertical first, so that the user is asked), unknown (both are tried)
         normalised: the name of the array says that these are fractions
     """
 
@@ -147,6 +147,9 @@ def recognise_form(images: Callable[[], Iterable[tuple[str, StoredBoxes]]], aske
     if found is None and asked.size_order == "auto":
         swapped = ((name, boxes._replace(order="unknown")) for name, boxes in images() if boxes.order == "named")
         found = _only_form(swapped, asked, source)
+        if found is not None and found.format == "xyxy" and asked.format == "auto":
+            rows_first = replace(found, format="yxyx", size_order="wh")
+            raise BadInput(f"{source}: boxes fit several forms: {_listed([found, rows_first])}; {_advice([found, rows_first])}")
     if found is None:
         _, boxes = next(iter(images()), ("", StoredBoxes(np.zeros((0, 4)), None, "known", True)))
         forms = _candidates(boxes, asked)

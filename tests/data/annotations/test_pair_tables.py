@@ -40,19 +40,44 @@ def test_addresses_in_front(tmp_path):
     """CC12M's order; the order is the file's, told by the first line that can tell."""
     files = {"https://a/1.jpg": "1.jpg", "https://a/x y?id=2": "2.jpg", "nothing": "n.jpg"}
     content = "nothing\tto tell\nhttps://a/1.jpg\tA dog\nhttps://a/x y?id=2\tA cat, with a\ttab\n"
-    assert pairs_and_bad(tmp_path / "cc12m.tsv", content, downloaded=files) == (
-        [("n.jpg", "to tell"), ("1.jpg", "A dog"), ("2.jpg", "A cat, with a")],
-        [],
-    )
+    found, bad = pairs_and_bad(tmp_path / "cc12m.tsv", content, downloaded=files)
+    assert found == [("1.jpg", "A dog"), ("2.jpg", "A cat, with a")]
+    assert len(bad) == 1 and "line 1 has 'nothing' where other lines have a picture's file or address" in bad[0]
     with pytest.raises(BadInput, match=r"line 1 gives the address https://a/1.jpg.*--downloaded"):
         pairs_and_bad(tmp_path / "cc12m.tsv", "https://a/1.jpg\tA dog\n")
+
+
+@pytest.mark.parametrize("header", ["id\tname", "name\tid", "Bild\tText"])
+def test_a_header_of_unknown_names_is_no_caption(tmp_path, header):
+    found, bad = pairs_and_bad(tmp_path / "a.tsv", f"{header}\nA dog\ta.jpg\nA cat\tb.jpg\n")
+    assert found == EXPECTED and len(bad) == 1
+    assert "line 1 has" in bad[0] and "a header must call two columns caption and image, or as other data sets do" in bad[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "split,image,caption\ntrain,a.jpg,A dog\ntest,b.jpg,A cat\n,c.jpg,A bird\na/b,d.jpg,A cow\n",
+        '{"image": "a.jpg", "caption": "A dog", "split": "train"}\n{"image": "b.jpg", "caption": "A cat", "split": "test"}\n'
+        '{"image": "c.jpg", "caption": "A bird"}\n{"image": "d.jpg", "caption": "A cow", "split": "a/b"}\n',
+    ],
+)
+def test_a_split_that_the_table_says_counts(tmp_path, content):
+    path = tmp_path / ("a.csv" if content.startswith("split") else "a.jsonl")
+    path.write_text(content)
+    bad = []
+    settings = ReadingOptions(on_bad_record=lambda line, captions: bad.append(line), split="val")
+    found = [(c.image, c.split) for c in read_pairs(path, settings)]
+    assert found == [("a.jpg", "train"), ("b.jpg", "test"), ("c.jpg", "val")]
+    assert len(bad) == 1 and "split is 'a/b', expected a name such as train" in bad[0]
 
 
 def test_an_address_or_a_file_name_is_no_caption(tmp_path):
     content = "A dog\ta.jpg\nb.jpg\tA cat\nmy cat.PNG\tc.jpg\nhttps://x.org/d\td.jpg\n"
     found, bad = pairs_and_bad(tmp_path / "a.tsv", content)
     assert found == [("a.jpg", "A dog")] and len(bad) == 3
-    assert "line 2: caption 1 is 'b.jpg', expected a caption, not an address or a file name" in bad[0]
+    assert "line 2 has 'A cat' where other lines have a picture's file or address" in bad[0]
+    assert "line 3: caption 2 is 'my cat.PNG', expected a caption, not an address or a file name" in bad[1]
 
 
 def test_rows_that_do_not_fit_the_header_are_reported(tmp_path):

@@ -52,7 +52,6 @@ SIZE = {"image_w": WIDTH, "image_h": HEIGHT}
         lambda f, b: {"features": f, "bbox": as_xywh(b), **SIZE},
         lambda f, b: {"features": f, "bbox": as_xywh(b) * PIXELS, **SIZE},
         lambda f, b: {"features": f, "norm_bb": as_xywh(b)},
-        lambda f, b: {"features": f, "bbox": b * PIXELS, "image_w": HEIGHT, "image_h": WIDTH},  # swapped
         lambda f, b: {"features": f[None], "bbox": (b * PIXELS)[None], "image_w": [WIDTH], "image_h": np.array([[HEIGHT]])},
         lambda f, b: {"features": f, "bbox": np.hstack([b * PIXELS, np.full((N, 1), 0.5)]), **SIZE},
         lambda f, b: {"features": f[:, :, None, None], "bbox": b, "conf": np.ones((1, N, 1))},
@@ -66,6 +65,22 @@ def test_forms_that_are_recognised(tmp_path, stored):
         np.testing.assert_array_equal(db[f"{seed}.npz"].features, features.astype(np.float16))
         np.testing.assert_allclose(db[f"{seed}.npz"].norm_bb[:, :4], boxes, atol=1e-3)
         np.testing.assert_allclose(db[f"{seed}.npz"].norm_bb[:, 4:], boxes[:, 2:] - boxes[:, :2], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("stored", "answer"),
+    [
+        (lambda f, b: {"features": f, "bbox": b * PIXELS, "image_w": HEIGHT, "image_h": WIDTH}, {"size_order": "hw"}),
+        (lambda f, b: {"features": f, "bbox": (b * PIXELS)[:, [1, 0, 3, 2]], **SIZE}, {"box_format": "yxyx"}),
+    ],
+)
+def test_swapped_sizes_and_boxes_with_the_vertical_first_look_alike(tmp_path, stored, answer):
+    folder = save(tmp_path / "in", stored)
+    with pytest.raises(BadInput, match=r"several forms: .*say which: --box-format xyxy or yxyx, --size-order hw or wh"):
+        extract(folder, tmp_path / "db")
+    db, _ = extract(folder, tmp_path / "db", **answer)
+    for seed in range(3):
+        np.testing.assert_allclose(db[f"{seed}.npz"].norm_bb[:, :4], image(seed)[1], atol=1e-3)
 
 
 def test_an_image_that_tells_nothing_is_read_as_the_others(tmp_path, capsys):
