@@ -31,6 +31,7 @@ class Load:
         ranks: processes whose embeddings are each other's negatives
         grad_cache: rows that CMR embeds at a time, and all of it forward twice; 0: all at once, and once
         low_precision: matrix products in bf16 or fp16; weights stay in fp32
+        captions_per_image: pairs that share an image, which CMR then encodes once
     """
 
     pairs: float
@@ -41,11 +42,17 @@ class Load:
     ranks: int = 1
     grad_cache: int = 0
     low_precision: bool = False
+    captions_per_image: float = 1
 
     @property
     def rows(self) -> float:
-        """Texts, and images, that are embedded."""
+        """Texts that are embedded, and images where none is shared."""
         return self.pairs * (1 + self.hard_negatives)
+
+    @property
+    def images(self) -> float:
+        """Images that CMR embeds."""
+        return self.rows / self.captions_per_image
 
     @property
     def txt_length(self) -> float:

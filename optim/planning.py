@@ -311,6 +311,7 @@ def _workload(recipe: Recipe, machine: Machine, sizes: DataSizes) -> tuple[Load,
         pairs=recipe.batch_size,
         hard_negatives=recipe.hard_negatives.count,
         third_view=not reranks and recipe.caption_score_weight > 0,
+        captions_per_image=_captions_per_image(recipe) if not reranks and recipe.captions_together else 1,
     )
     task = {"ranking" if reranks else "cmr": 1.0}
     if recipe.num_steps:
@@ -321,12 +322,25 @@ def _workload(recipe: Recipe, machine: Machine, sizes: DataSizes) -> tuple[Load,
 
 
 def _captions_of(recipe: RetrievalConfig | RerankingConfig) -> int:
-    captions, names = 0, recipe.train_captions
-    for name in [names] if isinstance(names, str) else names:
-        path = Path(recipe.data_root, name, "id2len.json")
+    captions = 0
+    for path in _caption_files(recipe, "id2len.json"):
         if not path.is_file():
             raise BadInput(
                 f"{path}: not here, so the length of an epoch is unknown; give --captions (Flickr30k: 145000)"
             )
         captions += len(read_json(path))
     return captions
+
+
+def _captions_per_image(recipe: RetrievalConfig) -> float:
+    """Five, as Flickr30k and COCO have, where the databases are not here."""
+    files = _caption_files(recipe, "id2len.json"), _caption_files(recipe, "img2txts.json")
+    if not all(path.is_file() for paths in files for path in paths):
+        return 5
+    captions, images = (sum(len(read_json(path)) for path in paths) for paths in files)
+    return captions / images
+
+
+def _caption_files(recipe: RetrievalConfig | RerankingConfig, file: str) -> list[Path]:
+    names = recipe.train_captions
+    return [Path(recipe.data_root, name, file) for name in ([names] if isinstance(names, str) else names)]

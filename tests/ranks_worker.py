@@ -38,7 +38,7 @@ PAIRS, HARD = 7, 2
 IMAGES = [0, 1, 0, 2, 3, 1, 0, 5, 6]  # siblings stand on different ranks; the last two rows are hard negatives
 CASES = ("vmlm", "mrfr", "mrckl", "mrc", "cmr", "cmr_keep", "cmr_hard", "cmr_cached", "cmr_empty",
          "cmr_learned", "cmr_sigmoid", "cmr_sigmoid_cached", "cmr_sigmoid_empty",
-         "cmr_apart", "cmr_apart_sigmoid_cached")  # fmt: skip
+         "cmr_apart", "cmr_apart_sigmoid_cached", "cmr_once", "cmr_once_cached")  # fmt: skip
 TEXT_IMAGES = [*IMAGES[:PAIRS], 3, 1]  # what the captions are about where hard negatives have captions and images apart
 APART_CASES = ("cmr_apart", "cmr_apart_sigmoid_cached", "cmr_own_apart")
 # negatives of the own rank alone: several ranks are the mean of each by itself
@@ -81,6 +81,9 @@ def make_batch(case: str, rows: list[int]) -> Batch:
         collate_images([images[row] for row in rows]),
         torch.tensor([IMAGES[r] for r in rows]), [], [],
     )  # fmt: skip
+    if case.startswith("cmr_once"):  # pairs of one image share it
+        shown, batch.image_rows = batch.image_ids.unique(return_inverse=True)
+        batch.images = collate_images([images[IMAGES.index(image)] for image in shown])
     if case.startswith("vmlm"):
         batch.word_labels = torch.from_numpy(np.concatenate([labels[row] for row in rows]))
         batch.predicted = Predicted.at((batch.word_labels != -1).numpy(), batch.texts.layout)

@@ -71,6 +71,8 @@ class Batch(Ragged):
         feature_targets: [N,F] float16, features of the masked regions in order (mrfr)
         label_targets: [N,C] float16, soft labels of the masked regions in order (mrckl, mrc)
         joined: pairs of texts and images that a re-ranker scores: the right ones, and then all with a mismatch
+        image_rows: [B] int64, which of ``images`` each pair shows, where an image of several pairs stands there once (cmr); None:
+            each pair has its own
     """
 
     texts: Texts
@@ -90,6 +92,7 @@ class Batch(Ragged):
     label_targets: Tensor | None = None
     text_image_ids: Tensor | None = None
     joined: Joined | None = None
+    image_rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -115,7 +118,12 @@ class Batch(Ragged):
             part = slice(start, start + rows)
             values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
             values |= {name: value[part] for name, value in values.items() if isinstance(value, Tensor | list)}
-            values |= {name: value.rows(part) for name, value in values.items() if isinstance(value, Texts | Images)}
+            values |= {name: value.rows(part) for name, value in values.items() if isinstance(value, Texts)}
+            if self.image_rows is None:
+                values["images"] = self.images.rows(part)
+            else:
+                shown, values["image_rows"] = values["image_rows"].unique(return_inverse=True)
+                values["images"] = self.images.take(shown.cpu().numpy())
             parts.append(dataclasses.replace(self, **values | {"num_pairs": None}))
         return parts
 
@@ -134,17 +142,28 @@ def collate_images(images: Sequence[Regions]) -> Images:
     return Images.of(torch.from_numpy(features), torch.from_numpy(positions), counts)
 
 
-def collate_pairs(examples: Examples) -> Batch:
-    """The pairs as they are: nothing masked, no third view, no teacher's scores."""
+def collate_pairs(examples: Examples, images_once: bool = False) -> Batch:
+    """The pairs as they are: nothing masked, no third view, no teacher's scores.
+
+    Args:
+        images_once: an image that several pairs show stands in the batch once
+    """
     cls, sep = (np.array([examples.meta[name]]) for name in ("CLS", "SEP"))
+    regions, image_rows = examples.regions, None
+    if images_once:
+        _, firsts, of = np.unique(examples.image_ids, return_index=True, return_inverse=True)
+        order = np.argsort(firsts)  # by the pair that shows an image first
+        image_rows = torch.from_numpy(np.argsort(order)[of])
+        regions = [regions[first] for first in firsts[order]]
     return Batch(
         collate_texts([np.concatenate([cls, words, sep]) for words in examples.words]),
-        collate_images(examples.regions),
+        collate_images(regions),
         torch.from_numpy(examples.image_ids),
         examples.txt_ids,
         examples.img_keys,
         examples.num_pairs,
         text_image_ids=None if examples.text_image_ids is None else torch.from_numpy(examples.text_image_ids),
+        image_rows=image_rows,
     )
 
 

@@ -147,7 +147,9 @@ class PairDataset:
         of_images = indices if image_indices is None else np.asarray(image_indices)
         images, counts = self.image_of[of_images], (self.img_lengths[of_images] - 1).tolist()
         view, img_keys = self.image_captions, self.images.take(images)
-        regions = [self.regions.get(key, soft_labels, count) for key, count in zip(img_keys, counts, strict=True)]
+        size_of = dict(zip(img_keys, counts, strict=True))
+        stored = {key: self.regions.get(key, soft_labels, count) for key, count in size_of.items()}  # each image is read once
+        regions = [stored[key] for key in img_keys]
         examples = Examples(
             self.captions.meta, self.ids.take(indices), img_keys, images.astype(np.int64), self.words(indices), regions, num_pairs
         )

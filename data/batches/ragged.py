@@ -222,6 +222,12 @@ class Images(Ragged):
         first, last = _bounds(self.counts, part)
         return Images.of(self.features[first:last], self.positions[first:last], self.counts[part])
 
+    def take(self, numbers: np.ndarray) -> Images:
+        """The images of these numbers [N], on the same device."""
+        counts = self.counts
+        regions = torch.from_numpy(consecutive((counts.cumsum() - counts)[numbers], counts[numbers])).to(self.features.device)
+        return Images.of(self.features[regions], self.positions[regions], counts[numbers])
+
 
 def _bounds(lengths: np.ndarray, part: slice) -> tuple[int, int]:
     """The rows of some consecutive sequences."""

@@ -71,7 +71,7 @@ def epoch_draws(
     Args:
         hard_negatives: (pairs [N], generator) → pairs [N·count], count for each; or [2,N·count], the pairs whose captions and
             the pairs whose images are taken; None: there are none
-        order: [n] another order of the epoch, from `tempered_order`; None: the permutation
+        order: [n] another order of the epoch, from `tempered_order` or `image_order`; None: the permutation
     """
     if order is None:
         order = np.random.default_rng([seed, epoch]).permutation(n)
@@ -89,6 +89,20 @@ def epoch_draws(
             for each in (texts, images)
         )
         yield PairDraw(indices, len(rows[mine]), start + len(rows), image_indices)
+
+
+def image_order(image_of: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch in which images come at random, each with all of its captions, in random order too.
+
+    Args:
+        image_of: [N] the image of each pair
+
+    Returns: [N] pairs, each once
+    """
+    rng = np.random.default_rng([seed, 8, epoch])
+    pairs = rng.permutation(len(image_of))
+    place = rng.permutation(int(image_of.max()) + 1)  # of each image
+    return pairs[np.argsort(place[image_of[pairs]], kind="stable")]
 
 
 def tempered_order(groups: Sequence[np.ndarray], temperature: float, seed: int, epoch: int) -> np.ndarray:

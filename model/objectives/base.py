@@ -37,6 +37,7 @@ class ObjectiveOptions:
         distill_temperature: of that ranking
         negatives: whose pairs a pair of retrieval is compared with: of "all_ranks", or of its "own_rank" alone; then the loss
             of every objective is the mean of the ranks' means
+        images_once: an image that several pairs of retrieval show is encoded once in a batch
     """
 
     fusion: Fusion = "add"
@@ -47,6 +48,7 @@ class ObjectiveOptions:
     distill_weight: float = 0.0
     distill_temperature: float = 1.0
     negatives: Negatives = "all_ranks"
+    images_once: bool = False
 
 
 PAPER_OPTIONS = ObjectiveOptions()  # the defaults are the paper's

@@ -44,7 +44,7 @@ class CrossModalRetrieval(Objective):
         return self.options.loss.build()
 
     def prepare(self, examples: Examples, rng: np.random.Generator | None = None) -> Batch:
-        batch = collate_pairs(examples)
+        batch = collate_pairs(examples, self.options.images_once)
         if examples.captions is not None:
             batch.captions = collate_texts(examples.captions)
             batch.caption_weight = examples.caption_weight
@@ -69,6 +69,8 @@ class CrossModalRetrieval(Objective):
     def embed(self, model: LightningDOT, batch: Batch) -> Embedded:
         """Both towers on a batch, and the text tower on the third view where there is one."""
         txt, img = model.embed_texts(batch.texts).float(), model.embed_images(batch.images).float()
+        if batch.image_rows is not None:
+            img = img[batch.image_rows]
         third = None if batch.captions is None else model.embed_texts(batch.captions).float()
         return Embedded(txt, img, third)
 
@@ -111,9 +113,9 @@ class CrossModalRetrieval(Objective):
         texts = load.rows * (2 if load.third_view else 1)
         towers = [
             *model.text_work(texts, load),
-            *model.image_work(load.rows, load),
+            *model.image_work(load.images, load),
             *model.txt_model.projection_work("text", texts),
-            *model.img_model.projection_work("image", load.rows),
+            *model.img_model.projection_work("image", load.images),
         ]
         if load.grad_cache:  # forward twice, and activations of so many rows at a time
             share = min(load.rows, load.grad_cache) / load.rows

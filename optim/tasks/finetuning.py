@@ -279,15 +279,18 @@ class Finetuning(ABC):
             txt, img, _ = embed_pairs(self.miner, self.train, *where, third_view=self.mines_third_view)
             self.hard_negatives.mine(txt, img)
 
+    def order(self, epoch: int) -> np.ndarray | None:
+        """[N] the pairs in the order of an epoch; None: at random."""
+        if self.groups:
+            return tempered_order(self.groups, self.config.language_temperature, self.config.seed, epoch)
+        return None
+
     def _groups(self, epoch: int) -> Iterator[list[tuple[PairDraw, Batch]]]:
         """The batches of each update that is left of an epoch; the epoch's last update may have fewer than the others."""
         config, ranks = self.config, self.ranks
-        order = (
-            tempered_order(self.groups, config.language_temperature, config.seed, epoch) if self.groups else None
-        )
         draws = epoch_draws(
             len(self.train), config.batch_size, config.seed, epoch, self.done, ranks.rank, ranks.size,
-            self.hard_negatives.draw, order,
+            self.hard_negatives.draw, self.order(epoch),
         )  # fmt: skip
         make = functools.partial(_make_batch, self.prepare, self.train)
         group = []

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.batches.identity import digests_of_pairs
+from data.batches.samplers import image_order
 from data.batches.teacher import read_teacher_scores
 from data.errors import BadInput
 from data.storage.contents import file_digest
@@ -79,6 +81,8 @@ class RetrievalConfig(FinetuningSettings):
             alone, as the original
         distill: learning the ranking of a re-ranker
         grad_cache: pairs embedded at a time, so that a batch may be larger than memory; 0: all at once
+        captions_together: all captions of an image come in the same batch, so that the image is encoded once for them. They are no
+            negatives of one another: give a batch_size of more pairs
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -91,9 +95,12 @@ class RetrievalConfig(FinetuningSettings):
     third_view: Literal["everywhere", "loss"] = "everywhere"
     distill: DistillOptions = field(default_factory=DistillOptions)
     grad_cache: int = 0
+    captions_together: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        if self.captions_together and self.language_temperature != 1:
+            raise BadInput("captions_together takes all captions of an image, language_temperature some of them: leave one out")
         if self.third_view == "loss" and self.val_image_captions is not None:
             raise BadInput("val_image_captions: third_view loss has no third view in validation; leave them out")
         if self.caption_score_weight and self.hard_negatives.count and self.hard_negatives.window == "original":
@@ -137,6 +144,7 @@ class Retrieval(Finetuning):
                 loss=config.loss,
                 distill_weight=distill.weight,
                 distill_temperature=distill.temperature,
+                images_once=config.captions_together,
             )
         )
         self.prepare = self.objective.prepare
@@ -160,6 +168,11 @@ class Retrieval(Finetuning):
     ) -> Tensor:
         batch = micro_batch.batch.to(self.device)
         return self.step.add_gradients(self.objective, batch, meeting, scaler, accumulation, last)
+
+    def order(self, epoch: int) -> np.ndarray | None:
+        if self.config.captions_together:
+            return image_order(self.train.image_of, self.config.seed, epoch)
+        return super().order(epoch)
 
     def recall(self) -> tuple[Tables, Tables, Found | None]:
         txt, img, _ = embed_pairs(self.model, self.val, self.device, self.config.precision, self.ranks)

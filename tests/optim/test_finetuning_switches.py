@@ -69,6 +69,18 @@ def losses(lines):
     return [line["train/cmr/loss"] for line in lines if "train/cmr/loss" in line]
 
 
+def assert_goes_on_bit_for_bit(train, words, folder, lines):
+    """A run that is taken back to a checkpoint within its second epoch."""
+    expected = load_file(folder / "last" / "model.safetensors")
+    steps = sorted((folder / "checkpoints").iterdir())
+    stopped = steps[3 * len(steps) // 4]
+    (folder / "last").unlink()
+    (folder / "last").symlink_to(stopped.relative_to(folder))
+    assert losses(train(*words)[1]) == losses(lines)
+    found = load_file(folder / "last" / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_the_originals_recipe_step_by_step(train, small_world, pretrained, image_captions):
     """Third view and all, against a plain loop: one parameter at a time, schedule and decay as recorded."""
     view = ["--image-captions", "image_captions/train", "--val-image-captions", "image_captions/val"]
@@ -152,14 +164,7 @@ def test_a_run_with_the_originals_hard_negatives_goes_on_bit_for_bit(train):
     words = ["--hard-negatives.count", 3, "--hard-negatives.window", "original", "--grad-cache", 7, "--epochs", 2,
              "--hard-negatives.from-epoch", 1, "--save-every", 3, "--keep-checkpoints", 50]  # fmt: skip
     folder, lines = train(*words)
-    expected = load_file(folder / "last" / "model.safetensors")
-    steps = sorted((folder / "checkpoints").iterdir())
-    stopped = steps[3 * len(steps) // 4]  # within the second epoch
-    (folder / "last").unlink()
-    (folder / "last").symlink_to(stopped.relative_to(folder))
-    assert losses(train(*words)[1]) == losses(lines)
-    found = load_file(folder / "last" / "model.safetensors")
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert_goes_on_bit_for_bit(train, words, folder, lines)
 
 
 def test_distillation_pulls_the_ranking_towards_the_teacher(train, small_world, tmp_path):
@@ -209,6 +214,18 @@ def test_accumulated_batches_are_one_update(train, small_world):
     summed = train(*words, "--optim.accumulation", "sum", "--grad-cache", 5, name="sum")[1]
     norms = [[line["grad_norm"] for line in each if "grad_norm" in line] for each in (lines, summed)]
     assert norms[1][0] == pytest.approx(3 * norms[0][0], rel=1e-3)
+
+
+def test_captions_of_an_image_are_trained_on_together_and_go_on_bit_for_bit(train, small_world):
+    words = ["--captions-together", "--batch-size", 24, "--languages", "en", "de", "--epochs", 2, "--save-every", 3,
+             "--keep-checkpoints", 50]  # fmt: skip
+    folder, lines = train(*words)
+    task = Retrieval(cli.parse(RetrievalConfig, ["--config", str(folder / "config.yaml")]), torch.device("cpu"), SINGLE)
+    batches = [batch for group in task._groups(0) for _, batch in group]
+    assert sum(map(len, batches)) == len(task.train) > 3 * sum(len(batch.images) for batch in batches)
+    assert_goes_on_bit_for_bit(train, words, folder, lines)
+    with pytest.raises(BadInput, match="captions_together takes all captions of an image, language_temperature some"):
+        train("--captions-together", "--language-temperature", 2)
 
 
 def test_whose_pairs_are_negatives_reaches_both_trainings(small_world, pretrained, tmp_path):

@@ -191,6 +191,19 @@ def test_a_batch_holds_what_the_databases_hold(pairs):
     assert batch.word_labels is batch.masked_regions is batch.feature_targets is batch.label_targets is None
 
 
+def test_an_image_of_several_pairs_stands_in_a_batch_once(pairs):
+    rows = np.array([6, 0, 4, 1, 5, 2, 0])
+    twin, once = batch_of(pairs, rows), batch_of(pairs, rows, images_once=True)
+    assert twin.image_rows is None and len(once.images) == len(set(twin.img_keys)) == 3
+    assert once.image_rows.tolist() == [0, 1, 2, 1, 2, 1, 1] and once.img_keys == twin.img_keys  # by first appearance
+    for part in [once, *once.split(3), *once.split(1)]:
+        shown = part.images.take(part.image_rows.numpy())
+        keys = [pairs.regions.get(key) for key in part.img_keys]
+        assert torch.equal(shown.features, collate_images(keys).features)
+        assert torch.equal(shown.positions, collate_images(keys).positions)
+        assert len(part.images) == len(set(part.img_keys))
+
+
 def test_masked_words_and_their_labels(pairs):
     indices = np.arange(7)
     plain = batch_of(pairs, indices)

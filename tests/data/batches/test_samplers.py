@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data.batches.samplers import DrawStream, Source, epoch_draws, tempered_order, token_batches
+from data.batches.samplers import DrawStream, Source, epoch_draws, image_order, tempered_order, token_batches
 from data.errors import BadInput
 
 
@@ -130,6 +130,18 @@ def test_a_tempered_epoch_goes_on_where_it_was_stopped_and_ranks_share_it():
     parts = [draws(32, 7, 2, 0, rank, 2) for rank in range(2)]
     for step, together in enumerate(whole):
         assert list(np.concatenate([part[step].indices for part in parts])) == list(together.indices)
+
+
+def test_captions_of_an_image_come_together():
+    image_of = np.random.default_rng(0).integers(0, 40, 200)
+    order = image_order(image_of, 7, 0)
+    assert sorted(order) == list(range(200))
+    shown = image_of[order]
+    assert (np.diff(shown) != 0).sum() == len(set(image_of.tolist())) - 1  # each image in one piece
+    assert list(order) == list(image_order(image_of, 7, 0)) != list(image_order(image_of, 7, 1))
+    assert list(order) != list(image_order(image_of, 8, 0))
+    first = image_order(image_of, 7, 1)[np.isin(image_order(image_of, 7, 1), np.flatnonzero(image_of == shown[0]))]
+    assert list(first) != list(order[shown == shown[0]])  # an image's captions change places too
 
 
 def stream(seed=0, draws_per_step=1, ratios=(16, 8, 4)):

@@ -59,6 +59,26 @@ def test_gradients_are_those_of_the_whole_batch(batch, rows, frozen):
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 3, 5])
+def test_an_image_that_several_pairs_share_is_encoded_once_with_the_gradients_of_its_copies(rows):
+    plain = make_batch("cmr_once", list(range(9)))
+    shared = make_batch("cmr_once", list(range(9)))
+    plain.images, plain.image_rows = plain.images.take(plain.image_rows.numpy()), None
+    assert len(shared.images) == 6 < len(plain.images) == 9
+    found = []
+    for batch, cached in ((plain, 0), (shared, rows)):
+        batch.num_pairs = 7
+        model, _ = build()
+        if cached:
+            backward_in_chunks(embed_with(model), batch, cached, contextlib.nullcontext, loss_of(batch))
+        else:
+            loss_of(batch)(CMR.embed(model, batch)).backward()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("loss", [LossOptions(temperature="learned"), LossOptions("sigmoid")])
 def test_a_loss_with_weights_of_its_own_gets_their_gradients(batch, loss):
     cmr = CrossModalRetrieval(ObjectiveOptions(loss=loss, distill_weight=0.5))
