@@ -31,6 +31,7 @@ from data.index.layout import (
     stored_value,
 )
 from data.storage.lmdb_env import is_whole, promised_bytes
+from data.storage.lmdb_pages import check_pages
 from data.storage.locks import only_writer
 
 MAP_SIZE = 1 << 30  # first size of the memory map in bytes; it doubles whenever it is full
@@ -79,8 +80,10 @@ class BlockStore:
             copy_of: the LMDB file to start from, instead of what stands there
 
         Raises:
-            BadInput: another process writes there, or nothing can be written.
+            BadInput: another process writes there, nothing can be written, or what is copied has damaged pages.
         """
+        if copy_of is not None:
+            check_pages(copy_of, for_writing=True)
         self._claims.enter_context(only_writer(self.partial))
         try:
             if copy_of is not None:

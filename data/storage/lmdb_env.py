@@ -21,12 +21,16 @@ from pathlib import Path
 import lmdb
 
 from data.errors import BadInput, CannotWrite
-from data.storage.digest import RecordsDigest, remember_digest
+from data.storage.digest import RecordsDigest, remember_digest, remember_files, remembered_files
+from data.storage.lmdb_pages import check_pages
 from data.storage.locks import only_writer
 from data.storage.processes import ctrl_c_held
 
 MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
 _BATCH_BYTES = 64 << 20  # of values kept in memory between commits, so that a batch can be written again
+_MANY_PAGES = 1 << 14  # branch and leaf pages that are looked at in less time than is worth remembering it
+_LARGE = _MANY_PAGES << 12  # bytes of a file that can have so many
+_PAGES = "pages of data.mdb"  # under which it is remembered
 
 
 @dataclass(eq=False)
@@ -40,6 +44,7 @@ class _Opened:
 
 
 _opened: dict[str, _Opened] = {}
+_checked: set[tuple] = set()  # files whose pages were looked at
 _retired: list[_Opened] = []  # replaced on disk; views into their maps may be alive, so they stay open until every reader let go
 
 
@@ -53,7 +58,8 @@ def open_env(folder: str | Path, keep_views: bool = True) -> lmdb.Environment:
         keep_views: whether views into the map may be kept, also over a fork
 
     Raises:
-        BadInput: the folder is missing, is no LMDB, or its file is truncated (reading that would kill the process).
+        BadInput: the folder is missing, is no LMDB, or its file is truncated or has damaged pages (reading such would kill the
+            process).
     """
     opened = _open(folder)
     opened.keeps_views, opened.is_shared = opened.keeps_views or keep_views, True
@@ -154,12 +160,28 @@ def promised_bytes(env: lmdb.Environment) -> int:
 
 
 def is_whole(folder: str | Path) -> bool:
-    """Whether an LMDB opens and its file is as long as its header promises."""
+    """Whether an LMDB can be written to: no page that a writer follows is damaged, and its file is as long as its header promises."""
     try:
-        with lmdb.open(str(folder), readonly=True, lock=False, create=False) as env:
-            return os.stat(Path(folder, "data.mdb")).st_size >= promised_bytes(env)
-    except lmdb.Error:
+        check_pages(Path(folder, "data.mdb"), for_writing=True)
+    except BadInput:
         return False
+    return True
+
+
+def _check_pages_once(folder: str, info: os.stat_result) -> None:
+    """`check_pages`, unless this file has been looked at: in this process, or, where that takes long, by any.
+
+    A file that was changed and given its old time again has another ``ctime_ns`` all the same, which nobody can set.
+    """
+    identity = {name: getattr(info, f"st_{name}") for name in ("dev", "ino", "size", "mtime_ns", "ctime_ns")}
+    if tuple(identity.values()) in _checked:
+        return
+    known = remembered_files(Path(folder)) if info.st_size > _LARGE else {}
+    if known.get(_PAGES) != identity:
+        num_pages = check_pages(os.path.join(folder, "data.mdb"))
+        if num_pages > _MANY_PAGES:
+            remember_files(Path(folder), known | {_PAGES: identity})
+    _checked.add(tuple(identity.values()))
 
 
 def _open(folder: str | Path) -> _Opened:
@@ -176,6 +198,7 @@ def _open(folder: str | Path) -> _Opened:
     if known and known.stamp == stamp:
         return known
     in_place = known is not None and known.stamp[:2] == stamp[:2]  # the same map, a newer snapshot
+    _check_pages_once(key, info)
     try:
         if in_place:
             env = known.env
@@ -184,16 +207,6 @@ def _open(folder: str | Path) -> _Opened:
         txn = env.begin(buffers=True)
     except lmdb.Error as error:
         raise BadInput(f"{path}: cannot be opened as LMDB ({error}); copy or build the database again") from None
-    promised = promised_bytes(env)
-    if info.st_size < promised:
-        txn.abort()
-        if not in_place:
-            env.close()
-        raise BadInput(
-            f"{path}: truncated, {info.st_size} bytes where its header promises {promised}; copy the database again. "
-            "(LMDB does not write free pages at the end: if the last change was a deletion the file can be whole, and "
-            f"`python -m lmdb -e {folder} copy --compact NEW` mends it)"
-        )
     _opened[key] = _Opened(stamp, env, txn, in_place and known.keeps_views)
     if known:
         _retired.append(known)
@@ -241,12 +254,17 @@ class LmdbWriter:
             if not self.keep:
                 shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
             self.partial.mkdir(parents=True, exist_ok=True)
+            if (self.partial / "data.mdb").exists():
+                check_pages(self.partial / "data.mdb", for_writing=True)
             # no lock file and no sync per commit, unless to go on from it: nobody else sees this folder before it is renamed
             self._env = lmdb.open(str(self.partial), map_size=self._map_size, lock=False, sync=self.keep)
             self._digest = RecordsDigest()
             with self._env.begin(buffers=True) as txn:
                 for key, value in txn.cursor():  # what another process has written, from which this one goes on
                     self._digest.add(key, value)
+        except BadInput as error:
+            self._claims.close()
+            raise BadInput(f"{error}; to begin anew, delete {self.partial}") from None
         except (OSError, lmdb.Error) as error:
             self._claims.close()
             raise self._cannot_write(error) from None

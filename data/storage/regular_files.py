@@ -1,0 +1,53 @@
+"""Only files are read as files: a named pipe would be waited for, and a device such as /dev/zero never ends."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+from data.errors import BadInput
+
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+
+
+def open_regular(path: str | Path, mode: str = "rb", **options) -> IO:
+    """`open`, for reading, of a file that has an end.
+
+    Args:
+        options: of `open`: encoding, errors, newline
+
+    Raises:
+        BadInput: it is a pipe, a device or a socket.
+        OSError: what `open` raises, also for a folder.
+    """
+    return open(path, mode, opener=_open_at_once, **options)
+
+
+def check_regular(path: str | Path) -> None:
+    """The same check of what a library opens by its name. What is not there is left to the library.
+
+    Raises:
+        BadInput: it is a pipe, a device or a socket.
+    """
+    try:
+        _refuse_endless(path, os.stat(path).st_mode)
+    except OSError:
+        return
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    handle = os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to opens as well
+    try:
+        _refuse_endless(path, os.fstat(handle).st_mode)
+    except BadInput:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _refuse_endless(path: str | Path, mode: int) -> None:
+    kind = _KINDS.get(stat.S_IFMT(mode))
+    if kind is not None:
+        raise BadInput(f"{path}: {kind}, and only files are read; write what it gives to a file, and name that")

@@ -1,0 +1,35 @@
+"""Pipes and devices are refused at once, in one line; files, folders and what is missing are as with `open`."""
+
+import os
+
+import pytest
+
+from data.errors import BadInput
+from data.storage.regular_files import check_regular, open_regular
+
+
+def test_a_file_is_opened_as_by_open(tmp_path):
+    (tmp_path / "a").write_text("Čáp\n", encoding="utf-8")
+    (tmp_path / "link").symlink_to("a")
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == "Čáp\n".encode()
+    with open_regular(tmp_path / "a", "r", encoding="utf-8") as file:
+        assert file.read() == "Čáp\n"
+    check_regular(tmp_path / "a")
+
+
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in [(tmp_path / "pipe", "a named pipe"), ("/dev/zero", "a device")]:
+        for refuse in (open_regular, check_regular):
+            with pytest.raises(BadInput, match=f"{path}: {kind}, and only files are read"):
+                refuse(path)
+
+
+def test_folders_and_what_is_missing_are_left_to_who_opens_them(tmp_path):
+    check_regular(tmp_path)
+    check_regular(tmp_path / "absent")
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "absent")
