@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import urllib.request
-import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -12,9 +10,10 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from data.storage.atomic import atomic_file
+from data.storage.picture_files import opened_picture
 from data.storage.text_files import read_lines
 
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
@@ -105,14 +104,12 @@ def _fetch(number: int, address: str, folder: Path, timeout: float) -> Fetched:
 
 def _suffix(content: bytes) -> str:
     """What a picture's name ends in. Raises OSError for what is no picture that can be read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(content)) as picture:
-                found = SUFFIXES.get(picture.format or "")
-                picture.load()
-        except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise OSError(f"no picture: {error}") from None
+    try:
+        with opened_picture(content) as picture:
+            found = SUFFIXES.get(picture.format or "")
+            picture.load()
+    except UnidentifiedImageError as error:
+        raise OSError(f"no picture: {error}") from None
     if found is None:
         raise OSError(f"no picture of a usual format: {picture.format}")
     return found

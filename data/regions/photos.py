@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import sys
 import tarfile
 import unicodedata
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import BadInput
 from data.regions.keys import clash_of_keys, key_of_image, normal_name
+from data.storage.picture_files import opened_picture
+from data.storage.regular_files import check_regular, open_regular
 from data.storage.text_files import read_lines
 
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -30,7 +30,6 @@ ADVICE = {
     **dict.fromkeys(HEIF_SUFFIXES, "Pillow cannot read HEIC here; pip install pillow-heif, or save it as JPEG"),
 }
 MAX_SIDE = 4096  # a longer photo is shrunk while it is read: no network here looks at more
-MAX_PIXELS = 256 << 20  # what is decoded at most, 0.8 GB as RGB
 
 
 @dataclass(frozen=True)
@@ -174,6 +173,7 @@ def tar_members(path: Path) -> dict[str, Member]:
     """
     found: dict[str, Member] = {}
     links: dict[str, str] = {}
+    check_regular(path)
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -210,9 +210,10 @@ def photo_bytes(photo: Photo) -> bytes:
     if photo.problem is not None:
         raise FileNotFoundError(photo.problem)
     if photo.offset is None:
-        data = photo.path.read_bytes()
+        with open_regular(photo.path) as file:
+            data = file.read()
     else:
-        with open(photo.path, "rb") as file:
+        with open_regular(photo.path) as file:
             file.seek(photo.offset)
             data = file.read(photo.size)
         if len(data) < photo.size:
@@ -233,18 +234,15 @@ def read_photo(photo: Photo) -> Image.Image:
     suffix = PurePosixPath(photo.inside).suffix.lower()
     if suffix in HEIF_SUFFIXES:
         _learn_heif()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a large picture (we have our own limit) and of odd metadata
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                return _upright_rgb(image)
-        except UnidentifiedImageError:
-            if advice := ADVICE.get(suffix):
-                raise ValueError(advice) from None
-            raise
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    try:
+        with opened_picture(data, side=MAX_SIDE) as image:
+            upright = _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        if advice := ADVICE.get(suffix):
+            raise ValueError(advice) from None
+        raise
+    upright.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)  # does nothing to a smaller one
+    return upright
 
 
 def _learn_heif() -> None:
@@ -253,18 +251,6 @@ def _learn_heif() -> None:
         from pillow_heif import register_heif_opener  # optional
 
         register_heif_opener()
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    shrink = MAX_SIDE / max(width, height)
-    if shrink < 1:
-        image.draft(None, (max(int(width * shrink), 1), max(int(height * shrink), 1)))  # a JPEG decodes smaller at once
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are more than can be decoded ({MAX_PIXELS}); scale it down")
-    upright = _to_rgb(ImageOps.exif_transpose(image))
-    upright.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)  # does nothing to a smaller one
-    return upright
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -33,6 +33,9 @@ from data.regions.conversion import Conversion, GridOrder, image_rows, is_grid, 
 from data.regions.db import Found, Problem
 from data.regions.keys import key_of_image
 from data.regions.photos import PICTURE_SUFFIXES
+from data.storage.arrays import read_array, read_arrays
+from data.storage.inflating import check_inflated
+from data.storage.regular_files import check_regular, open_regular
 from data.storage.text_files import read_json
 
 TSV = {
@@ -212,7 +215,7 @@ def image_sizes(path: str) -> dict[str, tuple[float, float]]:
 
 
 def _tsv_items(path: Path) -> Iterator[Item]:
-    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
+    with open_regular(path, "r", encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, 1):
             columns = line.rstrip("\r\n").split("\t")
             if columns[0] in ("image_id", "img_id"):
@@ -256,12 +259,12 @@ def arrays_of_file(path: Path) -> dict[str, Any]:
     if suffix in (".h5", ".hdf5"):
         return arrays_of_hdf5(path, None)
     if suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return _under_our_names({name: name for name in archive.files}, lambda name: archive[name])
-    arrays = {"features": np.load(path, allow_pickle=False)}
+        arrays = read_arrays(path, "extract it again", THEIR_NAMES)
+        return _under_our_names({name: name for name in arrays}, lambda name: arrays[name])
+    arrays = {"features": read_array(path, "extract it again")}
     for companion in (path.with_name(f"{path.stem}_boxes.npy"), path.with_name(f"{path.stem}.boxes.npy")):
         if companion.is_file():
-            arrays["boxes"] = np.load(companion, allow_pickle=False)
+            arrays["boxes"] = read_array(companion, "extract it again")
     return arrays
 
 
@@ -284,10 +287,12 @@ def images_of_hdf5(path: Path) -> dict[str, dict[str, str]]:
         BadInput: no HDF5 file, or none of the forms of the module.
     """
     h5py = _h5py(path)
+    check_regular(path)
     try:
         with h5py.File(path, "r") as file:
             images: dict[str, dict[str, str]] = {}
-            for name, node in file.items():
+            for name in file:
+                node = _own_node(h5py, file, name)
                 if isinstance(node, h5py.Group):
                     images[name] = {member: f"{name}/{member}" for member in node}
                     continue
@@ -310,8 +315,27 @@ def images_of_hdf5(path: Path) -> dict[str, dict[str, str]]:
 
 def arrays_of_hdf5(path: Path, members: Mapping[str, str] | None) -> dict[str, Any]:
     """The arrays of one image; all of a file's when `members` is None."""
-    with _h5py(path).File(path, "r") as file:
-        return _under_our_names(members or {name: name for name in file}, lambda where: file[where][()])
+    h5py = _h5py(path)
+    check_regular(path)
+    with h5py.File(path, "r") as file:
+        return _under_our_names(members or {name: name for name in file}, lambda where: _hdf5_array(h5py, file, where))
+
+
+def _own_node(h5py: Any, group: Any, name: str) -> Any:
+    """A group or data set; None for a link to another file, which is not followed."""
+    is_own = isinstance(group, h5py.Group) and not isinstance(group.get(name, getlink=True), h5py.ExternalLink)
+    return group[name] if is_own else None
+
+
+def _hdf5_array(h5py: Any, file: Any, where: str) -> np.ndarray:
+    """A data set that is in the file itself, and no larger than its bytes warrant. ValueError for any other."""
+    data = file
+    for name in where.split("/"):
+        data = _own_node(h5py, data, name)
+    if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+        raise ValueError(f"{where} is no array of this file")
+    check_inflated(data.size * data.dtype.itemsize, data.id.get_storage_size(), where)
+    return data[()]
 
 
 def _under_our_names(members: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, Any]:

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.errors import BadInput
+from data.storage.arrays import read_array, read_arrays
 from data.storage.plain_pickle import read_plain_pickle
 from data.storage.text_files import parse_json, read_json, read_lines
 
@@ -112,19 +111,14 @@ def read_ids(path: str | Path) -> list[str]:
 
 def _load_numpy(path: str | Path) -> Any:
     """Arrays of a numpy file, without pickles: of an ``.npz`` by their names."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"{path}: no file of numpy's, or a damaged one ({str(error)[:80]})") from None
+    advice = "give a file of scores"
+    return read_arrays(path, advice) if str(path).lower().endswith(".npz") else read_array(path, advice)
 
 
 def _read_npz(path: str | Path, ids: MatrixIds) -> ScoreTable:
     arrays = _load_numpy(path)
-    if not isinstance(arrays, dict) or "scores" not in arrays:
-        raise BadInput(f"{path}: holds {sorted(arrays) if isinstance(arrays, dict) else 'one array'}, expected scores and what they are of")
+    if "scores" not in arrays:
+        raise BadInput(f"{path}: holds {sorted(arrays)}, expected scores and what they are of")
     scores = arrays["scores"]
     if {"txt_ids", "img_keys", "candidates"} <= arrays.keys():  # of scripts/score_pairs.py
         return _read_teacher(path, arrays)

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from data.errors import BadInput
+from data.storage.arrays import check_characters
+from data.storage.regular_files import open_regular
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save wrote first, before it wrote zip files
 _DTYPE = re.compile(r"[<>=|]?(f[248]|[iu][1248]|b1|[US]\d{1,6})")
@@ -69,16 +71,21 @@ class _Array:
         self.values = _array(content, dtype.numpy, shape, "F" if is_fortran else "C")
 
 
-def read_plain_pickle(path: str | Path) -> Any:
-    """What a pickle holds, or a file of ``torch.save``; arrays and tensors as numpy arrays of at most two axes.
+def read_plain_pickle(path: str | Path, most_axes: int = 2) -> Any:
+    """What a pickle holds, or a file of ``torch.save``; arrays and tensors as numpy arrays.
+
+    Args:
+        most_axes: of an array; one of more is refused
 
     Raises:
         BadInput: the file cannot be read, is damaged, or holds anything but plain values.
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            value = TORCH_MAGIC if content[:4] == b"PK\x03\x04" else _run(content)
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            value = TORCH_MAGIC if content[:4] == b"PK\x03\x04" else _finished(_run(content), most_axes)
+    except BadInput:
+        raise
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
     except _Refused as error:
@@ -89,7 +96,7 @@ def read_plain_pickle(path: str | Path) -> Any:
 
 
 def _run(content: Any) -> Any:
-    """The value that a pickle's instructions make, none of which calls anything."""
+    """The value that a pickle's instructions make, none of which calls anything; arrays as what they are made of."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     for instruction, argument, _ in pickletools.genops(content):
@@ -106,24 +113,26 @@ def _run(content: Any) -> Any:
             stack.append(memo[argument])
         elif name == "STOP":
             [value] = stack
-            return _finished(value)
+            return value
         elif name not in ("PROTO", "FRAME"):
             raise _Refused(f"the instruction {name}")
     raise ValueError("it ends too early")
 
 
-def _finished(value: Any) -> Any:
-    """The value, with arrays in place of what they were made of, two levels deep: a matrix, or a list or mapping of them."""
+def _finished(value: Any, most_axes: int) -> Any:
+    """The value, with arrays in place of what they were made of: a matrix, a list of them, or mappings of them in mappings."""
     if isinstance(value, _Function | _Dtype):
         raise _Refused("a function")
     if isinstance(value, _Array):
         if value.values is None:
             raise ValueError("an array without contents")
+        if value.values.ndim > most_axes:
+            raise _Refused(f"an array of more than {'two' if most_axes == 2 else most_axes} axes")
         return value.values
     if isinstance(value, list | tuple) and any(isinstance(each, _Array | _Function | _Dtype) for each in value):
-        return type(value)(map(_finished, value))
-    if isinstance(value, dict) and any(isinstance(each, _Array | _Function | _Dtype) for each in value.values()):
-        return {key: _finished(each) for key, each in value.items()}
+        return type(value)(_finished(each, most_axes) for each in value)
+    if isinstance(value, dict) and any(isinstance(each, _Array | _Function | _Dtype | dict) for each in value.values()):
+        return {key: _finished(each, most_axes) for key, each in value.items()}
     return value
 
 
@@ -259,11 +268,11 @@ def _array(content: Any, dtype: np.dtype, shape: Any, order: str) -> np.ndarray:
     if isinstance(content, str):  # of Python 2
         content = content.encode("latin1")
     right = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape) and isinstance(content, bytes | bytearray)
-    if not right or len(shape) > 2:
-        raise _Refused("an array of more than two axes, or without bytes of its own")
+    if not right:
+        raise _Refused("an array without bytes of its own")
     if len(content) != math.prod(shape) * dtype.itemsize or not dtype.itemsize:
         raise ValueError(f"an array of shape {shape} and type {dtype} has {len(content)} bytes")
-    return np.frombuffer(content, dtype).reshape(shape, order=order)
+    return check_characters(np.frombuffer(content, dtype)).reshape(shape, order=order)
 
 
 def _make_array(kind: Any, shape: Any, code: Any) -> _Array:
@@ -321,9 +330,9 @@ def _storage(content: Any) -> np.ndarray:
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Array:
     numbers = (offset, *size, *stride)
-    right = isinstance(storage, np.ndarray) and len(size) == len(stride) <= 2 and all(type(n) is int and n >= 0 for n in numbers)
+    right = isinstance(storage, np.ndarray) and len(size) == len(stride) and all(type(n) is int and n >= 0 for n in numbers)
     if not right:
-        raise _Refused("a tensor of more than two axes")
+        raise _Refused("a tensor that is not laid out as torch does")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride)) if math.prod(size) else -1
     if last >= len(storage) or math.prod(size) > len(storage):
         raise ValueError(f"a tensor of shape {size} has {len(storage)} numbers")

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from data.errors import BadInput, reason_of
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles dictionaries of numpy arrays; a file that asks for anything else is refused, and nothing in it runs."""
-
-    ALLOWED = {("collections", "OrderedDict"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
-        (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, only arrays are read")
-        return super().find_class(module, name)
+from data.storage.plain_pickle import read_plain_pickle
+from data.storage.regular_files import check_regular
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Name → tensor of a torch file (weights only) or of detectron2's form, a pickled {"model": {name: numpy array}}."""
+    check_regular(path)
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as torch_error:  # torch raises many kinds on a damaged file
         try:
-            with open(path, "rb") as file:
-                stored = _ArraysOnly(file, encoding="latin1").load()["model"]
-            stored = {name: torch.from_numpy(np.array(value)) for name, value in stored.items()}
-        except Exception as error:
+            pickled = read_plain_pickle(path, most_axes=4)["model"]
+            stored = {name: torch.from_numpy(np.array(value)) for name, value in pickled.items()}
+        except Exception as error:  # also what of a mapping is not there, or no array
+            reason = reason_of(error).removeprefix(f"{path}: ")
             raise BadInput(
-                f"{path}: not a file of weights (as a torch file: {reason_of(torch_error)}; as pickled arrays: {reason_of(error)}); "
-                "download it again"
+                f"{path}: not a file of weights (as a torch file: {reason_of(torch_error)}; as pickled arrays: {reason}); download it again"
             ) from None
     if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
         raise BadInput(f"{path}: holds no dictionary of tensors; expected name -> tensor")

@@ -16,6 +16,7 @@ from data.errors import BadInput
 from data.notices import say_once
 from data.regions.pictures import PictureFiles
 from data.storage.atomic import atomic_file
+from data.storage.picture_files import opened_picture
 from model.retrieval.results import Found, Hit
 from model.retrieval.sheet_text import SheetFont, remarks_on, shorten, wrap_text
 
@@ -249,7 +250,7 @@ def _draw_picture(
         SMALL.draw(draw, (x + 2 * BORDER, y + thumb // 2 - 8), shorten("no picture file", SMALL, thumb - 4 * BORDER), FAINT)
     else:
         try:
-            with Image.open(picture.path) as file:
+            with opened_picture(picture.path) as file:
                 photo = ImageOps.exif_transpose(file).convert("RGB")
         except OSError as error:
             raise BadInput(f"{picture.path}: cannot read the picture: {error}") from error

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.pictures import PictureFiles, read_pictures
 from data.search.exact import ExactSearch
+from data.storage.picture_files import opened_picture
 from model.evaluation.outcomes import read_ranks
 from scripts.reporting.results import EvaluationReport
 
@@ -119,9 +120,9 @@ class Failures:
 def thumbnail(path: Path) -> str:
     """A small copy of a picture as a data URI; empty when it cannot be read."""
     try:
-        with Image.open(path) as file:
+        with opened_picture(path) as file:
             picture = ImageOps.contain(ImageOps.exif_transpose(file).convert("RGB"), (SIDE, SIDE))
-    except OSError:
+    except (OSError, BadInput):
         return ""
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)

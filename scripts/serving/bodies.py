@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from starlette.datastructures import Headers, UploadFile
 from starlette.responses import JSONResponse
 
 from data.errors import BadInput
+from data.storage.picture_files import opened_picture
 
 PIXELS = 40_000_000  # of a picture of one's own
 BYTES, PICTURE_BYTES = 256 << 10, 20 << 20  # of JSON, and of a form with a picture
@@ -53,13 +51,11 @@ async def stored_picture(upload: Any, folder: Path) -> Path:
     if not isinstance(upload, UploadFile):
         raise BadInput("the form has no file named picture")
     data = await upload.read()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large pictures: there is a limit below
-        try:
-            with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
-                kind, (width, height) = image.format, image.size
-        except Exception:  # Pillow raises many kinds on what is no picture
-            raise BadInput(f"the file is no picture that can be read: give one of {', '.join(FORMATS)}") from None
+    try:
+        with opened_picture(data, list(FORMATS)) as image:
+            kind, (width, height) = image.format, image.size
+    except OSError:
+        raise BadInput(f"the file is no picture that can be read: give one of {', '.join(FORMATS)}") from None
     if width * height > PIXELS:
         raise BadInput(f"the picture has {width} x {height} pixels, expected at most {PIXELS:,}: scale it down")
     with tempfile.NamedTemporaryFile(dir=folder, suffix=FORMATS[kind], delete=False) as file:

@@ -103,7 +103,7 @@ class Stateful:
         (np.zeros(2, np.complex64), "an array of type 'c8'"),
         (np.zeros(2, [("a", "f4")]), "an array of type 'V4'"),
         (np.ma.masked_array([1.0, 2.0], [True, False]), "the function or class 'numpy.ma"),
-        (torch.zeros(2, 2, 2), "a tensor of more than two axes"),
+        (torch.zeros(2, 2, 2), "an array of more than two axes"),
         ({(1, 2): 3}, "a mapping whose keys are neither texts nor numbers"),
     ],
 )

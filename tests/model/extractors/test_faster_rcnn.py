@@ -285,7 +285,7 @@ def test_files_that_are_no_weights_are_refused_and_not_run(tmp_path, content):
     path = tmp_path / "w.bin"
     if content == "object":
         path.write_bytes(pickle.dumps({"model": {"x": Evil()}}))
-        message = "it asks for .*open, only arrays are read"
+        message = "holds the function or class '.*open'; only numbers"
     elif content == "torch":
         torch.save({"x": Evil()}, path)
         message = "not a file of weights"
@@ -297,6 +297,17 @@ def test_files_that_are_no_weights_are_refused_and_not_run(tmp_path, content):
         message = "no dictionary of tensors"
     with pytest.raises(BadInput, match=message):
         read_weights(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("kind", [b"O8", b"V4", b"f8", b"U1", b"M8", b"c8", b"O\x00", b",f"])
+def test_arrays_of_a_crafted_type_are_refused(tmp_path, kind, protocol):
+    """numpy would take their bytes for addresses, or read behind them."""
+    content = pickle.dumps({"model": {"x": np.full((2, 3), 1e30, np.float32)}}, protocol)
+    assert content.count(b"f4") == 1
+    (tmp_path / "w.bin").write_bytes(content.replace(b"f4", kind))
+    with pytest.raises(BadInput, match="not a file of weights"):
+        read_weights(tmp_path / "w.bin")
 
 
 def test_the_config_in_lower_case_and_its_defaults(tmp_path):
