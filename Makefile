@@ -9,6 +9,8 @@ BIN = .venv/bin
 HOROVOD ?= 1
 MILVUS ?= 1
 GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),1,0)
+# processes that the suite runs in
+JOBS ?= 2
 BROWSER ?= $(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),1,0)
 # markers of the tests that are left out
 WITHOUT := $(strip $(if $(filter 0,$(BROWSER)),browser) $(if $(filter 0,$(HOROVOD)),horovod) $(if $(filter 0,$(MILVUS)),milvus_server) $(if $(filter 0,$(GPU)),gpu))
@@ -22,7 +24,7 @@ test: .venv/installed $(if $(filter 0,$(MILVUS)),,.venv-milvus/installed)
 ifneq ($(HOROVOD),0)
 	scripts/build_horovod.sh --python $(BIN)/python
 endif
-	$(BIN)/python -m pytest -q $(if $(WITHOUT),-m "not ($(subst $() $(), or ,$(WITHOUT)))")
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(if $(WITHOUT),-m "not ($(subst $() $(), or ,$(WITHOUT)))")
 
 lint: .venv/installed
 	$(BIN)/ruff check .

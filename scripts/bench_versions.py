@@ -5,7 +5,7 @@ git worktree add ../before COMMIT
 python scripts/bench_versions.py --other ../before --threads 2 --out benchmarks/versions.json
 python scripts/bench_versions.py --other ../before --cases query rerank --precision fp32 --rounds 9
 
-Each version runs in a process of its own and is asked for the same case one after the other, round after round, so that a
+For each case either version runs in a process of its own, and they measure it one after the other, round after round, so that a
 machine that speeds up or slows down does so for both. A ratio is of one round's two times; its middle one and its spread are
 shown. Lengths: Flickr8k's captions; Flickr8k's images, or 10 to 100 boxes with 36 on average.
 """
@@ -124,16 +124,17 @@ def cases_of(options: Options) -> dict[str, dict]:
 
 def main(options: Options) -> None:
     cases = cases_of(options)
-    versions = {"other": Version(Path(options.other).resolve(), options), "this": Version(ROOT, options)}
-    times = {name: {version: [] for version in versions} for name in cases}
-    with progress_bar(SINGLE, total=options.rounds * len(cases), unit="case") as bar:
-        for _ in range(options.rounds):
-            for name, case in cases.items():
+    folders = {"other": Path(options.other).resolve(), "this": ROOT}
+    times = {name: {version: [] for version in folders} for name in cases}
+    with progress_bar(SINGLE, total=options.rounds * len(cases), unit="measurement") as bar:
+        for name, case in cases.items():
+            versions = {version: Version(folder, options) for version, folder in folders.items()}
+            for _ in range(options.rounds):
                 for version, process in versions.items():
                     times[name][version].append(process.seconds_each(case, options.clock))
                 bar.update()
-    for process in versions.values():
-        process.process.communicate()  # no further case: it ends
+            for process in versions.values():
+                process.process.communicate()  # no further case: it ends, and its memory is free
     rows = {}
     print(f"{'case':26}{'other':>11}{'this':>11} items/s{'faster':>9}{'spread':>15}")
     for name, found in times.items():
