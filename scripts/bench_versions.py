@@ -5,9 +5,9 @@ git worktree add ../before COMMIT
 python scripts/bench_versions.py --other ../before --threads 2 --out benchmarks/versions.json
 python scripts/bench_versions.py --other ../before --cases query rerank --precision fp32 --rounds 9
 
-For each case either version runs in a process of its own, and they measure it one after the other, round after round, so that a
-machine that speeds up or slows down does so for both. A ratio is of one round's two times; its middle one and its spread are
-shown. Lengths: Flickr8k's captions; Flickr8k's images, or 10 to 100 boxes with 36 on average.
+Two processes of their own measure each case one after the other, round after round, so that a machine that speeds up or slows
+down does so for both. A ratio is of one round's two times; its middle one and its spread are shown. Lengths: Flickr8k's captions;
+Flickr8k's images, or 10 to 100 boxes with 36 on average.
 """
 
 import json
@@ -98,8 +98,7 @@ class Version:
         command, pipe = [sys.executable, str(worker), str(folder), values], subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=folder)
 
-    def seconds_each(self, case: dict, clock: str) -> float:
-        """Seconds of one item."""
+    def seconds_each(self, case: dict, clock: str) -> float:  # of one item
         print(json.dumps(case), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
@@ -134,7 +133,7 @@ def main(options: Options) -> None:
                     times[name][version].append(process.seconds_each(case, options.clock))
                 bar.update()
             for process in versions.values():
-                process.process.communicate()  # no further case: it ends, and its memory is free
+                process.process.communicate()  # no further case: its memory is free
     rows = {}
     print(f"{'case':26}{'other':>11}{'this':>11} items/s{'faster':>9}{'spread':>15}")
     for name, found in times.items():
