@@ -13,6 +13,8 @@ import yaml
 
 from configs.settings import Settings, inner_dataclass, is_optional, is_text, list_items, nearest
 from data.errors import BadInput
+from data.storage.bounded_yaml import BoundedLoader
+from data.storage.regular_files import open_regular
 
 NOT_TEXT = object()
 NULL = "tag:yaml.org,2002:null"
@@ -49,7 +51,7 @@ def read_mapping(path: str) -> yaml.MappingNode:
         BadInput: the file cannot be read, is no YAML, or holds something else.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_regular(path, "r", encoding="utf-8") as file:
             return parse_mapping(file.read(), path)
     except OSError as error:
         raise BadInput(f"{path}: cannot read the config: {error.strerror}") from error
@@ -60,7 +62,7 @@ def read_mapping(path: str) -> yaml.MappingNode:
 def parse_mapping(text: str, source: str) -> yaml.MappingNode:
     """The same of a text; ``source`` is named in errors."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=BoundedLoader)
     except yaml.YAMLError as error:
         raise BadInput(f"{source}: not valid YAML: {error}") from error
     if node is None or node.tag == NULL:
@@ -91,7 +93,7 @@ def assignments(
 def group_assignments(name: str, kind: typing.Any, word: str, settings: Settings) -> Iterator[Assigned]:
     """The same of a group, or a list of groups, that is given as YAML on one word: ``--optim '{lr: 1}'``."""
     try:
-        node = yaml.compose(word, Loader=yaml.SafeLoader)
+        node = yaml.compose(word, Loader=BoundedLoader)
     except yaml.YAMLError as error:
         raise BadInput(f"--{name}: not valid YAML: {error}") from error
     if isinstance(node, yaml.CollectionNode):
@@ -130,7 +132,7 @@ def bracketed_texts(word: str) -> list[str] | None:
     except ValueError:
         pass
     try:
-        node = yaml.compose(word, Loader=yaml.SafeLoader)
+        node = yaml.compose(word, Loader=BoundedLoader)
     except yaml.YAMLError:
         return None
     if not (isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value)):

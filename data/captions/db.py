@@ -23,13 +23,13 @@ from functools import partial
 from pathlib import Path
 
 import lmdb
-import lz4.frame
 import msgpack
 
 from data.captions.tables import CaptionTables, build_columns, table_files
 from data.errors import BadInput
 from data.storage.columns import load_columns
 from data.storage.contents import content_digest
+from data.storage.inflating import inflate_lz4
 from data.storage.lmdb_env import Records
 from data.storage.text_files import read_json
 
@@ -114,7 +114,7 @@ def read_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> dict:
     if value is None:
         raise BadInput(f"{folder}: no caption {caption_id!r}; check the id or build the database again")
     try:
-        record = msgpack.unpackb(lz4.frame.decompress(value))
+        record = msgpack.unpackb(inflate_lz4(value))
         return {"input_ids": record["input_ids"], "img_fname": record["img_fname"], **record}
     except Exception as error:  # whatever lz4 and msgpack raise on damaged bytes
         raise BadInput(f"{folder}: caption {caption_id!r} is damaged ({error!r}); build it again") from None

@@ -11,6 +11,7 @@ from data.errors import BadInput
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] is 0, as in BERT's vocabularies
 LETTERS = string.ascii_lowercase + string.digits
+LARGEST = 1_000_000  # word pieces: the trainer takes memory for all that may come; the largest vocabularies have a quarter of that
 
 
 def train_vocabulary(texts: Sequence[str], size: int, lowercase: bool) -> list[str]:
@@ -24,8 +25,10 @@ def train_vocabulary(texts: Sequence[str], size: int, lowercase: bool) -> list[s
         lowercase: lower-case and drop accents, as BERT uncased does
 
     Raises:
-        BadInput: the size does not hold the single letters.
+        BadInput: the size does not hold the single letters, or is larger than any vocabulary.
     """
+    if size > LARGEST:
+        raise BadInput(f"vocab_size {size:,} is too large, expected at most {LARGEST:,} word pieces")
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -4,15 +4,22 @@ and write-then-rename."""
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
+from data.storage.inflating import most_inflated
+from data.storage.regular_files import open_regular
+
+DEEPEST = 100  # levels of lists and objects in JSON
+LONGEST_LINE = 64 << 20  # characters of a line of compressed text
 
 
 def read_lines(path: str | Path, advice: str = "check the path") -> Iterator[str]:
@@ -28,16 +35,25 @@ def read_lines(path: str | Path, advice: str = "check the path") -> Iterator[str
         BadInput: the file cannot be read or is not UTF-8.
     """
     with _opened(path, advice) as file:
-        for line in file:
+        lines = file if not _is_compressed(path) else iter(lambda: _read_some(file.readline, LONGEST_LINE, f"{path}: a line"), "")
+        for line in lines:
             yield line.rstrip("\r\n")
+
+
+def _is_compressed(path: str | Path) -> bool:
+    return str(path).endswith(".gz")
 
 
 @contextmanager
 def _opened(path: str | Path, advice: str) -> Iterator[TextIO]:
-    opener = gzip.open if str(path).endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            yield file
+        with ExitStack() as stack:
+            file = stack.enter_context(open_regular(path))
+            if _is_compressed(path):
+                file = stack.enter_context(gzip.open(file))
+            yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n"))
+    except BadInput:
+        raise
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text ({error}); {advice}") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -56,12 +72,21 @@ def read_json(path: str | Path, advice: str = "check the path", expected: type |
         BadInput: the file cannot be read, is not JSON, or holds another kind of value.
     """
     with _opened(path, advice) as file:
-        text = file.read()
+        most = most_inflated(os.path.getsize(path))
+        text = _read_some(file.read, most, f"{path}: its content") if _is_compressed(path) else file.read()
     content = parse_json(text, f"{path}: the file", advice)
     if expected is not None and not isinstance(content, expected):
         wanted = {dict: "an object", list: "a list"}[expected]
         raise BadInput(f"{path}: holds a {type(content).__name__}, expected {wanted}; {advice}")
     return content
+
+
+def _read_some(read: Callable[[int], str], most: int, what: str) -> str:
+    """What is read of compressed text, where its size says nothing of how much that becomes."""
+    text = read(most + 1)
+    if len(text) > most:
+        raise BadInput(f"{what} is longer than {most:,} characters, far more than what is stored warrants")
+    return text
 
 
 def parse_json(text: str, where: str, advice: str = "", unique: bool = False) -> Any:
@@ -72,12 +97,26 @@ def parse_json(text: str, where: str, advice: str = "", unique: bool = False) ->
         unique: refuse an object that has a key twice, of which the last alone would be kept; takes twice the time
 
     Raises:
-        BadInput: it is not JSON, or nested more deeply than Python follows.
+        BadInput: it is not JSON, or nested more deeply than anybody's data.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys if unique else None)
+        content = json.loads(text, object_pairs_hook=_unique_keys if unique else None)
+        if text.count("[") + text.count("{") > DEEPEST:
+            _check_depth(content)
+        return content
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not JSON ({error})" + f"; {advice}" * bool(advice)) from None
+
+
+def _check_depth(content: Any) -> None:
+    """Refuse lists and objects one inside the other that code which follows them cannot follow."""
+    level = [content]
+    for _ in range(DEEPEST):
+        values = (inner for each in level for inner in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()))
+        level = [value for value in values if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST} levels, one inside the other")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

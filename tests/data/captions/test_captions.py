@@ -318,6 +318,7 @@ def test_error_is_one_line_and_status_2(tmp_path):
     for options, message in {
         "--splits test": r"no caption in \['test'\]",
         "--vocab-size 50": "50 is too small",
+        "--vocab-size 2147483648": "2,147,483,648 is too large",
     }.items():
         write_annotations(tmp_path / "a.jsonl")
         with pytest.raises(BadInput, match=message):

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from data.errors import BadInput
+from data.storage import inflating, text_files
 from data.storage.text_files import parse_json, read_json, read_lines, write_json
 
 
@@ -67,6 +68,36 @@ def test_other_content(tmp_path, content, expected, message):
 def test_text_that_is_not_json():
     with pytest.raises(BadInput, match=r"^a: line 2 is not JSON \(.*\)$"):
         parse_json("{", "a: line 2")
+
+
+def test_json_that_is_nested_deeper_than_data():
+    for text in ("[" * 100 + "]" * 100, '{"a": ' * 100 + "1" + "}" * 100, "[" + "[], " * 500 + "{}]", json.dumps({"a": "[" * 500})):
+        assert parse_json(text, "x") == json.loads(text)
+    for text in ("[" * 101 + "]" * 101, '{"a": ' * 101 + "1" + "}" * 101, "[" + "[], " * 500 + "[" * 100 + "]" * 101, "[" * 1_000_000):
+        with pytest.raises(BadInput, match=r"^x is not JSON \("):
+            parse_json(text, "x")
+
+
+def test_compressed_text_that_becomes_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(inflating, "ALWAYS", 1000)
+    monkeypatch.setattr(text_files, "LONGEST_LINE", 1000)
+    for text, read in (("[" + "1, " * 500_000 + "1]", read_json), ("a\n" + "b" * 500_000 + "\nc", lambda *words: list(read_lines(words[0])))):
+        (tmp_path / "a.gz").write_bytes(gzip.compress(text.encode()))
+        with pytest.raises(BadInput, match=r"a\.gz: .* is longer than [0-9,]+ characters"):
+            read(tmp_path / "a.gz", "", None)
+        (tmp_path / "a").write_text(text)
+        read(tmp_path / "a", "", None)  # uncompressed, it has the bytes
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"a\n\n" * 2000 + b"b"))
+    assert list(read_lines(tmp_path / "b.gz")) == ["a", ""] * 2000 + ["b"]
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    os.mkfifo(tmp_path / "a.gz")
+    for read in (read_json, lambda path: list(read_lines(path))):
+        for name in ("a.json", "a.gz"):
+            with pytest.raises(BadInput, match=rf"^{tmp_path}/{name}: a named pipe"):
+                read(tmp_path / name)
 
 
 def test_what_was_there_stays_when_writing_fails(tmp_path):
