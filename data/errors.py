@@ -16,6 +16,10 @@ class CannotWrite(BadInput):
     """The disk is full or not writable: no record is at fault, and going on with the next one helps nobody."""
 
 
+class Unavailable(BadInput):
+    """Another program, a search engine for instance, does not answer: nothing is wrong with what was asked, and it may work later."""
+
+
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from data.errors import BadInput
+from data.errors import BadInput, Unavailable
 from data.index.reader import EmbeddingIndex, check_model_settings
 from data.search.base import SearchBackend, SearchOptions
 from data.search.topk import best_candidates, checked_queries
@@ -326,4 +326,4 @@ def _talking(uri: str) -> Iterator[None]:
         raise
     except (MilvusException, OSError, ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(getattr(error, "message", None) or error).split())
-        raise BadInput(f"{uri}: Milvus does not answer or refuses: {reason}") from None
+        raise Unavailable(f"{uri}: Milvus does not answer or refuses: {reason}") from None

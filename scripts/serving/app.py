@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from data.errors import BadInput
+from data.errors import BadInput, Unavailable
 from model.serving.batching import Overloaded
 from model.serving.gallery import Gallery
 from model.serving.searching import Question, SearchService
@@ -27,6 +27,7 @@ from scripts.serving.reading import Reading
 
 PAGE = Path(__file__).parent / "page"
 FEW = 200  # results whose captions are looked up without leaving the others waiting
+RETRY_AFTER = 5  # seconds, where another program does not answer
 GONE = 499  # the client has: nobody reads it, but it is counted
 READ_WITHIN = 30.0  # seconds that a body may take to arrive
 
@@ -56,6 +57,7 @@ class Application:
         ]
         handlers = {
             BadInput: lambda request, error: refusal(400, str(error)),
+            Unavailable: lambda request, error: refusal(503, str(error), RETRY_AFTER),
             TooLarge: lambda request, error: refusal(413, str(error)),
             Overloaded: lambda request, error: refusal(503, str(error), error.seconds),
             HTTPException: _http_error,

@@ -19,6 +19,7 @@ from data.search import open_backend
 from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
 from data.search.milvus import export_to_milvus
+from tests.served import serving
 from tests.small_indexes import assert_same, naive_search, write
 
 pytestmark = pytest.mark.milvus_server
@@ -147,11 +148,35 @@ def test_a_wrong_token_is_one_line_that_names_it(server, exported):
             server.open("edited", token)
 
 
-def test_a_server_that_stops_is_one_line_and_what_it_held_is_there_when_it_comes_back(server, vectors, exported):
+@pytest.fixture(scope="module")
+def service(server, exported, small_world, finetuned, command, tmp_path_factory):
+    """The search service over an index of real pictures, which the server has too."""
+    folder = tmp_path_factory.mktemp("pictures") / "img"
+    command("scripts/build_index.py", "--checkpoint", finetuned / "last", "--regions", small_world / "regions", "--out", folder)
+    server.export(EmbeddingIndex(folder), "pictures")
+    milvus = ["--milvus-uri", server.uri, "--milvus-token", TOKEN, "--milvus-collection", "pictures"]
+    with serving("--checkpoint", finetuned / "last", "--index", folder, "--backends", "exact", "milvus", *milvus) as client:
+        yield client
+
+
+def found_by(client, backend):
+    reply = client.search(text=["a red circle", "two shapes"], k=5, backend=backend)
+    assert reply.status == 200, reply.body
+    return [[(hit["id"], pytest.approx(hit["score"], abs=1e-4)) for hit in hits] for hits in reply.json["results"]]
+
+
+def test_the_search_service_answers_from_the_server_what_it_finds_itself(service):
+    assert found_by(service, "milvus") == found_by(service, "exact")
+
+
+def test_a_server_that_stops_is_one_line_and_what_it_held_is_there_when_it_comes_back(server, vectors, exported, service):
     client = server.open("FLAT")
     server.stop()
     with pytest.raises(BadInput, match=r"127\.0\.0\.1:\d+: Milvus does not answer"):
         client.search(vectors[:3], 10)
+    reply = service.search(text="a red circle", backend="milvus")  # not the asker's fault, and it may work later
+    assert reply.status == 503 and int(reply.headers["retry-after"]) > 0 and "Milvus does not answer" in reply.json["error"]
+    assert service.search(text="a red circle", backend="exact").status == 200
     server.start()
     expected = naive_search(vectors[:3], vectors, 10)
     assert_same(when_it_is_back(lambda: client.search(vectors[:3], 10)), expected)  # who had it open goes on
@@ -159,6 +184,7 @@ def test_a_server_that_stops_is_one_line_and_what_it_held_is_there_when_it_comes
     another = when_it_is_back(lambda: server.open("FLAT"))
     assert_same(another.search(vectors[:3], 10), expected)
     another.close()
+    assert found_by(service, "milvus") == found_by(service, "exact")
 
 
 def when_it_is_back(function):
