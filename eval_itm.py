@@ -39,14 +39,14 @@ from optim.run import environment
 
 
 def main(config: EvalConfig) -> None:
-    out = Path(config.output_dir or evaluations_folder(config.checkpoint) / Path(config.captions).name)
+    out = Path(config.out or evaluations_folder(config.checkpoint) / Path(config.captions).name)
     device = choose_device(config.device)
     pairs = open_split(config)
     model, scoring = open_model(config, pairs, device), open_scoring(config, pairs, device)
 
     claim_output(out)
     started = time.perf_counter()
-    encoding = Encoding(device, config.precision, config.batch_size, config.num_workers)
+    encoding = Encoding(device, config.precision, config.batch_size, config.workers)
     split = encode_split(model, pairs, out, encoding, config.checkpoint)
     seconds = {"encoding": time.perf_counter() - started}
 
@@ -97,4 +97,4 @@ def main(config: EvalConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, EvalConfig)
+    cli.run(main, EvalConfig, often="out languages gallery coco_1k search reranker rerank_top rerank_mix bootstrap batch_size precision device")

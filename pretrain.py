@@ -2,7 +2,7 @@
 """Pre-train both towers with VMLM, SMRM and CMR (Sun et al., NAACL 2021, section 3).
 
 python pretrain.py --config configs/pretrain/demo.yaml                 # on one GPU where there is one, else on the CPU
-python pretrain.py --config configs/pretrain/demo.yaml --device cpu --optim.lr 1e-4 --output-dir runs/other
+python pretrain.py --config configs/pretrain/demo.yaml --device cpu --optim.lr 1e-4 --out runs/other
 torchrun --nproc-per-node 8 pretrain.py --config ...                   # eight GPUs of one machine
 horovodrun -np 8 python pretrain.py --config ...                       # the same with Horovod
 
@@ -27,14 +27,14 @@ def main(config: PretrainConfig) -> None:
     stop = StopSignal()
     device = choose_device(config.device)
     ranks = start_ranks(config.distributed, device.type == "cuda", config.distributed_timeout)
-    ranks.claim_output(config.output_dir)
+    ranks.claim_output(config.out)
     torch.manual_seed(config.seed)
     task = Pretraining(config, device, ranks)
     best = fit(task, config, device, ranks, stop)
     if ranks.is_first:
-        run = Path(config.output_dir)
+        run = Path(config.out)
         print(f"last checkpoint {run / 'last'}, best {run / 'best'} (lowest val/loss {best:.4g})")
 
 
 if __name__ == "__main__":
-    cli.run(main, PretrainConfig)
+    cli.run(main, PretrainConfig, often="model.init model.txt_init model.img_init optim.lr tokens_per_batch grad_accumulation num_steps valid_every save_every precision device workers seed")

@@ -32,13 +32,13 @@ def main(config: RetrievalConfig | RerankingConfig) -> None:
     stop = StopSignal()
     device = choose_device(config.device)
     ranks = start_ranks(config.distributed, device.type == "cuda", config.distributed_timeout)
-    ranks.claim_output(config.output_dir)
+    ranks.claim_output(config.out)
     torch.manual_seed(config.seed)
     task = (Reranking if isinstance(config, RerankingConfig) else Retrieval)(config, device, ranks)
     best = fit(task, config, device, ranks, stop)
     if ranks.is_first:
-        print(f"best validation AR {best:.2f}: {Path(config.output_dir) / 'best'}")
+        print(f"best validation AR {best:.2f}: {Path(config.out) / 'best'}")
 
 
 if __name__ == "__main__":
-    cli.run(main, CONFIGS)
+    cli.run(main, CONFIGS, often="data_root model.init optim.lr batch_size epochs hard_negatives.count reranker.miner precision device workers seed")

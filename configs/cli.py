@@ -1,7 +1,8 @@
 """Dataclass configs: YAML file, command line and ``--help`` from one definition.
 
-``run(main, Config)`` is the last line of every command. Values come from the dataclass defaults, then ``--config
-file.yaml``, then the command line (``--optim.lr 1e-4``). Unknown keys are errors that suggest the nearest valid one.
+``run(main, Config, often="lr out")`` is the last line of every command. Values come from the dataclass defaults, then ``--config
+file.yaml``, then the command line (``--optim.lr 1e-4``). Unknown keys are errors that suggest the nearest valid one;
+former names of settings (`configs.settings.FORMER_NAMES`) are read as those of today.
 A command whose settings depend on what it makes gives a ``Choice`` of configs instead of one.
 Exit status: 0; 2 with one line on stderr for anything the user must fix; 75 when a signal stopped a run that is to be
 started again; 130 when Ctrl-C stopped another command.
@@ -21,7 +22,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from configs import INTERRUPTED, INTERRUPTED_LINE
-from configs.settings import Settings, inner_dataclass, is_optional, is_switch, is_text, list_items
+from configs.help import Page, short_help, whole_help
+from configs.settings import Settings, current_name, inner_dataclass, is_optional, is_switch, is_text, list_items, typed
 from configs.yaml_file import (
     NOT_TEXT,
     Assigned,
@@ -35,6 +37,8 @@ from configs.yaml_file import (
 from data.errors import STOPPED, BadInput, Stopped
 
 Config = typing.TypeVar("Config")
+REQUIRED = "the following arguments are required: "
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -60,13 +64,21 @@ class Choice:
     classes: dict[str, type]
 
 
-def run(main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = ()) -> None:
+def run(
+    main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = (), often: str = ""
+) -> None:
     """Parse ``sys.argv`` into a config, call ``main`` with it; ``BadInput`` becomes one line and status 2,
-    ``Stopped`` one line and status 75, Ctrl-C one line and status 130."""
+    ``Stopped`` one line and status 75, Ctrl-C one line and status 130.
+
+    Args:
+        main: of the command's module, whose docstring ``--help`` shows
+        positional: as of `parse`
+        often: names of the settings that people change, with spaces between, which ``--help`` shows; empty: all
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
     message, status = None, 2
     try:
-        main(parse(config, sys.argv[1:], positional))
+        main(parse(config, sys.argv[1:], positional, Page(main.__globals__["__doc__"] or "", often)))
     except BadInput as error:
         message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front
     except Stopped as stopped:
@@ -80,7 +92,9 @@ def run(main: Callable[[Config], None], config: type[Config] | Choice, positiona
         sys.exit(status)
 
 
-def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str, ...] = ()) -> Config:
+def parse(
+    config: type[Config] | Choice, argv: list[str], positional: tuple[str, ...] = (), page: Page | None = None
+) -> Config:
     """Build a config from command-line words.
 
     What is typed for a text setting is that text: ``no``, ``null``, ``2016``, ``#1``. In a YAML file it is what stands
@@ -92,6 +106,7 @@ def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str,
             may raise BadInput
         argv: the words after the program's name; what follows ``--`` is positional
         positional: names of the fields that are given without ``--``, in order; the last may be a list of texts, of one or more
+        page: what ``--help`` says besides the settings
 
     Raises:
         BadInput: an unknown key (with the nearest valid one), a value of the wrong type, an unreadable YAML file.
@@ -101,6 +116,7 @@ def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str,
         config_class, settings = _choose(config, options)
     else:
         config_class, settings = config, Settings.of(config)
+    _show_help(options, page or Page(), config, config_class, positional)
     words, texts, loose, in_file = [], {}, before, {}
     for option in options:
         assigned, left_over = _spell_out(option, config_class, settings)
@@ -123,7 +139,7 @@ def parse(config: type[Config] | Choice, argv: list[str], positional: tuple[str,
     if positional and is_text(list_items(settings.types[positional[-1]])):  # it takes all words that are left
         texts[positional[-1]] = loose[len(positional) - 1 :] or NOT_TEXT
     loose = loose + [in_file[name] for name in positional[len(loose) :] if name in in_file]
-    parser = _parser(config, config_class, settings, positional)
+    parser = _parser(config_class, settings, positional)
     namespace = parser.parse_args([*words, *["--"][: len(after)], *loose])
     for name, text in texts.items():  # jsonargparse has read them as YAML
         if isinstance(text, ItemTexts):
@@ -151,21 +167,25 @@ def save(config: typing.Any, path: str | Path) -> None:
 
 class _Parser(ArgumentParser):
     settings: Settings
+    positional: tuple[str, ...]
 
     def error(self, message, ex=None):
         text = " ".join(str(message).split())
         if text.startswith("unrecognized arguments:"):
             words = [w.lstrip("-").split("=")[0] for w in text.split(":", 1)[1].split() if w.startswith("--")]
             for word in words:
-                text = f"unknown option --{word}{self.settings.hint(word)}"
+                text = f"unknown option {typed(word)}{self.settings.hint(word)}"
+        if text.startswith(REQUIRED):
+            names = [name if name in self.positional else typed(name) for name in text.removeprefix(REQUIRED).split(", ")]
+            text = f"{REQUIRED}{', '.join(names)}"
         raise BadInput(f"{text} (see --help)") from ex
 
 
-def _parser(config: type | Choice, config_class: type, settings: Settings, positional: tuple[str, ...]) -> _Parser:
-    parser = _Parser(prog=Path(sys.argv[0]).name, description=_description(config, config_class), allow_abbrev=False)
-    parser.settings = settings
+def _parser(config_class: type, settings: Settings, positional: tuple[str, ...]) -> _Parser:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.settings, parser.positional = settings, positional
     if "config" not in settings.types:  # else it is a setting like others
-        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+        parser.add_argument("--config", action="config")
     for name in positional:
         field = next(f for f in dataclasses.fields(config_class) if f.name == name)
         optional = field.default is not dataclasses.MISSING
@@ -198,13 +218,19 @@ def _get(config: typing.Any, name: str) -> typing.Any:
     return functools.reduce(getattr, name.split("."), config)
 
 
-def _description(config: type | Choice, config_class: type) -> str:
-    text = (config_class.__doc__ or "").split("Args:")[0]
-    if isinstance(config, Choice):
-        group = config.setting.rpartition(".")[0]
-        others = [f"--{group} {kind} --help" for kind, other in config.classes.items() if other is not config_class]
-        text = f"{text.rstrip()} Other settings: {', '.join(others)}."
-    return text
+def _show_help(
+    options: list["_Option"], page: Page, config: type | Choice, config_class: type, positional: tuple[str, ...]
+) -> None:
+    """Print the help that is asked for, and leave."""
+    for name, text_of in (("help", short_help), ("help_all", whole_help)):
+        if any(option.name == name for option in options):
+            prog, others = Path(sys.argv[0]).name, []
+            if isinstance(config, Choice):
+                group = config.setting.rpartition(".")[0]
+                others = [f"--{group} {kind}" for kind, other in config.classes.items() if other is not config_class]
+            remarks = [f"other settings with {other}: {prog} {other} --help" for other in others]
+            print(text_of(prog, page, config_class, positional, remarks))
+            sys.exit(0)
 
 
 @dataclass(frozen=True)
@@ -253,7 +279,9 @@ def _spell_out(option: _Option, config_class: type, settings: Settings) -> tuple
     jsonargparse does not know the customary short forms: ``--batch-size``, ``--resume`` for ``true``, ``--no-resume``,
     ``--languages en de`` for a list, ``--model uniter`` for ``--model.kind uniter`` where a group has a kind.
     """
-    name, value = option.name, option.value
+    name, value = current_name(option.name, settings.types), option.value
+    if name.startswith("no_"):
+        name = f"no_{current_name(name.removeprefix('no_'), settings.types)}"
     if name == "config" and name not in settings.types and value is not None:
         return list(assignments(read_mapping(value), config_class, value, settings)), option.left_over
     if value is not None and value in typing.get_args(settings.types.get(f"{name}.kind")):
@@ -265,7 +293,7 @@ def _spell_out(option: _Option, config_class: type, settings: Settings) -> tuple
             text = None if is_text(unset) or is_text(list_items(unset)) else NOT_TEXT
             word = "false" if is_switch(unset) else "null"
             return [Assigned(name.removeprefix("no_"), word, text)], option.following
-        if name in ("help", "print_config"):
+        if name == "print_config":
             return [Assigned(name, option.assigned)], option.following
         return [Assigned(name, value)], option.left_over  # unknown
     if is_switch(kind) and option.assigned is None:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 # What the same setting is called elsewhere: the last part of a name → that of ours, the likeliest first.
@@ -44,9 +45,8 @@ FIELD_WORDS = {
     "grad_norm": ("grad_clip",),
     "adam_betas": ("betas",),
     "adam_epsilon": ("eps",),
-    "workers": ("num_workers",),
-    "n_workers": ("num_workers",),
-    "num_workers": ("workers",),
+    "n_workers": ("workers",),
+    "num_proc": ("workers",),
     "save_steps": ("save_every",),
     "logging_steps": ("log_every",),
     "eval_steps": ("valid_every",),
@@ -55,9 +55,7 @@ FIELD_WORDS = {
     "fp16": ("precision",),
     "bf16": ("precision",),
     "amp": ("precision",),
-    "output": ("output_dir", "out"),
-    "out": ("output_dir",),
-    "output_dir": ("out",),
+    "output": ("out",),
     "model_name_or_path": ("init",),
     "pretrained": ("init",),
     "max_length": ("max_txt_len",),
@@ -68,6 +66,10 @@ FIELD_WORDS = {
     "rerank_mix": ("mix",),
     "mix": ("rerank_mix",),
 }
+
+# What settings were called before: the last part of a name → that of today. They are read, on the command line and in files,
+# and not shown.
+FORMER_NAMES = {"output_dir": "out", "num_workers": "workers"}
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class Settings:
         return cls(dict(names_and_types(config_class)))
 
     def hint(self, key: str) -> str:
-        """What to add to the message that ``key`` is unknown."""
-        return self.elsewhere.get(key) or nearest(key, list(self.types))
+        """What to add to the message that ``key``, which was typed, is unknown."""
+        return self.elsewhere.get(key) or nearest(key, list(self.types), typed)
 
 
 def names_and_types(config_class: type, prefix: str = "") -> typing.Iterator[tuple[str, typing.Any]]:
@@ -101,17 +103,29 @@ def names_and_types(config_class: type, prefix: str = "") -> typing.Iterator[tup
             yield from names_and_types(inner, f"{prefix}{field.name}.")
 
 
-def nearest(key: str, valid: list[str]) -> str:
-    """``; did you mean optim.lr?`` for ``learning_rate``; nothing where no name of ``valid`` is near."""
+def typed(name: str) -> str:
+    """A setting as one types it: ``--batch-size`` for ``batch_size``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def current_name(name: str, valid: Container[str]) -> str:
+    """What a setting is called today, of those that are ``valid``; any other name stays as it is."""
+    head, dot, leaf = name.rpartition(".")
+    current = f"{head}{dot}{FORMER_NAMES.get(leaf, leaf)}"
+    return current if name not in valid and current in valid else name
+
+
+def nearest(key: str, valid: list[str], spelled: Callable[[str], str] = str) -> str:
+    """``; did you mean optim.lr?`` for ``learning_rate``, the name ``spelled``; nothing where no name of ``valid`` is near."""
     leaf_of_key = key.rsplit(".", 1)[-1]
     leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(valid)}
     for leaf in (leaf_of_key, *FIELD_WORDS.get(leaf_of_key, ())):
         if leaf in leaves:
-            return f"; did you mean {leaves[leaf]}?"
+            return f"; did you mean {spelled(leaves[leaf])}?"
     match = difflib.get_close_matches(key, valid, 1, 0.6) or [
         leaves[leaf] for leaf in difflib.get_close_matches(leaf_of_key, list(leaves), 1, 0.6)
     ]
-    return f"; did you mean {match[0]}?" if match else ""
+    return f"; did you mean {spelled(match[0])}?" if match else ""
 
 
 # ---- kinds of types --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from configs.settings import Settings, inner_dataclass, is_optional, is_text, list_items, nearest
+from configs.settings import Settings, current_name, inner_dataclass, is_optional, is_text, list_items, nearest
 from data.errors import BadInput
 from data.storage.bounded_yaml import BoundedLoader
 from data.storage.regular_files import open_regular
@@ -145,19 +145,27 @@ def _entries(
 ) -> Iterator[tuple[str, typing.Any, yaml.Node]]:
     """Key, type and value of every entry of a mapping."""
     types = typing.get_type_hints(config_class)
-    keys = [key.value if isinstance(key, yaml.ScalarNode) else yaml.serialize(key).strip() for key, _ in node.value]
+    keys = [_key(key, types) for key, _ in node.value]
     twice = [key for key in keys if keys.count(key) > 1]
     if twice:
         raise BadInput(f"{source}: {prefix}{twice[0]} stands there twice; keep one")
     yaml.SafeLoader("").flatten_mapping(node)  # `<<: *other`; what it brings stands first, and own keys win
     node.value = list({yaml.serialize(key): (key, value) for key, value in node.value}.values())
     for key, value in node.value:
-        key = key.value if isinstance(key, yaml.ScalarNode) else yaml.serialize(key).strip()
+        key = _key(key, types)
         if key not in types:
             near = nearest(key, list(types)) or nearest(key, list(settings.types))
             name = f"{prefix}{key}"
             raise BadInput(f"{source}: unknown key {name}{settings.elsewhere.get(name) or near}")
         yield key, types[key], value
+
+
+def _key(node: yaml.Node, types: dict[str, typing.Any]) -> str:
+    """The key as the class has it; one that was called otherwise before is renamed."""
+    if isinstance(node, yaml.ScalarNode):
+        node.value = current_name(node.value, types)
+        return node.value
+    return yaml.serialize(node).strip()
 
 
 def _mapping(node: yaml.Node, source: str, name: str) -> yaml.MappingNode:

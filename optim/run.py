@@ -40,7 +40,7 @@ class Run:
     """One training run's folder. Opening it writes the config, or checks it against the run that is there.
 
     Args:
-        settings: ``output_dir`` is the folder; with ``resume`` the run goes on from its ``last`` checkpoint when there is one
+        settings: ``out`` is the folder; with ``resume`` the run goes on from its ``last`` checkpoint when there is one
         ranks: of these the first one writes
         facts: what else to keep in ``run.json`` (effective batch, sizes of the data)
 
@@ -49,7 +49,7 @@ class Run:
     """
 
     def __init__(self, settings: TrainingSettings, ranks: Ranks, facts: dict[str, Any]):
-        self.folder, self.ranks = Path(settings.output_dir), ranks
+        self.folder, self.ranks = Path(settings.out), ranks
         self.settings = dataclasses.asdict(settings)
         self._defaults = _default_values(type(settings))
         resume, last = settings.resume, self.folder / "last"
@@ -59,7 +59,7 @@ class Run:
             )
         self.resumed = resume and last.is_dir()
         if last.is_dir() and not resume:
-            raise BadInput(f"{self.folder}: already holds a run; leave resume true to go on with it, or choose another output_dir")
+            raise BadInput(f"{self.folder}: already holds a run; leave resume true to go on with it, or choose another --out")
         if self.resumed:
             self._check_same_settings()
         self._tensorboard = None
@@ -79,14 +79,14 @@ class Run:
             before = _flat(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise BadInput(
-                f"{path}: the run's settings cannot be read ({error}); put the file back, or choose another output_dir"
+                f"{path}: the run's settings cannot be read ({error}); put the file back, or choose another --out"
             ) from error
         after = _flat(yaml.safe_load(yaml.safe_dump(self.settings)))
         before = _flat(yaml.safe_load(yaml.safe_dump(self._defaults))) | before  # a setting that is newer than the run had its default
         changed = [name for name, value in after.items() if name not in FREE_SETTINGS and before.get(name) != value]
         if changed:
             differences = "; ".join(f"{name} was {before.get(name)!r}, now {after[name]!r}" for name in sorted(changed))
-            raise BadInput(f"{path}: cannot go on with other settings ({differences}); choose another output_dir")
+            raise BadInput(f"{path}: cannot go on with other settings ({differences}); choose another --out")
 
     def load(self) -> tuple[dict, dict | None] | None:
         """What `Saver.save` was given last: of all ranks, and of this one (None when other ranks saved); or None when the

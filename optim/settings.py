@@ -17,7 +17,7 @@ class TrainingSettings:
     """What every training reads.
 
     Args:
-        output_dir: folder of this run
+        out: folder of this run
         data_root: relative folders of databases start here
         boxes: which boxes of the image DBs are used
         optim: the optimizer
@@ -33,12 +33,12 @@ class TrainingSettings:
         device: auto, cpu, cuda or cuda:N
         distributed: auto (the launcher that started this process), torch (torchrun), horovod (horovodrun), none
         distributed_timeout: seconds to wait for another rank before giving up
-        num_workers: processes that make batches
+        workers: processes that make batches
         seed: of weights, data order, masking and dropout
         resume: go on from this folder's last checkpoint when there is one; false refuses a folder that holds a run
     """
 
-    output_dir: str
+    out: str
     data_root: str = "."
     boxes: BoxOptions = field(default_factory=BoxOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
@@ -54,7 +54,7 @@ class TrainingSettings:
     device: str = "auto"
     distributed: Backend = "auto"
     distributed_timeout: float = 1800
-    num_workers: int = 0
+    workers: int = 0
     seed: int = 42
     resume: bool = True
 
@@ -70,6 +70,6 @@ class TrainingSettings:
 
 # They change a run's speed or its reports and not its weights, so a run may go on with others.
 FREE_SETTINGS = frozenset(
-    "output_dir data_root num_workers log_every save_every keep_checkpoints device resume distributed distributed_timeout "
+    "out data_root workers log_every save_every keep_checkpoints device resume distributed distributed_timeout "
     "grad_cache activation_checkpointing validation_sheet valid_recall compile".split()
 )

@@ -74,4 +74,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="out galleries backends target_recall k rerank_top precision hidden_size num_hidden_layers rounds seconds work device threads")

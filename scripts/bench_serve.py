@@ -3,6 +3,7 @@
 
 python scripts/bench_serve.py --out benchmarks/serve_cpu.json          # all of it; half an hour on two CPU cores, after make demo
 python scripts/bench_serve.py --galleries demo --seconds 5 --mixed.minutes 1
+python scripts/bench_serve.py --galleries drawn --clients 1 32 --precision bf16 --out benchmarks/serve_bf16.json
 
 Two services of the same index run side by side, one of which answers queries one at a time; they are asked in turns, round after
 round, so that a machine that speeds up or slows down does so for both. The clients are on the same machine and take their share
@@ -48,7 +49,7 @@ class Options:
     Args:
         out: JSON file to write; the same name with .png gets the plot
         work: folder for the model and the indexes, 2 GB; deleted at the end
-        galleries: "demo", what make demo made; "drawn", towers of BERT-base and as many images as COCO has
+        galleries: demo, what make demo made; drawn, towers of BERT-base and as many images as COCO has
         demo: folder that make demo wrote
         clients: connections at once
         seconds: of each measurement
@@ -136,4 +137,4 @@ def _middle(rounds: list[dict]) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="out demo galleries clients seconds rounds k precision work mixed.minutes")

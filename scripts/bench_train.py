@@ -147,4 +147,4 @@ def report(options: Options, rows: list[dict], peaks: dict, device: torch.device
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="out tasks batch precision compiled grad_cache words regions hidden_size num_hidden_layers rounds seconds device threads")

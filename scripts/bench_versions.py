@@ -147,4 +147,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="out cases precision boxes batch budget rounds seconds threads clock hidden_size num_hidden_layers")

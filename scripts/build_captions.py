@@ -42,8 +42,8 @@ class Options:
         annotations: annotation file; of Multi30K the folder of its repository; of STAIR and COCO-CN theirs too
         tokenizer: Hugging Face BERT-family folder, or a vocab.txt
         out: folder to write; databases of the same splits in it are replaced. report.json in it says what was left out
-        format: jsonl (lines of image, captions, split), karpathy (dataset_*.json), coco, token (Flickr30k's), multi30k (or -task1,
-            -task2), stair, coco-cn, pairs (tsv, json, jsonl), visual-genome, image-meta (the original's *_meta.json)
+        format: jsonl (lines of image, captions, split), karpathy (dataset_*.json), coco, token (Flickr30k's), multi30k, multi30k-task1,
+            multi30k-task2, stair, coco-cn, pairs (tsv, json, jsonl), visual-genome, image-meta (the original's *_meta.json)
         strict: stop at the first bad record, instead of leaving it out
         lowercase: lower-case the captions first; default is as the tokenizer says
         languages: keep only these; default is all
@@ -147,4 +147,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="format languages splits shares exclude photos regions image_key skip_missing")

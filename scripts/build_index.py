@@ -140,4 +140,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="regions captions images_of update delete dtype batch_size precision device workers")

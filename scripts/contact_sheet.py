@@ -3,7 +3,8 @@
 
 python scripts/contact_sheet.py --index index/img --checkpoint runs/x/best --photos photos --captions db/test --out sheet.png
 python scripts/contact_sheet.py --index index/img --checkpoint runs/x/best --photos photos --queries queries.txt --out sheet.png
-python scripts/contact_sheet.py ... --reranker runs/uniter/best --regions db/regions --rerank 50     # both orders, beside each other
+python scripts/contact_sheet.py --index index/img --checkpoint runs/x/best --photos photos --captions db/test --out sheet.png \\
+    --reranker runs/uniter/best --regions db/regions --rerank 50     # both orders, beside each other
 """
 
 import random
@@ -50,6 +51,7 @@ class Options:
         rerank: how many of the first results it sees, at least k
         mix: weight of the bi-encoder's score, which is added to the re-ranker's; none: what its validation chose
         seed: seed of the random choice
+        device: auto, cpu, cuda or cuda:N
     """
 
     index: str
@@ -66,6 +68,7 @@ class Options:
     rerank: int = 50
     mix: float | None = None
     seed: int = 0
+    device: str = "auto"
 
     def __post_init__(self):
         if self.queries is None and self.captions is None:
@@ -82,8 +85,9 @@ def main(options: Options) -> None:
     claim_output(options.out)
     index = EmbeddingIndex(options.index)
     retriever = Retriever.from_pretrained(
-        options.checkpoint, index, options.reranker, options.regions, tokenizer=options.tokenizer, mix=options.mix
-    )
+        options.checkpoint, index, options.reranker, options.regions, tokenizer=options.tokenizer, device=options.device,
+        mix=options.mix,
+    )  # fmt: skip
     captions = CaptionDB(options.captions) if options.captions else None
     if options.queries:
         queries, answers = read_queries(options.queries), None

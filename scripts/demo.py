@@ -2,6 +2,8 @@
 """The whole pipeline on the embedded demo world: pictures to recall table, by the commands a user would type.
 
 python scripts/demo.py                   # what `make demo` runs: under six minutes on two CPU cores
+python scripts/demo.py && python scripts/report.py runs/demo/finetune    # and a page about it
+python scripts/reproduce.py demo         # its table again
 """
 
 import shlex
@@ -32,13 +34,13 @@ scripts/train_tokenizer.py --annotations {OUT}/captions.jsonl --vocab-size 1000 
 scripts/build_captions.py --annotations {OUT}/captions.jsonl --languages en --tokenizer {OUT}/tokenizer --regions {OUT}/regions --out {OUT}/db
 """
 TRAIN = f"""
-train_itm.py --config configs/finetune/demo.yaml --output-dir {OUT}/finetune_only
+train_itm.py --config configs/finetune/demo.yaml --out {OUT}/finetune_only
 pretrain.py --config configs/pretrain/demo.yaml
 train_itm.py --config configs/finetune/demo.yaml --model.init {OUT}/pretrain/last
 """
 EVALUATE = f"""
-eval_itm.py --checkpoint {OUT}/finetune_only/best --captions {OUT}/db/test --regions {OUT}/regions {BOXES} --output-dir {OUT}/eval/finetune_only
-eval_itm.py --checkpoint {OUT}/finetune/best --captions {OUT}/db/test --regions {OUT}/regions {BOXES} --output-dir {OUT}/eval/finetune
+eval_itm.py --checkpoint {OUT}/finetune_only/best --captions {OUT}/db/test --regions {OUT}/regions {BOXES} --out {OUT}/eval/finetune_only
+eval_itm.py --checkpoint {OUT}/finetune/best --captions {OUT}/db/test --regions {OUT}/regions {BOXES} --out {OUT}/eval/finetune
 scripts/contact_sheet.py --checkpoint {OUT}/finetune/best --index {OUT}/eval/finetune/img --captions {OUT}/db/test --photos {OUT}/photos --out {OUT}/contact_sheet.png
 """
 SERVE = (

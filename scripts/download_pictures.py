@@ -3,6 +3,7 @@
 
 python scripts/download_pictures.py Train_GCC-training.tsv --out pictures/cc
 python scripts/download_pictures.py sbu-captions-all.json --out pictures/sbu --workers 128
+python scripts/download_pictures.py sbu-captions-all.json --out pictures/sbu --again        # what did not come
 
 The same command again goes on. OUT/files.tsv (address, tab, file) is what scripts/build_captions.py --downloaded reads, and OUT the
 folder for scripts/extract_regions.py --photos; OUT/gone.tsv says why others did not come; OUT/report.json stands there when all were tried.

@@ -3,6 +3,7 @@
 
 python scripts/export_index.py --index index/img --to milvus --uri milvus.db --collection img
 python scripts/export_index.py --index index/img --to milvus --uri http://localhost:19530 --collection img --engine-index HNSW
+python scripts/export_index.py --index index/img --to milvus --uri http://localhost:19530 --token USER:PASSWORD --collection img
 """
 
 import sys

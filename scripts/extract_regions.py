@@ -147,4 +147,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="list extractor weights image_key compressed conf_th max_bb min_bb shard merge workers device overwrite")

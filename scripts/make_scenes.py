@@ -2,6 +2,7 @@
 """Render the demo world: pictures of coloured shapes and their captions in English, German, French and Czech.
 
 python scripts/make_scenes.py --out runs/world                                            # 2,700 pictures
+python scripts/make_scenes.py --out runs/world --size 96 --seed 1                           # smaller ones, other scenes
 python scripts/make_scenes.py --out runs/world --train 20 --val 10 --test 10 --workers 1       # a world for tests
 """
 

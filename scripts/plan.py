@@ -147,4 +147,4 @@ def _format(plan: dict) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="set gpu count gpus_per_node efficiency mean_words mean_regions captions json")

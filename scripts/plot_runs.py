@@ -2,6 +2,7 @@
 """Draw the curves of several runs beside each other, from their metrics.jsonl.
 
 python scripts/plot_runs.py runs/a runs/b                                              # recall of validation, else the losses
+python scripts/plot_runs.py runs/a runs/b --metrics val/all/AR --title "two runs" --out two.png
 python scripts/plot_runs.py runs/fp32 runs/bf16 --metrics train/cmr/loss --smooth 5 --out benchmarks/precision.png
 """
 

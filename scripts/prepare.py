@@ -2,6 +2,7 @@
 """Your own pictures and captions → both databases, splits, checks, and the command that trains on them.
 
 python scripts/prepare.py --photos photos --captions captions.jsonl --out data_sets/mine
+python scripts/prepare.py --photos photos --captions captions.jsonl --tokenizer bert-base-cased --out data_sets/mine
 python scripts/prepare.py --photos photos --captions captions.tsv --format pairs --extractor hf:facebook/dinov2-base --out data_sets/mine
 """
 
@@ -137,7 +138,7 @@ def show_commands(options: Options, regions: Path, splits: list[str]) -> None:
     told = [word for name in names for word in (f"--boxes.{name.replace('_', '-')}", str(getattr(boxes, name)))]
     out = Path(options.out)
     out = Path(os.path.relpath(out)) if out.is_absolute() and out.is_relative_to(Path.cwd()) else out
-    words = ["train_itm.py", "--config", options.config, "--data-root", str(out), *told, "--output-dir", str(out / "run")]
+    words = ["train_itm.py", "--config", options.config, "--data-root", str(out), *told, "--out", str(out / "run")]
     print(f"train:    python {shlex.join(words)}")
     words = ["eval_itm.py", "--checkpoint", str(out / "run/best")]
     words += ["--captions", str(out / "db" / ("test" if "test" in splits else "val"))]

@@ -3,6 +3,7 @@
 
 python scripts/retrieval_table.py --results benchmarks/retrieval_cpu.json
 python scripts/retrieval_table.py --results benchmarks/retrieval_cpu.json --plot retrieval.png
+python scripts/retrieval_table.py --results benchmarks/retrieval_gpu.json | less
 """
 
 import sys

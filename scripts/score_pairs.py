@@ -1,9 +1,11 @@
 #!/usr/bin/env python
 """Score captions and images with a re-ranker, for the bi-encoder to learn from (train_itm.py --distill.scores).
 
-python scripts/score_pairs.py --reranker runs/uniter/best --checkpoint runs/photos/best --captions db/train \
+python scripts/score_pairs.py --reranker runs/uniter/best --checkpoint runs/photos/best --captions db/train \\
     --regions db/regions --out runs/uniter/scores.npz
-python train_itm.py --config configs/finetune/photos_small.yaml --distill.scores runs/uniter/scores.npz --distill.weight 1 ...
+python scripts/score_pairs.py --reranker runs/uniter/best --checkpoint runs/photos/best --captions db/train \\
+    --regions db/regions --top 50 --precision bf16 --out runs/uniter/scores50.npz
+python train_itm.py --config configs/finetune/photos_small.yaml --distill.scores runs/uniter/scores.npz --distill.weight 1
 """
 
 import sys

@@ -60,7 +60,7 @@ class Options:
         reranker: folder of a re-ranker, which sorts the first results of a text anew (needs --regions)
         rerank: how many of them it sees, at least k
         mix: weight of the bi-encoder's score, which is added to the re-ranker's; none: what its validation chose
-        device: "cpu", "cuda", or "auto" for a GPU when there is one
+        device: auto, cpu, cuda or cuda:N
         precision: how the model computes
         boxes: which boxes of the region database are used; those that are not given are the checkpoint's
     """
@@ -85,7 +85,7 @@ class Options:
     reranker: str | None = None
     rerank: int = 50
     mix: float | None = None
-    device: str = "cpu"
+    device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     boxes: BoxChoice = field(default_factory=BoxChoice)
 
@@ -147,4 +147,4 @@ def open_retriever(options: Options) -> Retriever:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, positional=("query",))
+    cli.run(main, Options, positional=("query",), often="queries image k photos sheet json regions captions backend reranker rerank device")

@@ -2,7 +2,7 @@
 """Search in a browser: a page and a JSON API on this machine, offline, from one process.
 
 python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos             # http://127.0.0.1:8000/
-python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --captions-index index/txt --captions db/test \
+python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --captions-index index/txt --captions db/test \\
     --regions db/regions --reranker runs/uniter/best --backends exact hnsw --evaluation runs/x/eval/step-00012000/test
 python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --host 0.0.0.0 --token SECRET
 curl -d '{"text": "a dog on the beach", "k": 5}' -H 'Content-Type: application/json' http://127.0.0.1:8000/api/search
@@ -63,7 +63,7 @@ class Options:
         host: address to listen at; others than this machine reach one that is not 127.0.0.1
         port: 0 is any that is free
         token: what who asks must know, at least 16 characters; needed where others reach the service
-        device: "cpu", "cuda", or "auto" for a GPU when there is one
+        device: auto, cpu, cuda or cuda:N
         precision: how the models compute
         service: how queries that come together are answered together
         boxes: which boxes of the region database are used; those that are not given are the checkpoint's
@@ -93,7 +93,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 8000
     token: str = ""
-    device: str = "cpu"
+    device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     service: ServiceOptions = field(default_factory=ServiceOptions)
     boxes: BoxChoice = field(default_factory=BoxChoice)
@@ -147,4 +147,4 @@ def open_application(options: Options, latencies: Latencies, uploads: Path) -> A
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, often="captions_index captions regions photos reranker rerank backends evaluation host port token device")

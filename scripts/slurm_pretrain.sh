@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pre-train on the nodes that Slurm gives: one torchrun a node, one process a GPU.
 #
-#   sbatch --nodes 4 scripts/slurm_pretrain.sh --config configs/pretrain/photos_small.yaml --output-dir runs/big
+#   sbatch --nodes 4 scripts/slurm_pretrain.sh --config configs/pretrain/photos_small.yaml --out runs/big
 #   sbatch --nodes 2 --gpus-per-node 4 --time 2:00:00 --export ALL,SCRIPT=train_itm.py scripts/slurm_pretrain.sh --config ...
 #
 # Submit it in the folder of the repository; the words after the script go to pretrain.py. Environment variables:

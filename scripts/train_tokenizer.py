@@ -2,6 +2,8 @@
 """Train a WordPiece tokenizer on captions.
 
 python scripts/train_tokenizer.py --annotations captions.jsonl --vocab-size 1000 --out db/tokenizer
+python scripts/train_tokenizer.py --annotations dataset_flickr30k.json --format karpathy --vocab-size 8000 --out db/tokenizer
+python scripts/train_tokenizer.py --annotations captions.jsonl --no-lowercase --splits train restval --out db/tokenizer
 """
 
 import sys

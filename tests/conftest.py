@@ -68,7 +68,7 @@ def small_world(tmp_path_factory, command) -> Path:
 @pytest.fixture(scope="session")
 def pretrained(small_world, command) -> Path:
     """The run folder of ``pretrain.py --config pretrain.yaml``."""
-    command("pretrain.py", "--config", small_world / "pretrain.yaml", "--output-dir", small_world / "pretrained")
+    command("pretrain.py", "--config", small_world / "pretrain.yaml", "--out", small_world / "pretrained")
     return small_world / "pretrained"
 
 
@@ -76,5 +76,5 @@ def pretrained(small_world, command) -> Path:
 def finetuned(small_world, pretrained, command) -> Path:
     """The run folder of ``train_itm.py --config finetune.yaml``, from the end of the pre-training."""
     words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last"]
-    command("train_itm.py", *words, "--output-dir", small_world / "finetuned")
+    command("train_itm.py", *words, "--out", small_world / "finetuned")
     return small_world / "finetuned"

@@ -93,14 +93,14 @@ def recipes(small_world, pretrained):
 
 def evaluation(small_world, finetuned, out):
     model, captions = ["--checkpoint", finetuned / "best"], ["--captions", small_world / "db/test"]
-    return [*model, *captions, "--regions", small_world / "regions", "--output-dir", out]
+    return [*model, *captions, "--regions", small_world / "regions", "--out", out]
 
 
 # ---- databases -------------------------------------------------------------------------------------------------------
 
 
 def test_missing_databases(small_world, finetuned, recipes, refused, tmp_path, command):
-    words = [*recipes[train_itm], "--output-dir", tmp_path / "run"]
+    words = [*recipes[train_itm], "--out", tmp_path / "run"]
     done = command("train_itm.py", *words, "--train-captions", "nowhere", status=2)
     assert says(the_error(done.stderr), small_world / "nowhere", "data.mdb")
     assert says(refused(train_itm, *words, "--val-captions", "nowhere"), small_world / "nowhere")
@@ -121,7 +121,7 @@ def test_truncated_databases(small_world, finetuned, recipes, refused, tmp_path,
     shutil.copytree(small_world / "regions", tmp_path / "regions")
     truncated(tmp_path / "captions")
     truncated(tmp_path / "regions/feat_th0.2_max100_min10")
-    words = [*recipes[train_itm], "--output-dir", tmp_path / "run"]
+    words = [*recipes[train_itm], "--out", tmp_path / "run"]
     done = command("train_itm.py", *words, "--train-captions", tmp_path / "captions", status=2)
     assert says(the_error(done.stderr), tmp_path / "captions" / "data.mdb", "truncated")
     error = refused(train_itm, *words, "--train-regions", tmp_path / "regions")
@@ -152,7 +152,7 @@ def test_caption_about_an_absent_image(small_world, finetuned, recipes, refused,
     key = captions.txt2img[captions.ids[30]]
     lacking = changed_regions(small_world / "regions", tmp_path / "regions", lambda k, r: None if k == key else r)
     caption = captions.img2txts[key][0]
-    words = ["--output-dir", tmp_path / "run"]
+    words = ["--out", tmp_path / "run"]
     error = refused(train_itm, *recipes[train_itm], *words, "--train-regions", lacking)
     assert says(error, captions.folder, f"caption {caption}", key, lacking)
     annotations = ["--annotations", small_world / "captions.jsonl", "--tokenizer", small_world / "tokenizer"]
@@ -174,7 +174,7 @@ def test_empty_split(small_world, recipes, refused, tmp_path):
         build_captions, "--annotations", tmp_path / "empty.jsonl", *annotations[2:], "--out", tmp_path / "db"
     )
     assert says(error, "empty.jsonl", "no captions")
-    words = [*recipes[train_itm], "--output-dir", tmp_path / "run"]
+    words = [*recipes[train_itm], "--out", tmp_path / "run"]
     error = refused(train_itm, *words, "--languages", "cs")
     assert says(error, small_world / "db/train", "no caption of", "languages ['cs']")
     assert says(refused(train_itm, *words, "--max-txt-len", "3"), small_world / "db/train", "max_txt_len 3")
@@ -188,7 +188,7 @@ def test_captions_of_a_larger_vocabulary(small_world, finetuned, recipes, refuse
     (tmp_path / "vocab.txt").write_text(vocabulary)
     records = [c for c in read_captions(small_world / "captions.jsonl", "jsonl") if c.split == "test"]
     write_caption_db(tmp_path / "db", records, CaptionTokenizer.from_pretrained(tmp_path / "vocab.txt"), annotations=["captions.jsonl"])
-    words = [*recipes[train_itm], "--output-dir", tmp_path / "run", "--train-captions", tmp_path / "db"]
+    words = [*recipes[train_itm], "--out", tmp_path / "run", "--train-captions", tmp_path / "db"]
     assert says(refused(train_itm, *words), "vocab_size 500", "510")
     error = refused(eval_itm, *evaluation(small_world, finetuned, tmp_path / "eval"), "--captions", tmp_path / "db")
     assert says(error, finetuned / "best", "vocab_size 500", "510")
@@ -196,10 +196,10 @@ def test_captions_of_a_larger_vocabulary(small_world, finetuned, recipes, refuse
 
 def test_captions_longer_than_the_model_can_read(small_world, recipes, refused, tmp_path):
     """Training drops them; validation refuses them and names the setting that cuts them."""
-    words = [*recipes[pretrain], "--output-dir", tmp_path / "run", "--model.max-position-embeddings", 3]
+    words = [*recipes[pretrain], "--out", tmp_path / "run", "--model.max-position-embeddings", 3]
     assert says(refused(pretrain, *words), "no caption of", "max_txt_len 3")
     limit = int(np.median(CaptionDB(small_world / "db/val").lengths.column.array)) + 2
-    words = ["--config", small_world / "finetune.yaml", "--output-dir", tmp_path / "run", "--model.max-position-embeddings", limit]
+    words = ["--config", small_world / "finetune.yaml", "--out", tmp_path / "run", "--model.max-position-embeddings", limit]
     error = refused(train_itm, *words)
     assert says(error, small_world / "db/val", f"longer than the model's {limit} positions", "long_captions truncate")
 
@@ -212,7 +212,7 @@ def test_features_of_another_width(small_world, finetuned, recipes, refused, tmp
         return Regions(regions.features, regions.norm_bb, regions.conf, regions.soft_labels[:, :7])
 
     narrow = changed_regions(small_world / "regions", tmp_path / "narrow", narrower)
-    out = ["--output-dir", tmp_path / "run"]
+    out = ["--out", tmp_path / "run"]
     for words in (["--train-regions", narrow], ["--val-regions", narrow]):
         assert says(refused(train_itm, *recipes[train_itm], *out, *words), narrow, "20 wide", "feature_dim 32")
     evaluated = evaluation(small_world, finetuned, tmp_path / "eval")
@@ -249,7 +249,7 @@ def test_nan_in_a_region_record_names_it_and_keeps_what_was_saved(small_world, r
     corpus = {"name": "scenes", "captions": "db/train", "regions": str(spoilt), "tasks": {"cmr": 1}}
     corpus |= {"val_captions": "db/val", "val_regions": "regions"}
     small = ["--data", json.dumps([corpus]), "--tokens-per-batch", 200, "--grad-accumulation", 1, "--valid-every", 1]
-    words = [*recipes[pretrain], *small, "--output-dir", tmp_path / "run"]
+    words = [*recipes[pretrain], *small, "--out", tmp_path / "run"]
     done = command("pretrain.py", *words, status=2)
     assert says(the_error(done.stderr), "loss of scenes/cmr is nan", spoilt, f"key {key}", "features")
     last = LightningDOT.from_pretrained(tmp_path / "run/last")
@@ -260,7 +260,7 @@ def test_nan_in_a_region_record_names_it_and_keeps_what_was_saved(small_world, r
     for name in ("norm_bb", "soft_labels"):
         spoilt = changed_regions(small_world / "regions", tmp_path / name, spoiled(key, name))
         corpus |= {"regions": str(spoilt), "tasks": {"mrckl": 1}}
-        words = [*recipes[pretrain], "--data", json.dumps([corpus]), "--output-dir", tmp_path / f"run_{name}"]
+        words = [*recipes[pretrain], "--data", json.dumps([corpus]), "--out", tmp_path / f"run_{name}"]
         error = refused(pretrain, *words, "--region-mask-prob", 0.9)
         assert says(error, "loss of scenes/mrckl is nan", spoilt, f"key {key}", name)
 
@@ -268,11 +268,11 @@ def test_nan_in_a_region_record_names_it_and_keeps_what_was_saved(small_world, r
 def test_nan_in_validation_is_no_recall(small_world, finetuned, recipes, refused, tmp_path):
     key = CaptionDB(small_world / "db/val").txt2img[CaptionDB(small_world / "db/val").ids[0]]
     spoilt = changed_regions(small_world / "regions", tmp_path / "regions", spoiled(key))
-    words = [*recipes[train_itm], "--output-dir", tmp_path / "run", "--val-regions", spoilt]
+    words = [*recipes[train_itm], "--out", tmp_path / "run", "--val-regions", spoilt]
     assert says(refused(train_itm, *words), spoilt, key, "NaN")
     corpus = {"name": "scenes", "captions": "db/train", "regions": "regions", "tasks": {"mrfr": 1}}
     corpus |= {"val_captions": "db/val", "val_regions": str(spoilt)}
-    words = [*recipes[pretrain], "--output-dir", tmp_path / "pretrain", "--data", json.dumps([corpus])]
+    words = [*recipes[pretrain], "--out", tmp_path / "pretrain", "--data", json.dumps([corpus])]
     assert says(refused(pretrain, *words), "validation loss of scenes/mrfr", spoilt, f"key {key}", "features")
     words = evaluation(small_world, finetuned, tmp_path / "eval")
     words += ["--captions", small_world / "db/val", "--regions", spoilt]
@@ -281,15 +281,15 @@ def test_nan_in_validation_is_no_recall(small_world, finetuned, recipes, refused
 
 
 def test_training_that_diverges_saves_no_ruin(small_world, recipes, refused, tmp_path):
-    error = refused(train_itm, *recipes[train_itm], "--output-dir", tmp_path / "a", "--optim.lr", 1e30)
+    error = refused(train_itm, *recipes[train_itm], "--out", tmp_path / "a", "--optim.lr", 1e30)
     assert says(error, "loss of cmr is", "diverged", small_world / "db/train", "optim.lr")
     each = [*recipes[pretrain], "--valid-every", 1]
-    error = refused(pretrain, *each, "--output-dir", tmp_path / "b", "--optim.lr", 1e30, "--optim.warmup-steps", 0)
+    error = refused(pretrain, *each, "--out", tmp_path / "b", "--optim.lr", 1e30, "--optim.warmup-steps", 0)
     assert says(error, "validation loss of scenes/", "diverged", "optim.lr")
     # without validation only the weights tell that the update just made is the ruinous one
     corpus = {"name": "scenes", "captions": "db/train", "regions": "regions", "tasks": {"cmr": 1}}
     words = ["--data", json.dumps([corpus]), "--optim.lr", 1e39, "--optim.warmup-steps", 0]
-    error = refused(pretrain, *each, "--output-dir", tmp_path / "c", *words)
+    error = refused(pretrain, *each, "--out", tmp_path / "c", *words)
     assert says(error, tmp_path / "c", "weight", "at step 1", "diverged", "optim.lr")
     assert not list(tmp_path.glob("*/checkpoints/*")) and not list(tmp_path.glob("*/last"))
 
@@ -298,7 +298,7 @@ def test_training_that_diverges_saves_no_ruin(small_world, recipes, refused, tmp
 
 
 def test_unknown_settings(small_world, recipes, refused, tmp_path, command):
-    out = ["--output-dir", tmp_path / "run"]
+    out = ["--out", tmp_path / "run"]
     for name, module in (("pretrain", pretrain), ("finetune", train_itm)):
         recipe = (small_world / f"{name}.yaml").read_text()
         (tmp_path / f"{name}.yaml").write_text(recipe.replace("optim:", "optm:"))
@@ -309,11 +309,11 @@ def test_unknown_settings(small_world, recipes, refused, tmp_path, command):
     done = command("pretrain.py", "--config", tmp_path / "deep.yaml", *out, status=2)
     assert says(the_error(done.stderr), "deep.yaml", "data.valid_captions", "did you mean val_captions?")
     error = refused(train_itm, *recipes[train_itm], *out, "--batchsize", 3)
-    assert says(error, "--batchsize", "did you mean batch_size?")
+    assert says(error, "--batchsize", "did you mean --batch-size?")
     assert says(refused(train_itm, *recipes[train_itm], *out, "--optim.learning-rate", 3), "--optim.learning_rate")
     assert says(refused(train_itm, "--config", tmp_path / "absent.yaml", *out), "absent.yaml", "cannot read")
     error = refused(train_itm, "--config", small_world / "finetune.yaml")
-    assert says(error, "output_dir")
+    assert says(error, "out")
 
 
 @pytest.mark.parametrize(
@@ -330,29 +330,29 @@ def test_unknown_settings(small_world, recipes, refused, tmp_path, command):
     ],
 )
 def test_impossible_settings(recipes, refused, tmp_path, words, parts):
-    assert says(refused(pretrain, *recipes[pretrain], "--output-dir", tmp_path / "run", *words), *parts)
+    assert says(refused(pretrain, *recipes[pretrain], "--out", tmp_path / "run", *words), *parts)
     assert not (tmp_path / "run").exists()
 
 
 def test_unknown_task(recipes, refused, tmp_path):
     corpus = {"name": "scenes", "captions": "db/train", "regions": "regions", "tasks": {"cmr": 1, "itm": 2}}
-    words = ["--output-dir", tmp_path / "run", "--data", json.dumps([corpus])]
+    words = ["--out", tmp_path / "run", "--data", json.dumps([corpus])]
     assert says(refused(pretrain, *recipes[pretrain], *words), "data scenes", "'itm'", "cmr, vmlm, mrfr, mrckl, mrc")
     corpus["tasks"] = {"cmr": 0}
-    words = ["--output-dir", tmp_path / "run", "--data", json.dumps([corpus])]
+    words = ["--out", tmp_path / "run", "--data", json.dumps([corpus])]
     assert says(refused(pretrain, *recipes[pretrain], *words), "ratio")
 
 
 def test_runs_are_neither_overwritten_nor_gone_on_with_otherwise(small_world, pretrained, recipes, refused, tmp_path):
     shutil.copytree(pretrained, tmp_path / "run", symlinks=True)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    words = [*recipes[pretrain], "--output-dir", tmp_path / "run"]
+    words = [*recipes[pretrain], "--out", tmp_path / "run"]
     error = refused(pretrain, *words, "--resume", "false")
     assert says(error, tmp_path / "run", "already holds a run", "leave resume true")
     error = refused(pretrain, *words, "--resume", "--optim.lr", 1e-4)
     assert says(error, tmp_path / "run/config.yaml", "optim.lr was 0.002, now 0.0001")
     assert says(refused(pretrain, *words, "--resume", "--num-steps", 64), "num_steps was 32, now 64")
-    error = refused(train_itm, *recipes[train_itm], "--output-dir", tmp_path / "run", "--resume")
+    error = refused(train_itm, *recipes[train_itm], "--out", tmp_path / "run", "--resume")
     assert says(error, tmp_path / "run/config.yaml", "other settings")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
@@ -367,7 +367,7 @@ def test_runs_are_neither_overwritten_nor_gone_on_with_otherwise(small_world, pr
 def test_output_that_cannot_be_written(small_world, finetuned, recipes, refused, tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        assert says(refused(train_itm, *recipes[train_itm], "--output-dir", out), out)
+        assert says(refused(train_itm, *recipes[train_itm], "--out", out), out)
         assert says(refused(eval_itm, *evaluation(small_world, finetuned, out)), out)
     assert says(
         refused(eval_itm, *evaluation(small_world, finetuned, tmp_path), "--coco-1k"), "1,000 images", "found 8"
@@ -378,7 +378,7 @@ def test_output_that_cannot_be_written(small_world, finetuned, recipes, refused,
 
 
 def test_pretrained_folders_that_are_none(small_world, recipes, refused, tmp_path):
-    words = ["--config", small_world / "finetune.yaml", "--output-dir", tmp_path / "run"]
+    words = ["--config", small_world / "finetune.yaml", "--out", tmp_path / "run"]
     for side in ("txt", "img"):
         assert says(refused(train_itm, *words, f"--model.{side}-init", tmp_path / "no"), tmp_path / "no/config.json")
     folder = tmp_path / "bert"
@@ -389,7 +389,7 @@ def test_pretrained_folders_that_are_none(small_world, recipes, refused, tmp_pat
     )
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     assert says(refused(train_itm, *words, "--model.txt-init", folder), folder / "config.json", "gpt2")
-    error = refused(train_itm, *recipes[train_itm], "--output-dir", tmp_path / "run", "--model.txt-init", folder)
+    error = refused(train_itm, *recipes[train_itm], "--out", tmp_path / "run", "--model.txt-init", folder)
     assert says(error, "model.init", "model.txt_init")
     assert says(refused(train_itm, *words, "--model.init", tmp_path / "no"), tmp_path / "no/config.json")
     assert says(refused(train_itm, *words, "--model.init", folder), folder / "config.json", "not a LightningDOT")
@@ -406,7 +406,7 @@ def test_checkpoints_that_do_not_fit(small_world, finetuned, pretrained, recipes
     for weights, expected in ((lacking, [f"missing {name}"]), (bent, [name, "[5, 32]", "[32, 32]"])):
         save_file(weights, folder / "model.safetensors")
         assert says(refused(eval_itm, *words, "--checkpoint", folder), folder, *expected)
-        started = ["--output-dir", tmp_path / "run", "--model.init", folder]
+        started = ["--out", tmp_path / "run", "--model.init", folder]
         assert says(refused(train_itm, *recipes[train_itm], *started), folder, *expected)
     (folder / "model.safetensors").unlink()
     assert says(refused(eval_itm, *words, "--checkpoint", folder), folder / "model.safetensors", "no such file")
@@ -418,7 +418,7 @@ def test_checkpoints_that_do_not_fit(small_world, finetuned, pretrained, recipes
     save_file(
         {n: t for n, t in heads.items() if not n.endswith("feat_regress.bias")}, tmp_path / "heads/heads.safetensors"
     )
-    words = [*recipes[pretrain], "--output-dir", tmp_path / "run", "--model.init", tmp_path / "heads"]
+    words = [*recipes[pretrain], "--out", tmp_path / "run", "--model.init", tmp_path / "heads"]
     assert says(refused(pretrain, *words), tmp_path / "heads/heads.safetensors", "missing feat_regress.bias")
 
 
@@ -441,8 +441,8 @@ def test_damaged_records_found_while_training(small_world, recipes, refused, tmp
             writer.put(name.encode(), value[: len(value) // 2] if name == key else value)
         writer.put(b"__keys__", json.dumps(list(db.keys)).encode())
     shutil.copy(small_world / "regions/nbb_th0.2_max100_min10.json", tmp_path / "regions")
-    words = [*recipes[train_itm], "--output-dir", tmp_path / "run", "--train-regions", tmp_path / "regions"]
-    done = command("train_itm.py", *words, "--num-workers", 1, status=2)
+    words = [*recipes[train_itm], "--out", tmp_path / "run", "--train-regions", tmp_path / "regions"]
+    done = command("train_itm.py", *words, "--workers", 1, status=2)
     for error in (refused(train_itm, *words), the_error(done.stderr)):
         assert says(error, tmp_path / "regions", repr(key), "damaged", "extract this picture again")
         assert "Original" not in error

@@ -72,7 +72,7 @@ def test_pretraining_trains_and_validates_every_task_and_keeps_best_and_last(pre
     kept = {p.name for p in (pretrained / "checkpoints").iterdir()}
     assert kept == {(pretrained / name).resolve().name for name in ("best", "last")}
     saved = cli.parse(pretrain.PretrainConfig, ["--config", str(pretrained / "config.yaml")])
-    words = ["--config", str(small_world / "pretrain.yaml"), "--output-dir", str(pretrained)]
+    words = ["--config", str(small_world / "pretrain.yaml"), "--out", str(pretrained)]
     assert saved == cli.parse(pretrain.PretrainConfig, words)
     facts = json.loads((pretrained / "run.json").read_text())
     assert facts["effective_batch_tokens"] == 1400 and "git" in facts
@@ -95,9 +95,9 @@ def kill_when(reached, words, run: Path) -> None:
 
 
 def test_stopped_pretraining_goes_on_as_if_never_stopped(tmp_path, small_world, pretrained, command):
-    words = ["--config", small_world / "pretrain.yaml", "--output-dir", tmp_path / "run"]
+    words = ["--config", small_world / "pretrain.yaml", "--out", tmp_path / "run"]
     # the worker draws ahead of what is trained; what it drew and nobody saw must be drawn again
-    started = [ROOT / "pretrain.py", *words, "--num-workers", 1]
+    started = [ROOT / "pretrain.py", *words, "--workers", 1]
     kill_when(lambda lines: lines[-1]["step"] > 8, started, tmp_path / "run")
     assert (tmp_path / "run" / "last").resolve().name < "step-00000032"
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
@@ -116,7 +116,7 @@ def short(small_world, tmp_path):
 
     def run(*words) -> dict:
         out = tmp_path / "_".join(words).replace("/", "_")
-        fixed = ["--config", small_world / "pretrain.yaml", "--num-steps", 2, "--valid-every", 2, "--output-dir", out]
+        fixed = ["--config", small_world / "pretrain.yaml", "--num-steps", 2, "--valid-every", 2, "--out", out]
         run_here(pretrain, pretrain.PretrainConfig, *fixed, *words)
         return metrics(out)[-1]
 
@@ -203,7 +203,7 @@ def test_finetuning_shows_recall_of_each_epoch_and_keeps_the_best(finetuned, sma
 
 def test_stopped_finetuning_goes_on_as_if_never_stopped(tmp_path, small_world, pretrained, finetuned, command):
     words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last"]
-    words += ["--output-dir", tmp_path / "run"]
+    words += ["--out", tmp_path / "run"]
     kill_when(lambda lines: "epoch" not in lines[-1], [ROOT / "train_itm.py", *words], tmp_path / "run")
     done = command("train_itm.py", *words, "--resume")
     assert "resumed at step" in done.stdout

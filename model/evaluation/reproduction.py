@@ -172,7 +172,7 @@ class Planner:
         words = [SCRIPTS[kind], "--config", recipe.path, "--data-root", str(self._data_root(recipe))]
         for setting, path in inputs.items():
             words += [f"--{setting.replace('_', '-')}", str(path)]
-        return Step((*words, *shlex.split(job.options), "--output-dir", str(folder)), recipe.config)
+        return Step((*words, *shlex.split(job.options), "--out", str(folder)), recipe.config)
 
     def _data_root(self, recipe: Recipe) -> Path:
         return Path(self._places.data_root or recipe.config.data_root)

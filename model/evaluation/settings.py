@@ -23,7 +23,7 @@ class EvalConfig:
         captions: text DB of the split
         regions: image DB
         data_root: relative folders of databases start here
-        output_dir: where the feature indexes (img, txt), results.json and ranks.npz go; indexes there that were made by
+        out: where the feature indexes (img, txt), results.json and ranks.npz go; indexes there that were made by
             this checkpoint from this data are used again. None: RUN/eval/STEP/NAME_OF_CAPTIONS for a
             checkpoint of a run (RUN/best), else CHECKPOINT/eval/NAME_OF_CAPTIONS
         gallery: text DBs whose images and captions are candidates too, but no queries: for the full gallery of Flickr30k train and
@@ -54,14 +54,14 @@ class EvalConfig:
         batch_size: images or captions encoded at a time, or pairs ranked again
         precision: of matrix products: fp32, bf16 or fp16
         device: auto, cpu, cuda or cuda:N
-        num_workers: processes that read the databases
+        workers: processes that read the databases
     """
 
     checkpoint: str
     captions: str
     regions: str
     data_root: str = "."
-    output_dir: str | None = None
+    out: str | None = None
     gallery: list[str] = field(default_factory=list)
     gallery_regions: list[str] = field(default_factory=list)
     languages: list[str] | None = None
@@ -84,7 +84,7 @@ class EvalConfig:
     batch_size: int = 256
     precision: Precision = "fp32"
     device: str = "auto"
-    num_workers: int = 0
+    workers: int = 0
 
     def __post_init__(self):
         if self.bootstrap < 0:

@@ -150,8 +150,8 @@ def _complete(result: Conversion, old: Old) -> None:
     if old.kind == "eval" and old.get("test_txt_db") and old.get("val_txt_db"):
         val_regions = old.get("val_img_db") or old.get("test_img_db")
         words = ["--captions", old.get("val_txt_db").rstrip("/"), "--regions", val_regions.rstrip("/")]
-        if "output_dir" in result.settings:
-            words += ["--output-dir", f"{result.settings['output_dir']}/val"]
+        if "out" in result.settings:
+            words += ["--out", f"{result.settings['out']}/val"]
         result._other_split.append(f" {shlex.join(words)}")
 
 

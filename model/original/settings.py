@@ -106,7 +106,7 @@ KEYS = (
     Key("num_bb", everywhere("boxes.num_bb"), default=_each(36, 36, True)),
     Key("max_txt_len", in_training("max_txt_len"), "ours counts [CLS] and [SEP]: 60 becomes 62, -1 stays", text_length, _each(60, 64), "evaluation drops no caption"),
     no_effect("img_meta", "says where the pictures of a search are: `scripts/search.py --photos`"),
-    Key("n_workers", everywhere("num_workers"), default=_each(4, 2, True)),
+    Key("n_workers", everywhere("workers"), default=_each(4, 2, True)),
     no_effect("pin_mem", "pinned wherever there is a GPU"),
     # model
     Key("txt_model_type", {}, "the weights' `config.json` says it; refused beyond BERT's family", tower_type),
@@ -173,7 +173,7 @@ KEYS = (
     Key("retrieval_mode", {}, "both directions are trained and measured; one alone is refused", only_in_training(None, "both")),
     no_effect("full_val", "validation always ranks the whole split"),
     # the run
-    Key("output_dir", everywhere("output_dir"), "", folder),
+    Key("output_dir", everywhere("out"), "", folder),
     Key("no_cuda", everywhere("device"), "true is `cpu`", cpu),
     no_effect("project_name", _NAME),
     no_effect("expr_name_prefix", _NAME),

@@ -294,7 +294,7 @@ class Finetuning(ABC):
         )  # fmt: skip
         make = functools.partial(_make_batch, self.prepare, self.train)
         group = []
-        for drawn in batch_loader(make, draws, config.num_workers, self.device.type == "cuda"):
+        for drawn in batch_loader(make, draws, config.workers, self.device.type == "cuda"):
             group.append(drawn)
             if len(group) == config.grad_accumulation:
                 yield group

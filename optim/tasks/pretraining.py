@@ -297,7 +297,7 @@ class Pretraining:
         sources = [(self.train[corpus], self.objectives[task]) for corpus, task in self.sources]
         make = functools.partial(_make_batch, config.seed, sources)
         tokens = [int(each.txt_lengths.sum(dtype=np.int64) + each.img_lengths.sum(dtype=np.int64)) for each in self.draws.sources]
-        batches = iter(batch_loader(make, self.draws, config.num_workers, pin=self.device.type == "cuda"))
+        batches = iter(batch_loader(make, self.draws, config.workers, pin=self.device.type == "cuda"))
         for number in range(step + 1, config.num_steps + 1):
             drawn = [next(batches) for _ in range(config.grad_accumulation)]
             is_last = number == config.num_steps

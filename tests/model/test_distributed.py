@@ -200,7 +200,7 @@ def test_both_engines_train_alike(small_world, tmp_path):
     """Two ranks under each launcher: the same data and tasks, and losses that differ by rounding alone."""
     metrics = {}
     for backend, launcher in LAUNCHERS.items():
-        words = ["--config", small_world / "pretrain.yaml", "--output-dir", tmp_path / backend]
+        words = ["--config", small_world / "pretrain.yaml", "--out", tmp_path / backend]
         command = [*launcher(2), WORKER.parents[1] / "pretrain.py", *words]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240)

@@ -63,7 +63,7 @@ def test_a_checkpoint_keeps_extractor_boxes_and_tokenizer(small_world, finetuned
 
 def eval_words(small_world, checkpoint, regions, out):
     words = ["--checkpoint", checkpoint, "--captions", small_world / "db" / "test", "--regions", regions]
-    return [*words, "--output-dir", out, "--bootstrap", 0, "--device", "cpu"]
+    return [*words, "--out", out, "--bootstrap", 0, "--device", "cpu"]
 
 
 def test_regions_of_another_extractor_are_refused_by_every_command(small_world, finetuned, other_regions, command, tmp_path):
@@ -73,8 +73,8 @@ def test_regions_of_another_extractor_are_refused_by_every_command(small_world, 
         "eval_itm.py": eval_words(small_world, best, other_regions, tmp_path / "eval"),
         "scripts/build_index.py": ["--checkpoint", best, "--regions", other_regions, "--out", tmp_path / "img", "--device", "cpu"],
         "train_itm.py": ["--config", small_world / "finetune.yaml", "--model.init", best, "--train-regions", other_regions,
-                         "--output-dir", tmp_path / "run"],
-        "pretrain.py": ["--config", small_world / "pretrain.yaml", "--model.init", best, "--output-dir", tmp_path / "pre",
+                         "--out", tmp_path / "run"],
+        "pretrain.py": ["--config", small_world / "pretrain.yaml", "--model.init", best, "--out", tmp_path / "pre",
                         "--data", json.dumps([{"name": "x", "captions": "db/train", "regions": str(other_regions),
                                                "tasks": {"cmr": 1}}])],
     }  # fmt: skip
@@ -92,7 +92,7 @@ def test_regions_of_another_extractor_are_refused_by_every_command(small_world, 
 
 
 def test_validation_regions_are_those_of_training(small_world, other_regions, command, tmp_path):
-    words = ["--config", small_world / "finetune.yaml", "--val-regions", other_regions, "--output-dir", tmp_path / "run",
+    words = ["--config", small_world / "finetune.yaml", "--val-regions", other_regions, "--out", tmp_path / "run",
              "--model.hidden-size", 32, "--model.num-hidden-layers", 1, "--model.num-attention-heads", 2]  # fmt: skip
     done = command("train_itm.py", *words, status=2)
     assert "regions were made by random-conv --seed 1, the model is trained on random-conv --seed 0" in done.stderr
@@ -134,7 +134,7 @@ def test_commands_take_other_boxes_from_the_checkpoint(small_world, pretrained, 
     command("scripts/extract_regions.py", *words)
     boxes = ["--boxes.conf-th", 0.5, "--boxes.max-bb", 8, "--boxes.min-bb", 4]
     words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", "--train-regions", regions]
-    done = command("train_itm.py", *words, *boxes, "--epochs", 1, "--output-dir", tmp_path / "run")
+    done = command("train_itm.py", *words, *boxes, "--epochs", 1, "--out", tmp_path / "run")
     assert "read with boxes conf_th 0.5, max_bb 8, min_bb 4; " in done.stderr
     best = tmp_path / "run" / "best"
     done = command("eval_itm.py", *eval_words(small_world, best, regions, tmp_path / "eval"))

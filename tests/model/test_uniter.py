@@ -271,7 +271,7 @@ def test_model_uniter_on_the_command_line():
     from optim.tasks.reranking import RerankingConfig
     from optim.tasks.retrieval import RetrievalConfig
 
-    fixed = ["--output-dir", "x", "--train-captions", "x", "--train-regions", "x", "--val-captions", "x"]
+    fixed = ["--out", "x", "--train-captions", "x", "--train-regions", "x", "--val-captions", "x"]
     mining = ["--reranker.miner", "x", "--hard-negatives.count", "2", "--hard-negatives.from-epoch", "1"]
 
     def parse(*words):
@@ -286,13 +286,13 @@ def test_model_uniter_on_the_command_line():
         (mining, "unknown option --reranker.miner"),
         (["--reranker.margin", "0.3"], "unknown option --reranker.margin"),
         (["--model", "uniter", *mining[:2]], "model.kind uniter learns from hard negatives: give hard_negatives.count"),
-        (["--model", "uniter", *mining, "--grad-cache", "4"], "unknown option --grad_cache"),
+        (["--model", "uniter", *mining, "--grad-cache", "4"], "unknown option --grad-cache"),
         (["--model", "uniter", *mining, "--siblings", "keep"], "unknown option --siblings"),
-        (["--model", "uniter", *mining, "--model.project-dim", "7"], "unknown option --model.project_dim"),
-        (["--model", "uniter", *mining, "--model.freeze-txt"], "unknown option --model.freeze_txt"),
+        (["--model", "uniter", *mining, "--model.project-dim", "7"], "unknown option --model.project-dim"),
+        (["--model", "uniter", *mining, "--model.freeze-txt"], "unknown option --model.freeze-txt"),
         (["--model", "uniter", *mining, "--reranker.top", "0"], "reranker: top 0 must be at least 1"),
     ):
         with pytest.raises(BadInput, match=re.escape(message)):
             parse(*words)
     with pytest.raises(BadInput, match=r"model\.kind"):
-        cli.parse(pretrain.PretrainConfig, ["--output-dir", "x", "--model.kind", "uniter"])
+        cli.parse(pretrain.PretrainConfig, ["--out", "x", "--model.kind", "uniter"])

@@ -65,7 +65,7 @@ def train(world, small_world, pretrained, monkeypatch, capsys):
     def run(updates=None, *words):
         with monkeypatch.context() as patch:
             fixed = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", "--data-root", world]
-            words = [str(word) for word in (*fixed, "--output-dir", world / "run", "--save-every", 4, *words)]
+            words = [str(word) for word in (*fixed, "--out", world / "run", "--save-every", 4, *words)]
             if updates is None:
                 train_itm.main(cli.parse(train_itm.CONFIGS, words))
             else:
@@ -123,7 +123,7 @@ def test_the_same_data_elsewhere_are_the_same(train, world):
 
 
 def test_regions_of_pretraining(world, small_world, capsys, monkeypatch):
-    words = ["--config", small_world / "pretrain.yaml", "--data-root", world, "--output-dir", world / "run"]
+    words = ["--config", small_world / "pretrain.yaml", "--data-root", world, "--out", world / "run"]
     shutil.copytree(small_world / "db_de", world / "db_de")
     words = [str(word) for word in (*words, "--num-steps", 6, "--valid-every", 3)]
     with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ from optim.tasks.pretraining import CorpusOptions, PretrainConfig
 
 def config(**settings):
     first = CorpusOptions("first", "a", "b", {"cmr": 2, "vmlm": 1, "mrfr": 1})
-    return PretrainConfig(output_dir="x", data=[first, CorpusOptions("second", "c", "d", {"vmlm": 3})], **settings)
+    return PretrainConfig(out="x", data=[first, CorpusOptions("second", "c", "d", {"vmlm": 3})], **settings)
 
 
 def test_objectives_and_corpora_are_chosen_with_their_ratios():

@@ -57,7 +57,7 @@ def train(small_world, pretrained, tmp_path):
 
     def run(*words, name="run"):
         fixed = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", "--languages", "en"]
-        words = [*fixed, "--output-dir", tmp_path / name, *words]
+        words = [*fixed, "--out", tmp_path / name, *words]
         train_itm.main(cli.parse(train_itm.CONFIGS, [str(word) for word in words]))
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return tmp_path / name, [json.loads(line) for line in lines]
@@ -230,7 +230,7 @@ def test_captions_of_an_image_are_trained_on_together_and_go_on_bit_for_bit(trai
 
 def test_whose_pairs_are_negatives_reaches_both_trainings(small_world, pretrained, tmp_path):
     for negatives in ("all_ranks", "own_rank"):
-        words = ["--output-dir", str(tmp_path), "--negatives", negatives]
+        words = ["--out", str(tmp_path), "--negatives", negatives]
         config = cli.parse(RetrievalConfig, ["--config", str(small_world / "finetune.yaml"), *words])
         assert Retrieval(config, torch.device("cpu"), SINGLE).objective.options.negatives == negatives
         config = cli.parse(PretrainConfig, ["--config", str(small_world / "pretrain.yaml"), *words])
@@ -278,7 +278,7 @@ def test_third_view_is_part_of_an_image_embedding(small_world, pretrained, image
         "--image-captions",
         third,
     ]
-    words += ["--caption-score-weight", 0.3, "--output-dir", tmp_path / "eval"]
+    words += ["--caption-score-weight", 0.3, "--out", tmp_path / "eval"]
     eval_itm.main(cli.parse(eval_itm.EvalConfig, [str(word) for word in words]))
     found = json.loads((tmp_path / "eval" / "results.json").read_text())["recall"]
     assert found["all"] == pytest.approx(evaluate(model, data, "cpu")["all"])

@@ -33,7 +33,7 @@ def recipe(small_world, tmp_path):
     def words(corpus):
         path = tmp_path / "data.yaml"
         path.write_text(json.dumps({"data": [corpus]}))
-        fixed = ["--config", small_world / "pretrain.yaml", "--config", path, "--output-dir", tmp_path / "run"]
+        fixed = ["--config", small_world / "pretrain.yaml", "--config", path, "--out", tmp_path / "run"]
         return [str(word) for word in (*fixed, "--num-steps", 2, "--valid-every", 2)]
 
     return words
@@ -89,7 +89,7 @@ def test_captions_of_pretraining_with_another_tokenizer_are_refused(recipe, othe
 @pytest.mark.parametrize("key", ["train_captions", "val_captions"])
 def test_captions_of_finetuning_with_another_tokenizer_are_refused(small_world, other_words, tmp_path, key):
     others = {"train_captions": ["db/train", str(other_words / "train")], "val_captions": [str(other_words / "val")]}[key]
-    words = ["--config", small_world / "finetune.yaml", f"--{key.replace('_', '-')}", *others, "--output-dir", tmp_path / "run"]
+    words = ["--config", small_world / "finetune.yaml", f"--{key.replace('_', '-')}", *others, "--out", tmp_path / "run"]
     config = cli.parse(train_itm.CONFIGS, [*map(str, words), "--model.hidden-size", "32", "--model.num-attention-heads", "2"])
     with pytest.raises(BadInput, match=r"was built with another tokenizer than .*: their vocabularies differ"):
         Retrieval(config, torch.device("cpu"), Ranks())
@@ -108,7 +108,7 @@ def test_a_pretrained_text_tower_of_another_tokenizer_is_refused(small_world, ot
 @pytest.mark.parametrize(("languages", "absent"), [(["en", "no"], "no"), (["xx", "de", "fr"], "xx and of fr")])
 def test_languages_that_no_database_has_are_refused_not_passed_over(small_world, languages, absent, tmp_path):
     message = rf"db/\w+: no caption of language {absent}, found de, en; "
-    words = ["--config", small_world / "finetune.yaml", "--output-dir", tmp_path / "run", "--data-root", small_world]
+    words = ["--config", small_world / "finetune.yaml", "--out", tmp_path / "run", "--data-root", small_world]
     config = cli.parse(train_itm.CONFIGS, [*map(str, words), "--languages", *languages])
     with pytest.raises(BadInput, match=message):
         Retrieval(config, torch.device("cpu"), Ranks())

@@ -65,7 +65,7 @@ def words_for(script, world, out, *more):
         "pretrain.py": ["pretrain.yaml"],
         "train_itm.py": ["finetune.yaml", "--model.init", world / "pretrained/last"],
     }
-    words = [world / recipe[script][0], *recipe[script][1:], "--output-dir", out, "--distributed-timeout", 20]
+    words = [world / recipe[script][0], *recipe[script][1:], "--out", out, "--distributed-timeout", 20]
     return [script, "--config", *words, *LONG[script], *more]
 
 
@@ -134,7 +134,7 @@ def uninterrupted(forker, small_world, pretrained, tmp_path_factory):
 @pytest.mark.parametrize(
     ("script", "ranks", "kills", "more"),
     [
-        ("pretrain.py", 1, 8, ("--num-workers", 1)),
+        ("pretrain.py", 1, 8, ("--workers", 1)),
         ("train_itm.py", 1, 8, HARD),
         ("pretrain.py", 2, 5, ()),
         ("train_itm.py", 2, 5, HARD),
@@ -178,7 +178,7 @@ def test_killed_at_random_moments(forker, small_world, uninterrupted, tmp_path, 
 def test_a_signal_saves_and_leaves_with_its_own_status(
     forker, small_world, uninterrupted, tmp_path, script, name, ranks
 ):
-    more = ("--save-every", 1000, "--num-workers", 1)
+    more = ("--save-every", 1000, "--workers", 1)
     run, log = tmp_path / "run", tmp_path / "log"
     words = words_for(script, small_world, run, *more)
     pids = forker.start(words, log, ranks)
@@ -198,13 +198,13 @@ def test_a_signal_saves_and_leaves_with_its_own_status(
 
 def test_a_full_disk_while_saving_loses_nothing(forker, small_world, uninterrupted, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    words = words_for("pretrain.py", small_world, run, "--num-workers", 1)
-    assert forker.wait(forker.start([*words, "--save-every", 0, "--num-workers", 1], log, file_size=100_000)) == [2]
+    words = words_for("pretrain.py", small_world, run, "--workers", 1)
+    assert forker.wait(forker.start([*words, "--save-every", 0, "--workers", 1], log, file_size=100_000)) == [2]
     message = log.read_text().splitlines()[-1]
     assert message.startswith("error: ") and "cannot be written" in message and "step-00000040" in message
     assert last_step(run) == -1 and not list(run.rglob("step-*"))
     assert forker.wait(forker.start(words, log)) == [0]
-    assert_same_run(run, uninterrupted("pretrain.py", 1, "--num-workers", 1))
+    assert_same_run(run, uninterrupted("pretrain.py", 1, "--workers", 1))
 
 
 @pytest.mark.parametrize(("script", "before", "after"), [("pretrain.py", 2, 1), ("train_itm.py", 1, 2)])

@@ -19,7 +19,7 @@ def limit(small_world):
 def short(small_world, limit, tmp_path_factory, command):
     """A run of a model of so many positions, and what it said."""
     out = tmp_path_factory.mktemp("short") / "run"
-    words = ["--config", small_world / "finetune.yaml", "--output-dir", out, "--epochs", 1, "--languages", "en"]
+    words = ["--config", small_world / "finetune.yaml", "--out", out, "--epochs", 1, "--languages", "en"]
     words += ["--model.max-position-embeddings", limit, "--long-captions", "truncate"]
     return out, command("train_itm.py", *words).stdout
 
@@ -43,7 +43,7 @@ def test_training_drops_and_validation_cuts_and_both_count(short, limit, small_w
 def test_evaluation_refuses_or_cuts_and_counts(short, limit, small_world, command):
     run, _ = short
     words = ["--checkpoint", run / "best", "--captions", small_world / "db/test", "--regions", small_world / "regions"]
-    words += ["--languages", "en", "--bootstrap", 0, "--output-dir", run.parent / "eval"]
+    words += ["--languages", "en", "--bootstrap", 0, "--out", run.parent / "eval"]
     refused = command("eval_itm.py", *words, status=2).stderr
     test = lengths(small_world / "db/test")
     cut = int((test > limit).sum())
@@ -56,7 +56,7 @@ def test_evaluation_refuses_or_cuts_and_counts(short, limit, small_world, comman
 
 def test_pretraining_drops_and_counts(small_world, limit, tmp_path, command):
     recipe = yaml.safe_load((small_world / "pretrain.yaml").read_text())
-    words = ["--config", small_world / "pretrain.yaml", "--output-dir", tmp_path / "run", "--num-steps", 1]
+    words = ["--config", small_world / "pretrain.yaml", "--out", tmp_path / "run", "--num-steps", 1]
     command("pretrain.py", *words, "--model.max-position-embeddings", limit)
     facts = json.loads((tmp_path / "run/run.json").read_text())
     for corpus in recipe["data"]:

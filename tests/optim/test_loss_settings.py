@@ -21,7 +21,7 @@ def with_sigmoid(small_world, pretrained, command):
     """The run folder of a fine-tuning with the sigmoid loss, from a checkpoint that was trained with dot products."""
     out = small_world / "sigmoid"
     words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", *SIGMOID]
-    command("train_itm.py", *words, "--grad-cache", 5, "--keep-checkpoints", 5, "--output-dir", out)
+    command("train_itm.py", *words, "--grad-cache", 5, "--keep-checkpoints", 5, "--out", out)
     return out
 
 
@@ -43,7 +43,7 @@ def test_a_run_goes_on_with_the_loss_as_it_was(with_sigmoid, small_world, pretra
     last.unlink()
     last.symlink_to(steps[0].relative_to(with_sigmoid))
     words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", *SIGMOID]
-    shown = command("train_itm.py", *words, "--grad-cache", 5, "--keep-checkpoints", 5, "--output-dir", with_sigmoid).stdout
+    shown = command("train_itm.py", *words, "--grad-cache", 5, "--keep-checkpoints", 5, "--out", with_sigmoid).stdout
     assert "resumed at step" in shown
     found = load_file(last / "heads.safetensors") | load_file(last / "model.safetensors")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
@@ -80,11 +80,11 @@ def test_a_loss_of_its_own_is_left_out_of_the_originals_file(with_sigmoid, comma
 def test_a_learned_temperature_goes_from_pretraining_to_fine_tuning(small_world, command, tmp_path):
     learned = ["--loss.temperature", "learned", "--model.similarity", "cosine"]
     words = ["--config", small_world / "pretrain.yaml", *learned, "--num-steps", 8]
-    command("pretrain.py", *words, "--output-dir", tmp_path / "pre")
+    command("pretrain.py", *words, "--out", tmp_path / "pre")
     before = load_file(tmp_path / "pre/last/heads.safetensors")
     assert "cls.predictions.bias" in before
     words = ["--config", small_world / "finetune.yaml", *learned, "--epochs", 1, "--optim.lr", 1e-9]
-    command("train_itm.py", *words, "--model.init", tmp_path / "pre/last", "--output-dir", tmp_path / "fine")
+    command("train_itm.py", *words, "--model.init", tmp_path / "pre/last", "--out", tmp_path / "fine")
     after = load_file(tmp_path / "fine/last/heads.safetensors")
     assert after.keys() == {"contrast.log_scale"}
     assert float(after["contrast.log_scale"]) == pytest.approx(float(before["contrast.log_scale"]), abs=1e-4)
@@ -93,7 +93,7 @@ def test_a_learned_temperature_goes_from_pretraining_to_fine_tuning(small_world,
 
 @pytest.mark.parametrize("kind", [PretrainConfig, RetrievalConfig])
 def test_contradictions_are_seen_when_the_settings_are_read(kind, tmp_path):
-    words = ["--output-dir", str(tmp_path), "--model.similarity", "cosine"]
+    words = ["--out", str(tmp_path), "--model.similarity", "cosine"]
     if kind is PretrainConfig:
         words += ["--data", '[{"name": "a", "captions": "c", "regions": "r", "tasks": {"cmr": 1}}]']
     else:

@@ -39,11 +39,11 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Config:
-    output_dir: str = "x"
+    out: str = "x"
     optim: OptimOptions = field(default_factory=OptimOptions)
     languages: list[str] | None = None
     epochs: int = 3
-    num_workers: int = 0
+    workers: int = 0
     keep_checkpoints: int = 1
     resume: bool = False
 
@@ -61,7 +61,7 @@ def small_model(seed=0, feature_dim=4):
 
 
 def open_run(folder, config=None, resume=False, **facts):
-    settings = dataclasses.replace(config or Config(), output_dir=str(folder), resume=resume)
+    settings = dataclasses.replace(config or Config(), out=str(folder), resume=resume)
     return Run(settings, SINGLE, facts)
 
 
@@ -124,7 +124,7 @@ def test_other_settings_are_refused_by_name_and_value(tmp_path):
     changes = str(error.value).split("(")[1].split(")")[0].split("; ")
     assert changes == ["epochs was 3, now 7", "languages was None, now ['de']", "optim.lr was 5e-05, now 0.5"]
     assert (tmp_path / "config.yaml").read_bytes() == before
-    free = Config(output_dir="y", num_workers=4, keep_checkpoints=3, resume=True)  # change speed and reports only
+    free = Config(out="y", workers=4, keep_checkpoints=3, resume=True)  # change speed and reports only
     assert open_run(tmp_path, free, resume=True).resumed
 
 

@@ -43,7 +43,7 @@ def train(small_world, tmp_path):
 
     def run(*words, name="run"):
         fixed = ["--config", small_world / "pretrain.yaml", "--num-steps", 12, "--valid-every", 4, "--keep-checkpoints", 9]
-        words = [*fixed, "--output-dir", tmp_path / name, *words]
+        words = [*fixed, "--out", tmp_path / name, *words]
         pretrain.main(cli.parse(PretrainConfig, [str(word) for word in words]))
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return tmp_path / name, [json.loads(line) for line in lines]

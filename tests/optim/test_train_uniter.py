@@ -48,7 +48,7 @@ def train(recipe, tmp_path):
     """Train in this process → (run folder, lines of metrics)."""
 
     def run(*words, name="run"):
-        words = ["--model", "uniter", "--config", recipe, "--output-dir", tmp_path / name, *words]
+        words = ["--model", "uniter", "--config", recipe, "--out", tmp_path / name, *words]
         train_itm.main(cli.parse(train_itm.CONFIGS, [str(word) for word in words]))
         return tmp_path / name, [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
@@ -172,7 +172,7 @@ def test_a_re_ranker_goes_on_from_a_re_ranker_and_teaches(train, small_world, pr
     losses = []
     for weight in (0, 1):
         distill = ["--distill.scores", tmp_path / "scores.npz", "--distill.weight", 1] if weight else []
-        words = [*fixed, *distill, "--output-dir", tmp_path / f"student{weight}", "--epochs", 1]
+        words = [*fixed, *distill, "--out", tmp_path / f"student{weight}", "--epochs", 1]
         train_itm.main(cli.parse(train_itm.CONFIGS, [str(word) for word in words]))
         losses.append(json.loads((tmp_path / f"student{weight}/metrics.jsonl").read_text().splitlines()[0])["train/cmr/loss"])
     assert losses[1] > losses[0]  # the second one also follows the teacher

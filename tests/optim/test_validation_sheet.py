@@ -67,7 +67,7 @@ def lines_of(run):
 
 def test_fine_tuning_gives_tensorboard_a_sheet_of_each_validation(small_world, pretrained, tmp_path):
     words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", "--device", "cpu", "--epochs", 2]
-    run_here(train_itm, train_itm.CONFIGS, *words, "--output-dir", tmp_path / "run", "--validation-sheet", 2)
+    run_here(train_itm, train_itm.CONFIGS, *words, "--out", tmp_path / "run", "--validation-sheet", 2)
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     lines = lines_of(tmp_path / "run")
     sheets, validated = events.Images("validation"), [line["step"] for line in lines if "val/all/AR" in line]
@@ -79,13 +79,13 @@ def test_fine_tuning_gives_tensorboard_a_sheet_of_each_validation(small_world, p
     assert all(0 <= line["speed/waiting_for_data"] <= 100 for line in lines if "lr" in line) and "loss_scale" not in lines[0]
     for name in ("num_steps", "validation_sheet"):
         with pytest.raises(BadInput, match=f"{name} must be at least 0"):
-            cli.parse(train_itm.CONFIGS, [*map(str, words), "--output-dir", "x", f"--{name}", "-1"])
+            cli.parse(train_itm.CONFIGS, [*map(str, words), "--out", "x", f"--{name}", "-1"])
 
 
 def test_pretraining_validates_recall_too(small_world, pretrained, tmp_path):
     settings = yaml.safe_load((small_world / "pretrain.yaml").read_text())
     words = ["--config", small_world / "pretrain.yaml", "--num-steps", 4, "--valid-every", 4, "--device", "cpu"]
-    run_here(pretrain, pretrain.PretrainConfig, *words, "--output-dir", tmp_path / "run", "--valid-recall", 5)
+    run_here(pretrain, pretrain.PretrainConfig, *words, "--out", tmp_path / "run", "--valid-recall", 5)
     line = lines_of(tmp_path / "run")[-1]
     val = open_pairs(small_world / "db/val", small_world / "regions", BoxOptions(), max_txt_len=62)
     model = LightningDOT.from_pretrained(tmp_path / "run/last")
@@ -103,6 +103,6 @@ def test_pretraining_validates_recall_too(small_world, pretrained, tmp_path):
     assert whole == recall_of_first_images(model, val, len(val.images), "cpu") != pytest.approx(expected)
     passes = [line for line in lines_of(tmp_path / "run") if "passes/scenes" in line]
     assert {name for name in passes[-1] if name.startswith("passes/")} == {f"passes/{corpus['name']}" for corpus in settings["data"]}
-    run_here(pretrain, pretrain.PretrainConfig, *words, "--output-dir", tmp_path / "none", "--valid-recall", 0)
+    run_here(pretrain, pretrain.PretrainConfig, *words, "--out", tmp_path / "none", "--valid-recall", 0)
     without = lines_of(tmp_path / "none")[-1]
     assert "val/scenes/AR" not in without and without["val/loss"] == line["val/loss"]

@@ -165,7 +165,7 @@ def expected_pretraining(old: dict) -> dict:
         single = [place[0] if len(set(place)) == 1 else place for place in places]
         data.append((entry["name"], *single, tasks))
     return {
-        "data": data, "output_dir": old["output_dir"], "tokens_per_batch": old["train_batch_size"],
+        "data": data, "out": old["output_dir"], "tokens_per_batch": old["train_batch_size"],
         "grad_accumulation": old["gradient_accumulation_steps"], "optim.accumulation": "sum", "negatives": "own_rank",
         "optim.lr": old["learning_rate"], "optim.grad_clip": old["grad_norm"], "max_txt_len": old["max_txt_len"] + 2,
         "boxes.conf_th": old["conf_th"], "boxes.max_bb": old["max_bb"], "boxes.min_bb": old["min_bb"], "boxes.num_bb": old["num_bb"],
@@ -174,7 +174,7 @@ def expected_pretraining(old: dict) -> dict:
         "optim.warmup_ratio": 0.0, "optim.algorithm": "adamw_original", "optim.schedule": "uniter_linear",
         "optim.betas": old["betas"], "optim.eps": 1e-6, "optim.weight_decay": old["weight_decay"], "optim.no_decay": "original",
         "model.dropout": old["dropout"], "model.project_dim": old["project_dim"], "seed": old["seed"],
-        "num_workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "loss.name": "softmax",
+        "workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "loss.name": "softmax",
         "loss.temperature": None, "valid_batches": 0, "data_root": ".", "teacher.checkpoint": None, "teacher.weight": 0.5,
         "teacher.temperature": 1.0, **expected_towers(),
     }  # fmt: skip
@@ -192,7 +192,7 @@ def expected_finetuning(old: dict) -> dict:
     given, old = old, ABSENT_IN_FINETUNING | old
     towers = expected_towers() if "img_checkpoint" in given else expected_towers() | {"model.img_init": None}
     return {
-        "output_dir": old["output_dir"], "train_captions": old["train_txt_dbs"][0].rstrip("/"),
+        "out": old["output_dir"], "train_captions": old["train_txt_dbs"][0].rstrip("/"),
         "train_regions": old["train_img_dbs"][0].rstrip("/"), "val_captions": old["val_txt_db"].rstrip("/"),
         "val_regions": old["val_img_db"].rstrip("/"), "batch_size": old["train_batch_size"],
         "grad_accumulation": old["gradient_accumulation_steps"], "optim.accumulation": "mean", "negatives": "own_rank",
@@ -201,7 +201,7 @@ def expected_finetuning(old: dict) -> dict:
         "epochs": old["num_train_epochs"], "num_steps": 0, "optim.warmup_steps": 0, "optim.warmup_ratio": 0.1,
         "optim.algorithm": "adamw_original", "optim.schedule": "hf_linear", "optim.betas": [0.9, 0.999], "optim.eps": 1e-8,
         "optim.weight_decay": 0.0, "optim.no_decay": "original", "model.dropout": None, "model.project_dim": old["project_dim"],
-        "seed": old["seed"], "num_workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "siblings": "keep",
+        "seed": old["seed"], "workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "siblings": "keep",
         "hard_negatives.count": old["num_hard_negatives"], "hard_negatives.window": "original", "hard_negatives.from_epoch": 1,
         "hard_negatives.every": 1, "third_view": "loss", "caption_score_weight": 0.0, "image_captions": None,
         "val_image_captions": None, "loss.name": "softmax", "loss.temperature": None, "distill.scores": None,
@@ -214,9 +214,9 @@ def expected_evaluation(old: dict) -> dict:
     given = old.get("biencoder_checkpoint")
     return {
         "checkpoint": given.removesuffix(".pt") if given else "CHECKPOINT", "captions": old["test_txt_db"].rstrip("/"),
-        "regions": old["test_img_db"].rstrip("/"), "output_dir": old["output_dir"], "batch_size": old["valid_batch_size"],
+        "regions": old["test_img_db"].rstrip("/"), "out": old["output_dir"], "batch_size": old["valid_batch_size"],
         "boxes.conf_th": old["conf_th"], "boxes.max_bb": old["max_bb"], "boxes.min_bb": old["min_bb"], "boxes.num_bb": old["num_bb"],
-        "num_workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "search": "exact", "languages": None,
+        "workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "search": "exact", "languages": None,
         "image_captions": None, "caption_score_weight": 0.0, "coco_1k": False, "reranker": None, "data_root": ".",
     }  # fmt: skip
 
@@ -225,7 +225,7 @@ def expected_reranking(old: dict) -> dict:
     old = ABSENT_IN_UNITERS_RETRIEVAL | old
     hard = old["hard_neg_size"]
     return {
-        "output_dir": old["output_dir"], "train_captions": ["/txt/itm_train.db", "/txt/itm_restval.db"],
+        "out": old["output_dir"], "train_captions": ["/txt/itm_train.db", "/txt/itm_restval.db"],
         "train_regions": ["/img/train2014", "/img/val2014"], "val_captions": "/txt/itm_val.db", "val_regions": "/img/val2014",
         "batch_size": old["train_batch_size"], "grad_accumulation": old["gradient_accumulation_steps"], "optim.accumulation": "sum",
         "optim.lr": old["learning_rate"], "optim.grad_clip": old["grad_norm"], "max_txt_len": old["max_txt_len"] + 2,
@@ -236,7 +236,7 @@ def expected_reranking(old: dict) -> dict:
         "model.kind": "uniter", "model.init": "/pretrain/uniter-base", "reranker.margin": old["margin"], "reranker.miner": "MINER",
         "hard_negatives.count": hard or old["negative_size"], "hard_negatives.from_epoch": 1, "hard_negatives.every": 1,
         "hard_negatives.window": f"0-{old['negative_size']}" if hard else "random", "seed": old["seed"],
-        "num_workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "languages": None,
+        "workers": old["n_workers"], "precision": "fp16" if old["fp16"] else "fp32", "languages": None,
         "language_temperature": 1.0, "data_root": ".",
     }  # fmt: skip
 
@@ -315,7 +315,7 @@ def test_commands_hold_for_paths_with_spaces(translate, capsys):
     translate(EVAL | val, "eval")
     second = capsys.readouterr().out.splitlines()[-1]
     other = cli.parse(eval_itm.EvalConfig, shlex.split(second)[2:])
-    assert (other.captions, other.output_dir) == ("my db/val", "my runs/val")
+    assert (other.captions, other.out) == ("my db/val", "my runs/val")
 
 
 def test_weights_in_half_precision_are_told(translate, capsys):
@@ -351,7 +351,7 @@ def test_weights_in_half_precision_are_told(translate, capsys):
             {"model.init": "/my/models/a", "train_captions": ["/my/db/a.db", "/dbs/b"], "val_regions": "/my/img/x"},
         ),
         ({"checkpoint": "/pretrain/uniter.pt"}, {"model.init": None}),
-        ({"no_cuda": True, "n_workers": 0}, {"device": "cpu", "num_workers": 0}),
+        ({"no_cuda": True, "n_workers": 0}, {"device": "cpu", "workers": 0}),
         ({"conf_th": -1, "num_bb": 20}, {"boxes.conf_th": -1.0, "boxes.num_bb": 20}),
         ({"cls_concat": "multiply", "seperate_caption_encoder": True}, {"siblings": "keep"}),
         ({"fix_img_encoder": True}, {"model.freeze_img": True, "model.freeze_txt": False}),
@@ -427,7 +427,7 @@ def test_an_evaluation_of_two_splits_is_two_commands(translate, capsys):
     words = second.split()[2:]
     other = cli.parse(eval_itm.EvalConfig, words)
     expected = {"captions": "db/itm_flickr30k_val_base-cased.db", "regions": "img/flickr30k"}
-    expected |= {"output_dir": "runs/original_flickr30k/val", "checkpoint": "FOLDER"}
+    expected |= {"out": "runs/original_flickr30k/val", "checkpoint": "FOLDER"}
     assert other == dataclasses.replace(config, **expected)
     assert f"#   {second.strip()}" in text
     only_val = {key: value for key, value in EVAL.items() if not key.startswith("test_")}

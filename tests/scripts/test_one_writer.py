@@ -122,7 +122,7 @@ def test_shards_of_one_extraction_are_written_at_once(tmp_path, monkeypatch):
     ],
 )
 def test_a_run_folder_has_one_training_of_any_number_of_ranks(tmp_path, script, words):
-    words = [sys.executable, str(ROOT / script), *words, "--device", "cpu", "--output-dir", str(tmp_path / "run")]
+    words = [sys.executable, str(ROOT / script), *words, "--device", "cpu", "--out", str(tmp_path / "run")]
     for ranks in (1, 2):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

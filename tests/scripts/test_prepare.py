@@ -57,7 +57,7 @@ def test_bad_input_is_left_out_and_the_rest_goes_on(own, capfd):
     sizes = {name: len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")}
     assert sizes == {"train": 10, "val": 1, "test": 1}
     assert (
-        "train:    python train_itm.py --config configs/finetune/own_small.yaml --data-root data --output-dir data/run\n"
+        "train:    python train_itm.py --config configs/finetune/own_small.yaml --data-root data --out data/run\n"
         in shown.out
     )
     assert {found["records"] for found in report["checks"].values()} == {12, 30, 3}
@@ -123,7 +123,7 @@ def test_splits_of_the_file_are_kept_and_boxes_are_told(own, capfd):
     report = run(*own, *SMALL, "conf-th=0.6", "min-bb=4", "max-bb=20")
     shown = capfd.readouterr().out
     boxes = "--boxes.conf-th 0.6 --boxes.max-bb 20 --boxes.min-bb 4"
-    assert f"--data-root data {boxes} --output-dir data/run" in shown
+    assert f"--data-root data {boxes} --out data/run" in shown
     assert f"--captions data/db/val --regions data/regions {boxes}" in shown
     assert len(CaptionDB("data/db/val").img2txts) == 4 and "in_several_splits" not in report
 

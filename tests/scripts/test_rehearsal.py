@@ -75,7 +75,7 @@ def write_recipes(folder: Path) -> None:
         if kind == "speed":
             recipe = SPEED
         else:
-            recipe |= LESS[kind] | {"num_workers": 0, "precision": "fp32"}
+            recipe |= LESS[kind] | {"workers": 0, "precision": "fp32"}
         if recipe.get("model", {}).get("kind") == "uniter":
             recipe = recipe | {name: recipe[name] | less for name, less in RERANKER.items()}
         if path.name == "coco_reranked.yaml":  # of the thousand pictures that COCO's folds need there would be 200,000 pairs

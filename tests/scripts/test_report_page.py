@@ -82,7 +82,7 @@ def evaluated(small_world, finetuned, tmp_path_factory):
     out = run / "eval/step-1/test"
     captions = CaptionDB(small_world / "db/test")
     words = ["--checkpoint", finetuned / "best", "--captions", small_world / "db/test", "--regions", small_world / "regions"]
-    eval_itm.main(cli.parse(EvalConfig, [*map(str, words), "--output-dir", str(out), "--device", "cpu", "--bootstrap", "50"]))
+    eval_itm.main(cli.parse(EvalConfig, [*map(str, words), "--out", str(out), "--device", "cpu", "--bootstrap", "50"]))
     records = [Caption(captions.txt2img[i], f"{i} {EVIL}", i, "test", captions.languages[i]) for i in captions.ids]
     write_caption_db(run.parent / "evil", records, CaptionTokenizer.from_pretrained(small_world / "tokenizer"), ["a"])
     results = json.loads((out / "results.json").read_text())

@@ -48,7 +48,7 @@ def recipes(small_world, tmp_path, monkeypatch):
     short = {"pretrain": {"num_steps": 2, "valid_every": 2}, "finetune": {"epochs": 1}}
     words = ["--eval-config", "eval.yaml", "--data-root", small_world]
     for name, changes in short.items():
-        recipe = yaml.safe_load((small_world / f"{name}.yaml").read_text()) | changes | {"output_dir": "elsewhere"}
+        recipe = yaml.safe_load((small_world / f"{name}.yaml").read_text()) | changes | {"out": "elsewhere"}
         Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe))
         words += [f"--{name}-config", f"{name}.yaml"]
     return words

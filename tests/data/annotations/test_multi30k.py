@@ -39,7 +39,7 @@ def four(small_world, tmp_path_factory, command):
     recipe |= {f"{split}_captions": str(root / "db" / split) for split in ("train", "val")}
     recipe |= {"language_temperature": 3.0, "epochs": 1, "batch_size": 32, "model": TINY}
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command("train_itm.py", "--config", root / "recipe.yaml", "--output-dir", root / "run")
+    command("train_itm.py", "--config", root / "recipe.yaml", "--out", root / "run")
     return root
 
 
@@ -69,7 +69,7 @@ def test_validation_chooses_by_the_mean_over_the_languages(four):
 
 
 def test_the_temperature_reaches_the_run(four, command):
-    words = ["--config", four / "recipe.yaml", "--output-dir", four / "plain", "--language-temperature", 1]
+    words = ["--config", four / "recipe.yaml", "--out", four / "plain", "--language-temperature", 1]
     command("train_itm.py", *words)
     losses = {}
     for name in ("run", "plain"):
@@ -116,6 +116,6 @@ def test_a_translated_database_is_evaluated_by_language(four, small_world, comma
 
 
 def test_a_temperature_below_one_is_refused():
-    words = ["--output-dir", "x", "--train-captions", "a", "--train-regions", "b", "--val-captions", "c"]
+    words = ["--out", "x", "--train-captions", "a", "--train-regions", "b", "--val-captions", "c"]
     with pytest.raises(BadInput, match=r"language_temperature must be at least 1, found 0.5"):
         cli.parse(train_itm.CONFIGS, [*words, "--language-temperature", "0.5"])

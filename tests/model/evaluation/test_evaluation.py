@@ -74,7 +74,7 @@ def evaluated(world, small_world, tmp_path, capsys):
 
     def run(captions="english", **settings):
         config = eval_itm.EvalConfig(
-            checkpoint=str(world / "model"), captions=str(world / captions), output_dir=str(tmp_path / "out"),
+            checkpoint=str(world / "model"), captions=str(world / captions), out=str(tmp_path / "out"),
             **{"bootstrap": 200, "regions": str(small_world / "regions")} | settings,
         )  # fmt: skip
         capsys.readouterr()

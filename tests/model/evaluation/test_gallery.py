@@ -42,7 +42,7 @@ def evaluate(small_world, pretrained, tmp_path, capsys):
 
     def run(*words, out="out", captions=None):
         fixed = ["--checkpoint", pretrained / "last", "--captions", captions or small_world / "db/test"]
-        words = [*fixed, "--regions", small_world / "regions", "--bootstrap", 20, "--output-dir", tmp_path / out, *words]
+        words = [*fixed, "--regions", small_world / "regions", "--bootstrap", 20, "--out", tmp_path / out, *words]
         capsys.readouterr()
         eval_itm.main(cli.parse(eval_itm.EvalConfig, [str(word) for word in words]))
         return capsys.readouterr(), json.loads((tmp_path / out / "results.json").read_text()), tmp_path / out

@@ -125,7 +125,7 @@ def test_a_database_without_soft_labels_trains_mrfr_and_refuses_mrckl(small_worl
     db = RegionDB(regions)
     assert (db.num_labels, db.feature_dim) == (0, 24) and all(len(db[key]) == 16 for key in db.keys[:3])
 
-    words = ["--config", small_world / "pretrain.yaml", "--num-steps", 2, "--output-dir", tmp_path / "run"]
+    words = ["--config", small_world / "pretrain.yaml", "--num-steps", 2, "--out", tmp_path / "run"]
     corpus = {"name": "patches", "captions": str(small_world / "db" / "train"), "regions": str(regions)}
     command("pretrain.py", *words, "--data", json.dumps([{**corpus, "tasks": {"mrfr": 1}}]))
     words[-1] = tmp_path / "refused"

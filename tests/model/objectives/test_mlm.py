@@ -28,7 +28,7 @@ def test_words_are_predicted_from_the_text_alone():
 
 def test_it_pretrains(small_world, command, tmp_path):
     corpus = "[{name: scenes, captions: db/train, val_captions: db/val, regions: regions, tasks: {cmr: 1, mlm: 1}}]"
-    words = ["--config", small_world / "pretrain.yaml", "--data", corpus, "--num-steps", 6, "--output-dir", tmp_path]
+    words = ["--config", small_world / "pretrain.yaml", "--data", corpus, "--num-steps", 6, "--out", tmp_path]
     shown = command("pretrain.py", *words).stdout
     assert "val/scenes/mlm/acc" in shown
     assert "cls.predictions.bias" in load_file(tmp_path / "last/heads.safetensors")

@@ -111,7 +111,7 @@ def test_the_command_shows_the_time_of_ranking_again(checkpoint, index, reranker
     assert "rerank 1,000 is lowered to 8: there are no more images" in shown.err
     with pytest.raises(BadInput, match=r"--mix adds .* it needs --reranker"):
         command(search, "a", *words[:4], "--mix", 1, positional=("query",))
-    with pytest.raises(BadInput, match="unknown option --candidates; did you mean rerank"):
+    with pytest.raises(BadInput, match="unknown option --candidates; did you mean --rerank"):
         command(search, "a", *words, "--candidates", 5, positional=("query",))
 
 

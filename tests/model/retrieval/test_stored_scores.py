@@ -48,7 +48,7 @@ def matrix(reranker, pairs):
 @pytest.fixture
 def evaluate(small_world, pretrained, tmp_path):
     def run(*words):
-        fixed = ["--checkpoint", pretrained / "last", "--captions", small_world / "db/test", "--output-dir", tmp_path / "eval"]
+        fixed = ["--checkpoint", pretrained / "last", "--captions", small_world / "db/test", "--out", tmp_path / "eval"]
         words = [*fixed, "--regions", small_world / "regions", "--languages", "en", "--bootstrap", 20, "--rerank-top", 3, 8, *words]
         eval_itm.main(cli.parse(eval_itm.EvalConfig, [str(word) for word in words]))
         return json.loads((tmp_path / "eval/results.json").read_text())

@@ -215,7 +215,7 @@ def test_train_itm_with_such_a_tower(small_world, command, tmp_path):
     towers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "project_dim": 24}
     recipe |= {"model": towers | {"txt_init": str(tmp_path / "modern"), "dropout": 0.1}, "activation_checkpointing": True, "epochs": 1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command("train_itm.py", "--config", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "run")
+    command("train_itm.py", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
     model = LightningDOT.from_pretrained(tmp_path / "run" / "best")
     assert model.config.txt.encoder == "auto"
     vectors = encode_queries(model, CaptionTokenizer.from_pretrained(tmp_path / "run" / "best" / "tokenizer"), ["a red square", "a dog"])
@@ -229,7 +229,7 @@ def test_pretraining_with_such_a_tower_of_another_width(small_world, command, tm
     corpora = [corpus | {"tasks": {"cmr": 1}} for corpus in recipe["data"]]
     recipe |= {"model": towers | {"txt_init": str(tmp_path / "distil")}, "data": corpora, "num_steps": 4, "valid_every": 4}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    words = ["--config", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "run"]
+    words = ["--config", tmp_path / "recipe.yaml", "--out", tmp_path / "run"]
     command("pretrain.py", *words)
     assert LightningDOT.from_pretrained(tmp_path / "run" / "last").config.txt.encoder == "auto"
     command("pretrain.py", *words, "--num-steps", 4)  # nothing is left to do: it reads what it saved

@@ -29,7 +29,7 @@ class World:
         self.data, self.first, self.second = small_world, finetuned / "last", small_world / "pretrained/last"
         shared = ["--captions", small_world / "db/train", "--regions", small_world / "regions", "--bootstrap", 20]
         for name, checkpoint in (("a", self.first), ("b", self.second)):
-            command("eval_itm.py", "--checkpoint", checkpoint, *shared, "--output-dir", root / name)
+            command("eval_itm.py", "--checkpoint", checkpoint, *shared, "--out", root / name)
         vocabulary = len(CaptionTokenizer.from_pretrained(self.first / "tokenizer").vocabulary())
         sizes = EncoderConfig(vocabulary, 32, 1, 2, 64, max_position_embeddings=80, initializer_range=0.3)
         Reranker(UniterConfig(sizes, 32, 11)).save_pretrained(root / "uniter")

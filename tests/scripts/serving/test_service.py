@@ -33,8 +33,8 @@ class World:
         self.root, self.data, self.checkpoint = root, small_world, finetuned / "last"
         shared = ["--captions", small_world / "db/train", "--regions", small_world / "regions", "--device", "cpu", "--bootstrap", 20]
         self.a, self.b, self.second = root / "a", root / "b", small_world / "pretrained/last"
-        command("eval_itm.py", "--checkpoint", self.checkpoint, *shared, "--output-dir", self.a)
-        command("eval_itm.py", "--checkpoint", self.second, *shared, "--output-dir", self.b)
+        command("eval_itm.py", "--checkpoint", self.checkpoint, *shared, "--out", self.a)
+        command("eval_itm.py", "--checkpoint", self.second, *shared, "--out", self.b)
         self.images = Retriever.from_pretrained(self.checkpoint, self.a / "img")
         self.captions = Retriever.from_pretrained(self.checkpoint, self.a / "txt", regions=small_world / "regions")
         self.other = Retriever.from_pretrained(self.second, self.b / "img")
