@@ -30,12 +30,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 
-.venv/installed: requirements.txt tests/requirements.txt
+.venv/installed: requirements.txt tests/requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "error: $(PYTHON) is older than 3.10; call make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install -r requirements.txt -r tests/requirements.txt
+	$(BIN)/pip install -r requirements.txt -r tests/requirements.txt -c constraints.txt
 	touch $@
 
 # the server's package asks for none of ours, and is years older: it shares nothing with .venv

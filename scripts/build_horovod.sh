@@ -118,7 +118,7 @@ use_nccl() {
 if [ $force = 0 ] && is_installed; then
     exit 0
 fi
-"$python" -m pip install --quiet cloudpickle psutil pyyaml packaging cffi || die "what Horovod imports cannot be installed"
+"$python" -m pip install --quiet -c constraints.txt cloudpickle psutil pyyaml packaging cffi || die "what Horovod imports cannot be installed"
 wheel=$(kept_wheel)
 if [ $force = 1 ] || [ -z "$wheel" ]; then
     build

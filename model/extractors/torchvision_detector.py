@@ -50,7 +50,7 @@ class TorchvisionDetector(Extractor):
         except (ImportError, RuntimeError) as error:  # RuntimeError: a wheel built for another torch
             raise BadInput(
                 f"--extractor torchvision:{name}: torchvision cannot be imported ({error}); install the version that "
-                "belongs to your torch (pip install torchvision), or use another extractor: none of them needs it"
+                "belongs to your torch (pip install torchvision -c constraints.txt), or use another extractor: none of them needs it"
             ) from None
         names = models.list_models(module=models.detection)
         if name not in names:
