@@ -15,8 +15,13 @@ def say_once(line: str) -> None:
 
 def say(line: str) -> None:
     """Tell the user something that is no error; of several processes the first tells it."""
-    if os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0":  # of torchrun and horovodrun
+    if is_first_process():
         print(line, file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun or horovodrun started, or was started by neither."""
+    return os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0"
 
 
 def lowered(asked: int, there: int, setting: str, things: str) -> int:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from data.captions.db import CaptionDB
 from data.errors import BadInput, reason_of
+from data.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def translate_captions(
         if captions.languages[caption_id] != "en":
             by_language.setdefault(captions.languages[caption_id], []).append(caption_id)
     total = sum(map(len, by_language.values()))
-    with tqdm(total=total, initial=len(done), unit="caption", desc="translating") as bar, open(journal, "ab") as file:
+    with ProgressBar(what="translating", total=total, initial=len(done), unit="caption") as bar, open(journal, "ab") as file:
         for language, ids in by_language.items():
             if all(i in done for i in ids):
                 continue

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch
 from data.batches.pairs import PairDataset
 from data.errors import Stopped
+from data.progress import ProgressBar
 from model.distributed import Announced, Meeting, Ranks
 from model.gradient_exchange import GradientExchange, GradientFormat
 from model.made_from import MadeFrom
@@ -32,7 +33,6 @@ from optim.run import (
     StopSignal,
     finish_run,
     print_first,
-    progress_bar,
     random_state,
     restore_random_state,
     seed_dropout,
@@ -279,9 +279,9 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
     total = task.total_updates(progress.step)
     lr_at = build_schedule(settings.optim, total)
 
-    with progress_bar(ranks, total=total, initial=progress.step, unit="step") as bar:
+    with ProgressBar(what="training", total=total, initial=progress.step, unit="step") as bar:
         for update, following in with_following(recent.waited_for(task.updates(progress.step, recent.paused))):
-            bar.set_description(update.stage, refresh=False)
+            bar.say(update.stage)
             lr = lr_at(progress.step)
             norm, stopping = updater.update(
                 update.micro_batches, progress.step, lr, stop.received, following and following.micro_batches
@@ -291,7 +291,7 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
             if progress.step % settings.log_every == 0 or update.validates:
                 metrics = recent.flush(progress.step)
                 run.log(progress.step, metrics | {"lr": lr, "grad_norm": float(norm)} | updater.state_of(device) | passes_of(update))
-                bar.set_postfix_str(text_of(metrics))
+                bar.say(remark=text_of(metrics))
             is_best, record = False, None
             with recent.paused():
                 if update.validates:

@@ -25,9 +25,9 @@ import torch
 import yaml
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from data.errors import BadInput
+from data.progress import print_above_bars
 from data.storage.atomic import atomic_file
 from data.storage.text_files import read_lines, write_json
 from model import checkpoints
@@ -196,15 +196,10 @@ def finish_run(saver: Saver, run: Run, ranks: Ranks) -> None:
     ranks.close()
 
 
-def progress_bar(ranks: Ranks, total: int, unit: str, initial: int = 0) -> tqdm:
-    """A bar with a rate, on the first rank alone."""
-    return tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=not ranks.is_first)
-
-
 def print_first(ranks: Ranks, text: str) -> None:
     """Print on the first rank alone, above its progress bar."""
     if ranks.is_first:
-        tqdm.write(text)
+        print_above_bars(text)
 
 
 def seed_dropout(seed: int, ranks: Ranks) -> None:

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.storage.text_files import write_json
-from model.distributed import SINGLE
 from model.objectives.heads import PAPER
 from model.precision import Precision
-from optim.run import environment, progress_bar
+from optim.run import environment
 from scripts.benchmarking.lengths import box_counts, caption_lengths
 from scripts.benchmarking.measuring import device_name, spread
 
@@ -125,7 +125,7 @@ def main(options: Options) -> None:
     cases = cases_of(options)
     folders = {"other": Path(options.other).resolve(), "this": ROOT}
     times = {name: {version: [] for version in folders} for name in cases}
-    with progress_bar(SINGLE, total=options.rounds * len(cases), unit="measurement") as bar:
+    with ProgressBar(what="measuring", total=options.rounds * len(cases), unit="measurement") as bar:
         for name, case in cases.items():
             versions = {version: Version(folder, options) for version, folder in folders.items()}
             for _ in range(options.rounds):

@@ -16,13 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
-from tqdm import tqdm
 
 from configs import cli
 from data.annotations.records import ReadingOptions
 from data.annotations.web_pairs import read_pairs
 from data.downloads.pictures import FILES, GONE, fetch_pictures
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 
@@ -69,7 +69,7 @@ def main(options: Options) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).unlink(missing_ok=True)  # a run that stops half-way must not look complete
     came: Counter[bool] = Counter()
-    with tqdm(total=len(addresses), desc="fetching", unit=" pictures") as bar:
+    with ProgressBar(what="fetching", total=len(addresses), unit="pictures") as bar:
         for found in fetch_pictures(addresses, folder, options.workers, options.timeout, options.again):
             came[found.file is not None] += 1
             bar.update()

@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
-from tqdm import tqdm
 
 from configs import cli
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.scenes import world as scenes
 from data.storage.atomic import atomic_file
 from data.storage.locks import claim_output
@@ -81,9 +81,9 @@ def main(options: Options) -> None:
         with starting_workers():
             pool = multiprocessing.Pool(options.workers, leave_ctrl_c_to_parent)
         with pool:
-            lines = list(tqdm(pool.imap(draw, jobs, chunksize=16), "rendering", len(jobs), unit=" pictures"))
+            lines = list(ProgressBar(pool.imap(draw, jobs, chunksize=16), "rendering", len(jobs), unit="pictures"))
     else:
-        lines = [draw(job) for job in tqdm(jobs, "rendering", unit=" pictures")]
+        lines = [draw(job) for job in ProgressBar(jobs, "rendering", unit="pictures")]
 
     with atomic_file(final) as partial_file:
         partial_file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -22,6 +22,7 @@ from data.annotations.records import STRICT, Caption, ReadingOptions
 from data.annotations.reports import note_case, warn_of_cases
 from data.annotations.splits import assign_listed_splits, put_photos_in_one_split, read_split_lists
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.photos import picture_names
 from data.regions.pictures import KnownKeys, PictureFiles
 
@@ -58,7 +59,7 @@ def read_usable_captions(path: str, form: str, settings: ReadingOptions, report:
         on_picture_without_captions=on_picture_without_captions,
         on_unread_file=on_unread_file,
     )
-    captions = list(read_captions(path, form, settings))
+    captions = list(ProgressBar(read_captions(path, form, settings), f"reading {path}", unit="captions"))
     warn_of_cases(report, "bad_records", f"{path}: left out {{n:,}} bad captions, the first: {{first}}")
     if names := report.get("unread_files", {}).get("first"):
         warn_of_cases(report, "unread_files", f"{path}: {{n:,}} files are of languages or splits that are not read: {', '.join(names)}")

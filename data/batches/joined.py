@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.captions.db import CaptionDB
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.db import RegionDB, Regions
 
 
@@ -97,7 +97,7 @@ def _is_copy(a: RegionDB | CaptionDB, b: RegionDB | CaptionDB) -> bool:
 def same_pictures(a: RegionDB, b: RegionDB, keys: Iterable[str]) -> set[str]:
     """Those of ``keys``, which both databases have, under which they hold the same regions."""
     same = set()
-    for key in tqdm(keys, desc=f"comparing {b.folder} with {a.folder}", unit="img", delay=2):
+    for key in ProgressBar(keys, f"comparing {b.folder} with {a.folder}", unit="img"):
         if a.num_regions[key] != b.num_regions[key]:
             continue
         ours, theirs = (database.get(key, soft_labels=False) for database in (a, b))

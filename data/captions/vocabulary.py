@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from data.errors import BadInput
+from data.progress import ProgressBar
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] is 0, as in BERT's vocabularies
 LETTERS = string.ascii_lowercase + string.digits
@@ -33,7 +34,7 @@ def train_vocabulary(texts: Sequence[str], size: int, lowercase: bool) -> list[s
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     first, inside = set(LETTERS), set(LETTERS)
-    for text in texts:
+    for text in ProgressBar(texts, "reading words", unit="captions"):
         for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
             first.add(word[0])
             inside.update(word[1:])
@@ -49,6 +50,6 @@ def train_vocabulary(texts: Sequence[str], size: int, lowercase: bool) -> list[s
         initial_alphabet=sorted(first),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(ProgressBar(texts, "counting words", unit="captions"), trainer)
     vocabulary = backend.get_vocab()
     return sorted(vocabulary, key=vocabulary.get)

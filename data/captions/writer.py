@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import lz4.frame
 import msgpack
-from tqdm import tqdm
 
 from data.annotations.records import Caption, number_of_id, refuse_record
 from data.captions.tables import store_columns
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.keys import clash_of_keys, key_of_image
 from data.storage.atomic import cannot_write_is_bad_input
 from data.storage.columns import STORED_FROM
@@ -61,7 +61,7 @@ def write_caption_db(
         raise BadInput(f"{source}: no caption for {folder}; check the split and the languages")
     tables, unknown = _Tables(), 0
     with LmdbWriter(folder) as writer:
-        for caption, encoding in _encode(tqdm(captions, desc=str(folder), unit="caption", delay=2), tokenizer):
+        for caption, encoding in _encode(ProgressBar(captions, str(folder), unit="caption"), tokenizer):
             if not encoding.ids:
                 on_wordless(f"{source}: caption {caption.caption_id} ({caption.text!r}) has no word; correct or remove it")
                 continue

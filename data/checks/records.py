@@ -15,10 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import lmdb
-from tqdm import tqdm
 
 from data.checks.report import Findings, Report
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.db import BoxOptions
 from data.storage.lmdb_env import open_env
 from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
@@ -93,7 +93,7 @@ def check_all(
     size = 512 if unit == "caption" else 64
     chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     done = Checked()
-    with tqdm(total=len(jobs), desc=name, unit=unit, disable=not show_bar) as bar:
+    with ProgressBar(what=name, total=len(jobs), unit=unit, show=show_bar) as bar:
         for chunk, checked in zip(chunks, _checked_chunks(check, chunks, min(workers, len(chunks)), name), strict=True):
             done.merge(checked)
             bar.update(len(chunk))

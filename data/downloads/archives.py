@@ -5,9 +5,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.storage.atomic import atomic_folder
 
 
@@ -27,12 +26,12 @@ def unpack_archive(path: Path, folder: Path) -> int:
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:  # extract() itself keeps to the folder
                     names = archive.namelist()
-                    for name in tqdm(names, f"unpacking {path.name}", unit="file"):
+                    for name in ProgressBar(names, f"unpacking {path.name}", unit="file"):
                         archive.extract(name, partial)
             else:
                 with tarfile.open(path) as archive:
                     names = archive.getnames()
-                    for member in tqdm(archive, f"unpacking {path.name}", len(names), unit="file"):
+                    for member in ProgressBar(archive, f"unpacking {path.name}", len(names), unit="file"):
                         archive.extract(member, partial, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, OSError) as error:
         raise BadInput(f"{path}: cannot be unpacked ({error}); delete it and fetch it again") from None

@@ -3,9 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.storage.text_files import read_json, write_json
 
 CHUNK = 1 << 20  # bytes
@@ -16,7 +15,7 @@ def file_digest(path: Path, algorithm: str) -> str:
     found = hashlib.new(algorithm)
     with (
         open(path, "rb") as file,
-        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=algorithm, delay=2) as bar,
+        ProgressBar(what=algorithm, total=path.stat().st_size, in_bytes=True) as bar,
     ):
         while chunk := file.read(CHUNK):
             found.update(chunk)

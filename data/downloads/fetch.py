@@ -6,9 +6,8 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.storage.atomic import cannot_write_is_bad_input
 
 CHUNK = 1 << 20  # bytes
@@ -84,7 +83,7 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
         with (
             cannot_write_is_bad_input(part),
             open(part, "r+b" if have else "wb") as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem) as bar,
+            ProgressBar(what=part.stem, total=total, initial=have, in_bytes=True) as bar,
         ):
             if version:
                 tag.write_text(version)

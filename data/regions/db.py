@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 import lmdb
 import numpy as np
-from tqdm import tqdm
 
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.codec import MEMBERS, decode_compressed, decode_plain
 from data.regions.extractor_record import PRECOMPUTED, read_extractor
 from data.storage.columns import Numbers, Strings, Table, json_parts, load_columns, string_arrays
@@ -271,7 +271,7 @@ class RegionDB:
         elif self.boxes.conf_th == -1:
             counts = [self.boxes.num_bb] * len(keys)
         else:
-            bar = tqdm(keys, desc=f"counting boxes in {self.folder}", unit="img", delay=2)
+            bar = ProgressBar(keys, f"counting boxes in {self.folder}", unit="img")
             counts = [count_boxes(self._decode(key, ("conf",))["conf"], self.boxes) for key in bar]
         return string_arrays("key", keys) | {"count": np.array(counts, np.int32)}
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.codec import MEMBERS, encode_compressed, encode_plain
 from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, stored_arrays
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
@@ -100,7 +100,7 @@ class RegionWriter(LmdbWriter):
         """Learn what is stored already."""
         with self._env.begin() as txn:
             keys = [key.decode() for key in txn.cursor().iternext(values=False) if key != b"__keys__"]
-            for key in tqdm(keys, desc=f"going on from {self.partial}", unit="img", delay=2):
+            for key in ProgressBar(keys, f"going on from {self.partial}", unit="img"):
                 arrays = stored_arrays(txn, self.partial, key, self._compressed)
                 labels = arrays.get("soft_labels")
                 self._widths = arrays["features"].shape[1:], (0,) if labels is None else labels.shape[1:]

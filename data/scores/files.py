@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.storage.arrays import read_array, read_arrays
 from data.storage.plain_pickle import read_plain_pickle
 from data.storage.text_files import parse_json, read_json, read_lines
@@ -156,7 +157,7 @@ def _read_text(path: str | Path) -> ScoreTable:
     images: dict[str, int] = {}
     pairs: list[tuple[int, int]] = []
     scores: list[float] = []
-    for n, line in enumerate(read_lines(path, "check --rerank-scores"), 1):
+    for n, line in enumerate(ProgressBar(read_lines(path, "check --rerank-scores"), f"reading {path}", unit="lines"), 1):
         cells = line.split("\t")
         if not line.strip() or (n == 1 and cells[-1].strip().lower() == "score"):
             continue

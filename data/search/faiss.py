@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.errors import BadInput
 from data.index.derived import DerivedFiles
 from data.index.reader import EmbeddingIndex
+from data.progress import ProgressBar
 from data.search.base import FeatureIndexBackend, SearchOptions
 from data.search.exact import ExactSearch
 from data.search.topk import ABSENT, checked_queries, exact_scores, in_order
@@ -75,7 +75,7 @@ class HnswIndex:
         self._graph = faiss.IndexHNSWFlat(self.vectors.shape[1], options.m, faiss.METRIC_INNER_PRODUCT)
         self._graph.hnsw.efConstruction = options.ef_construction
         self._graph.hnsw.efSearch = options.ef_search
-        with _threads(faiss, 1), tqdm(total=len(self), desc="linking", unit="vector", delay=2) as bar:
+        with _threads(faiss, 1), ProgressBar(what="linking", total=len(self), unit="vector") as bar:
             for start in range(0, len(self), ADDED_AT_ONCE):
                 part = self.vectors[start : start + ADDED_AT_ONCE]
                 self._graph.add(part)
@@ -208,7 +208,7 @@ class FaissSearch(FeatureIndexBackend):
         sample = self.index.vectors(np.sort(rows))
         mean, facts = self._untrained(sample)
         self._found.train(np.resize(sample - mean, (max(256, len(sample)), self.dim)))
-        with tqdm(total=count, desc=f"building {self.name}", unit="vector", delay=2) as bar:
+        with ProgressBar(what=f"building {self.name}", total=count, unit="vector") as bar:
             for start, block in self.index.blocks():
                 self.index.check(start // self.index.header["rows_per_block"])
                 for first in range(0, len(block), ADDED_AT_ONCE):

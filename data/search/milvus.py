@@ -23,10 +23,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-from tqdm import tqdm
 
 from data.errors import BadInput, Unavailable
 from data.index.reader import EmbeddingIndex, check_model_settings
+from data.progress import ProgressBar
 from data.search.base import SearchBackend, SearchOptions
 from data.search.topk import best_candidates, checked_queries
 
@@ -205,7 +205,7 @@ def _send(index: EmbeddingIndex, client, uri: str, collection: str, wanted: dict
             _create_vectors(client, vectors, index.dim)
             _put_header(client, collection, COMING, wanted | {"sent": 0})
         at_once = max(1, SENT_AT_ONCE // (4 * index.dim))
-        with tqdm(total=index.count, initial=start, desc=f"to {uri}", unit="vector", delay=2) as bar:
+        with ProgressBar(what=f"to {uri}", total=index.count, initial=start, unit="vector") as bar:
             for first in range(start, index.count, at_once):
                 rows = np.arange(first, min(first + at_once, index.count))
                 records = zip(rows.tolist(), index.ids(rows), index.vectors(rows))

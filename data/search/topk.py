@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.errors import BadInput
+from data.progress import ProgressBar
 
 ABSENT = -1  # row of a result that was not found; its score is -inf
 VALUES_AT_ONCE = 1 << 22  # fp64 terms of dot products held at a time: 32 MiB
@@ -149,28 +150,34 @@ class BestRows:
         self.rows = rows.gather(1, columns)
 
 
-def scores_in_parts(queries: Tensor, gallery: Tensor, longest: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+def scores_in_parts(
+    queries: Tensor, gallery: Tensor, longest: int | None = None, what: str | None = None
+) -> Iterator[tuple[slice, Tensor]]:
     """Dot products of queries [Q,D] with a gallery [N,D] in memory, some queries at a time: (which ones, their [q,N]).
 
     Args:
         longest: a part has so many queries that products with a gallery of this length stay within 64 MiB; none: the
             gallery's own. Sums of two calls are the same to the last bit only for parts of the same size
+        what: what they are for, which a progress bar says; none: there is no bar
     """
     at_once = max(1, SCORES_AT_ONCE // max(1, longest or len(gallery)))
-    for start in range(0, len(queries), at_once):
+    starts = range(0, len(queries), at_once)
+    for start in starts if what is None else ProgressBar(starts, what, unit="parts"):
         part = slice(start, start + at_once)
         yield part, queries[part] @ gallery.T
 
 
-def best_rows(queries: Tensor, gallery: Tensor, k: int, longest: int | None = None) -> tuple[Tensor, Tensor]:
+def best_rows(
+    queries: Tensor, gallery: Tensor, k: int, longest: int | None = None, what: str | None = None
+) -> tuple[Tensor, Tensor]:
     """The k best rows of a gallery [N,D] in memory for queries [Q,D], by dot products in their own precision.
 
     Args:
-        longest: as of ``scores_in_parts``
+        longest, what: as of ``scores_in_parts``
 
     Returns: scores [Q,k], rows [Q,k] int64 on the CPU, best first, equal scores in row order
     """
-    parts = [best_columns(scores, k) for _, scores in scores_in_parts(queries, gallery, longest)]
+    parts = [best_columns(scores, k) for _, scores in scores_in_parts(queries, gallery, longest, what)]
     scores, rows = (torch.cat([part[n].cpu() for part in parts]) for n in (0, 1))
     return scores, rows
 

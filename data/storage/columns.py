@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.progress import ProgressBar
 from data.storage.atomic import flush
 from data.storage.text_files import read_json
 
@@ -245,7 +246,7 @@ class _Values(ValuesView):
 def string_arrays(name: str, strings: Iterable[str]) -> dict[str, np.ndarray]:
     """The four arrays of `Strings`; the strings must differ."""
     parts, lengths, hashes = [], [np.zeros(1, np.int64)], [np.empty(0, np.uint64)]
-    strings = iter(strings)
+    strings = iter(ProgressBar(strings, f"making the table of {name}", unit="rows"))
     while chunk := [string.encode() for string in islice(strings, _CHUNK)]:
         parts.append(b"".join(chunk))
         lengths.append(np.array([len(string) for string in chunk]))

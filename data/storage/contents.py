@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
-from tqdm import tqdm
 
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.storage.digest import BITS, RecordsDigest, file_identity, remember_files, remembered_files
 from data.storage.lmdb_env import open_env
 
@@ -70,7 +70,7 @@ def records_digest(folder: str | Path, progress: bool = True) -> RecordsDigest:
         with env.begin() as txn, ThreadPoolExecutor(_THREADS) as pool:
             keys = list(txn.cursor().iternext(values=False))
             parts = [keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE)]
-            with tqdm(total=len(keys), desc=f"hashing {folder}", unit="record", delay=2, disable=not progress) as bar:
+            with ProgressBar(what=f"hashing {folder}", total=len(keys), unit="record", show=progress) as bar:
                 for part in pool.map(lambda part: _digest_of_keys(env, part), parts):
                     total.merge(part)
                     bar.update(part.count)

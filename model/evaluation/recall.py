@@ -39,9 +39,9 @@ def retrieval_ranks(
     place = torch.full((len(img),), -1, device=images.device)  # among the image queries
     place[asked] = torch.arange(len(asked), device=images.device)
     longest, t2i, i2t = max(len(txt), len(img)), [], []
-    for part, scores in scores_in_parts(txt[:num_queries], img, longest):
+    for part, scores in scores_in_parts(txt[:num_queries], img, longest, "ranking images"):
         t2i.append(_ranks(scores, _right(captions, images, part.start, scores)))
-    for part, scores in scores_in_parts(img if len(asked) == len(img) else img[asked], txt, longest):
+    for part, scores in scores_in_parts(img if len(asked) == len(img) else img[asked], txt, longest, "ranking captions"):
         i2t.append(_ranks(scores, _right(place[images], captions, part.start, scores)))
     return torch.cat(t2i).cpu().numpy(), torch.cat(i2t).cpu().numpy()
 

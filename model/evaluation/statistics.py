@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from data.progress import ProgressBar
 from model.evaluation.outcomes import QueryRanks
 from model.evaluation.recall import KS, METRICS
 
@@ -108,8 +109,11 @@ def _resampled_sums(table: np.ndarray, resamples: int, rng: np.random.Generator)
 
 def _parts(resamples: int, width: int) -> Iterator[slice]:
     step = max(1, DRAWS_AT_ONCE // max(1, width))
-    for start in range(0, resamples, step):
-        yield slice(start, min(start + step, resamples))
+    with ProgressBar(what="resampling", total=resamples, unit="resamples") as bar:
+        for start in range(0, resamples, step):
+            part = slice(start, min(start + step, resamples))
+            yield part
+            bar.update(part.stop - part.start)
 
 
 # ---- paired tests ----------------------------------------------------------------------------------------------------

@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from data.errors import BadInput, CannotWrite
+from data.progress import ProgressBar
 from data.regions.db import BoxOptions, Found, Problem, Regions, read_keys, stored_arrays
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
 from data.regions.pictures import Pictures
@@ -260,7 +259,7 @@ class Extraction:
             return key not in self._writer.done
 
         total, found = images.found(is_wanted)
-        for name, key, regions, padding in tqdm(found, "extracting regions", total, unit=" photos"):
+        for name, key, regions, padding in ProgressBar(found, "extracting regions", total, unit="photos"):
             self._padding_rows += padding
             if isinstance(regions, Problem):
                 bad[name] = regions.reason
@@ -325,7 +324,7 @@ class Extraction:
                 continue
             folder = part / self.folder.name
             txn = Records(folder).txn
-            for key in tqdm(read_keys(folder), f"merging {part.name}", unit=" photos"):
+            for key in ProgressBar(read_keys(folder), f"merging {part.name}", unit="photos"):
                 if key not in self._writer.done:
                     arrays = stored_arrays(txn, folder, key, self.settings.compressed)
                     self._add(key, key, Regions(**arrays), bad)

@@ -16,13 +16,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data.batches.batch import collate_images, collate_texts
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset
 from data.batches.ragged import Ragged
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.db import Regions
 from data.storage.processes import leave_ctrl_c_to_parent
 from model import distributed
@@ -69,7 +69,7 @@ def encode_batches(source: Source, encoding: Encoding) -> Iterator[tuple[list[in
     load, pin = partial(_load_batch, source.load, source.names), torch.device(encoding.device).type == "cuda"
     loader = batch_loader(load, batches, encoding.workers, pin, on_start=leave_ctrl_c_to_parent)
     unit = source.kind
-    with tqdm(total=len(order), unit=unit, desc=f"encoding {unit}", disable=not encoding.progress) as bar:
+    with ProgressBar(what=f"encoding {unit}", total=len(order), unit=unit, show=encoding.progress) as bar:
         for positions, inputs in loader:
             vectors = _run(source.model, source.tower, inputs, encoding.device, encoding.precision)
             _check_finite(vectors, source, positions)
@@ -92,7 +92,7 @@ def embed_pairs(
 
     Returns: txt [T,D], img [I,D], image_of [T] (row of a caption's image), on the host and the same on all ranks
     """
-    encoding = Encoding(device, precision, progress=False)
+    encoding = Encoding(device, precision)
     txt, img = [], torch.zeros(len(dataset.images), model.config.embedding_dim)
     for part, rows in dataset.parts:
         txt.append(_embed(caption_source(model, part.captions, part.ids), encoding, ranks))
@@ -123,7 +123,8 @@ def embed_rows(
     embedded = []
     for rows, load, tower in ((captions, texts, model.embed_texts), (images, regions, model.embed_images)):
         vectors = np.zeros((len(rows), dim), np.float32)
-        for start in range(ranks.rank * at_once, len(rows), ranks.size * at_once):
+        starts = range(ranks.rank * at_once, len(rows), ranks.size * at_once)
+        for start in ProgressBar(starts, "encoding for recall", unit="batches"):
             part = slice(start, start + at_once)
             vectors[part] = _run(model, tower, load(rows[part]), device, precision).cpu().numpy()
         embedded.append(torch.from_numpy(ranks.sum_array(vectors)))

@@ -102,7 +102,7 @@ class HardNegatives:
         own = torch.from_numpy(self.image_of.astype(np.int64)).to(img.device)
         last = self.options.ranks[1]
         parts = []
-        for part, scores in scores_in_parts(txt, img):
+        for part, scores in scores_in_parts(txt, img, what="mining images"):
             scores.scatter_(1, own[part, None], float("-inf"))
             parts.append(best_columns(scores, last)[1].to(torch.int32).cpu())
         self.ranking = torch.cat(parts).numpy()
@@ -176,9 +176,9 @@ class OriginalHardNegatives(HardNegatives):
         self.captions_found = np.full((sum(len(images) for _, images in self._databases), last), -1, np.int32)
         for captions, images in self._databases:
             texts, pictures = txt[captions], img[torch.from_numpy(images)]
-            found = images[best_rows(texts, pictures, min(last, len(pictures)))[1].numpy()]
+            found = images[best_rows(texts, pictures, min(last, len(pictures)), what="mining images")[1].numpy()]
             self.ranking[captions, : found.shape[1]] = np.where(found == self.image_of[captions, None], -1, found)
-            found = captions.start + best_rows(pictures, texts, min(last, len(texts)))[1].numpy()
+            found = captions.start + best_rows(pictures, texts, min(last, len(texts)), what="mining captions")[1].numpy()
             wrong = np.where(self.image_of[found] == images[:, None], -1, found)
             self.captions_found[row : row + len(images), : found.shape[1]] = wrong
             row += len(images)

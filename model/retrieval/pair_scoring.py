@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.batches.batch import collate_images, collate_texts
 from data.batches.pairs import PairDataset
 from data.batches.ragged import Joined
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.db import Regions
 from model.distributed import SINGLE, Ranks
 from model.precision import Precision, autocast, dropout_off
@@ -96,8 +96,7 @@ def score_pairs(
     rows = np.unique(captions)
     words = {row: np.concatenate([cls, own, sep]) for row, own in zip(rows.tolist(), dataset.words(rows), strict=True)}
     blocks = list(_blocks(images, ranks))
-    show = scorer.progress and ranks.is_first
-    with tqdm(total=sum(map(len, blocks)), unit="pair", desc="re-ranking", disable=not show, dynamic_ncols=True) as bar:
+    with ProgressBar(what="re-ranking", total=sum(map(len, blocks)), unit="pair", show=scorer.progress) as bar:
         for block in blocks:
             regions = {
                 row: dataset.regions.get(dataset.images[row], soft_labels=False) for row in np.unique(images[block]).tolist()

@@ -66,8 +66,8 @@ def shortlists(
     rows = np.arange(len(txt)) if rows is None else rows
     asked = np.arange(len(img)) if images is None else images
     longest = max(len(txt), len(img))  # parts as in `retrieval_ranks`, whose sums are then the same
-    t2i, found = (each.numpy() for each in best_rows(txt[:num_queries], img, min(k, len(img)), longest))
-    i2t, captions = (each.numpy() for each in best_rows(img[asked], txt, min(k, len(txt)), longest))
+    t2i, found = (each.numpy() for each in best_rows(txt[:num_queries], img, min(k, len(img)), longest, "finding images"))
+    i2t, captions = (each.numpy() for each in best_rows(img[asked], txt, min(k, len(txt)), longest, "finding captions"))
     return (
         Shortlist(found, t2i, rows[: len(found), None] * len(img) + found),
         Shortlist(captions, i2t, rows[captions] * len(img) + asked[:, None]),

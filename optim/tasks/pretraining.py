@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import Draw, DrawStream, Source, token_batches
 from data.errors import BadInput
+from data.progress import ProgressBar
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.evaluation.tasks import recall_of_first_images
@@ -364,9 +366,8 @@ class Pretraining:
         objective, shuffling = self.objectives[task], np.random.default_rng([config.seed, 4])
         sums = np.zeros(4)  # loss and its elements, right predictions and all
         batches = token_batches(dataset.txt_lengths, dataset.img_lengths, config.tokens_per_batch, shuffling)
-        for number, indices in enumerate(batches):
-            if number == config.valid_batches > 0:
-                break
+        batches = list(itertools.islice(batches, max(config.valid_batches, 0) or None))
+        for number, indices in enumerate(ProgressBar(batches, f"validating {corpus}/{task}", unit="batches")):
             if number % ranks.size != ranks.rank:
                 continue
             masking = np.random.default_rng([config.seed, 4, number])

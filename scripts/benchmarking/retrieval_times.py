@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.distributed import SINGLE
+from data.progress import ProgressBar
 from model.retrieval.retriever import RegionReranker, Retriever
-from optim.run import environment, progress_bar
+from optim.run import environment
 from scripts.benchmarking.galleries import Gallery
 from scripts.benchmarking.measuring import device_name, peak_bytes, reset_peak, spread, synchronize
 from scripts.benchmarking.retrieval_models import Models, RetrievalSettings, make_models
@@ -42,7 +42,7 @@ def measured_results(settings: RetrievalSettings, work: Path, device: torch.devi
     systems = systems_of(settings, models, galleries, device)
     taken: dict[tuple, list[list[float]]] = {name: [] for name in systems}
     reset_peak(device)
-    with progress_bar(SINGLE, total=settings.rounds * len(systems), unit="system") as bar:
+    with ProgressBar(what="measuring", total=settings.rounds * len(systems), unit="system") as bar:
         for _ in range(settings.rounds):
             for name, call in systems.items():
                 taken[name].append(durations(call, device, settings.seconds))

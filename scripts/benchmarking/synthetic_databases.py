@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.captions.writer import pack_record
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.codec import encode_plain
 from data.storage.lmdb_env import LmdbWriter
 from data.storage.text_files import read_json, write_json
@@ -75,7 +75,7 @@ def _entry(k: int, captions: range) -> str:
 
 
 def _write_json(path: Path, rows: int, entry: Callable[[int], str]) -> None:
-    with open(path, "w", encoding="utf-8") as file, tqdm(total=rows, desc=path.name, unit="row", delay=2) as bar:
+    with open(path, "w", encoding="utf-8") as file, ProgressBar(what=path.name, total=rows, unit="row") as bar:
         for start in range(0, rows, 10_000):
             part = range(start, min(start + 10_000, rows))
             file.write(("{" if start == 0 else ", ") + ", ".join(map(entry, part)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optim.run import progress_bar
+from data.progress import ProgressBar
 from scripts.benchmarking.measuring import matmul_flops, peak_bytes, reset_peak, seconds_each
 from scripts.benchmarking.timed_steps import Case, TimedModel
 
@@ -34,7 +34,7 @@ def measure(timed: TimedModel, cases: list[Case], rounds: int, least: float) -> 
     precisions = dict.fromkeys(case.precision for case in cases)
     found = Measured({case: [] for case in cases}, {case: [] for case in cases}, dict.fromkeys(cases, 0), {name: [] for name in precisions})
     device, ranks = timed.device, timed.ranks
-    with progress_bar(ranks, total=rounds * (len(cases) + len(precisions)), unit="case") as bar:
+    with ProgressBar(what="measuring", total=rounds * (len(cases) + len(precisions)), unit="case") as bar:
         for _ in range(rounds):
             for precision in precisions:
                 found.peaks[precision].append(matmul_flops(device, precision, least / 2))

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.captions.writer import pack_record
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import LmdbWriter
@@ -51,7 +51,7 @@ def make_whole_databases(root: Path, images: int) -> None:
     for name, (boxes, compressed) in CASES.items():
         shutil.rmtree(root / "whole" / name, ignore_errors=True)
         with RegionWriter(root / "whole" / name, BoxOptions(), compressed) as writer:
-            for key in tqdm(keys, desc=name, unit="img", delay=2):
+            for key in ProgressBar(keys, name, unit="img"):
                 writer.add(key, _random_regions(boxes or int(np.clip(rng.gamma(2.2, 12) + 10, 10, 100)), rng))
     write_json(root / "whole.json", [images, *CASES])
 
@@ -78,7 +78,7 @@ def measure_reading(root: Path, batch: int, rounds: int, seconds: float, checkou
         and how many times as fast the first checkout is as each other
     """
     found: dict[str, dict[str, list]] = {name: {which: [] for which in checkouts} for name in CASES}
-    for _ in tqdm(range(rounds), unit="round"):
+    for _ in ProgressBar(range(rounds), "reading", unit="round"):
         for name in CASES:
             for which, folder in checkouts.items():
                 words = [sys.executable, READER, root / "whole", "txt", name, str(batch), str(seconds)]

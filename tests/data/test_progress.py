@@ -1,0 +1,120 @@
+"""Progress on a terminal and in a log."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from data import progress
+from data.progress import ProgressBar, print_above_bars
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Screen(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only when it is told to; of what is around tqdm and of tqdm."""
+
+    class Clock:
+        now = 1000.0
+
+        def __call__(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    monkeypatch.setattr("tqdm.std.time", clock)
+    monkeypatch.setattr(ProgressBar, "_last_line", -progress.BETWEEN_LINES)
+    return clock
+
+
+def stderr(monkeypatch, stream):
+    monkeypatch.setattr("sys.stderr", stream)
+    return stream
+
+
+def test_a_log_gets_a_line_every_thirty_seconds_and_no_more(monkeypatch, clock):
+    log = stderr(monkeypatch, io.StringIO())
+    with ProgressBar(what="encoding img", total=1000, unit="img") as bar:
+        for _ in range(700):
+            clock.now += 0.1
+            bar.update()
+        assert log.getvalue().count("\n") == 2
+        for _ in range(300):
+            clock.now += 0.1
+            bar.update()
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 3 and "\r" not in log.getvalue()
+    assert re.fullmatch(r"encoding img: 3\d% of 1000 img \[00:30<01:\d\d, +\d+\.\d+ img/s\]", lines[0]), lines
+
+
+def test_several_bars_share_the_lines(monkeypatch, clock):
+    log = stderr(monkeypatch, io.StringIO())
+    with ProgressBar(what="training", total=100, unit="step") as outer:
+        for _ in range(100):
+            for _ in ProgressBar(range(10), "validating"):
+                clock.now += 0.2
+            outer.update()
+            outer.say("epoch 2/3", "loss 0.5")
+            print_above_bars("a line of another kind")
+    assert log.getvalue().count("\n") <= 200 / 30, log.getvalue()
+    assert "epoch 2/3: " in log.getvalue() and "loss 0.5]" in log.getvalue()
+
+
+def test_what_is_done_in_two_seconds_shows_nothing(monkeypatch, clock):
+    for stream in (io.StringIO(), Screen()):
+        stderr(monkeypatch, stream)
+        for _ in ProgressBar(range(19), "short"):
+            clock.now += 0.1
+        assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar_with_a_rate_and_the_time_left(monkeypatch, clock):
+    screen = stderr(monkeypatch, Screen())
+    for _ in ProgressBar(range(100), "long", unit="step"):
+        clock.now += 0.1
+        with ProgressBar(what="inner", total=1) as inner:
+            clock.now += 3.0
+            inner.update()
+    text = screen.getvalue()
+    assert "\r" in text and re.search(r"long: +\d+%\|.*\| \d+/100 \[\d+:\d+<\d+:\d+, ", text), text
+    assert re.search(r"inner: 100%", text) and "inner" not in text.rpartition("\r")[2], "one inside another goes away"
+
+
+def test_without_a_total_there_is_a_rate(monkeypatch, clock):
+    log = stderr(monkeypatch, io.StringIO())
+    for _ in ProgressBar(iter(range(40)), "reading x", unit="lines"):
+        clock.now += 1
+    assert re.match(r"reading x: 3\d lines \[00:3\d, +1\.00 lines/s\]\n", log.getvalue()), log.getvalue()
+
+
+def test_bytes_are_written_short(monkeypatch, clock):
+    log = stderr(monkeypatch, io.StringIO())
+    with ProgressBar(what="x.tar", total=3 << 20, in_bytes=True, initial=1 << 20) as bar:
+        clock.now += 40
+        bar.update(1 << 20)
+    assert log.getvalue().startswith("x.tar: 67% of 3.00MB [00:40<00:40, 26.2kB/s]"), log.getvalue()
+
+
+@pytest.mark.parametrize(("name", "rank", "shows"), [("RANK", "0", True), ("RANK", "1", False), ("HOROVOD_RANK", "2", False)])
+def test_of_several_processes_the_first_shows_it(monkeypatch, clock, name, rank, shows):
+    monkeypatch.setenv(name, rank)
+    log = stderr(monkeypatch, io.StringIO())
+    for _ in ProgressBar(range(40), "long"):
+        clock.now += 1
+    assert bool(log.getvalue()) == shows
+    assert list(ProgressBar([1, 2], "hidden", show=False)) == [1, 2]
+
+
+def test_all_progress_is_shown_in_this_one_way():
+    files = [path for room in ("data", "model", "optim", "scripts", "configs") for path in (ROOT / room).rglob("*.py")]
+    users = {str(path.relative_to(ROOT)) for path in files if re.search(r"\btqdm\b", path.read_text(encoding="utf-8"))}
+    assert users == {"data/progress.py"}
