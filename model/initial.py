@@ -11,11 +11,15 @@ from data.batches.pairs import PairDataset
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
+from data.notices import say_once
 from data.storage.contents import file_digest
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.text_encoders import TEXT_ENCODERS, choose_text_encoder
 from model.transformer import EncoderConfig
+
+MANY_WEIGHTS = 20_000_000  # that do not learn from random weights
+FEW_CAPTIONS = 1_000_000  # of so few
 
 
 @dataclass
@@ -106,6 +110,23 @@ def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels:
     check_model_fits(model.config, meta, feature_dim, source, regions)
     model.freeze(options.freeze_txt, options.freeze_img)
     return model.train()
+
+
+def say_of_random_weights(options: EncoderOptions, encoders: list[str], captions: int, recipe: str) -> None:
+    """Tell the user that large encoders from random weights learn little from few captions, and what to do.
+
+    Args:
+        encoders: those that start from random weights, as "text tower"
+        captions: that training has
+        recipe: with small encoders
+    """
+    weights = 12 * options.num_hidden_layers * options.hidden_size**2  # of the blocks, about
+    if encoders and weights >= MANY_WEIGHTS and captions < FEW_CAPTIONS:
+        say_once(
+            f"warning: {' and '.join(encoders)} of {options.num_hidden_layers} layers, {options.hidden_size} wide, start from random "
+            f"weights, and {captions:,} captions teach them little: take --config {recipe}, which has small ones, or start from a "
+            "checkpoint (--model.init), or from pretrained BERTs (--model.txt-init, --model.img-init)"
+        )
 
 
 def check_model_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, model_source: str, regions: str) -> None:

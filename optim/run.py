@@ -33,7 +33,8 @@ from data.storage.text_files import read_lines, write_json
 from model import checkpoints
 from model.distributed import Ranks
 from optim.saving import Saver, load_own, load_training, point_link
-from optim.settings import FREE_SETTINGS, TrainingSettings
+from optim.schedule import depends_on_length
+from optim.settings import FREE_SETTINGS, LENGTHS, TrainingSettings
 
 
 class Run:
@@ -49,7 +50,7 @@ class Run:
     """
 
     def __init__(self, settings: TrainingSettings, ranks: Ranks, facts: dict[str, Any]):
-        self.folder, self.ranks = Path(settings.out), ranks
+        self.folder, self.ranks, self._optim = Path(settings.out), ranks, settings.optim
         self.settings = dataclasses.asdict(settings)
         self._defaults = _default_values(type(settings))
         resume, last = settings.resume, self.folder / "last"
@@ -68,10 +69,10 @@ class Run:
             return
         with atomic_file(self.folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        self.facts = facts = environment() | {"ranks": ranks.size, "distributed": ranks.backend} | facts
-        write_json(self.folder / "run.json", facts)
-        print(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), end="")
-        print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
+        about = environment() | {"ranks": ranks.size, "distributed": ranks.backend}
+        self.facts = about | facts
+        write_json(self.folder / "run.json", self.facts)
+        print("\n".join(first_lines(self.folder, about, facts)), flush=True)
 
     def _check_same_settings(self) -> None:
         path = self.folder / "config.yaml"
@@ -84,9 +85,23 @@ class Run:
         after = _flat(yaml.safe_load(yaml.safe_dump(self.settings)))
         before = _flat(yaml.safe_load(yaml.safe_dump(self._defaults))) | before  # a setting that is newer than the run had its default
         changed = [name for name, value in after.items() if name not in FREE_SETTINGS and before.get(name) != value]
-        if changed:
+        if len(changed) == 1 and changed[0] in LENGTHS and 0 < (before.get(changed[0]) or 0) < after[changed[0]]:
+            self._lengthen(path, changed[0], before[changed[0]], after[changed[0]])
+        elif changed:
             differences = "; ".join(f"{name} was {before.get(name)!r}, now {after[name]!r}" for name in sorted(changed))
             raise BadInput(f"{path}: cannot go on with other settings ({differences}); choose another --out")
+
+    def _lengthen(self, path: Path, name: str, before: int, after: int) -> None:
+        """Let a run have more epochs or updates than it had, where that changes nothing of those that are done."""
+        if depends_on_length(self._optim):
+            schedule = f"{self._optim.schedule}{' with a warmup_ratio' * bool(self._optim.warmup_ratio)}"
+            raise BadInput(
+                f"{path}: {name} was {before}, now {after}; with optim.schedule {schedule} the rate of every update depends on how many "
+                f"there are, so this run ends where it was to end. Train on from its weights in another folder: --model.init "
+                f"{self.folder / 'last'} --out OTHER (a run with optim.schedule constant can be made longer)"
+            )
+        if self.ranks.is_first:
+            print(f"{name} was {before}, now {after}: the run is made longer")
 
     def load(self) -> tuple[dict, dict | None] | None:
         """What `Saver.save` was given last: of all ranks, and of this one (None when other ranks saved); or None when the
@@ -140,6 +155,28 @@ class Run:
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def first_lines(folder: Path, about: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """What the screen says of a run when it starts; all of it is in the run's folder.
+
+    Args:
+        about: `environment`, and the ranks
+        facts: of the task
+    """
+    machine = about["gpu"] or f"{about['threads']} threads of the CPU"
+    versions = f"git {about['git']}, torch {about['versions']['torch']}"
+    return [
+        f"{folder}: settings are in config.yaml, machine and versions in run.json, curves in metrics.jsonl and tensorboard",
+        f"{machine} of {about['host']}, {about['ranks']} ranks ({about['distributed']}), {versions}",
+        *(f"{name}: {_shown(value)}" for name, value in facts.items()),
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 class StopSignal:

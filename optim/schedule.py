@@ -8,6 +8,12 @@ from collections.abc import Callable
 from optim.optimizer import OptimOptions
 
 
+def depends_on_length(options: OptimOptions) -> bool:
+    """Whether the rate of an update depends on how many there are in all, so that a run cannot be made longer later."""
+    is_free = options.schedule == "constant" or (options.schedule == "uniter_invsqrt" and options.warmup_steps > 0)
+    return not is_free
+
+
 def build_schedule(options: OptimOptions, total_steps: int) -> Callable[[int], float]:
     """The schedule that ``options.schedule`` names: linear rise over the warm-up, then a fall until ``total_steps``.
 

@@ -68,6 +68,9 @@ class TrainingSettings:
                 raise BadInput(f"{name} must be at least 1, found {getattr(self, name)}")
 
 
+# How long a run is; one whose schedule does not depend on it may go on with more.
+LENGTHS = frozenset({"epochs", "num_steps"})
+
 # They change a run's speed or its reports and not its weights, so a run may go on with others.
 FREE_SETTINGS = frozenset(
     "out data_root workers log_every save_every keep_checkpoints device resume distributed distributed_timeout "

@@ -76,8 +76,7 @@ def main(options: Options) -> None:
     if not list(regions.glob("feat_*/data.mdb")) and not list(regions.glob("all*/data.mdb")):
         from model.extractors.choice import choose_extractor  # imports torch, which is slow
 
-        words = ["--photos", options.photos, "--out", str(regions), "--extractor"]
-        words += [options.extractor or choose_extractor(options.extract)]
+        words = ["--photos", options.photos, "--out", str(regions), "--extractor", options.extractor or choose_extractor(options.extract)]
         run_script("scripts/extract_regions.py", words + [part for word in options.extract for part in spell_option(word)])
     else:
         print(f"{regions}: is there already and used as it is; delete it to extract regions again")
@@ -88,8 +87,7 @@ def main(options: Options) -> None:
     tokenizer = options.tokenizer or str(out / "tokenizer")
     annotations = ["--annotations", str(out / "captions.jsonl")]
     if options.tokenizer is None:
-        words = [*annotations, "--vocab-size", str(options.vocab_size), "--out", tokenizer]
-        run_script("scripts/train_tokenizer.py", words)
+        run_script("scripts/train_tokenizer.py", [*annotations, "--vocab-size", str(options.vocab_size), "--out", tokenizer])
     words = [*annotations, "--tokenizer", tokenizer, "--regions", str(regions), "--out", str(out / "db")]
     words += ["--former-splits", "remove"]  # all of OUT/db is made of OUT/captions.jsonl
     run_script("scripts/build_captions.py", words)
@@ -131,18 +129,21 @@ def run_script(script: str, words: list[str]) -> None:
 
 
 def show_commands(options: Options, regions: Path, splits: list[str]) -> None:
-    """Print the commands that train and evaluate."""
+    """Print the commands that train and evaluate, and that train a re-ranker."""
     layouts = [layout for path in sorted(regions.iterdir()) if (layout := layout_of(path.name))]
     boxes = next((boxes for boxes, _ in layouts if boxes is not None), None)
     names = () if boxes is None or boxes == BoxOptions() else ("conf_th", "max_bb", "min_bb")
     told = [word for name in names for word in (f"--boxes.{name.replace('_', '-')}", str(getattr(boxes, name)))]
     out = Path(options.out)
     out = Path(os.path.relpath(out)) if out.is_absolute() and out.is_relative_to(Path.cwd()) else out
-    words = ["train_itm.py", "--config", options.config, "--data-root", str(out), *told, "--out", str(out / "run")]
-    print(f"train:    python {shlex.join(words)}")
-    words = ["eval_itm.py", "--checkpoint", str(out / "run/best")]
-    words += ["--captions", str(out / "db" / ("test" if "test" in splits else "val"))]
-    print(f"evaluate: python {shlex.join([*words, '--regions', str(out / 'regions'), *told])}")
+    best, shared = str(out / "run/best"), ["--data-root", str(out), *told]
+    measured = ["--captions", str(out / "db" / ("test" if "test" in splits else "val")), "--regions", str(out / "regions"), *told]
+    for name, words in {
+        "train": ["train_itm.py", "--config", options.config, *shared, "--out", str(out / "run")],
+        "evaluate": ["eval_itm.py", "--checkpoint", best, *measured],
+        "re-rank": ["train_itm.py", "--model", "uniter", "--config", "configs/finetune/uniter_own_small.yaml", *shared, "--model.init", best, "--out", str(out / "reranker")],
+    }.items():
+        print(f"{name + ':':<9} python {shlex.join(words)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -351,6 +351,18 @@ def open_pairs(
         for n, text in enumerate(texts)
     ]
     return parts[0] if len(parts) == 1 else JoinedPairs(parts)
+
+
+def check_databases_exist(databases: Iterable[str | Sequence[str] | None], root: str) -> None:
+    """Raise BadInput that names all that are absent, where several are; of one alone `open_pairs` says what is wrong with it.
+
+    Args:
+        databases: folders, or several each, text DBs and image DBs; relative ones start at ``root``
+    """
+    folders = [name for each in databases if each for name in ([each] if isinstance(each, str | Path) else each)]
+    absent = [str(path) for path in dict.fromkeys(Path(root, name) for name in folders) if not path.exists()]
+    if len(absent) > 1:
+        raise BadInput(f"{len(absent)} databases are not there: {', '.join(absent)}; build them, or correct data_root or their paths")
 
 
 def check_languages(pairs: PairDataset, languages: list[str] | None) -> None:

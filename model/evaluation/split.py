@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.batches.gallery import GalleryPairs, index_parts, open_gallery
-from data.batches.pairs import PairDataset, check_languages, open_pairs
+from data.batches.pairs import PairDataset, check_databases_exist, check_languages, open_pairs
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.notices import say_once
@@ -42,6 +42,8 @@ FOLD = 1000  # images of a fold, COCO's 1K protocol
 
 def open_split(config: EvalConfig) -> PairDataset:
     """The pairs of the split, with its galleries where there are any. Raises BadInput as the databases do."""
+    named = config.captions, config.regions, config.gallery, config.gallery_regions, config.image_captions
+    check_databases_exist(named, config.data_root)
     boxes, languages, root = boxes_for(config.checkpoint, config.boxes), config.languages, config.data_root
     view = {"image_captions": config.image_captions, "caption_weight": config.caption_score_weight}
     pairs = open_pairs(config.captions, config.regions, boxes, languages=languages, root=root, **view)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.batches.pairs import PairDataset
 from data.errors import BadInput
+from data.notices import lowered
 from data.search.topk import best_columns, best_rows, scores_in_parts
 
 
@@ -71,7 +72,7 @@ class HardNegatives:
     """
 
     def __init__(self, dataset: PairDataset, options: HardNegativeOptions, random_first: bool = False):
-        self.options, self.random_first = options, random_first
+        self.options, self.random_first, self.ranks = options, random_first, options.ranks
         self.image_of = dataset.image_of
         self.by_image = np.argsort(self.image_of, kind="stable")  # captions of image 0, of image 1 ...
         self.first = np.searchsorted(self.image_of[self.by_image], np.arange(len(dataset.images) + 1))
@@ -80,9 +81,12 @@ class HardNegatives:
             self._check(dataset)
 
     def _check(self, dataset: PairDataset) -> None:
-        """Raise BadInput where there are fewer wrong ones than are asked for."""
-        needed = max(self.options.ranks[1], self.options.count)
-        if needed >= len(dataset.images):
+        """Lower a window of ranks A-B to the wrong images that there are. Raises BadInput where these are fewer than ``count``."""
+        options, (first, last), wrong = self.options, self.ranks, len(dataset.images) - 1
+        if "-" in options.window and wrong - first >= options.count:
+            self.ranks = first, lowered(last, wrong, f"{dataset.captions.folder}: hard_negatives.window ends at rank", "wrong images")
+        needed = max(self.ranks[1], options.count)
+        if needed > wrong:
             raise BadInput(
                 f"hard_negatives: {needed} wrong images of a caption are asked for, {dataset.captions.folder} has "
                 f"{len(dataset.images)} images in all"
@@ -100,7 +104,7 @@ class HardNegatives:
     def mine(self, txt: Tensor, img: Tensor) -> None:
         """Rank the wrong images of every caption: ``txt`` [T,D] and ``img`` [I,D], embeddings of the whole dataset."""
         own = torch.from_numpy(self.image_of.astype(np.int64)).to(img.device)
-        last = self.options.ranks[1]
+        last = self.ranks[1]
         parts = []
         for part, scores in scores_in_parts(txt, img, what="mining images"):
             scores.scatter_(1, own[part, None], float("-inf"))
@@ -110,7 +114,7 @@ class HardNegatives:
     def draw(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """``count`` hard negatives for each of the pairs ``indices`` [N] → pairs [N·count], caption and image of one
         wrong image each."""
-        count, (first, last) = self.options.count, self.options.ranks
+        count, (first, last) = self.options.count, self.ranks
         if count == 0:
             return indices[:0]
         if self.options.window == "random" or (self.ranking is None and self.random_first):

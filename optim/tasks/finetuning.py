@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch, Examples
 from data.batches.identity import digests_of_pairs, pairs_changed
 from data.batches.loader import batch_loader
-from data.batches.pairs import PairDataset, check_languages, open_pairs
+from data.batches.pairs import PairDataset, check_databases_exist, check_languages, open_pairs
 from data.batches.samplers import PairDraw, epoch_draws, tempered_order
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
@@ -113,6 +113,8 @@ def open_training_data(
 ) -> tuple[PairDataset, PairDataset]:
     """The training pairs and the validation pairs that ``config`` names. Raises BadInput as `open_pairs` does."""
     view = view or ThirdView()
+    named = config.train_captions, config.train_regions, config.val_captions, config.val_regions, view.train, view.val
+    check_databases_exist(named, config.data_root)
     val_view = None if view.in_loss_only else view.val or view.train
     opened = functools.partial(open_pairs, options=config.boxes, languages=config.languages, root=config.data_root)
     with ranks.first_alone():  # a database's tables are made fit for memory-mapping once

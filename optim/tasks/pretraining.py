@@ -16,7 +16,7 @@ from torch import Tensor
 from data.batches.batch import Batch
 from data.batches.identity import digests_of_pairs, pairs_changed
 from data.batches.loader import batch_loader
-from data.batches.pairs import PairDataset, open_pairs
+from data.batches.pairs import PairDataset, check_databases_exist, open_pairs
 from data.batches.samplers import Draw, DrawStream, Source, token_batches
 from data.errors import BadInput
 from data.progress import ProgressBar
@@ -180,6 +180,8 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, device: torch.device, ranks: Ranks):
         self.config, self.device, self.ranks = config, device, ranks
+        named = [(each.captions, each.regions, each.val_captions, each.val_regions) for each in config.data]
+        check_databases_exist(itertools.chain(*named), config.data_root)
         with ranks.first_alone():  # a database's tables are made fit for memory-mapping once
             self.train = [self._pairs(corpus.captions, corpus.regions) for corpus in config.data]
             self.val = [

@@ -15,8 +15,9 @@ from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.evaluation.reranked import first_rankings, recall_before, rerank_all
+from model.initial import say_of_random_weights
 from model.precision import autocast
-from model.retrieval.mining import hard_negatives_of
+from model.retrieval.mining import HardNegativeOptions, hard_negatives_of
 from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.reranking import PairScores
 from model.retrieval.results import Found
@@ -32,7 +33,7 @@ class RerankerOptions:
 
     Args:
         miner: LightningDOT checkpoint: its ranking is what hard negatives are drawn from (hard_negatives.count and window),
-            and what is ranked again in validation
+            and what is ranked again in validation; none: model.init, where that is one
         margin: by which the sigmoid of a pair's score has to be above those of its mismatches
         top: candidates of each validation query that are ranked again, or all where there are fewer
         mix: in validation, weight of the bi-encoder's score, which is added to the re-ranker's; the best checkpoint is chosen by it
@@ -62,15 +63,21 @@ class RerankingConfig(FinetuningSettings):
     Args:
         model: where the weights start
         reranker: what it learns from, and how it is validated
+        hard_negatives: what each pair is told from, mined from the index of the training images
     """
 
     model: RerankerModelOptions = field(default_factory=RerankerModelOptions)
     reranker: RerankerOptions = field(default_factory=RerankerOptions)
+    hard_negatives: HardNegativeOptions = field(default_factory=lambda: HardNegativeOptions(count=2))
 
     def __post_init__(self):
         super().__post_init__()
-        if self.reranker.miner is None:
-            raise BadInput("reranker.miner: give the LightningDOT checkpoint whose hard negatives model.kind uniter learns from")
+        if self.reranker.miner is None and self.model.init is None:
+            raise BadInput(
+                "reranker.miner: give the LightningDOT checkpoint whose hard negatives model.kind uniter learns from (as model.init, "
+                "where it starts from its weights too)"
+            )
+        self.reranker.miner = self.reranker.miner or self.model.init
         if not self.hard_negatives.count:
             raise BadInput("model.kind uniter learns from hard negatives: give hard_negatives.count")
 
@@ -94,6 +101,8 @@ class Reranking(Finetuning):
         miner = LightningDOT.from_pretrained(config.reranker.miner)
         tokens = min(model.config.encoder.max_tokens, miner.config.txt.max_tokens)
         train = fit_lengths(train, val, tokens, config.long_captions, ranks)
+        random = [] if config.model.init else ["re-ranker"]
+        say_of_random_weights(config.model, random, len(train), "configs/finetune/uniter_own_small.yaml")
         hard_negatives = hard_negatives_of(train, config.hard_negatives, random_first=True)
         check_towers(miner, config.reranker.miner, train, val)
         super().__init__(config, train, val, hard_negatives, model, miner, device, ranks)

@@ -18,7 +18,7 @@ from data.errors import BadInput
 from data.storage.contents import file_digest
 from model.distributed import Meeting, Ranks
 from model.evaluation.tasks import tables_of
-from model.initial import ModelOptions, build_model
+from model.initial import ModelOptions, build_model, say_of_random_weights
 from model.objectives.backward import Backward
 from model.objectives.base import ObjectiveOptions
 from model.objectives.cmr import CrossModalRetrieval
@@ -131,6 +131,9 @@ class Retrieval(Finetuning):
             config.model, train.captions.meta, regions.feature_dim, regions.num_labels, str(regions.folder)
         )
         train = fit_lengths(train, val, model.config.txt.max_tokens, config.long_captions, ranks)
+        inits = {} if config.model.init else {"text tower": config.model.txt_init, "image tower": config.model.img_init}
+        random = [name for name, folder in inits.items() if not folder]
+        say_of_random_weights(config.model, random, len(train), "configs/finetune/own_small.yaml")
         if config.distill.scores:
             train.teacher = read_teacher_scores(config.distill.scores, train.ids, train.images, digests_of_pairs(train))
         hard_negatives = hard_negatives_of(train, config.hard_negatives)

@@ -285,7 +285,7 @@ def test_model_uniter_on_the_command_line():
         (["--model", "uniter"], "reranker.miner: give the LightningDOT checkpoint"),
         (mining, "unknown option --reranker.miner"),
         (["--reranker.margin", "0.3"], "unknown option --reranker.margin"),
-        (["--model", "uniter", *mining[:2]], "model.kind uniter learns from hard negatives: give hard_negatives.count"),
+        (["--model", "uniter", *mining[:2], "--hard-negatives.count", "0"], "model.kind uniter learns from hard negatives: give hard_negatives.count"),
         (["--model", "uniter", *mining, "--grad-cache", "4"], "unknown option --grad-cache"),
         (["--model", "uniter", *mining, "--siblings", "keep"], "unknown option --siblings"),
         (["--model", "uniter", *mining, "--model.project-dim", "7"], "unknown option --model.project-dim"),

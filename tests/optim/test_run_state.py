@@ -128,6 +128,48 @@ def test_other_settings_are_refused_by_name_and_value(tmp_path):
     assert open_run(tmp_path, free, resume=True).resumed
 
 
+FREE_OF_LENGTH = [OptimOptions(schedule="constant"), OptimOptions(schedule="uniter_invsqrt", warmup_steps=4)]
+
+
+@pytest.mark.parametrize("optim", FREE_OF_LENGTH)
+def test_a_run_is_made_longer_where_its_schedule_does_not_depend_on_that(tmp_path, capsys, optim):
+    save(open_run(tmp_path, Config(epochs=3, optim=optim)), 10)
+    assert open_run(tmp_path, Config(epochs=5, optim=optim), resume=True).resumed
+    assert "epochs was 3, now 5: the run is made longer\n" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["epochs"] == 5
+    with pytest.raises(BadInput, match=r"cannot go on with other settings \(epochs was 5, now 4\)"):
+        open_run(tmp_path, Config(epochs=4, optim=optim), resume=True)
+    with pytest.raises(BadInput, match=r"\(epochs was 5, now 6; languages was None, now \['de'\]\)"):
+        open_run(tmp_path, Config(epochs=6, optim=optim, languages=["de"]), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("optim", "said"),
+    [
+        (OptimOptions(), "linear the rate"),
+        (OptimOptions(schedule="hf_linear"), "hf_linear the rate"),
+        (OptimOptions(schedule="uniter_linear", warmup_steps=4), "uniter_linear the rate"),
+        (OptimOptions(schedule="uniter_invsqrt", warmup_ratio=0.1), "uniter_invsqrt with a warmup_ratio the rate"),
+    ],
+)
+def test_where_the_schedule_depends_on_the_length_the_message_names_the_way(tmp_path, optim, said):
+    save(open_run(tmp_path, Config(epochs=3, optim=optim)), 10)
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(BadInput) as error:
+        open_run(tmp_path, Config(epochs=5, optim=optim), resume=True)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}/config.yaml: epochs was 3, now 5; with optim.schedule {said} of every update"), message
+    assert f"--model.init {tmp_path}/last --out OTHER" in message
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_a_run_begins_with_few_lines_and_keeps_the_rest(tmp_path, capsys):
+    open_run(tmp_path, parameters=12_345_678, captions={"coco": 1000, "vg": 20}, peak_lr=5e-5, teacher="t, weights ab")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{tmp_path}: settings are in config.yaml") and "git " in lines[1] and "1 ranks (none)" in lines[1]
+    assert lines[2:] == ["parameters: 12,345,678", "captions: coco 1,000, vg 20", "peak_lr: 5e-05", "teacher: t, weights ab"]
+
+
 @pytest.mark.parametrize("damage", ["missing", "[", "a list"])
 def test_a_damaged_config_is_bad_input(tmp_path, damage):
     save(open_run(tmp_path, resume=False), 10)

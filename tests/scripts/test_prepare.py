@@ -2,13 +2,17 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+import train_itm
 from configs import cli
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from scripts import prepare
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -60,6 +64,9 @@ def test_bad_input_is_left_out_and_the_rest_goes_on(own, capfd):
         "train:    python train_itm.py --config configs/finetune/own_small.yaml --data-root data --out data/run\n"
         in shown.out
     )
+    words = shown.out.split("re-rank:  python train_itm.py ")[1].splitlines()[0].split()
+    config = cli.parse(train_itm.CONFIGS, [str(ROOT / word) if word.startswith("configs/") else word for word in words])
+    assert (config.model.init, config.reranker.miner, config.data_root, config.out) == (*["data/run/best"] * 2, "data", "data/reranker")
     assert {found["records"] for found in report["checks"].values()} == {12, 30, 3}
 
     again = run(*own, *SMALL, "--languages", "en", "--shares", "train=0.5", "val=0.5")

@@ -114,6 +114,20 @@ def test_more_negatives_than_images_are_refused(dataset, window, needed):
         HardNegatives(dataset, HardNegativeOptions(count=5, window=window))
 
 
+def test_a_window_beyond_the_images_ends_with_them(dataset, capsys):
+    negatives = HardNegatives(dataset, HardNegativeOptions(count=2, window="1-60"))
+    assert negatives.ranks == (1, 4)
+    assert "db/train: hard_negatives.window ends at rank 60 is lowered to 4: there are no more wrong images" in capsys.readouterr().err
+    rng = np.random.default_rng(0)
+    txt, img = (torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32)) for n in (len(dataset.image_of), 5))
+    negatives.mine(txt, img)
+    assert negatives.ranking.shape == (len(dataset.image_of), 4)
+    rows = np.arange(len(dataset.image_of))
+    drawn = dataset.image_of[negatives.draw(rows, rng)].reshape(-1, 2)
+    assert (drawn != dataset.image_of[rows, None]).all() and (drawn[:, 0] != drawn[:, 1]).all()
+    assert not (drawn == negatives.ranking[:, :1]).any()
+
+
 # ---- the original's --------------------------------------------------------------------------------------------------
 
 
