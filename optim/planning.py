@@ -23,11 +23,11 @@ from model.objectives.uniter_teacher import UniterTeacher, taught_by
 from model.text_encoders import choose_text_encoder
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, RerankerModelOptions, UniterConfig
+from optim.data_plan import Recipe, Widths, plan_data
 from optim.tasks.pretraining import PretrainConfig
 from optim.tasks.reranking import RerankingConfig
 from optim.tasks.retrieval import RetrievalConfig
 
-Recipe = PretrainConfig | RetrievalConfig | RerankingConfig
 _HEADS = {"cls": "word head", "feat_regress": "feature head", "region_classifier": "class head"}
 
 
@@ -99,6 +99,7 @@ class DataSizes:
         mean_words: of a caption, in word pieces, [CLS] and [SEP] not included
         mean_regions: of an image
         captions: of a fine-tuning's training set; None: as its database says, where that is
+        counts: captions and images of corpora, NAME=CAPTIONS/IMAGES, whose databases are not here
         vocab_size: of encoders that no folder tells of
         feature_dim: of the regions
         num_labels: classes of the region detector
@@ -107,6 +108,7 @@ class DataSizes:
     mean_words: float
     mean_regions: float
     captions: int | None
+    counts: list[str]
     vocab_size: int
     feature_dim: int
     num_labels: int
@@ -167,6 +169,9 @@ def make_plan(recipe: Recipe, machine: Machine, sizes: DataSizes) -> dict:
         "pairs": {"per_rank": load.pairs, "per_step": pairs},
         "tasks": tasks,
         "memory_per_rank": memory,
+        "corpora": plan_data(
+            recipe, sizes.counts, steps * pairs, Widths(sizes.mean_regions, planned.feature_dim, sizes.num_labels), sizes.captions
+        ),
         "steps": steps,
         "seconds_per_step": step,
         "hours": steps * step / 3600,

@@ -4,6 +4,7 @@
 python scripts/plan.py --config configs/pretrain/photos_small.yaml --gpu a100-80 --count 16
 python scripts/plan.py --config configs/finetune/photos_small.yaml --gpu h100 --captions 145000 --json plan.json
 python scripts/plan.py --config configs/pretrain/photos_small.yaml --gpu h200 --set precision=bf16 tokens_per_batch=40960
+python scripts/plan.py --config configs/pretrain/paper.yaml --counts coco_train=414000/82783 vg=5060000/101000
 """
 
 import sys
@@ -13,12 +14,12 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
-import yaml
-
 from configs import cli
+from configs.yaml_file import read_mapping
 from data.errors import BadInput
 from data.storage.locks import claim_output
 from data.storage.text_files import write_json
+from optim.data_plan import data_lines
 from optim.planning import GPUS, DataSizes, Machine, Recipe, make_plan
 from optim.tasks.pretraining import PretrainConfig
 from train_itm import CONFIGS
@@ -32,7 +33,7 @@ class Options:
 
     Args:
         config: recipe of pretrain.py or train_itm.py
-        kind: pretrain or finetune; null: as the recipe looks
+        kind: pretrain or finetune; none: as the recipe looks
         set: settings that override the recipe's, such as precision=bf16
         gpu: type of GPU; a cpu is one core
         count: GPUs, a rank each
@@ -40,7 +41,8 @@ class Options:
         efficiency: share of the stated peak rate that training reaches
         mean_words: of a caption, in word pieces, [CLS] and [SEP] not included
         mean_regions: of an image
-        captions: of a fine-tuning's training set; null: as its database says, where that is
+        captions: of a fine-tuning's training set; none: as its database says, where that is
+        counts: of corpora whose databases are not here, NAME=CAPTIONS/IMAGES, as in coco=566747/113287; a fine-tuning's is train
         vocab_size: of towers that no folder tells of
         feature_dim: of the regions
         num_labels: classes of the region detector
@@ -57,6 +59,7 @@ class Options:
     mean_words: float = 16
     mean_regions: float = 36
     captions: int | None = None
+    counts: list[str] = field(default_factory=list)
     vocab_size: int = 28996
     feature_dim: int = 2048
     num_labels: int = 1601
@@ -90,13 +93,7 @@ def read_recipe(options: Options) -> Recipe:
     """The recipe with the settings that override it. Raises BadInput for one that cannot be read."""
     kind = options.kind
     if kind is None:
-        try:
-            values = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInput(f"{options.config}: cannot read the config: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise BadInput(f"{options.config}: not valid YAML: {error}") from error
-        kind = "pretrain" if isinstance(values, dict) and "data" in values else "finetune"
+        kind = "pretrain" if "data" in [key.value for key, _ in read_mapping(options.config).value] else "finetune"
     bare = [word for word in options.set if "=" not in word]
     if bare:
         raise BadInput(f"set: expected name=value, such as precision=bf16, found {bare[0]!r}")
@@ -136,6 +133,7 @@ def _format(plan: dict) -> str:
     lines.append(f"  {'all':<28}{sum(without.values()) / 1e9:>8.2f}{sum(saving.values()) / 1e9:>32.2f}")
     if sum(own.values()) > gpu["memory"] * 1e9:
         lines.append(f"  more than the {gpu['memory']:g} GB of one {gpu['name']}: smaller batches, or activation checkpointing")
+    lines += ["", *data_lines(plan["corpora"])]
     lines += [
         "",
         f"{plan['steps']:,} steps of {plan['seconds_per_step'] * 1e3:.1f} ms: {plan['hours']:.3g} hours, without validation "
@@ -147,4 +145,4 @@ def _format(plan: dict) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, often="set gpu count gpus_per_node efficiency mean_words mean_regions captions json")
+    cli.run(main, Options, often="set gpu count gpus_per_node efficiency mean_words mean_regions captions counts json")

@@ -1,5 +1,6 @@
 """Bad input through the real commands: one line that names file and key, exit status 2, nothing saved is lost."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -227,6 +228,10 @@ def test_features_of_another_width(small_world, finetuned, recipes, refused, tmp
          for name, folder in (("a", small_world / "regions"), ("b", few))]
     )  # fmt: skip
     assert says(refused(pretrain, *recipes[pretrain], *out, "--data", corpora), few, "7 soft labels", "11")
+    bare = changed_regions(small_world / "regions", tmp_path / "bare", lambda key, regions: dataclasses.replace(regions, soft_labels=None))
+    tasks = {"name": "a", "captions": "db/train", "regions": str(bare), "tasks": {"mrckl": 1, "cmr": 1, "mrc": 1}}
+    error = refused(pretrain, *recipes[pretrain], *out, "--data", json.dumps([tasks]))
+    assert says(error, bare, "has no soft labels, which mrckl and mrc read", "--soft-labels keep", "--objectives")
     assert not (tmp_path / "run").exists()
 
 

@@ -11,10 +11,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from data.errors import BadInput, CannotWrite
 from data.progress import ProgressBar
@@ -28,6 +28,8 @@ from model.extractors import EXTRACTORS
 from model.extractors.base import Extractor, ExtractorOptions
 
 NOT_IN_RECORDS = ("out", "shard", "workers", "device", "overwrite", "merge")  # settings on which no stored byte depends
+
+SoftLabels = Literal["keep", "none"]
 
 
 class NothingWritten(BadInput):
@@ -59,6 +61,7 @@ class ExtractionSettings:
         overwrite: replace the database that is there
         command: every setting of the run by name, as JSON-able values: those on which stored bytes depend tell whether a run
             goes on from another, and report.json keeps them all. `photos` is named when there is nothing to write
+        soft_labels: keep them where the images have them, or none: leave them out of the records
     """
 
     out: Path
@@ -67,11 +70,13 @@ class ExtractionSettings:
     shard: tuple[int, int]
     overwrite: bool
     command: dict[str, Any]
+    soft_labels: SoftLabels = "keep"
 
     @property
     def of_records(self) -> dict[str, Any]:
-        """The settings on which the stored bytes depend."""
-        return {name: value for name, value in self.command.items() if name not in NOT_IN_RECORDS}
+        """The settings on which the stored bytes depend; those that older runs did not have only where they change something."""
+        found = {name: value for name, value in self.command.items() if name not in NOT_IN_RECORDS}
+        return {name: value for name, value in found.items() if (name, value) != ("soft_labels", "keep")}
 
 
 @dataclass
@@ -269,6 +274,8 @@ class Extraction:
 
     def _add(self, name: str, key: str, regions: Regions, bad: dict[str, str]) -> None:
         """Add a record; one that the database refuses is a bad one."""
+        if self.settings.soft_labels == "none":
+            regions = replace(regions, soft_labels=None)
         try:
             self._writer.add(key, regions)
         except CannotWrite:
@@ -280,7 +287,9 @@ class Extraction:
 
     def _differing(self, report: dict) -> list[str]:
         """Names of settings on which stored bytes depend and that were others."""
-        return [name for name, value in self.settings.of_records.items() if report["settings"].get(name) != value]
+        labels = {"soft_labels": "keep"}
+        before = labels | report["settings"]
+        return [name for name, value in (labels | self.settings.of_records).items() if before.get(name) != value]
 
     def _find_parts(self) -> dict[Path, dict]:
         """Folder → report of every part of a run with --shard.

@@ -273,6 +273,11 @@ class Pretraining:
         for folder in filter(None, (self.config.model.init, self.config.model.txt_init)):
             check_same_tokenizer(folder, dataset.captions)
         labelled = [task for task in corpus.tasks if self.objectives[task].reads_soft_labels]
+        if labelled and not regions.num_labels:
+            raise BadInput(
+                f"{regions.folder}: has no soft labels, which {' and '.join(labelled)} read; extract the regions with an extractor that "
+                "gives them and --soft-labels keep, or leave these tasks out (--objectives)"
+            )
         if labelled and regions.num_labels != (model.config.num_labels or None):
             raise BadInput(
                 f"{regions.folder}: regions have {regions.num_labels} soft labels, the model "

@@ -81,6 +81,35 @@ def test_photos_become_a_region_database(photos, tmp_path, compressed, capsys):
     assert "5 photos" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_soft_labels_are_left_out_where_they_are_not_wanted(photos, tmp_path, compressed):
+    for name, choice in (("with", "keep"), ("without", "none")):
+        main(Options(str(photos), str(tmp_path / name), compressed=compressed, soft_labels=choice, **SMALL))
+    with_labels, without = RegionDB(tmp_path / "with"), RegionDB(tmp_path / "without")
+    assert (with_labels.num_labels, without.num_labels) == (21, 0) and with_labels.keys == without.keys
+    for key in without.keys:
+        found, expected = without[key], with_labels[key]
+        assert found.soft_labels is None and np.array_equal(found.norm_bb, expected.norm_bb)
+        assert np.array_equal(found.features, expected.features) and np.array_equal(found.conf, expected.conf)
+    sizes = [sum(map(len, stored(tmp_path / name).values())) for name in ("with", "without")]
+    assert sizes[1] < sizes[0]
+
+
+def test_parts_with_and_without_soft_labels_are_not_merged(photos, tmp_path):
+    out = str(tmp_path / "db")
+    for shard in ("1/2", "2/2"):
+        main(Options(str(photos), out, shard=shard, soft_labels="none", **SMALL))
+    with pytest.raises(BadInput, match="was made with other settings of soft_labels"):
+        main(Options(str(photos), out, merge=True, **SMALL))
+    main(Options(str(photos), out, merge=True, soft_labels="none", **SMALL))
+    assert RegionDB(out).num_labels == 0
+    for part in ("part-1-of-2", "part-2-of-2"):  # as of a version that had no such setting
+        report = json.loads((tmp_path / "db" / part / "report.json").read_text())
+        del report["settings"]["soft_labels"]
+        (tmp_path / "db" / part / "report.json").write_text(json.dumps(report))
+    main(Options(str(photos), out, merge=True, overwrite=True, **SMALL))
+
+
 def test_exif_orientation_is_applied(tmp_path):
     turned, upright = tmp_path / "turned", tmp_path / "upright"
     for folder in (turned, upright):

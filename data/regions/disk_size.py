@@ -1,0 +1,54 @@
+"""How much room the regions of an image DB take, and how much of it their soft labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.regions.db import BoxOptions, layout_names, stored_arrays
+from data.storage.lmdb_env import Records
+
+BYTES = 2  # of a number, fp16
+AROUND = 260  # bytes of a plain record that are not its arrays, about
+PAGE = 4096  # a record of LMDB larger than half of it begins a page of its own
+
+
+@dataclass(frozen=True)
+class DiskSize:
+    """Bytes on the disk.
+
+    Args:
+        bytes: of all
+        soft_labels: the share of soft labels in them; None where that is not known: of compressed records
+    """
+
+    bytes: int
+    soft_labels: int | None
+
+
+def size_of_regions(img_db: str | Path, boxes: BoxOptions) -> DiskSize | None:
+    """The size of the LMDB that readers take with ``boxes``; None where it is not here. Its first record tells the share of soft labels.
+
+    Raises:
+        BadInput: the database is damaged.
+    """
+    name = layout_names(boxes)[0]
+    folders = [Path(img_db, base + suffix) for base in (name, "all") for suffix in ("", "_compressed")]
+    folder = next((folder for folder in folders if (folder / "data.mdb").is_file()), None)
+    if folder is None:
+        return None
+    size, txn = (folder / "data.mdb").stat().st_size, Records(folder).txn
+    key = next((bytes(key).decode() for key in txn.cursor().iternext(values=False) if bytes(key) != b"__keys__"), None)
+    compressed = folder.name.endswith("_compressed")
+    arrays = {} if key is None else stored_arrays(txn, folder, key, compressed)
+    if "soft_labels" not in arrays:
+        return DiskSize(size, 0)
+    return DiskSize(size, None if compressed else int(size * arrays["soft_labels"].nbytes / sum(a.nbytes for a in arrays.values())))
+
+
+def region_bytes(images: int, regions: float, feature_dim: int, num_labels: int) -> DiskSize:
+    """The size on paper of plain records of so many images, with so many regions on average: each has its features, box, confidence
+    and soft labels, and half a page of LMDB is lost."""
+    width = feature_dim + 6 + 1 + num_labels
+    total = images * (regions * width * BYTES + AROUND + PAGE / 2)
+    return DiskSize(int(total), int(total * num_labels / width))
