@@ -6,6 +6,7 @@ python scripts/extract_regions.py --photos photos.tar --out db/regions --list tr
 python scripts/extract_regions.py --photos photos --out db/regions --extractor butd --weights frcnn-vg-finetuned
 python scripts/extract_regions.py --photos photos --out db/regions --extractor hf:facebook/dinov2-base
 python scripts/extract_regions.py --photos train2014_obj36.tsv --out db/regions --extractor precomputed
+python scripts/extract_regions.py --photos db/regions --out /local/regions --extractor precomputed --soft-labels none    # a smaller copy
 torchrun --nproc-per-node 8 scripts/extract_regions.py --photos photos --out db/regions --extractor butd   # 8 GPUs, then
 python scripts/extract_regions.py --photos photos --out db/regions --extractor butd --merge                # their parts
 
@@ -25,21 +26,14 @@ import torch
 from data.errors import BadInput
 from data.regions.box_forms import BoxForm, BoxFormat, BoxUnits, SizeOrder
 from data.regions.conversion import GridOrder
-from data.regions.db import BoxOptions
-from data.regions.extractor_record import PRECOMPUTED, ExtractorRecord
+from data.regions.db import BoxOptions, SoftLabels
 from data.regions.photos import find_photos
 from data.regions.pictures import pictures_of
-from data.regions.precomputed import PrecomputedImages, PrecomputedOptions
+from data.regions.precomputed import PrecomputedOptions
+from data.regions.stored_images import given_images
 from data.storage.locks import claim_output
 from model.extractors.base import ExtractorOptions
-from model.extractors.extraction import (
-    Extraction,
-    ExtractionSettings,
-    SoftLabels,
-    build_extractor,
-    extractor_record,
-    parse_shard,
-)
+from model.extractors.extraction import Extraction, ExtractionSettings, build_extractor, extractor_record, parse_shard
 from model.extractors.pool import PhotoImages
 from model.precision import choose_device
 
@@ -50,7 +44,7 @@ class Options:
 
     Args:
         photos: folder of photographs, searched with its subfolders, or uncompressed tar file; with precomputed the features:
-            TSV or HDF5 file, or folder of .npz, .npy or .h5 files
+            TSV or HDF5 file, folder of .npz, .npy or .h5 files, or an image DB, which is stored again
         out: folder of the image DB to write; report.json in it lists the photos that could not be read
         list: file that names the photographs to use, one per line, relative to `photos`
         extractor: random-conv (frozen random network, boxes from the pixels; needs no weights), butd (bottom-up attention's
@@ -121,8 +115,7 @@ class Options:
             raise BadInput("--sizes, --box-units, --box-format, --size-order, --grid-order: only precomputed features need them")
 
     def precomputed(self) -> PrecomputedOptions:
-        form = BoxForm(self.box_units, self.box_format, self.size_order)
-        return PrecomputedOptions(self.image_key, form, self.num_labels, self.sizes, self.max_bb, self.grid_order)
+        return PrecomputedOptions(self.image_key, BoxForm(self.box_units, self.box_format, self.size_order), self.num_labels, self.sizes, self.max_bb, self.grid_order)
 
 
 def main(options: Options) -> None:
@@ -136,8 +129,8 @@ def main(options: Options) -> None:
         return
     extraction.check_output()
     if options.extractor == "precomputed":
-        images = PrecomputedImages(options.photos, options.precomputed())
-        report = extraction.merge(images.keys()) if options.merge else extraction.run(images, ExtractorRecord(PRECOMPUTED))
+        images, made_by, pictures = given_images(options.photos, options.precomputed(), boxes)
+        report = extraction.merge(images.keys(), pictures) if options.merge else extraction.run(images, made_by, pictures)
     else:
         photos = find_photos(options.photos, options.list, options.image_key)
         pictures = pictures_of(photos, options.photos, options.image_key)

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import lmdb
 import numpy as np
@@ -39,6 +39,8 @@ _FOLDER = re.compile(
     r"(?:all|feat_numbb(?P<num_bb>\d+)|feat_th(?P<conf_th>\d[^_]*)_max(?P<max_bb>\d+)_min(?P<min_bb>\d+))"
     r"(?P<compressed>_compressed)?"
 )
+
+SoftLabels = Literal["keep", "none"]  # in records
 
 
 @dataclass
@@ -201,6 +203,24 @@ def stored_keys(img_db: str | Path) -> set[str]:
     return {key for folder in folders for key in read_keys(folder)}
 
 
+def find_layout(img_db: str | Path, boxes: BoxOptions) -> Path:
+    """The LMDB folder of an image DB that holds these boxes, or else all of them. Raises BadInput where there is none."""
+    return _find(Path(img_db), [layout_names(boxes)[0], "all"])
+
+
+def _find(img_db: Path, names: list[str]) -> Path:
+    """The first of these LMDB folders that is there; of the two layouts plain comes first, since it is read faster."""
+    folders = [img_db / (name + suffix) for name in names for suffix in ("", "_compressed")]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    found = sorted(path.name for path in img_db.iterdir()) if img_db.is_dir() else "no such folder"
+    raise BadInput(
+        f"{img_db}: no image DB, expected {' or '.join(f.name for f in folders)}, found {found}; "
+        "check the path and conf_th, max_bb, min_bb, num_bb"
+    )
+
+
 class RegionDB:
     """Read an image DB. Picklable; usable in forked and spawned DataLoader workers.
 
@@ -226,7 +246,7 @@ class RegionDB:
         if nbb_path and not nbb_path.is_file():
             nbb_path = None
             candidates.append("all")
-        self.folder = self._find(candidates)
+        self.folder = _find(self.img_db, candidates)
         self.compressed = self.folder.name.endswith("_compressed")
         self._records = Records(self.folder, keep_views=not self.compressed)
         record = read_extractor(self.folder)
@@ -248,18 +268,6 @@ class RegionDB:
         first = self._decode(self.keys[0], MEMBERS)
         self.feature_dim: int = first["features"].shape[1]
         self.num_labels: int = first["soft_labels"].shape[1] if "soft_labels" in first else 0
-
-    def _find(self, names: list[str]) -> Path:
-        """The first of these LMDB folders that is there; of the two layouts plain comes first, since it is read faster."""
-        folders = [self.img_db / (name + suffix) for name in names for suffix in ("", "_compressed")]
-        for folder in folders:
-            if folder.is_dir():
-                return folder
-        found = sorted(path.name for path in self.img_db.iterdir()) if self.img_db.is_dir() else "no such folder"
-        raise BadInput(
-            f"{self.img_db}: no image DB, expected {' or '.join(f.name for f in folders)}, found {found}; "
-            "check the path and conf_th, max_bb, min_bb, num_bb"
-        )
 
     def _build(self, nbb_path: Path | None) -> dict[str, np.ndarray]:
         """The keys, and of each the number of boxes to use: as columns."""

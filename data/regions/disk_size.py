@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.regions.db import BoxOptions, layout_names, stored_arrays
+from data.regions.db import BoxOptions, find_layout, stored_arrays
 from data.storage.lmdb_env import Records
 
 BYTES = 2  # of a number, fp16
@@ -30,13 +30,11 @@ def size_of_regions(img_db: str | Path, boxes: BoxOptions) -> DiskSize | None:
     """The size of the LMDB that readers take with ``boxes``; None where it is not here. Its first record tells the share of soft labels.
 
     Raises:
-        BadInput: the database is damaged.
+        BadInput: the database is damaged, or has other boxes.
     """
-    name = layout_names(boxes)[0]
-    folders = [Path(img_db, base + suffix) for base in (name, "all") for suffix in ("", "_compressed")]
-    folder = next((folder for folder in folders if (folder / "data.mdb").is_file()), None)
-    if folder is None:
+    if not list(Path(img_db).glob("*/data.mdb")):
         return None
+    folder = find_layout(img_db, boxes)
     size, txn = (folder / "data.mdb").stat().st_size, Records(folder).txn
     key = next((bytes(key).decode() for key in txn.cursor().iternext(values=False) if bytes(key) != b"__keys__"), None)
     compressed = folder.name.endswith("_compressed")

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from data.errors import BadInput, CannotWrite
 from data.progress import ProgressBar
-from data.regions.db import BoxOptions, Found, Problem, Regions, read_keys, stored_arrays
+from data.regions.db import BoxOptions, Found, Problem, Regions, SoftLabels, read_keys, stored_arrays
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
 from data.regions.pictures import Pictures
 from data.regions.writer import RegionWriter
@@ -28,8 +28,6 @@ from model.extractors import EXTRACTORS
 from model.extractors.base import Extractor, ExtractorOptions
 
 NOT_IN_RECORDS = ("out", "shard", "workers", "device", "overwrite", "merge")  # settings on which no stored byte depends
-
-SoftLabels = Literal["keep", "none"]
 
 
 class NothingWritten(BadInput):

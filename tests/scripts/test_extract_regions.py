@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from data.errors import BadInput
 from data.regions import photos as photos_module
 from data.regions.db import RegionDB
+from data.regions.pictures import read_pictures
 from model.extractors import pool
 from model.extractors.base import Detections
 from model.extractors.butd.faster_rcnn import FasterRcnn
@@ -85,14 +86,14 @@ def test_photos_become_a_region_database(photos, tmp_path, compressed, capsys):
 def test_soft_labels_are_left_out_where_they_are_not_wanted(photos, tmp_path, compressed):
     for name, choice in (("with", "keep"), ("without", "none")):
         main(Options(str(photos), str(tmp_path / name), compressed=compressed, soft_labels=choice, **SMALL))
+    sizes = [sum(map(len, stored(tmp_path / name).values())) for name in ("with", "without")]
+    assert sizes[1] < sizes[0]
     with_labels, without = RegionDB(tmp_path / "with"), RegionDB(tmp_path / "without")
     assert (with_labels.num_labels, without.num_labels) == (21, 0) and with_labels.keys == without.keys
     for key in without.keys:
         found, expected = without[key], with_labels[key]
         assert found.soft_labels is None and np.array_equal(found.norm_bb, expected.norm_bb)
         assert np.array_equal(found.features, expected.features) and np.array_equal(found.conf, expected.conf)
-    sizes = [sum(map(len, stored(tmp_path / name).values())) for name in ("with", "without")]
-    assert sizes[1] < sizes[0]
 
 
 def test_parts_with_and_without_soft_labels_are_not_merged(photos, tmp_path):
@@ -108,6 +109,27 @@ def test_parts_with_and_without_soft_labels_are_not_merged(photos, tmp_path):
         del report["settings"]["soft_labels"]
         (tmp_path / "db" / part / "report.json").write_text(json.dumps(report))
     main(Options(str(photos), out, merge=True, overwrite=True, **SMALL))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_image_db_is_stored_again_without_soft_labels(photos, tmp_path, compressed):
+    main(Options(str(photos), str(tmp_path / "db"), compressed=compressed, **SMALL))
+    again = {"extractor": "precomputed", "compressed": not compressed}
+    main(Options(str(tmp_path / "db"), str(tmp_path / "small"), soft_labels="none", **again))
+    main(Options(str(tmp_path / "db"), str(tmp_path / "whole"), **again))
+    before, small, whole = (RegionDB(tmp_path / name) for name in ("db", "small", "whole"))
+    assert small.keys == whole.keys == before.keys and small.made_by == whole.made_by == before.made_by is not None
+    assert (small.num_labels, whole.num_labels) == (0, 21) and dict(small.num_regions) == dict(before.num_regions)
+    for key in before.keys:
+        for name in ("features", "norm_bb", "conf"):
+            expected = getattr(before[key], name)
+            assert np.array_equal(getattr(small[key], name), expected) and np.array_equal(getattr(whole[key], name), expected)
+        assert np.array_equal(whole[key].soft_labels, before[key].soft_labels)
+    assert read_pictures(small.folder) == read_pictures(before.folder) is not None
+    with pytest.raises(BadInput, match="an image DB says its keys and boxes"):
+        main(Options(str(tmp_path / "db"), str(tmp_path / "c"), image_key="{lower}.npz", extractor="precomputed"))
+    with pytest.raises(BadInput, match=r"no image DB, expected feat_th0\.3_max100_min10"):
+        main(Options(str(tmp_path / "db"), str(tmp_path / "d"), conf_th=0.3, extractor="precomputed"))
 
 
 def test_exif_orientation_is_applied(tmp_path):

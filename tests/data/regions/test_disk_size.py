@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data.errors import BadInput
 from data.regions.db import BoxOptions, Regions
 from data.regions.disk_size import region_bytes, size_of_regions
 from data.regions.writer import RegionWriter
@@ -35,4 +36,6 @@ def test_the_paper_knows_the_share_of_the_soft_labels():
 def test_what_is_compressed_or_absent_does_not_say_it(tmp_path):
     write(tmp_path / "db", 30, compressed=True, images=3)
     assert size_of_regions(tmp_path / "db", BoxOptions()).soft_labels is None
-    assert size_of_regions(tmp_path / "db", BoxOptions(conf_th=0.5)) is None and size_of_regions(tmp_path / "no", BoxOptions()) is None
+    assert size_of_regions(tmp_path / "no", BoxOptions()) is None
+    with pytest.raises(BadInput, match=r"feat_th0.5_max100_min10.*, found .*feat_th0.2_max100_min10"):
+        size_of_regions(tmp_path / "db", BoxOptions(conf_th=0.5))
