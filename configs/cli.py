@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -23,7 +24,17 @@ from jsonargparse import ArgumentParser
 
 from configs import INTERRUPTED, INTERRUPTED_LINE
 from configs.help import Page, short_help, whole_help
-from configs.settings import Settings, current_name, inner_dataclass, is_optional, is_switch, is_text, list_items, typed
+from configs.settings import (
+    Settings,
+    current_name,
+    described,
+    inner_dataclass,
+    is_optional,
+    is_switch,
+    is_text,
+    list_items,
+    typed,
+)
 from configs.yaml_file import (
     NOT_TEXT,
     Assigned,
@@ -37,7 +48,8 @@ from configs.yaml_file import (
 from data.errors import STOPPED, BadInput, Stopped
 
 Config = typing.TypeVar("Config")
-REQUIRED = "the following arguments are required: "
+REQUIRED = "the following arguments are required: "  # as argparse says it
+WRONG_VALUE = re.compile(r'Parser key "(?P<name>[^"]+)": .*(Got|Given) value: (?P<value>.*)')  # as jsonargparse says it
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,9 @@ class _Parser(ArgumentParser):
             words = [w.lstrip("-").split("=")[0] for w in text.split(":", 1)[1].split() if w.startswith("--")]
             for word in words:
                 text = f"unknown option {typed(word)}{self.settings.hint(word)}"
+        if (refused := WRONG_VALUE.fullmatch(text)) and refused["name"] in self.settings.types:
+            kind = self.settings.types[refused["name"]]
+            text = f"{refused['name']}: expected {described(kind)}, found {refused['value']}"
         if text.startswith(REQUIRED):
             names = [name if name in self.positional else typed(name) for name in text.removeprefix(REQUIRED).split(", ")]
             text = f"{REQUIRED}{', '.join(names)}"

@@ -160,6 +160,20 @@ def list_items(kind: typing.Any) -> typing.Any:
     return None
 
 
+def described(kind: typing.Any) -> str:
+    """What a setting of this type takes, in words: ``a number or learned``."""
+    words = []
+    for each in alternatives(kind):
+        arguments = typing.get_args(each)
+        if typing.get_origin(each) is typing.Literal:
+            words += map(str, arguments)
+        elif typing.get_origin(each) in (list, tuple):
+            words.append(f"a list, as [{', '.join('...' for _ in arguments)}]")
+        else:
+            words.append({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(each, "YAML"))
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 def inner_dataclass(kind: typing.Any) -> type | None:
     """The dataclass inside ``X``, ``X | None`` or ``list[X]``, if there is one."""
     for candidate in (kind, *typing.get_args(kind)):

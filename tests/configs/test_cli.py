@@ -99,7 +99,9 @@ def test_bad_yaml_names_file_and_key(tmp_path, text, message):
     [
         (["q", "--out", "x", "--optim.lrr", "1"], "unknown option --optim.lrr; did you mean --optim.lr?"),
         (["q", "--out", "x", "--bach-size", "1"], "unknown option --bach-size; did you mean --batch-size?"),
-        (["q", "--out", "x", "--optim.lr", "abc"], "optim.lr"),
+        (["q", "--out", "x", "--optim.lr", "abc"], "optim.lr: expected a number, found abc (see --help)"),
+        (["q", "--out", "x", "--batch-size", "1.5"], "batch_size: expected a whole number, found 1.5 (see --help)"),
+        (["q", "--out", "x", "--resume=3"], "resume: expected true or false, found 3 (see --help)"),
         (["q"], "the following arguments are required: --out (see --help)"),
         (["--out", "x"], "the following arguments are required: query (see --help)"),
         (["q", "--out", "x", "--config", "absent.yaml"], "absent.yaml: cannot read"),

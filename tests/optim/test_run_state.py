@@ -170,6 +170,13 @@ def test_a_run_begins_with_few_lines_and_keeps_the_rest(tmp_path, capsys):
     assert lines[2:] == ["parameters: 12,345,678", "captions: coco 1,000, vg 20", "peak_lr: 5e-05", "teacher: t, weights ab"]
 
 
+def test_a_run_whose_settings_had_their_former_names_goes_on(tmp_path):
+    save(open_run(tmp_path, Config(workers=2)), 10)
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("out:", "output_dir:").replace("workers:", "num_workers:"))
+    assert "output_dir:" in (tmp_path / "config.yaml").read_text() and open_run(tmp_path, Config(workers=1), resume=True).resumed
+
+
 @pytest.mark.parametrize("damage", ["missing", "[", "a list"])
 def test_a_damaged_config_is_bad_input(tmp_path, damage):
     save(open_run(tmp_path, resume=False), 10)
