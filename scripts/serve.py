@@ -4,7 +4,7 @@
 python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos             # http://127.0.0.1:8000/
 python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --captions-index index/txt --captions db/test \\
     --regions db/regions --reranker runs/uniter/best --backends exact hnsw --evaluation runs/x/eval/step-00012000/test
-python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --host 0.0.0.0 --token SECRET
+python scripts/serve.py --checkpoint runs/x/best --index index/img --photos photos --host 0.0.0.0 --token "$(openssl rand -hex 16)"
 curl -d '{"text": "a dog on the beach", "k": 5}' -H 'Content-Type: application/json' http://127.0.0.1:8000/api/search
 """
 
