@@ -177,8 +177,9 @@ def _explanations(config_class: type) -> dict[str, str]:
     found, kinds = {}, typing.get_type_hints(config_class)
     for kind in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(kind):
-            params = parse_docstring(kind.__doc__ or "").params
-            found |= {param.arg_name: " ".join((param.description or "").replace("``", "`").split()) for param in params}
+            for param in parse_docstring(kind.__doc__ or "").params:
+                text = " ".join((param.description or "").replace("``", "`").split())
+                found |= dict.fromkeys(param.arg_name.split(", "), text)  # several may share a text
     for name in found:  # the names of others as one types them
         for other in (other for other in kinds if "_" in other):
             found[name] = re.sub(rf"\b{other}\b", other.replace("_", "-"), found[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,19 +99,19 @@ class DataSizes:
         mean_words: of a caption, in word pieces, [CLS] and [SEP] not included
         mean_regions: of an image
         captions: of a fine-tuning's training set; None: as its database says, where that is
-        counts: captions and images of corpora, NAME=CAPTIONS/IMAGES, whose databases are not here
         vocab_size: of encoders that no folder tells of
         feature_dim: of the regions
         num_labels: classes of the region detector
+        counts: captions and images of corpora, NAME=CAPTIONS/IMAGES, whose databases are not here
     """
 
     mean_words: float
     mean_regions: float
     captions: int | None
-    counts: list[str]
     vocab_size: int
     feature_dim: int
     num_labels: int
+    counts: Sequence[str] = ()
 
 
 @dataclass

@@ -3,7 +3,7 @@
 
 python scripts/bench_serve.py --out benchmarks/serve_cpu.json          # all of it; half an hour on two CPU cores, after make demo
 python scripts/bench_serve.py --galleries demo --seconds 5 --mixed.minutes 1
-python scripts/bench_serve.py --galleries drawn --clients 1 32 --precision bf16 --out benchmarks/serve_bf16.json
+python scripts/bench_serve.py --galleries drawn --clients 1 32 --precision bf16 --mixed.minutes 0 --out benchmarks/serve_bf16.json
 
 Two services of the same index run side by side, one of which answers queries one at a time; they are asked in turns, round after
 round, so that a machine that speeds up or slows down does so for both. The clients are on the same machine and take their share
