@@ -153,18 +153,23 @@ def parse(
     loose = loose + [in_file[name] for name in positional[len(loose) :] if name in in_file]
     parser = _parser(config_class, settings, positional)
     namespace = parser.parse_args([*words, *["--"][: len(after)], *loose])
-    for name, text in texts.items():  # jsonargparse has read them as YAML
+    _put_texts(texts, namespace)
+    instance = parser.instantiate(namespace)
+    found = config_class(**{f.name: instance[f.name] for f in dataclasses.fields(config_class)})
+    if isinstance(config, Choice) and not isinstance(found, config.classes[_get(found, config.setting)]):
+        raise BadInput(f"{config.setting}: give it by itself, as --{config.setting} {_get(found, config.setting)}")
+    return found
+
+
+def _put_texts(texts: dict[str, typing.Any], namespace: typing.Any) -> None:
+    """Put what was typed for text settings in the place of what jsonargparse, which has read them as YAML, made of it."""
+    for name, text in texts.items():
         if isinstance(text, ItemTexts):
             for item, own in zip(reversed(namespace[name] or []), reversed(text.items), strict=False):
                 for key, word in own.items():
                     item[key] = word
         elif text is not NOT_TEXT:
             namespace[name] = text
-    instance = parser.instantiate(namespace)
-    found = config_class(**{f.name: instance[f.name] for f in dataclasses.fields(config_class)})
-    if isinstance(config, Choice) and not isinstance(found, config.classes[_get(found, config.setting)]):
-        raise BadInput(f"{config.setting}: give it by itself, as --{config.setting} {_get(found, config.setting)}")
-    return found
 
 
 def to_dict(config: typing.Any) -> dict:

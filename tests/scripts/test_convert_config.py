@@ -558,7 +558,7 @@ def test_what_is_no_retrieval_is_refused_with_that_reason(translate, old, reason
 
 
 def test_a_config_that_cannot_work_is_refused_with_its_reason(translate, tmp_path):
-    with pytest.raises(BadInput, match=r"old\.json: as a config of train_itm\.py it does not load: .*val_captions"):
+    with pytest.raises(BadInput, match=r"old\.json: as a config of train_itm\.py it does not load: .*--val-captions"):
         translate({k: v for k, v in FLICKR.items() if k != "val_txt_db"}, "finetune")
     with pytest.raises(BadInput, match=r"old\.json: as a config of train_itm\.py it does not load: .*lr"):
         translate(FLICKR | {"learning_rate": -1.0}, "finetune")
