@@ -315,7 +315,7 @@ def test_unknown_settings(small_world, recipes, refused, tmp_path, command):
     assert says(the_error(done.stderr), "deep.yaml", "data.valid_captions", "did you mean val_captions?")
     error = refused(train_itm, *recipes[train_itm], *out, "--batchsize", 3)
     assert says(error, "--batchsize", "did you mean --batch-size?")
-    assert says(refused(train_itm, *recipes[train_itm], *out, "--optim.learning-rate", 3), "--optim.learning_rate")
+    assert says(refused(train_itm, *recipes[train_itm], *out, "--optim.learning-rate", 3), "--optim.learning-rate")
     assert says(refused(train_itm, "--config", tmp_path / "absent.yaml", *out), "absent.yaml", "cannot read")
     error = refused(train_itm, "--config", small_world / "finetune.yaml")
     assert says(error, "out")

@@ -94,4 +94,4 @@ def test_a_reranker_of_few_pictures_needs_no_settings_of_its_own(small_world, pr
     run_here(train_itm, train_itm.CONFIGS, *words, "--hard-negatives.window", "0-500", "--out", tmp_path / "run")
     shown = capsys.readouterr()
     assert "hard_negatives.window ends at rank 500 is lowered to 23: there are no more wrong images" in shown.err
-    assert "lowered to 8: there are no more images" in shown.err and (tmp_path / "run/best/model.safetensors").is_file()
+    assert "the 20 best are to be ranked again, there are only 8 images" in shown.err and (tmp_path / "run/best/model.safetensors").is_file()

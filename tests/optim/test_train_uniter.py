@@ -182,4 +182,4 @@ def test_bad_runs_are_one_clear_line(train, small_world, pretrained):
     with pytest.raises(BadInput, match=r"regions/config.json: no such file"):
         train("--reranker.miner", small_world / "regions")
     with pytest.raises(BadInput, match=r"24 images in all"):
-        train("--hard-negatives.window", "0-30")
+        train("--hard-negatives.window", "top", "--hard-negatives.count", 24)

@@ -105,7 +105,7 @@ def test_command_prints_and_writes_the_same_plan(tmp_path, monkeypatch, capsys):
     ("config", "options", "message"),
     [
         (PRETRAIN, {"gpu": "t4"}, "t4 has no stated rate in bf16; it has fp32, fp16"),
-        (PRETRAIN, {"set": ["tokens_per_bath=3"]}, "tokens_per_batch"),
+        (PRETRAIN, {"set": ["tokens_per_bath=3"]}, "did you mean --tokens-per-batch"),
         (PRETRAIN, {"set": ["bf16"]}, "expected name=value, such as precision=bf16, found 'bf16'"),
         (PRETRAIN, {"kind": "finetune"}, "unknown key data"),
         (FINETUNE, {}, "id2len.json: not here.*give --captions"),
