@@ -2,6 +2,8 @@
 # make test   the test suite; Horovod is built first where it is not (minutes, once), HOROVOD=0 leaves it and its tests out;
 #             a Milvus server is installed in an environment of its own (57 MB, once), MILVUS=0 leaves it and its tests out;
 #             the page is tried in Chromium where it is installed (apt-get install chromium), BROWSER=0 leaves that out
+# make campaign CASES=10000   damaged files, odd words, kills, full disks, two at once: what each command makes of them
+#             (docs/reliability.md); SEED=1 draws others, JOBS=2 runs so many cases at a time, ONLY=index takes targets of that name
 # make lint   style checks, and that imports run one way
 PYTHON ?= python3
 BIN = .venv/bin
@@ -15,7 +17,12 @@ BROWSER ?= $(if $(shell command -v chromium || command -v chromium-browser || co
 # markers of the tests that are left out
 WITHOUT := $(strip $(if $(filter 0,$(BROWSER)),browser) $(if $(filter 0,$(HOROVOD)),horovod) $(if $(filter 0,$(MILVUS)),milvus_server) $(if $(filter 0,$(GPU)),gpu))
 
-.PHONY: demo test lint clean
+CASES ?= 1000
+SEED ?= 0
+JOBS ?= 1
+ONLY ?=
+
+.PHONY: demo test campaign lint clean
 
 demo: .venv/installed
 	$(BIN)/python scripts/demo.py
@@ -25,6 +32,9 @@ ifneq ($(HOROVOD),0)
 	scripts/build_horovod.sh --python $(BIN)/python
 endif
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(if $(WITHOUT),-m "not ($(subst $() $(), or ,$(WITHOUT)))")
+
+campaign: .venv/installed
+	$(BIN)/python tests/campaign/run.py --cases $(CASES) --seed $(SEED) --jobs $(JOBS) --only '$(ONLY)' $(CAMPAIGN)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,0 +1,118 @@
+"""The campaign itself: it tells the outcomes apart, a case is the same again, and every way of damage leaves another file."""
+
+import json
+import random
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+from tests.campaign import hostile
+from tests.campaign.children import Child
+from tests.campaign.damage import damage_file
+from tests.campaign.outcomes import BAD, GOOD, Result, markdown
+from tests.campaign.rooms import Clean, judge
+from tests.campaign.run import Campaign, shared_out
+from tests.campaign.targets import FILES
+
+BODIES = {
+    "identical": "print('x'); open('out', 'w').write('right')",
+    "silent": "open('out', 'w').write('wrong')",
+    "noticed": "import sys; print('left out', file=sys.stderr); open('out', 'w').write('wrong')",
+    "refused": "import sys; print('error: bad', file=sys.stderr); sys.exit(2)",
+    "untidy": "import sys; print('error: bad\\nand more', file=sys.stderr); sys.exit(2)",
+    "traceback": "raise ValueError('x')",
+    "crash": "import os; os.kill(os.getpid(), 11)",
+    "hang": "import time; time.sleep(100)",
+    "memory": "x = bytearray(1 << 29); x[::4096] = b'1' * len(x[::4096]); open('out', 'w').write('right')",
+}
+
+
+@pytest.fixture
+def room():
+    base = Path(tempfile.mkdtemp(prefix="campaign-test-"))
+    campaign = Campaign(0, 1, base)
+    yield campaign.rooms[0]
+    shutil.rmtree(base)
+
+
+@pytest.mark.parametrize("expected", BODIES)
+def test_outcomes_are_told_apart(room, expected, monkeypatch):
+    monkeypatch.setattr("tests.campaign.rooms.IDLE", 1.5)
+    script = room.folder.parent / "script.py"
+    script.write_text(BODIES[expected])
+
+    def case():
+        room.fill([])
+        ended = room.run([str(script)], 20)
+        (room.folder / "expected").mkdir()
+        (room.folder / "expected" / "out").write_text("right")
+        from tests.campaign.canonical import canonical_outputs
+
+        clean = Clean(canonical_outputs(room.folder / "expected", ["out"]), [], 1.0, 0 if expected == "memory" else 1 << 40)
+        if expected == "memory":
+            clean.peak = ended.peak - (1 << 29)
+        return judge(ended, clean, room, ["out"], False, False)
+
+    assert Child(case).result()[0] == expected
+
+
+def files_of_each_kind(folder: Path) -> list[Path]:
+    folder.mkdir()
+    np.savez(folder / "a.npz", x=np.arange(12.0).reshape(3, 4), y=np.array(["a", "b"]))
+    np.save(folder / "b.npy", np.arange(12).reshape(3, 4))
+    (folder / "c.json").write_text(json.dumps({"a": 1, "b": [1, 2, {"c": "x"}]}))
+    (folder / "d.jsonl").write_text('{"a": 1}\n{"b": [1]}\n')
+    (folder / "e.yaml").write_text("a: 1\nb: [1, 2]\n")
+    (folder / "f.txt").write_text("a\tb\nc d\n")
+    (folder / "j.jpg").write_bytes(bytes(3000))
+    with lmdb.open(str(folder), map_size=1 << 20, lock=False) as env, env.begin(write=True) as txn:
+        for n in range(40):
+            txn.put(b"%d" % n, b"v" * 200 + b"%d" % n)
+    with tarfile.open(folder / "g.tar", "w") as archive:
+        archive.add(folder / "f.txt", "f.txt")
+    shutil.copy(folder / "a.npz", folder / "i.pt")
+    return sorted(folder.iterdir())
+
+
+def test_damage_is_a_function_of_the_seed_and_changes_the_file(tmp_path):
+    said = []
+    for number, path in enumerate(files_of_each_kind(tmp_path / "whole") * 6):
+        before, again = path.read_bytes(), []
+        for _ in range(2):
+            shutil.copytree(path.parent, tmp_path / "box")
+            copy = tmp_path / "box" / path.name
+            again.append(damage_file(copy, random.Random(number)))
+            regular = copy.is_file() and not copy.is_symlink() and copy.stat().st_size < 1 << 30
+            again.append(copy.read_bytes() if regular and copy.stat().st_mode & 0o400 else None)
+            shutil.rmtree(tmp_path / "box")
+        assert again[0] == again[2] and (again[1] == again[3] or path.suffix in (".npz", ".pt", ".mdb", ".tar"))  # zips hold times
+        said.append(again[1] != before)
+    assert sum(said) > 0.9 * len(said)  # a byte may be set to what it was
+
+
+def test_hostile_files_do_harm_to_who_trusts_them(tmp_path, monkeypatch):
+    import pickle
+
+    monkeypatch.chdir(tmp_path)
+    hostile.program(tmp_path / "x.pkl")
+    pickle.loads((tmp_path / "x.pkl").read_bytes())
+    assert (tmp_path / hostile.ESCAPED).exists()
+    hostile.npz_bomb(tmp_path / "x.npz")
+    assert (tmp_path / "x.npz").stat().st_size < 8 << 20
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["scores"].nbytes == hostile.BOMB >> 3
+
+
+def test_every_target_has_its_share_and_the_table_says_what_became_of_it():
+    order = shared_out(FILES, 300)
+    assert {target.name for target, _ in order} == {target.name for target in FILES}
+    assert len({(target.name, number) for target, number in order}) == 300
+    assert len({target.name for target in FILES}) == len(FILES)
+    found = [Result("x", n, outcome, "done") for n, outcome in enumerate([*GOOD, *BAD])]
+    table = markdown(found, 3, {})
+    assert f"{len(BAD)} findings" in table and "--target 'x' --seed 3 --case" in table

@@ -1,0 +1,194 @@
+"""Commands that write: killed, started twice, or on a disk that is full. What they come to in the end is what they come to undisturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.campaign.canonical import canonical_outputs
+from tests.campaign.children import Command, Ended
+from tests.campaign.commands import WRITING, Writing
+from tests.campaign.isolation import become_nobody, give_to_nobody, mount_small, resize
+from tests.campaign.outcomes import Result
+from tests.campaign.rooms import Clean, Room, judge, wait_for
+from tests.campaign.serving_files import FileServer
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A command that writes, and what disturbs it; each kind is a subclass.
+
+    Attributes:
+        command: its key in `WRITING`
+        weight: share of the cases
+    """
+
+    command: str
+    weight: float = 0.15
+    kind = ""
+    as_root = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}: {self.command}"
+
+    @property
+    def writing(self) -> Writing:
+        return WRITING[self.command]
+
+    def clean(self, room: Room) -> dict:
+        with self.filled(room):
+            before = disk_usage(room.box)
+            found = room.clean_run(self.writing.words, self.writing.outputs)
+            return found | {"grown": disk_usage(room.box) - before}
+
+    @contextmanager
+    def filled(self, room: Room):
+        room.fill(self.writing.inputs)
+        give_to_nobody(room.box)
+        with ExitStack() as stack:
+            if self.writing.served:
+                stack.enter_context(FileServer(room.box))
+            yield
+
+    def run(self, room: Room, clean: Clean, number: int, chance: random.Random) -> Result:
+        if not self.as_root:
+            become_nobody()
+        with self.filled(room):
+            outcome, done, detail = self.disturb(room, clean, chance)
+        return Result(self.name, number, outcome, done, detail, self.writing.words)
+
+    def disturb(self, room: Room, clean: Clean, chance: random.Random) -> tuple[str, str, str]:
+        raise NotImplementedError
+
+    def start(self, room: Room, name: str = "log", **more) -> Command:
+        log = room.folder / name
+        log.unlink(missing_ok=True)
+        return Command(self.writing.words, room.box, log, **more)
+
+    def to_the_end(self, room: Room, clean: Clean) -> tuple[str, str]:
+        """Give the command again: it ends as the undisturbed one does."""
+        ended = wait_for(self.start(room), max(60, 20 * clean.seconds))
+        found = canonical_outputs(room.box, self.writing.outputs)
+        if ended.status == 2 and self.writing.again and found == clean.outputs:
+            return "identical", ""
+        if ended.status == 2:
+            return "broken", f"the same command does not go on:\n{last_lines(ended)}"
+        outcome, detail = judge(ended, clean, room, self.writing.outputs, False, False)
+        if outcome == "noticed" and found != clean.outputs:
+            outcome, detail = "silent", f"another end than undisturbed, with: {detail}"
+        if outcome in ("identical", "noticed") and (left := left_over(room.box)):
+            return "broken", f"left over: {', '.join(left)}"
+        return ("identical", "") if outcome == "noticed" else (outcome, detail)
+
+
+class Killed(Disturbed):
+    kind = "kill"
+
+    def disturb(self, room, clean, chance):
+        done = []
+        for _ in range(chance.randrange(1, 4)):
+            command = self.start(room)
+            after = chance.random() * clean.seconds * 1.1
+            command.has_ended(after)
+            whom = chance.choice(["it and its workers", "it", "one of its workers"])
+            if whom == "one of its workers":
+                kill_a_worker(command.pid, chance)
+            else:
+                command.kill(group=whom == "it and its workers")
+            ended = command.wait(60, end_group=False)
+            done.append(f"{whom} after {after:.3f} s: {ended.status}")
+            if ended.timed_out:
+                return "hang", "; ".join(done), last_lines(ended)
+            if "Traceback" in ended.errors and whom != "it and its workers":
+                return "traceback", "; ".join(done), last_lines(ended)
+            if not command.group_ends(10):
+                command.kill()
+                return "broken", "; ".join(done), "its workers are still there after ten seconds"
+        outcome, detail = self.to_the_end(room, clean)
+        return outcome, "; ".join(done), detail
+
+
+class FullDisk(Disturbed):
+    kind = "full disk"
+    as_root = True
+
+    def disturb(self, room, clean, chance):
+        share = chance.random()
+        room_left = int(share * (clean.grown or 100_000)) // 4096 * 4096
+        done = f"{room_left} of {clean.grown} bytes left"
+        if mounted := mount_small(room.box, disk_usage(room.box) + room_left):
+            self._fill_again(room)
+            ended = wait_for(self.start(room), max(60, 20 * clean.seconds))
+        else:
+            become_nobody()
+            done += ", by a limit on the size of a file: nothing can be mounted here"
+            ended = wait_for(self.start(room, file_size=max(room_left // 2, 4096)), max(60, 20 * clean.seconds))
+        outcome, detail = judge(ended, clean, room, self.writing.outputs, False, False)
+        if outcome in ("identical", "noticed"):
+            return outcome, done, detail
+        if outcome != "refused":
+            return outcome, done, detail
+        if mounted:
+            resize(room.box, 1 << 30)
+        outcome, more = self.to_the_end(room, clean)
+        return ("refused" if outcome == "identical" else outcome), done, f"{detail}\nthen: {more}"
+
+    def _fill_again(self, room: Room) -> None:
+        room.copy(self.writing.inputs)
+        (room.box / "tmp").mkdir()
+        give_to_nobody(room.box)
+        if self.writing.served:
+            FileServer.current.describe(room.box)
+
+
+class Pair(Disturbed):
+    kind = "two at once"
+
+    def disturb(self, room, clean, chance):
+        first = self.start(room)
+        after = chance.random() * clean.seconds
+        first.has_ended(after)
+        second = self.start(room, "log2")
+        ends = [wait_for(command, max(60, 20 * clean.seconds)) for command in (second, first)]
+        done = f"the second after {after:.3f} s; statuses {ends[1].status} and {ends[0].status}"
+        for ended in ends:
+            if ended.status != 2:
+                outcome, detail = judge(ended, clean, room, self.writing.outputs, False, False)
+                if outcome not in ("identical", "noticed"):
+                    return outcome, done, detail
+        refused = [ended for ended in ends if ended.status == 2]
+        if len(refused) == 2:
+            return "broken", done, f"both were refused:\n{last_lines(ends[0])}\n{last_lines(ends[1])}"
+        if refused and "is writing there" not in refused[0].errors and not self.writing.again:
+            return "broken", done, f"the second is not told who writes there:\n{last_lines(refused[0])}"
+        outcome, detail = self.to_the_end(room, clean)
+        return ("refused" if refused and outcome == "identical" else outcome), done, detail
+
+
+def last_lines(ended: Ended) -> str:
+    return "\n".join(ended.errors.rstrip().splitlines()[-12:])
+
+
+def left_over(box: Path) -> list[str]:
+    """What an interrupted command leaves, and the next one clears away."""
+    return sorted(str(path.relative_to(box)) for path in box.rglob("*") if path.name.endswith((".partial", ".replaced", ".content")))
+
+
+def disk_usage(folder: Path) -> int:
+    """Bytes in whole pages, folders and links counted as one."""
+    return sum(max(-(-path.lstat().st_size // 4096), 1) * 4096 for path in folder.rglob("*"))
+
+
+def kill_a_worker(pid: int, chance: random.Random) -> None:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(chance.choice(children)) if children else pid, 9)
+    except (OSError, ProcessLookupError):
+        pass
+
+
+DISTURBED = [kind(command, weight * WRITING[command].weight) for kind, weight in ((Killed, 0.2), (FullDisk, 0.12), (Pair, 0.12)) for command in WRITING]
