@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import runpy
@@ -113,6 +114,8 @@ class Command:
         os.chdir(folder)
         for number, name in ((0, os.devnull), (1, f"{self.log}.out"), (2, self.log)):
             os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+        sys.stdout, sys.stderr = (open(n, "w", closefd=False, errors=how) for n, how in ((1, "strict"), (2, "backslashreplace")))
+        faulthandler.disable()
         set_limits(file_size)
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES") if name in os.environ}
         os.environ.clear()

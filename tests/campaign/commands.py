@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tests.campaign.targets import CAPTIONS, EVALUATE, EXTRACT, INDEX, INSPECT, SEARCH, TESTED, TRAIN, TRAINED
+from tests.campaign.targets import CAPTIONS, CONVERT, EVALUATE, EXTRACT, INDEX, INSPECT, SEARCH, TESTED, TRAIN, TRAINED
 from tests.campaign.world import SEARCHED, SMALL
 
 
@@ -43,8 +43,8 @@ WRITING = {
     "train_itm": Writing([*TRAIN, "--epochs", "2"], TRAINED),
     "train_itm --model uniter": Writing(["train_itm.py", "--config", "uniter.yaml", "--output-dir", "out"], ["db", "regions", "pre", "uniter.yaml"]),
     "eval_itm": Writing(EVALUATE, TESTED),
-    "score_pairs": Writing(["scripts/score_pairs.py", "--reranker", "uniter/best", "--checkpoint", "fine/best", "--captions", "db/val", "--regions", "regions", "--top", "3", "--device", "cpu", "--out", "out.npz"], ["fine", "uniter", "db/val", "regions"], ["out.npz"]),
-    "convert_checkpoint": Writing(["scripts/convert_checkpoint.py", "original.pt", "out"], ["original.pt"], again=True),
+    "score_pairs": Writing(["scripts/score_pairs.py", "--reranker", "uniter/best", "--checkpoint", "fine/best", "--captions", "db/val", "--regions", "regions", "--top", "3", "--languages", "en", "--device", "cpu", "--out", "out.npz"], ["fine", "uniter", "db/val", "regions"], ["out.npz"]),
+    "convert_checkpoint": Writing(CONVERT, ["original.pt", "bert.json"], again=True),
     "prepare": Writing(["scripts/prepare.py", "--photos", "photos", "--captions", "captions.jsonl", "--out", "out", "--vocab-size", "200", "--extractor", "random-conv", "--extract", "feature-dim=32", "num-labels=11", "size=64", "workers=1"], ["photos", "captions.jsonl"]),
     "translate": Writing(["scripts/translate.py", "--captions", "db/val", "--model", "marian", "--tokenizer", "tokenizer", "--languages", "de", "en", "--max-length", "8", "--num-beams", "1", "--device", "cpu", "--out", "out"], ["db/val", "marian", "tokenizer"], weight=0.5),
     "download": Writing(["scripts/download.py", "x", "--sources", "served.yaml", "--out", "out", "--retries", "1"], ["captions.zip", "captions.tar", "photos.tar"], served=True),
@@ -68,7 +68,7 @@ TYPED = {
     "plot_runs": (["scripts/plot_runs.py", "fine", "other", "--out", "out.png"], ["fine", "other"]),
     "report": (["scripts/report.py", "fine", "--out", "out.html"], ["fine"]),
     "contact_sheet": (["scripts/contact_sheet.py", *SEARCHED, "--photos", "photos", "--captions", "db/test", "--out", "out.png"], ["fine", "img", "photos", "db/test"]),
-    "convert_checkpoint": (["scripts/convert_checkpoint.py", "original.pt", "out"], ["original.pt", "tokenizer", "pre"]),
+    "convert_checkpoint": (CONVERT, ["original.pt", "bert.json", "tokenizer", "pre"]),
     "convert_config": (["scripts/convert_config.py", "original.json", "--out", "out.yaml"], ["original.json"]),
     "plan": (["scripts/plan.py", "--config", "pretrain.yaml", "--gpu", "h100", "--json", "out.json"], ["pretrain.yaml", "db"]),
     "retrieval_table": (["scripts/retrieval_table.py", "--results", "measured.json"], ["measured.json"]),

@@ -65,6 +65,7 @@ class Campaign:
         for room in self.rooms:
             (room.folder / "templates").mkdir(parents=True, exist_ok=True)
         give_to_nobody(self.world, *(room.folder for room in self.rooms))
+        self.results: list[Result] = []
         self._clean: dict[tuple[str, int], Clean] = {}
 
     def make_world(self, say) -> None:
@@ -95,9 +96,9 @@ class Campaign:
 
         return Child(in_child)
 
-    def run(self, cases: list[tuple], until: float) -> list[Result]:
+    def run(self, cases: list[tuple], until: float) -> None:
         """Run cases, (target, number) each, with a progress bar; those are left out that would start later than ``until``."""
-        waiting, running, results, counts = list(reversed(cases)), {}, [], Counter()
+        waiting, running, results, counts = list(reversed(cases)), {}, self.results, Counter()
         with tqdm(total=len(cases), unit="case", dynamic_ncols=True) as bar:
             while waiting or running:
                 free = [n for n in range(self.jobs) if n not in {number for number, *_ in running.values()}]
@@ -124,7 +125,6 @@ class Campaign:
                     bar.set_postfix_str(", ".join(f"{name} {count}" for name, count in counts.most_common()), refresh=False)
                     if result.outcome in BAD:
                         bar.write(f"{result.outcome}: {result.target}, case {result.number}: {result.done[:150]}")
-        return results
 
 
 def shared_out(targets: list, cases: int) -> list[tuple]:
@@ -160,9 +160,11 @@ def main() -> int:
             keep = True
             return int(result.outcome in BAD)
         until = started + 60 * options.minutes if options.minutes else float("inf")
-        results = campaign.run(shared_out(targets, options.cases), until)
-        facts = {"minutes": round((time.monotonic() - started) / 60, 1), "children are nobody": is_nobody}
-        write_results(results, options.seed, facts, options.out)
+        try:
+            campaign.run(shared_out(targets, options.cases), until)
+        finally:
+            facts = {"minutes": round((time.monotonic() - started) / 60, 1), "children are nobody": is_nobody}
+            write_results(results := campaign.results, options.seed, facts, options.out)
         print(markdown(results, options.seed, facts))
         bad = sum(result.outcome in BAD for result in results)
         print(f"{len(results) - bad} passed, {bad} failed")

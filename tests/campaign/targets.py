@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.campaign.canonical import canonical_outputs
 from tests.campaign.damage import damage_file, exchange
 from tests.campaign.outcomes import Result
 from tests.campaign.rooms import Clean, Room, judge
@@ -56,8 +55,8 @@ class DamagedFile:
             self.prepare(room)
         else:
             room.clean_run(self.prepare, [])
-        room.template(self.name).parent.mkdir(exist_ok=True)
-        shutil.copytree(room.box, room.template(self.name), symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(room.template(self.name), ignore_errors=True)
+        shutil.copytree(room.box, room.template(self.name), symlinks=True)
 
     def run(self, room: Room, clean: Clean, number: int, chance: random.Random) -> Result:
         if self.prepare:
@@ -85,10 +84,6 @@ class DamagedFile:
         return chance.choice(paths)
 
 
-def compared(room: Room, outputs: list[str]) -> dict[str, str]:
-    return canonical_outputs(room.box, outputs)
-
-
 INDEX = ["scripts/build_index.py", "--checkpoint", "fine/best", "--device", "cpu"]
 CAPTIONS = ["scripts/build_captions.py", "--tokenizer", "tokenizer", "--out", "out"]
 EXTRACT = ["scripts/extract_regions.py", "--out", "out", "--workers", "0"]
@@ -97,6 +92,8 @@ SEARCH = ["scripts/search.py", "--queries", "queries.txt", *SEARCHED, "--json", 
 INSPECT = ["scripts/inspect_db.py", "--verify", "--workers", "0", "--json", "out.json"]
 EVALUATE = ["eval_itm.py", *EVALUATED, "--bootstrap", "20", "--output-dir", "out"]
 TRAIN = ["train_itm.py", "--config", "finetune.yaml", "--epochs", "1", "--output-dir", "out"]
+CONVERT = ["scripts/convert_checkpoint.py", "original.pt", "out", "--text-config", "bert.json", "--image-config", "bert.json", "--cls-token-id", "2"]
+WEIGHTS = ["out/last/model.safetensors", "out/metrics.jsonl"]
 TRAINED = ["db", "regions", "pre", "finetune.yaml"]
 TESTED = ["fine", "db/test", "regions"]
 
@@ -121,7 +118,7 @@ def make_columns(room: Room) -> None:
 DATABASES = [
     DamagedFile("image DB, inspect_db", [*INSPECT, "regions"], ["regions"], ["regions/*/data.mdb"] * 3 + ["regions/*/*", "regions/*.json"], weight=3),
     DamagedFile("image DB, build_index", [*INDEX, "--regions", "regions", "--out", "out"], ["fine", "regions"], ["regions/*/data.mdb"] * 3 + ["regions/*/*"], weight=2),
-    DamagedFile("image DB, train_itm", TRAIN, TRAINED, ["regions/*/data.mdb"] * 3 + ["regions/*/*"], weight=0.5),
+    DamagedFile("image DB, train_itm", TRAIN, TRAINED, ["regions/*/data.mdb"] * 3 + ["regions/*/*"], WEIGHTS, weight=0.5),
     DamagedFile("text DB, inspect_db", [*INSPECT, "db/test", "--regions", "regions"], ["db/test", "regions"], ["db/test/data.mdb", "db/test/*"], weight=3),
     DamagedFile("text DB, build_index", [*INDEX, "--captions", "db/test", "--out", "out"], ["fine", "db/test"], ["db/test/data.mdb", "db/test/*"], weight=2),
     DamagedFile("text DB, eval_itm", EVALUATE, TESTED, ["db/test/data.mdb", "db/test/*"], weight=0.5),
@@ -147,9 +144,9 @@ MODELS = [
     DamagedFile("a run, report", ["scripts/report.py", "fine", "--out", "out.html"], ["fine"], ["fine/*.*", "fine/last/*.json"], ["out.html"], free="lines of metrics", weight=0.7),
     DamagedFile("evaluation, report", ["scripts/report.py", "eval", "--out", "out.html"], ["eval"], ["eval/*.json", "eval/*.npz"], ["out.html"], free="its numbers"),
     DamagedFile("ranks and results, compare", ["scripts/compare.py", "eval", "eval_b", "--bootstrap", "50", "--json", "out.json"], ["eval", "eval_b"], ["eval/ranks.npz", "eval/ranks.npz", "eval/results.json"], free="results.json says its numbers without a checksum", weight=2, exchanged={"eval/ranks.npz": "eval_b/ranks.npz"}),
-    DamagedFile("original checkpoint, convert_checkpoint", ["scripts/convert_checkpoint.py", "original.pt", "out"], ["original.pt"], ["original.pt"], weight=2),
+    DamagedFile("original checkpoint, convert_checkpoint", CONVERT, ["original.pt", "bert.json"], ["original.pt"] * 4 + ["bert.json"], weight=2),
     DamagedFile("tokenizer, build_captions", [*CAPTIONS, "--annotations", "captions.jsonl"], ["tokenizer", "captions.jsonl"], ["tokenizer/*"], free=OTHERS, weight=2),
-    DamagedFile("teacher's scores, train_itm", [*TRAIN, "--distill.scores", "teacher.npz", "--distill.weight", "1"], [*TRAINED, "teacher.npz"], ["teacher.npz"], weight=0.7),
+    DamagedFile("teacher's scores, train_itm", [*TRAIN, "--distill.scores", "teacher.npz", "--distill.weight", "1"], [*TRAINED, "teacher.npz"], ["teacher.npz"], WEIGHTS, weight=0.7),
 ]  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def files_of_each_kind(folder: Path) -> list[Path]:
     (folder / "d.jsonl").write_text('{"a": 1}\n{"b": [1]}\n')
     (folder / "e.yaml").write_text("a: 1\nb: [1, 2]\n")
     (folder / "f.txt").write_text("a\tb\nc d\n")
-    (folder / "j.jpg").write_bytes(bytes(3000))
+    (folder / "j.jpg").write_bytes(random.Random(0).randbytes(3000))
     with lmdb.open(str(folder), map_size=1 << 20, lock=False) as env, env.begin(write=True) as txn:
         for n in range(40):
             txn.put(b"%d" % n, b"v" * 200 + b"%d" % n)
@@ -92,7 +92,7 @@ def test_damage_is_a_function_of_the_seed_and_changes_the_file(tmp_path):
             shutil.rmtree(tmp_path / "box")
         assert again[0] == again[2] and (again[1] == again[3] or path.suffix in (".npz", ".pt", ".mdb", ".tar"))  # zips hold times
         said.append(again[1] != before)
-    assert sum(said) > 0.9 * len(said)  # a byte may be set to what it was
+    assert sum(said) > 0.85 * len(said)  # a byte may be set to what it was
 
 
 def test_hostile_files_do_harm_to_who_trusts_them(tmp_path, monkeypatch):

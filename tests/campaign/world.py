@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -27,15 +28,23 @@ PRETRAIN = {
         "tasks": {"cmr": 2, "vmlm": 1, "mrfr": 1, "mrckl": 1, "mrc": 1},
     }],
     "model": TINY, "optim": {"lr": 2e-3, "warmup_steps": 2}, "tokens_per_batch": 500, "num_steps": 6, "valid_every": 3,
-    "save_every": 2, "log_every": 1, "device": "cpu",
+    "save_every": 2, "log_every": 1, "device": "cpu", "output_dir": "out",
 }  # fmt: skip
 FINETUNE = {
     "train_captions": "db/train", "val_captions": "db/val", "train_regions": "regions", "languages": ["en"],
-    "optim": {"lr": 1e-3}, "batch_size": 8, "epochs": 2, "log_every": 1, "save_every": 1, "device": "cpu", "model": {"init": "pre/last"},
+    "optim": {"lr": 1e-3}, "batch_size": 8, "epochs": 2, "log_every": 1, "save_every": 2, "device": "cpu", "output_dir": "out", "model": {"init": "pre/last"},
 }  # fmt: skip
 RERANKER = FINETUNE | {
     "epochs": 1, "model": {"kind": "uniter", "init": "pre/last"}, "reranker": {"miner": "pre/last", "top": 4},
     "hard_negatives": {"count": 2, "window": "0-6", "from_epoch": 1},
+}  # fmt: skip
+ORIGINAL = {
+    "conf_th": 0.2, "max_bb": 100, "min_bb": 10, "num_bb": 36, "max_txt_len": 60, "fp16": True, "pin_mem": True, "compressed_db": False,
+    "seed": 42, "project_dim": 768, "txt_model_type": "bert-base", "txt_model_config": "bert-base-cased", "img_model_type": "uniter-base",
+    "img_model_config": "./config/img_base.json", "img_checkpoint": "./data/model/uniter-base.pt", "train_txt_dbs": ["db/train.db/"],
+    "train_img_dbs": ["img/flickr30k/"], "val_txt_db": "db/val.db/", "val_img_db": "img/flickr30k/", "test_txt_db": "db/test.db/",
+    "test_img_db": "img/flickr30k/", "train_batch_size": 64, "gradient_accumulation_steps": 1, "learning_rate": 2e-5, "warmup_steps": 100,
+    "valid_steps": 500, "num_train_epochs": 15, "output_dir": "runs/original", "num_hard_negatives": 0, "hard_negatives_sampling": "none",
 }  # fmt: skip
 SMALL = ["--feature-dim", "32", "--num-labels", "11", "--size", "64", "--workers", "0"]
 SEARCHED = ["--index", "img", "--checkpoint", "fine/best"]
@@ -107,14 +116,12 @@ def stop_after_some_steps() -> None:
 def write_recipes(folder: Path) -> None:
     for name, recipe in (("pretrain", PRETRAIN), ("finetune", FINETUNE), ("uniter", RERANKER)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "bert.json").write_text('{"num_attention_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12}')
     evaluation = {"checkpoint": "fine/best", "captions": "db/test", "regions": "regions", "device": "cpu", "bootstrap": 20, "output_dir": "out"}
     (folder / "eval.yaml").write_text(yaml.safe_dump(evaluation))
     (folder / "queries.txt").write_text("a red circle\ntwo blue squares\nein Kreis\n")
     (folder / "sources.yaml").write_text(yaml.safe_dump({"x": {"title": "x", "licence": "none", "page": "none", "by_hand": "nothing to do"}}))
-    (folder / "original.json").write_text(
-        '{"train_batch_size": 64, "num_train_epochs": 3, "learning_rate": 5e-05, "seed": 42, "warmup_steps": 10, "optim": "adamw", '
-        '"betas": [0.9, 0.98], "weight_decay": 0.01, "grad_norm": 2.0, "max_txt_len": 60, "conf_th": 0.2, "max_bb": 100, "min_bb": 10, "num_bb": 36}'
-    )
+    (folder / "original.json").write_text(json.dumps(ORIGINAL))
 
 
 def write_files(folder: Path) -> None:
