@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file
 from data.storage.text_files import read_json, write_json
+from data.storage.torch_files import load_torch
 from model.transformer import EncoderConfig
 
 # Hugging Face's names of models whose block is BERT's; uniter is what scripts/convert_checkpoint.py calls a UNITER.
@@ -92,7 +92,7 @@ def read_pickle(path: Path) -> Any:
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return load_torch(path)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))  # torch's own text advises to unpickle it all the same
         reason = f"it names {named[1]}" if named else "not what torch.save writes for tensors"

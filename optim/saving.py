@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush
 from data.storage.text_files import write_json
+from data.storage.torch_files import load_torch
 from model import checkpoints
 from model.bi_encoder import LightningDOT
 from model.distributed import Ranks
@@ -205,7 +206,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, training: dic
 
 def _load(path: Path) -> dict:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _copied(load_torch(path))  # the run goes on when the file is gone
     except Exception as error:
         raise BadInput(
             f"{path}: damaged training state: {reason_of(error)}; point the link last to another checkpoint, or remove it to start again"

@@ -362,8 +362,12 @@ def _of_torch(source: Any, where: str, storage: bool = False) -> Any:
     """What torch.save wrote, with arrays for tensors."""
     import torch  # slow to import, and seldom needed
 
+    from data.storage.torch_files import load_torch  # imports it, too
+
     try:
-        value = torch.load(source, map_location="cpu", weights_only=True)
+        value = load_torch(source)
+    except BadInput:
+        raise
     except Exception as error:  # whatever zip and torch raise on damaged bytes
         raise BadInput(f"{where}: damaged, or holds more than tensors and plain values ({type(error).__name__})") from None
     if storage:

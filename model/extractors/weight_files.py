@@ -9,23 +9,20 @@ import torch
 
 from data.errors import BadInput, reason_of
 from data.storage.plain_pickle import read_plain_pickle
-from data.storage.regular_files import check_regular
+from data.storage.torch_files import is_torch_file, load_torch
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Name → tensor of a torch file (weights only) or of detectron2's form, a pickled {"model": {name: numpy array}}."""
-    check_regular(path)
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as torch_error:  # torch raises many kinds on a damaged file
-        try:
+        if is_torch_file(path):
+            stored = load_torch(path)
+        else:
             pickled = read_plain_pickle(path, most_axes=4)["model"]
             stored = {name: torch.from_numpy(np.array(value)) for name, value in pickled.items()}
-        except Exception as error:  # also what of a mapping is not there, or no array
-            reason = reason_of(error).removeprefix(f"{path}: ")
-            raise BadInput(
-                f"{path}: not a file of weights (as a torch file: {reason_of(torch_error)}; as pickled arrays: {reason}); download it again"
-            ) from None
+    except Exception as error:  # torch raises many kinds on a damaged file; also what of a mapping is not there, or no array
+        reason = reason_of(error).removeprefix(f"{path}: ")
+        raise BadInput(f"{path}: not a file of weights, of torch's or of pickled arrays ({reason}); download it again") from None
     if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
         raise BadInput(f"{path}: holds no dictionary of tensors; expected name -> tensor")
     return stored
