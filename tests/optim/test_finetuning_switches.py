@@ -323,7 +323,7 @@ def test_bad_switches_are_one_clear_line(small_world, pretrained, image_captions
     with pytest.raises(BadInput, match="leave nothing to train"):
         train("--model.freeze-txt", "--model.freeze-img")
     with pytest.raises(BadInput, match="24 images in all"):
-        train("--hard-negatives.count", 2, "--hard-negatives.window", "20-40")
+        train("--hard-negatives.count", 2, "--hard-negatives.window", "22-40")
 
 
 def test_a_number_of_updates_instead_of_epochs(train):

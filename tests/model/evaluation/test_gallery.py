@@ -249,7 +249,7 @@ def test_keys_with_other_regions_are_told(small_world, tmp_path, capsys):
     [
         (["--gallery", "val", "--coco-1k", True], "folds of 1,000 images are of the split alone"),
         (["--gallery-regions", "x"], "there is no gallery"),
-        (["--gallery", "val", "--gallery-regions", "a", "b"], "1 text DBs among the galleries need one image DB or as many, found 2: a, b"),
+        (["--gallery", "val", "--gallery-regions", "val", "test"], "1 text DBs among the galleries need one image DB or as many, found 2: "),
         (["--gallery", "test"], "db/test: is joined with itself"),
         (["--gallery", "absent"], "db/absent"),
         (["--gallery", "silent"], "says the languages of its captions, .*silent does not"),
