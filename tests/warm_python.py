@@ -4,7 +4,8 @@
         subprocess.run(["bash", "-c", "python scripts/plan.py --help"], env=environment)
 
 The child gets the command's words, folder, environment and open files, and runs it as ``python SCRIPT WORDS`` or ``python -c`` would,
-in a process of its own whose exit status is the command's. Processes that it starts through ``sys.executable`` are forked as well.
+in a process of its own whose exit status is the command's. Processes that it starts through ``sys.executable`` are forked as well. One
+whose ``python`` is stopped gets SIGTERM.
 """
 
 import array
@@ -14,6 +15,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -100,6 +102,9 @@ def answer(connection: socket.socket) -> None:
         become(words, where, environment, dict(zip(numbers, files)))
     for number in files:
         os.close(number)
+    ended = os.pidfd_open(child)
+    if ended not in select.select([connection, ended], [], [])[0]:  # who asked is gone: it was stopped
+        os.kill(child, signal.SIGTERM)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(BrokenPipeError):
         connection.sendall(str(status if status >= 0 else 128 - status).encode())

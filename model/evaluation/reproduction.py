@@ -231,7 +231,7 @@ def describe_needs(needs: Iterable[Need], is_known: Callable[[str], bool]) -> st
         line = f"[absent]  {need.path}: trained by the steps below" if need.made else f"[missing] {need.path}"
         line += f": {need.problem}" if need.path.exists() else ""
         if not need.made and not is_known(need.key):
-            line += " (your recipe names it, none of ours does: see README, On your own data)"
+            line += " (your recipe names it, none of ours does: see docs/data.md)"
         lines.append(line)
     return "\n".join([*lines, ""])
 

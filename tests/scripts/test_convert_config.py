@@ -5,7 +5,6 @@ The tables of defaults and the names of keys here are written by hand and know n
 
 import dataclasses
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -591,6 +590,6 @@ def test_every_target_is_a_setting_and_every_key_has_one_answer(table):
 
 def test_the_document_shows_the_tables(capsys):
     convert_config.main(cli.parse(convert_config.Options, ["--keys"], positional=("old",)))
-    text = (ROOT / "docs/from-original.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- scripts/convert_config.py --keys -->\n\n(.*)\n\n<!-- end -->", text, re.DOTALL)
-    assert found and found[1] == capsys.readouterr().out.strip(), "put what `scripts/convert_config.py --keys` prints there"
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    page = (ROOT / "docs/from-original-settings.md").read_text(encoding="utf-8").splitlines()
+    assert len(printed) > 80 and set(printed) <= set(page), "python scripts/write_tables.py writes them there"

@@ -163,7 +163,7 @@ def test_a_dry_run_names_everything_that_is_missing_and_the_steps(table, tmp_pat
     monkeypatch.chdir(tmp_path)
     reproduce_table(table, "--data-root", "DB", "--checkpoints", "weights", "--dry-run")
     shown = capsys.readouterr().out
-    assert "README, On your own data" not in shown, "a recipe needs something that configs/sources.yaml does not make"
+    assert "see docs/data.md" not in shown, "a recipe needs something that configs/sources.yaml does not make"
     assert "CHECKPOINTS" not in shown and "DATA/" not in shown
     steps = [name for name, _ in steps_in(shown)]
     for name in TABLES if table == "all" else [table]:
@@ -190,7 +190,7 @@ def test_what_the_originals_recipes_need_is_made_too(recipe, tmp_path, monkeypat
     table = "coco5k" if "coco" in recipe else "flickr30k"
     reproduce_table(table, "--dry-run", f"--{kind}-config", ROOT / "configs" / kind / recipe)
     shown = capsys.readouterr().out
-    assert "README, On your own data" not in shown and f"configs/{kind}/{recipe}" in shown
+    assert "see docs/data.md" not in shown and f"configs/{kind}/{recipe}" in shown
     if kind == "pretrain":
         titles = [each.title for name, each in SOURCES.items() if name.startswith("original-") or name == "uniter-base"]
         assert all(f"  # {title}" in shown for title in titles)
