@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -32,16 +33,24 @@ def damage_file(path: Path, chance: random.Random) -> str:
     return said
 
 
+def is_readable(path: Path) -> bool:
+    """Whether it is a file of common size that may be read."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    return path.stat().st_size < 1 << 28 and bool(path.stat().st_mode & 0o400)
+
+
 class Unfit(Exception):
     """This file cannot be damaged in this way."""
 
 
 def ways_for(path: Path) -> list[tuple[Damage, int]]:
     """The ways of damaging a file with their weights."""
-    name = path.name.removesuffix(".gz")
-    suffix = Path(name).suffix
+    name, suffix = path.name, path.suffix
     ways: list[tuple[Damage, int]] = [(damage_bytes, 6), (hostile.replace_file, 1)]
-    if suffix == ".json":
+    if suffix == ".gz":
+        ways += [(damage_unpacked, 8)]
+    elif suffix == ".json":
         ways += [(damage_json, 9), (replaced_by(hostile_json), 1)]
     elif suffix == ".jsonl":
         ways += [(damage_json_line, 7), (damage_lines, 3), (replaced_by(hostile_json), 1)]
@@ -214,6 +223,17 @@ def damage_lines(path: Path, chance: random.Random) -> str:
         said = f"field {at + 1} is {short(value)}"
     path.write_bytes(b"\n".join(lines))
     return f"line {number + 1} {said}"
+
+
+def damage_unpacked(path: Path, chance: random.Random) -> str:
+    """The content of a ``.gz``, which is packed again."""
+    content = path.with_suffix("")
+    content.write_bytes(gzip.decompress(path.read_bytes()))
+    said = damage_file(content, chance)
+    data = content.read_bytes() if is_readable(content) else b""
+    hostile.remove(content)
+    path.write_bytes(gzip.compress(data[: 1 << 26]))
+    return f"packed: {said}"
 
 
 def exchange(path: Path, other: Path) -> str:

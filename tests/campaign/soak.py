@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.campaign.children import Command
-from tests.campaign.damage import damage_file
+from tests.campaign.damage import damage_file, is_readable
 from tests.campaign.isolation import become_nobody
 from tests.campaign.outcomes import Result
 from tests.campaign.rooms import Clean, Room
@@ -179,7 +179,7 @@ def picture(port: int, room: Room, chance: random.Random) -> int:
     if chance.random() < 0.2:
         hostile.remove(path)
         chance.choice([hostile.picture_bomb, hostile.picture_text_bomb])(path)
-    data = path.read_bytes()[: 8 << 20] if path.is_file() and not path.is_symlink() and path.stat().st_size < 64 << 20 and path.stat().st_mode & 0o400 else b""
+    data = path.read_bytes()[: 8 << 20] if is_readable(path) else b""
     hostile.remove(path)
     body = b'--edge\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n' + data + b"\r\n--edge--\r\n"
     return request(port, "POST", "/api/search", body, {"Content-Type": "multipart/form-data; boundary=edge"})[0]
