@@ -1,4 +1,5 @@
-"""Damage inside of what holds several things: records of LMDB, arrays of numpy, tensors, members of archives. The container is whole."""
+"""Damage inside of what holds several things: records of LMDB, arrays of numpy, tensors, members of archives. The container is whole, and
+its own checksums are right: `REWRITTEN` stands in front of what was done to a zip file."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import numpy as np
 from tests.campaign.values import as_json, changed_tree, short
 
 PAGE = 4096
+REWRITTEN = "written anew: "
 
 
 def damage_lmdb_pages(path: Path, chance: random.Random) -> str:
@@ -93,7 +95,7 @@ def damage_arrays(path: Path, chance: random.Random) -> str:
     else:
         arrays[name], said = changed_array(arrays[name], chance)
     np.savez(path, **arrays)
-    return f"{name} {said}"
+    return f"{REWRITTEN}{name} {said}"
 
 
 def changed_array(array: np.ndarray, chance: random.Random) -> tuple[np.ndarray, str]:
@@ -175,7 +177,7 @@ def damage_zip_member(path: Path, chance: random.Random) -> str:
     with zipfile.ZipFile(path, "w") as archive:
         for each, content in members.items():
             archive.writestr(each, content)
-    return f"{name} {said}"
+    return f"{REWRITTEN}{name} {said}"
 
 
 def damage_tar_header(path: Path, chance: random.Random) -> str:
