@@ -1,5 +1,5 @@
 """Damage inside of what holds several things: records of LMDB, arrays of numpy, tensors, members of archives. The container is whole, and
-its own checksums are right: `REWRITTEN` stands in front of what was done to a zip file."""
+its own checksums are right: `REWRITTEN` stands in front of what was done by writing it anew."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def damage_lmdb_pages(path: Path, chance: random.Random) -> str:
 
 
 def damage_record(path: Path, chance: random.Random) -> str:
-    """One record of a database that is whole otherwise."""
+    """One record of a database that is whole otherwise: a bit of its value where it stands, or what a program does with LMDB."""
     import lmdb
 
     with lmdb.open(str(path.parent), lock=False, map_size=1 << 28) as env, env.begin(write=True) as txn:
@@ -38,19 +38,28 @@ def damage_record(path: Path, chance: random.Random) -> str:
         if not keys:
             return "empty: nothing done"
         key = chance.choice(keys)
-        value, said = changed_record(bytes(txn.get(key)), [bytes(txn.get(other)) for other in chance.sample(keys, min(3, len(keys)))], chance)
-        if value is None:
+        old = bytes(txn.get(key))
+        value, said = changed_record(old, [bytes(txn.get(other)) for other in chance.sample(keys, min(3, len(keys)))], chance)
+        in_place = value is not None and len(value) == len(old) and chance.random() < 0.8
+        if in_place:
+            pass
+        elif value is None:
             txn.delete(key)
         elif said == "under another key":
             txn.delete(key)
             txn.put(key[:-1] + bytes([key[-1] ^ 1]), value)
         else:
             txn.put(key, value)
-    return f"record {key[:60]!r} {said}"
+    if in_place:
+        data = path.read_bytes()
+        at = data.find(old)
+        path.write_bytes(data[:at] + value + data[at + len(old) :])
+        return f"record {key[:60]!r} where it stands: {said}"
+    return f"{REWRITTEN}record {key[:60]!r} {said}"
 
 
 def changed_record(value: bytes, others: list[bytes], chance: random.Random) -> tuple[bytes | None, str]:
-    how = chance.randrange(9)
+    how = chance.randrange(14)
     if how == 0:
         return None, "deleted"
     if how == 1:
