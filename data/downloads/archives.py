@@ -8,29 +8,35 @@ from pathlib import Path
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.storage.atomic import atomic_folder
+from data.storage.inflating import check_inflated
+from data.storage.regular_files import check_regular
 
 
 def unpack_archive(path: Path, folder: Path) -> int:
     """Unpack a zip or tar archive → number of its members, 0 where it was unpacked before; a mark of that stays in ``folder``.
 
     Raises:
-        BadInput: a damaged archive, or one that would write outside of ``folder``.
+        BadInput: a damaged archive, one that would write outside of ``folder``, or one that becomes far more than it has bytes.
     """
     done = folder / f".{path.name}.unpacked"
     if done.exists() and done.stat().st_mtime >= path.stat().st_mtime:
         return 0
     content = folder / f".{path.name}.content"
     shutil.rmtree(content, ignore_errors=True)  # of a run that was killed
+    check_regular(path)
+    packed = path.stat().st_size
     try:
         with atomic_folder(content) as partial:
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:  # extract() itself keeps to the folder
                     names = archive.namelist()
+                    check_inflated(sum(member.file_size for member in archive.infolist()), packed, "its files")
                     for name in ProgressBar(names, f"unpacking {path.name}", unit="file"):
                         archive.extract(name, partial)
             else:
                 with tarfile.open(path) as archive:
                     names = archive.getnames()
+                    check_inflated(sum(member.size for member in archive), packed, "its files")
                     for member in ProgressBar(archive, f"unpacking {path.name}", len(names), unit="file"):
                         archive.extract(member, partial, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, OSError) as error:

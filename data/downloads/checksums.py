@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data.errors import BadInput
 from data.progress import ProgressBar
+from data.storage.regular_files import open_regular
 from data.storage.text_files import read_json, write_json
 
 CHUNK = 1 << 20  # bytes
@@ -14,7 +15,7 @@ def file_digest(path: Path, algorithm: str) -> str:
     """The hex digest of a file by an algorithm of ``hashlib``, with a bar for large files."""
     found = hashlib.new(algorithm)
     with (
-        open(path, "rb") as file,
+        open_regular(path) as file,
         ProgressBar(what=algorithm, total=path.stat().st_size, in_bytes=True) as bar,
     ):
         while chunk := file.read(CHUNK):

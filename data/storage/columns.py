@@ -23,6 +23,7 @@ import numpy as np
 
 from data.progress import ProgressBar
 from data.storage.atomic import flush
+from data.storage.regular_files import open_regular
 from data.storage.text_files import read_json
 
 STORED_FROM = 100_000  # rows; what is smaller is built from its sources in about a second
@@ -366,7 +367,7 @@ def _digest(path: Path) -> str | None:
     if path.suffix != ".json":
         return None
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while part := file.read(1 << 22):
             digest.update(part)
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from data.errors import BadInput
 from data.progress import ProgressBar
 from data.storage.digest import BITS, RecordsDigest, file_identity, remember_files, remembered_files
 from data.storage.lmdb_env import open_env
+from data.storage.regular_files import open_regular
 
 _AT_ONCE = 512  # records of one task: some megabytes of regions, so that a thread is not asked for too little
 _CHUNK = 1 << 24  # bytes of a file read at a time
@@ -91,7 +92,7 @@ def file_digest(path: str | Path) -> str:
     """Digest of the bytes of a file. Raises BadInput when it cannot be read."""
     digest = hashlib.blake2b(digest_size=BITS // 8)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     except OSError as error:

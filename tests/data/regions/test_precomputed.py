@@ -3,6 +3,7 @@
 import base64
 import builtins
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
-from data.regions.precomputed import PrecomputedImages, PrecomputedOptions, parse_tsv
+from data.regions.precomputed import PrecomputedImages, PrecomputedOptions, arrays_of_hdf5, images_of_hdf5, parse_tsv
 from scripts.extract_regions import Options, main
 
 N, DIM, WIDTH, HEIGHT = 12, 8, 640, 427
@@ -321,6 +322,31 @@ def test_hdf5_of_all_images_and_of_one(tmp_path):
         file["image_features"] = np.zeros((5, N, DIM))
     with pytest.raises(BadInput, match="if images are rows of one array"):
         extract(tmp_path / "rows.h5", tmp_path / "rows")
+
+
+def test_hdf5_that_leads_elsewhere_or_becomes_too_much(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is optional")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "secret").write_bytes(bytes(64))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["features"] = np.ones((2, 4), np.float32)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["linked/features"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "features")
+        file["waits"] = h5py.ExternalLink(str(tmp_path / "pipe"), "features")
+        file.create_dataset("raw/features", (2, 4), "f4", external=[(str(tmp_path / "secret"), 0, 32)])
+        file.create_virtual_dataset("virtual/features", h5py.VirtualLayout((2, 4), "f4"))
+        file.create_dataset("empty/features", (100_000, 100_000), "f4", chunks=(100, 100))
+        file["fine/features"] = np.ones((2, 4), np.float32)
+    images = images_of_hdf5(tmp_path / "x.h5")
+    assert list(images) == ["empty", "fine", "linked", "raw", "virtual"]
+    for name, members in images.items():
+        if name == "fine":
+            assert arrays_of_hdf5(tmp_path / "x.h5", members)["features"].sum() == 8
+        else:
+            with pytest.raises(ValueError, match=r"is no array of this file|would take 40,000,000,000 bytes"):
+                arrays_of_hdf5(tmp_path / "x.h5", members)
+    with pytest.raises(BadInput, match="a named pipe"):
+        images_of_hdf5(tmp_path / "pipe")
 
 
 def test_without_h5py_there_is_one_clear_line(tmp_path, monkeypatch):
