@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.batches.ragged import Images, Texts, pack_images, pack_texts
+from data.downloads.hub import local_folder
 from model import checkpoints
 from model.attention import collect
 from model.costs import Load, Work, trained
@@ -62,7 +63,8 @@ class LightningDOTConfig:
         """The settings that change an embedding of the same weights, by dotted names, as far as they are not the defaults. An
         index keeps them beside the fingerprint of the weights."""
         found: dict[str, Any] = {}
-        for prefix, part in (("", self), ("txt.", self.txt), ("img.", self.img)):
+        parts: tuple[tuple[str, Any], ...] = (("", self), ("txt.", self.txt), ("img.", self.img))
+        for prefix, part in parts:
             for each in dataclasses.fields(part):
                 value = getattr(part, each.name)
                 if each.name in ("txt", "img") or _NOT_OF_VECTORS.search(each.name) or value == each.default:
@@ -124,7 +126,9 @@ class ImageBert(Bert):
         self.cls_token_id = config.cls_token_id
         self.img_embeddings = RegionEmbeddings(config.img, config.feature_dim)
 
-    def forward(self, images: Images, masked: Tensor | None = None, first_only: bool = False) -> Tensor:
+    def forward(  # type: ignore[override]  # of images, where its base takes texts
+        self, images: Images, masked: Tensor | None = None, first_only: bool = False
+    ) -> Tensor:
         """Images of R regions together, ``masked`` [R] bool → [B+R,h], each image's [CLS] and its regions.
 
         With ``first_only``, [CLS] alone: [B,h].
@@ -143,6 +147,9 @@ class ImageBert(Bert):
 
 class Tower(nn.Module):
     """An encoder and the projection of its position 0 to the shared embedding space."""
+
+    bert: Any  # whatever encoder it is
+    encode_proj: Any  # a Sequential, or an Identity
 
     def __init__(self, encoder: nn.Module, hidden_size: int, project_dim: int):
         super().__init__()
@@ -220,7 +227,7 @@ class LightningDOT(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """All its parts by name, for counts of their parameters."""
-        parts = {}
+        parts: dict[str, nn.Module] = {}
         for side, tower in (("text", self.txt_model), ("image", self.img_model)):
             parts |= {f"{side} {name}": part for name, part in tower.bert.parts().items()}
             parts[f"{side} projection"] = tower.encode_proj
@@ -263,7 +270,12 @@ class LightningDOT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dropout: float | None = None) -> LightningDOT:
-        """Read a checkpoint folder (``model.safetensors``, ``config.json``); in eval mode.
+        """Read a checkpoint (``model.safetensors``, ``config.json``): a folder, or a name on the Hugging Face hub; in eval mode.
+
+        >>> model = LightningDOT.from_pretrained("checkpoint")
+        >>> input_ids = torch.tensor([[2, 7, 9, 3]])
+        >>> model.encode_text(input_ids, torch.ones_like(input_ids)).shape == (1, model.config.embedding_dim)
+        True
 
         Args:
             dropout: overrides the rates the checkpoint was trained with
@@ -271,6 +283,7 @@ class LightningDOT(nn.Module):
         Raises:
             BadInput: no such checkpoint, or a tensor missing, unexpected or of the wrong shape.
         """
+        folder = local_folder(folder)
         values = checkpoints.read_config(folder)
         config = LightningDOTConfig.from_dict(values)
         if dropout is not None:
@@ -278,7 +291,7 @@ class LightningDOT(nn.Module):
             config.img.set_dropout(dropout)
         with empty_weights():
             model = cls(config)
-        tensors = checkpoints.read_tensors(Path(folder) / "model.safetensors")
+        tensors = checkpoints.read_tensors(folder / "model.safetensors")
         checkpoints.load_strict(model, tensors, str(folder), assign=True)
         model.fingerprint = values.get("fingerprint")
         return model.float().eval()  # a converted checkpoint may hold half precision

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data.downloads.hub import local_folder
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file
 from data.storage.text_files import read_json, write_json
@@ -25,7 +26,7 @@ BERT_FAMILY = ("bert", "roberta", "xlm-roberta", "camembert", "uniter")
 NOT_ENCODER = re.compile(r"^(cls|lm_head|classifier|qa_outputs)\.|position_ids$")
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
     """Refuse towers that cannot be compared by a dot product."""
     if not config.project_dim and config.txt.hidden_size != config.img.hidden_size:
         raise BadInput(
@@ -38,7 +39,7 @@ def check_config(config) -> None:
 
 def read_config(folder: str | Path) -> dict:
     """``config.json`` of one of our checkpoints."""
-    path = Path(folder) / "config.json"
+    path = local_folder(folder) / "config.json"
     values = read_settings(path)
     if "txt" not in values or "img" not in values:
         raise BadInput(f"{path}: not a LightningDOT checkpoint (no keys txt and img)")
@@ -134,7 +135,7 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -176,7 +177,7 @@ def bert_config(values: dict, source: str) -> EncoderConfig:
 
 
 def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    """A Hugging Face BERT-family folder (``config.json`` with ``model.safetensors`` or ``pytorch_model.bin``), or an
+    """A Hugging Face BERT-family folder or name (``config.json`` with ``model.safetensors`` or ``pytorch_model.bin``), or an
     encoder folder that ``scripts/convert_checkpoint.py`` wrote.
 
     Returns: the sizes, and the encoder's tensors under BERT's names (no prefix, no heads); ``img_embeddings.*`` among
@@ -185,7 +186,8 @@ def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
     Raises:
         BadInput: not such a folder, or a kind of model whose block is not BERT's.
     """
-    values = read_settings(Path(folder) / "config.json")
+    folder = local_folder(folder)
+    values = read_settings(folder / "config.json")
     config = bert_config(values, f"{folder}/config.json")
     tensors = {}
     for name, tensor in read_bert_tensors(folder).items():
@@ -199,7 +201,8 @@ def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
 
 def read_bert_tensors(folder: str | Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face folder, heads too, with their prefixes; old names of layer norms made new."""
-    files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := Path(folder) / name).is_file()]
+    folder = local_folder(folder)
+    files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
     if not files:
         raise BadInput(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
     tensors = read_tensors(files[0])

@@ -10,6 +10,7 @@ from typing import Literal
 from data.batches.pairs import PairDataset
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
+from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import say_once
 from data.storage.contents import file_digest
@@ -27,7 +28,7 @@ class EncoderOptions:
     """Where an encoder starts, and its sizes when it starts from random weights.
 
     Args:
-        init: checkpoint folder of ours to start from; then nothing else here but dropout counts
+        init: checkpoint folder of ours to start from, or its name on the Hugging Face hub; then nothing else here but dropout counts
         hidden_size: of encoders from random weights
         num_hidden_layers: of encoders from random weights
         num_attention_heads: of encoders from random weights
@@ -53,11 +54,11 @@ class ModelOptions(EncoderOptions):
 
     Args:
         kind: lightningdot; uniter is the re-ranker, which has settings of its own (``--model uniter`` on the command line)
-        txt_init: Hugging Face folder for the text tower (of the BERT family, or any encoder of AutoModel), or a converted
-            UNITER; none: random weights
+        txt_init: Hugging Face folder or name for the text tower, as bert-base-cased (of the BERT family, or any encoder of AutoModel),
+            or a converted UNITER; none: random weights
         txt_encoder: what reads txt_init: bert (our own block) or auto (transformers' AutoModel); none: bert for the BERT
             family, auto for others
-        img_init: Hugging Face BERT-family folder, or a converted UNITER, for the image tower; none: random weights
+        img_init: Hugging Face BERT-family folder or name, or a converted UNITER, for the image tower; none: random weights
         cls_token_id: the word that starts an image sequence; none: the captions' [CLS]. Where img_init has another vocabulary
             than the text tower, its own [CLS]: 101 in BERT's
         project_dim: width of the shared embedding; 0 takes the hidden state as it is
@@ -157,7 +158,8 @@ def check_model_fits(config: LightningDOTConfig, meta: dict, feature_dim: int, m
 def check_same_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
     """Refuse captions whose words have other ids than in the checkpoint's tokenizer, where both carry one. The checkpoint is one of
     ours, or a folder of Hugging Face with its tokenizer in it."""
-    folder = next((each for each in (Path(checkpoint) / "tokenizer", Path(checkpoint)) if _vocabulary_file(each)), None)
+    own_folder = local_folder(checkpoint)
+    folder = next((each for each in (own_folder / "tokenizer", own_folder) if _vocabulary_file(each)), None)
     own = captions.tokenizer_folder
     if folder is not None and own is not None and not _same_words(folder, own):
         raise BadInput(

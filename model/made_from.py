@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.batches.pairs import PairDataset
+from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import say_once
 from data.regions.db import BoxChoice, BoxOptions, RegionDB
@@ -63,7 +64,7 @@ def read_made_from(checkpoint: str | Path) -> MadeFrom | None:
     Raises:
         BadInput: the file is damaged.
     """
-    path = Path(checkpoint) / FILE
+    path = local_folder(checkpoint) / FILE
     if not path.is_file():
         return None
     values = read_json(path)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch
 from data.batches.pairs import PairDataset
 from data.batches.ragged import Images, Joined, Texts, pack_images, pack_texts
+from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import say_once
 from data.storage.atomic import atomic_file
@@ -205,7 +206,8 @@ class Reranker(nn.Module):
     @classmethod
     def _read(cls, folder: str | Path, dropout: float | None) -> tuple[Reranker, dict[str, Tensor]]:
         """The model with what is in the folder, random weights for heads that are not, and the tensors that are."""
-        path = Path(folder) / "config.json"
+        folder = local_folder(folder)
+        path = folder / "config.json"
         values = checkpoints.read_settings(path)
         if values.get("model_type") != "uniter":
             raise BadInput(
@@ -216,8 +218,8 @@ class Reranker(nn.Module):
         if dropout is not None:
             encoder.set_dropout(dropout)
         tensors = {f"bert.{name}": tensor for name, tensor in tensors.items()}
-        if (Path(folder) / HEADS).is_file():
-            heads = checkpoints.read_tensors(Path(folder) / HEADS)
+        if (folder / HEADS).is_file():
+            heads = checkpoints.read_tensors(folder / HEADS)
             tensors |= {n: t for n, t in heads.items() if n.startswith(("rank_output.", "itm_output."))}
         config = UniterConfig(encoder, values.get("feature_dim", 2048), values.get("num_labels", 1601))
         with empty_weights():
@@ -286,7 +288,7 @@ def build_reranker(options: EncoderOptions, pairs: PairDataset) -> tuple[Reranke
     if not options.init:
         encoder, tensors, origin = random_encoder(options, pairs.captions.meta), {}, "random weights"
     else:
-        values = checkpoints.read_settings(Path(options.init) / "config.json")
+        values = checkpoints.read_settings(local_folder(options.init) / "config.json")
         if values.get("model_type") == "uniter":
             model, origin = Reranker.start_from(options.init, options.dropout)
             check_reranker(model.config, options.init, pairs)
@@ -316,7 +318,7 @@ def _of_towers(folder: str) -> tuple[EncoderConfig, dict[str, Tensor], str]:
             f"{folder}: a re-ranker of its towers needs both of one width, the text tower has hidden_size "
             f"{config.txt.hidden_size}, the image tower {config.img.hidden_size}; start from a BERT folder"
         )
-    towers = checkpoints.read_tensors(Path(folder) / "model.safetensors")
+    towers = checkpoints.read_tensors(local_folder(folder) / "model.safetensors")
     start = "txt_model.bert."
     tensors = {n.removeprefix(start): t.float() for n, t in towers.items() if n.startswith(start)}
     start = "img_model.bert."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from data.downloads.hub import SIZES, local_folder
 from data.errors import BadInput
 from data.storage.text_files import read_json
 from model import checkpoints, costs
@@ -235,9 +236,14 @@ def _planned(recipe: Recipe, sizes: DataSizes, notes: list[str]) -> _Planned:
 
 
 def _settings_of(folder: str | None) -> dict | None:
-    """``config.json`` of a folder; None where there is none."""
-    path = Path(folder or "", "config.json")
-    return checkpoints.read_settings(path) if folder and path.is_file() else None
+    """``config.json`` of a folder, or of a name on the Hugging Face hub; None where it is not to be had."""
+    if not folder:
+        return None
+    try:
+        path = local_folder(folder, SIZES) / "config.json"
+    except BadInput:
+        return None
+    return checkpoints.read_settings(path) if path.is_file() else None
 
 
 def _from_random(model: EncoderOptions, sizes: DataSizes) -> EncoderConfig:
@@ -254,7 +260,7 @@ def _absent(what: str, folder: str, sizes: DataSizes, notes: list[str]) -> Encod
 def towers_config(model: ModelOptions, sizes: DataSizes, notes: list[str]) -> LightningDOTConfig:
     """The sizes that training would start with, as far as the folders named are there; ``notes`` gets what is assumed."""
     if _settings_of(model.init):
-        config = LightningDOTConfig.from_dict(checkpoints.read_config(model.init))
+        config = LightningDOTConfig.from_dict(checkpoints.read_config(local_folder(model.init, SIZES)))
     else:
         found = {}
         for side, folder in (("txt", model.init or model.txt_init), ("img", model.init or model.img_init)):

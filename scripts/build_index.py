@@ -33,7 +33,7 @@ class Options:
     was interrupted is gone on with.
 
     Args:
-        checkpoint: checkpoint folder of the model
+        checkpoint: checkpoint folder of the model, or its name on the Hugging Face hub
         out: folder of the index to write
         regions: region database; the index is one of images
         captions: caption database; the index is one of captions

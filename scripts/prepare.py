@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Your own pictures and captions → both databases, splits, checks, and the command that trains on them.
+"""Your own pictures and captions → both databases, splits, checks, and the command that trains on them. Or pictures alone and a
+checkpoint → what is searched in a browser.
 
 python scripts/prepare.py --photos photos --captions captions.jsonl --out data_sets/mine
 python scripts/prepare.py --photos photos --captions captions.jsonl --tokenizer bert-base-cased --out data_sets/mine
 python scripts/prepare.py --photos photos --captions captions.tsv --format pairs --extractor hf:facebook/dinov2-base --out data_sets/mine
+python scripts/prepare.py --photos photos --checkpoint user/lightningdot-flickr30k --out data_sets/mine      # without captions
 """
 
-import os
-import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,25 +23,26 @@ from data.annotations.splits import draw_splits, parse_shares
 from data.captions.build import keep_extracted
 from data.checks.inspection import require_sound
 from data.errors import BadInput
-from data.regions.db import BoxOptions, layout_of
 from data.storage.locks import claim_output
-from data.storage.processes import run_command
 from data.storage.text_files import write_json
-
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.preparing.commands import print_commands, search_command, training_commands, typed_path
+from scripts.preparing.photographs import extract_as, extract_with, index_as, run_script
 
 
 @dataclass
 class Options:
-    """Make both databases of your own pictures and captions, check them, and print the training command.
+    """Make both databases of your own pictures and captions, check them, and print the training command; without captions make
+    pictures searchable with a checkpoint, and print the command that opens them in a browser.
 
     Writes OUT/captions.jsonl (the captions that are used, with their splits), OUT/regions, OUT/tokenizer, OUT/db/train, val
-    and test, and OUT/report.json, which lists what was left out and why.
+    and test, and OUT/report.json, which lists what was left out and why; without captions OUT/regions and OUT/index.
 
     Args:
         photos: folder of pictures, searched with its subfolders
-        captions: annotation file; a line of JSON lines may lack the split
-        out: folder to write; regions that are there already are used as they are
+        captions: annotation file; a line of JSON lines may lack the split; none: pictures alone, with --checkpoint
+        checkpoint: folder of a trained model, or its name on the Hugging Face hub: regions are made as those of its training, and with
+            captions its tokenizer is taken and training goes on from it
+        out: folder to write, data_sets/NAME_OF_PHOTOS by default; regions that are there already are used
         format: of the captions, as in scripts/build_captions.py
         languages: keep only these; default is all
         shares: how pictures are split when the captions name no split, or one only
@@ -54,8 +55,9 @@ class Options:
     """
 
     photos: str
-    captions: str
-    out: str
+    captions: str | None = None
+    checkpoint: str | None = None
+    out: str | None = None
     format: FormatName = "jsonl"
     languages: list[str] | None = None
     shares: list[str] = field(default_factory=lambda: ["train=0.8", "val=0.1", "test=0.1"])
@@ -67,26 +69,35 @@ class Options:
     config: str = "configs/finetune/own_small.yaml"
 
 
+    def __post_init__(self):
+        if self.captions is None and self.checkpoint is None:
+            raise BadInput("give --captions FILE, to train on them, or --checkpoint DIR, to search pictures alone with it")
+        if self.checkpoint is not None and self.extractor is not None:
+            raise BadInput(f"--extractor {self.extractor}: the regions are made as those of --checkpoint {self.checkpoint}; give one of the two")
+
+
 def main(options: Options) -> None:
-    claim_output(options.out)
-    out, report, source = Path(options.out), {}, options.captions
+    out = typed_path(options.out or Path("data_sets", Path(options.photos).resolve().stem))
+    if options.captions is None:
+        index_as(options.checkpoint, options.photos, out, options.extract)
+        print_commands({"search": search_command(options.checkpoint, out, options.photos)})
+        return
+    claim_output(out)
+    report, source = {}, options.captions
     captions = selection.read_usable_captions(source, options.format, ReadingOptions(needs_split=False), report)
     captions = selection.keep_chosen(captions, "language", options.languages, source, report)
     regions = out / "regions"
-    if not list(regions.glob("feat_*/data.mdb")) and not list(regions.glob("all*/data.mdb")):
-        from model.extractors.choice import choose_extractor  # imports torch, which is slow
-
-        words = ["--photos", options.photos, "--out", str(regions), "--extractor", options.extractor or choose_extractor(options.extract)]
-        run_script("scripts/extract_regions.py", words + [part for word in options.extract for part in spell_option(word)])
+    if options.checkpoint is not None:
+        extract_as(options.checkpoint, options.photos, regions, options.extract)
     else:
-        print(f"{regions}: is there already and used as it is; delete it to extract regions again")
+        extract_with(options.extractor, options.photos, regions, options.extract)
     captions = keep_extracted(captions, regions, Path(options.photos), source, report)
     captions = choose_splits(captions, options, report)
     write_jsonl(out / "captions.jsonl", captions)
 
-    tokenizer = options.tokenizer or str(out / "tokenizer")
+    tokenizer = options.tokenizer or options.checkpoint or str(out / "tokenizer")
     annotations = ["--annotations", str(out / "captions.jsonl")]
-    if options.tokenizer is None:
+    if tokenizer == str(out / "tokenizer"):
         run_script("scripts/train_tokenizer.py", [*annotations, "--vocab-size", str(options.vocab_size), "--out", tokenizer])
     words = [*annotations, "--tokenizer", tokenizer, "--regions", str(regions), "--out", str(out / "db")]
     words += ["--former-splits", "remove"]  # all of OUT/db is made of OUT/captions.jsonl
@@ -97,7 +108,7 @@ def main(options: Options) -> None:
         report["checks"] |= require_sound(folder, of_regions)
     write_json(out / "report.json", report)
     print(f"report: {out / 'report.json'}\n")
-    show_commands(options, regions, splits)
+    print_commands(training_commands(out, options.photos, options.config, splits, options.checkpoint))
 
 
 def choose_splits(captions: list[Caption], options: Options, report: dict) -> list[Caption]:
@@ -111,39 +122,6 @@ def choose_splits(captions: list[Caption], options: Options, report: dict) -> li
         if name not in splits:
             raise BadInput(f"{options.captions}: no split {name}, found {dict(splits)}; training needs train and val")
     return captions
-
-
-def spell_option(word: str) -> list[str]:
-    """``feature-dim=512`` → ``--feature-dim 512``."""
-    name, equals, value = word.partition("=")
-    if not equals:
-        raise BadInput(f"--extract {word}: expected NAME=VALUE, as in feature-dim=512")
-    return [f"--{name}", value]
-
-
-def run_script(script: str, words: list[str]) -> None:
-    """Run one of our commands, and stop where it stops."""
-    print(f"$ python {script} {shlex.join(words)}", flush=True)
-    if run_command([sys.executable, str(ROOT / script), *words]):
-        raise BadInput(f"stopped at: python {script} {shlex.join(words)}")
-
-
-def show_commands(options: Options, regions: Path, splits: list[str]) -> None:
-    """Print the commands that train and evaluate, and that train a re-ranker."""
-    layouts = [layout for path in sorted(regions.iterdir()) if (layout := layout_of(path.name))]
-    boxes = next((boxes for boxes, _ in layouts if boxes is not None), None)
-    names = () if boxes is None or boxes == BoxOptions() else ("conf_th", "max_bb", "min_bb")
-    told = [word for name in names for word in (f"--boxes.{name.replace('_', '-')}", str(getattr(boxes, name)))]
-    out = Path(options.out)
-    out = Path(os.path.relpath(out)) if out.is_absolute() and out.is_relative_to(Path.cwd()) else out
-    best, shared = str(out / "run/best"), ["--data-root", str(out), *told]
-    measured = ["--captions", str(out / "db" / ("test" if "test" in splits else "val")), "--regions", str(out / "regions"), *told]
-    for name, words in {
-        "train": ["train_itm.py", "--config", options.config, *shared, "--out", str(out / "run")],
-        "evaluate": ["eval_itm.py", "--checkpoint", best, *measured],
-        "re-rank": ["train_itm.py", "--model", "uniter", "--config", "configs/finetune/uniter_own_small.yaml", *shared, "--model.init", best, "--out", str(out / "reranker")],
-    }.items():
-        print(f"{name + ':':<9} python {shlex.join(words)}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Options:
         queries: file with one text a line, instead of a text
         index: feature index: of images for a text query, of captions for --image; with backend milvus the name of the
             collection
-        checkpoint: the checkpoint folder that made the index
+        checkpoint: the checkpoint folder that made the index, or its name on the Hugging Face hub
         tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: number of results
         image: key of an image in --regions to find captions for, instead of a text; or a picture file of one's own
@@ -117,8 +117,8 @@ def main(options: Options) -> None:
     for query, hits in zip(queries, found.hits, strict=True):
         if len(queries) > 1:
             print(query)
-        for rank, (name, score) in enumerate(hits, 1):
-            print(f"{rank:3d}  {score:9.4f}  {name}  {texts.get(name, '')}".rstrip())
+        for rank, hit in enumerate(hits, 1):
+            print(f"{rank:3d}  {hit.score:9.4f}  {hit.id}  {texts.get(hit.id, '')}".rstrip())
     print(found.time_line(len(retriever.backend)))
     for remark in found.remarks():
         print(remark, file=sys.stderr)

@@ -39,8 +39,8 @@ class Options:
     """Search in a browser: a page and a JSON API on this machine.
 
     Args:
-        checkpoint: the checkpoint folder that made the index
-        index: feature index of the images; what is published there later is taken up between two queries
+        checkpoint: the checkpoint folder that made the index, or its name on the Hugging Face hub
+        index: feature index of the images, built of --regions where it is not there; what is published there later is taken up
         captions_index: feature index of captions, to find captions of an image
         captions: caption databases, to show what was said of the images
         regions: region database of the images, to show boxes; a re-ranker needs it

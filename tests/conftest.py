@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hugging Face hub; those of it have a server of their own
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: sums in one order, here and in the commands; tiny models run faster
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,6 +12,7 @@ import numpy as np
 from data.batches.batch import Examples
 from data.batches.joined import JoinedRegions, ListColumn, distinct_databases, names_apart, short_names
 from data.captions.db import CaptionDB
+from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
 from data.storage.columns import SelectedStrings, Strings
@@ -344,10 +345,11 @@ def open_pairs(
     texts, images = ([each] if isinstance(each, str | Path) else list(each) for each in (captions, regions))
     if len(images) not in (1, len(texts)):
         raise BadInput(f"{len(texts)} text DBs ({texts}) need one image DB or as many, found {len(images)} ({images})")
-    region_dbs = {name: RegionDB(Path(root, name), options) for name in dict.fromkeys(images)}
+    folder = local_folder(root, DATASET)
+    region_dbs = {name: RegionDB(Path(folder, name), options) for name in dict.fromkeys(images)}
     view = open_image_captions(image_captions, caption_weight, root)
     parts = [
-        PairDataset(CaptionDB(Path(root, text)), region_dbs[images[n % len(images)]], max_txt_len, languages, view)
+        PairDataset(CaptionDB(Path(folder, text)), region_dbs[images[n % len(images)]], max_txt_len, languages, view)
         for n, text in enumerate(texts)
     ]
     return parts[0] if len(parts) == 1 else JoinedPairs(parts)
@@ -382,4 +384,4 @@ def open_image_captions(folder: str | None, weight: float, root: str = ".") -> I
             f"image_captions {folder}, caption_score_weight {weight}: the third view needs both, a weight above 0 and at "
             "most 1"
         )
-    return None if folder is None else ImageCaptions(CaptionDB(Path(root, folder)), weight)
+    return None if folder is None else ImageCaptions(CaptionDB(Path(local_folder(root, DATASET), folder)), weight)

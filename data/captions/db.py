@@ -26,6 +26,7 @@ import lmdb
 import msgpack
 
 from data.captions.tables import CaptionTables, build_columns, table_files
+from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.storage.columns import load_columns
 from data.storage.contents import content_digest
@@ -36,6 +37,11 @@ from data.storage.text_files import read_json
 
 class CaptionDB:
     """Read a text DB. Picklable; usable in forked and spawned DataLoader workers.
+
+    >>> captions = CaptionDB("db/test")
+    >>> name = captions.ids[0]
+    >>> captions.txt2img[name].endswith(".npz"), len(captions.input_ids(name)) == captions.lengths[name]
+    (True, True)
 
     Attributes:
         ids: caption ids, in the order they were written; like the tables below a view of `data.storage.columns`
@@ -50,7 +56,7 @@ class CaptionDB:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = local_folder(folder, DATASET)
         self.max_words: int | None = None
         self._records = Records(self.folder)
         self.meta: dict = read_table(self.folder, "meta.json")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from data.downloads.hub import TOKENIZER, local_folder
 from data.errors import BadInput
 from data.storage.atomic import cannot_write_is_bad_input
 from data.storage.text_files import is_utf8, read_json, read_lines, write_json
@@ -57,17 +58,24 @@ class CaptionTokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, lowercase: bool | None = None) -> CaptionTokenizer:
-        """Read a tokenizer from a Hugging Face folder or from a BERT ``vocab.txt``.
+        """Read a tokenizer from a Hugging Face folder or name, or from a BERT ``vocab.txt``.
+
+        >>> tokenizer = CaptionTokenizer.from_pretrained("checkpoint")
+        >>> tokenizer.decode(tokenizer.input_ids("a red circle"))
+        'a red circle'
 
         Args:
-            path: folder with ``tokenizer.json`` or ``vocab.txt``, or a vocabulary file, one word piece per line
+            path: folder with ``tokenizer.json`` or ``vocab.txt`` (a checkpoint with it below), a name of such a one on the
+                hub, or a vocabulary file, one word piece per line
             lowercase: whether text is lower-cased (and loses its accents) first. None: as the folder says; if it does not,
                 only when the vocabulary has no capital letter
 
         Raises:
             BadInput: no tokenizer there, `lowercase` contradicts the folder, or words are not told apart.
         """
-        path = Path(path)
+        path = local_folder(path, TOKENIZER)
+        if (path / "tokenizer").is_dir() and not any((path / name).exists() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+            path = path / "tokenizer"  # of one of our checkpoints
         if path.is_dir() and (path / "tokenizer.json").exists():
             tokenizer = _from_tokenizer_json(path)
         elif path.is_dir() and (path / "vocab.txt").exists():
@@ -214,8 +222,8 @@ def _from_transformers(folder: Path) -> CaptionTokenizer:
 
 def _check_words(tokenizer: CaptionTokenizer, path: Path) -> None:
     """A sentence of the vocabulary's own words must not become one id, as of capitals that are lower-cased."""
-    words = {word.lstrip("Ġ▁") for word in tokenizer.vocabulary()}
-    words = sorted((word for word in words if word.isalpha()), key=lambda word: (len(word), word))[-20:]
+    pieces = {word.lstrip("Ġ▁") for word in tokenizer.vocabulary()}
+    words = sorted((word for word in pieces if word.isalpha()), key=lambda word: (len(word), word))[-20:]
     ids = tokenizer.input_ids(" ".join(words))
     if len(set(ids)) < max(2, len(words) // 2):
         raise BadInput(

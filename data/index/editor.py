@@ -15,8 +15,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data.errors import BadInput
 from data.index.layout import VERSION
@@ -40,7 +42,7 @@ class IndexEditor:
         BadInput: no index, another model, or another process changes it.
     """
 
-    def __init__(self, folder: str | Path, model: str):
+    def __init__(self, folder: str | Path, model: str | None):
         self.folder = Path(folder)
         self._model = model
         self._store = BlockStore(self.folder, self.folder.with_name(f".{self.folder.name}.edit"))
@@ -67,7 +69,9 @@ class IndexEditor:
         self._changes = hashlib.sha256(self.header["data"].encode())
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self.header["commits"] += 1
@@ -77,7 +81,7 @@ class IndexEditor:
         finally:
             self._store.close(keep=False)
 
-    def add(self, ids: Sequence[str], vectors) -> None:
+    def add(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         """Append vectors: as ``IndexWriter.add``."""
         ids = list(ids)
         vectors = self._store.as_stored(ids, vectors)
@@ -90,7 +94,7 @@ class IndexEditor:
             ids, vectors = ids[taken:], vectors[taken:]
             self._bound_memory()
 
-    def replace(self, ids: Sequence[str], vectors) -> None:
+    def replace(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         """Other vectors for ids that the index holds, in their rows. Raises BadInput as `add`, or for an absent id."""
         ids = list(ids)
         vectors = self._store.as_stored(ids, vectors)
@@ -131,9 +135,10 @@ class IndexEditor:
         rows = [self._row(name) for name in ids]
         if None in rows:
             raise BadInput(f"{self.folder}: no id {ids[rows.index(None)]!r} in this index")
-        if len(set(rows)) < len(rows):
+        found = [row for row in rows if row is not None]
+        if len(set(found)) < len(found):
             raise BadInput(f"{self.folder}: id {Counter(ids).most_common(1)[0][0]!r} is named twice")
-        return rows
+        return found
 
     def _row(self, name: str) -> int | None:
         return self._rows[name] if name in self._rows else self._store.committed_row(name)

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -59,7 +61,7 @@ def block_values(number: int, ids: list[str], vectors: np.ndarray, dtype: str) -
     return {block_key(kind, number): value for kind, value in values.items()}
 
 
-def stored_value(txn: lmdb.Transaction, key: bytes, folder: Path):
+def stored_value(txn: lmdb.Transaction, key: bytes, folder: Path) -> Any:
     """The value of a key, None where it is absent; a damaged page is BadInput."""
     try:
         return txn.get(key)
@@ -95,7 +97,7 @@ def stored_header(txn: lmdb.Transaction, folder: Path) -> dict:
     return header
 
 
-def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, kinds=_CHECKED) -> None:
+def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, kinds: Sequence[bytes] = _CHECKED) -> None:
     """BadInput when values of a block are not those that were written; without checksums nothing is known."""
     sums = stored_value(txn, block_key(b"crc", number), folder)
     if sums is None:
@@ -107,7 +109,7 @@ def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, ki
             raise BadInput(f"{folder}: damaged index, {key.decode()} is not what was written: copy it again or build it again")
 
 
-def ids_in_block(value, size: int, places=None) -> list[str]:
+def ids_in_block(value: memoryview | bytes, size: int, places: Sequence[int] | np.ndarray | None = None) -> list[str]:
     """Ids out of a block's value, which holds ``size`` of them: all, or those at some places."""
     offsets = np.frombuffer(value, "<u4", size + 1) + 4 * (size + 1)
     return [str(value[offsets[p] : offsets[p + 1]], "utf-8") for p in (range(size) if places is None else places)]

@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data.errors import BadInput
 from data.index.dtypes import DTYPES, decode, dequantize
@@ -67,6 +69,10 @@ def check_model_settings(place: object, made_with: dict | None, settings: dict |
 class EmbeddingIndex:
     """A feature index, read only. Opening reads the header; vectors and ids are read where a call touches them.
 
+    >>> index = EmbeddingIndex("index/img")
+    >>> index.kind, index.count, index.vectors([0, 1]).shape == (2, index.dim), len(index.ids([0, 1]))
+    ('img', 40, True, 2)
+
     Args:
         folder: what ``IndexWriter`` wrote; the object goes on showing it as it was when opened
         incomplete: read it also when its building was interrupted
@@ -79,7 +85,7 @@ class EmbeddingIndex:
 
     def __init__(self, folder: str | Path, incomplete: bool = False):
         self.folder = Path(folder)
-        self._txn = reader(self.folder)
+        self._txn: Any = reader(self.folder)
         self._arrays: dict[tuple[bytes, int], np.ndarray] = {}  # views of the memory map that were asked for: the map is searched once
         self.header = stored_header(self._txn, self.folder)
         if not (incomplete or self.header["complete"]):
@@ -112,7 +118,7 @@ class EmbeddingIndex:
         names = ("kind", "dim", "dtype", "count", "model", "data", "commits")
         return {name: self.header[name] for name in names} | {"time": created.get("time")}
 
-    def check_model(self, fingerprint: str, settings: dict | None = None) -> None:
+    def check_model(self, fingerprint: str | None, settings: dict | None = None) -> None:
         """Raise BadInput unless the model with this fingerprint, and these settings of its vectors, made the index."""
         if fingerprint != self.header["model"]:
             raise BadInput(
@@ -136,7 +142,7 @@ class EmbeddingIndex:
         for start in range(0, self.count, self._per_block):
             yield start, self.block(start // self._per_block)
 
-    def vectors(self, rows) -> np.ndarray:
+    def vectors(self, rows: ArrayLike) -> np.ndarray:
         """Vectors of the given rows (any shape) → rows.shape + [D] float32. IndexError for a row that is not there."""
         rows = self._checked_rows(rows)
         if 0 < rows.size <= self.num_blocks:  # few, and hardly two of a block
@@ -149,7 +155,7 @@ class EmbeddingIndex:
             found[part] = self.block(number, distinct[part] - number * self._per_block)
         return found[back.reshape(rows.shape)]
 
-    def ids(self, rows=None) -> list[str]:
+    def ids(self, rows: ArrayLike | None = None) -> list[str]:
         """Ids of the given rows [n], or of all rows in order. IndexError for a row that is not there."""
         rows = np.arange(self.count) if rows is None else self._checked_rows(rows)
         order = np.argsort(rows, kind="stable")
@@ -176,7 +182,7 @@ class EmbeddingIndex:
         """Rows of a block."""
         return min(self._per_block, self.count - number * self._per_block)
 
-    def block(self, number: int, rows=slice(None)) -> np.ndarray:
+    def block(self, number: int, rows: slice | int | np.ndarray = slice(None)) -> np.ndarray:
         """Vectors of a block, or of some of its rows, or of one: as ``blocks`` yields them."""
         if self.dtype == "int8":
             scales, codes = self.codes(number)
@@ -193,7 +199,7 @@ class EmbeddingIndex:
         check_block(self._txn, number, self.dtype, self.folder, kinds=(b"int8",))
         return self.codes(number)
 
-    def check_vectors(self, rows, vectors) -> None:
+    def check_vectors(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         """BadInput when vectors [n,D] of ascending rows [n] are farther from their 8-bit copies than any was when
         it was written."""
         if self.dtype == "int8" or self.header["max_error"] is None:
@@ -225,13 +231,13 @@ class EmbeddingIndex:
             self._arrays[kind, number] = array = array if extra else array.reshape(rows, self.dim)
         return array
 
-    def _checked_rows(self, rows) -> np.ndarray:
+    def _checked_rows(self, rows: ArrayLike) -> np.ndarray:
         rows = np.asarray(rows, np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < self.count):  # a library's -1 must not mean the last row
             raise IndexError(f"{self.folder}: rows {rows.min()}..{rows.max()} asked, it has 0..{self.count - 1}")
         return rows
 
-    def _by_block(self, rows) -> Iterator[tuple[int, slice]]:
+    def _by_block(self, rows: np.ndarray) -> Iterator[tuple[int, slice]]:
         """Sorted rows → (block number, slice of ``rows`` that stands in it)."""
         numbers, starts = np.unique(rows // self._per_block, return_index=True)
         for number, start, stop in zip(numbers, starts, [*starts, len(rows)][1:], strict=True):

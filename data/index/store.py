@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data.errors import BadInput, CannotWrite
 from data.index.derived import delete_derived_files
@@ -70,7 +72,7 @@ class BlockStore:
         self.header: dict = {}
         self._changed: dict[int, Block] = {}  # put, and not committed
         self._last: dict[int, Block] = {}  # the last block as it was committed, at hand where it has room
-        self._env: lmdb.Environment | None = None
+        self._env: Any = None  # the open environment
         self._claims = ExitStack()
 
     def open(self, copy_of: Path | None = None) -> None:
@@ -145,7 +147,7 @@ class BlockStore:
 
     # ---- changing it ---------------------------------------------------------------------------------------------------
 
-    def as_stored(self, ids: Sequence[str], vectors) -> np.ndarray:
+    def as_stored(self, ids: Sequence[str], vectors: ArrayLike) -> np.ndarray:
         """Vectors [n,D] of n ids as they will read back, [n,D] float32; the header's bounds grow with them.
 
         Raises:

@@ -12,6 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
+
+from numpy.typing import ArrayLike
 
 from data.errors import BadInput
 from data.index.dtypes import DTYPES
@@ -107,7 +110,9 @@ class IndexWriter:
         self._num_committed = header["count"]
         return True
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         published = False
         try:
             if kind is None:
@@ -117,7 +122,7 @@ class IndexWriter:
         finally:
             self._store.close(keep=self._num_committed > 0 and not published)
 
-    def add(self, ids: Sequence[str], vectors) -> None:
+    def add(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         """Append vectors.
 
         Args:

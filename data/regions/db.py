@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 import lmdb
 import numpy as np
 
+from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.codec import MEMBERS, decode_compressed, decode_plain
@@ -224,6 +225,11 @@ def _find(img_db: Path, names: list[str]) -> Path:
 class RegionDB:
     """Read an image DB. Picklable; usable in forked and spawned DataLoader workers.
 
+    >>> regions = RegionDB("regions")
+    >>> image = regions[regions.keys[0]]
+    >>> image.features.shape == (regions.num_regions[regions.keys[0]], regions.feature_dim), image.positions.shape[1]
+    (True, 7)
+
     Args:
         img_db: folder that holds the LMDB folder and the box-count file
         boxes: which boxes of a picture are used; None for UNITER's own choice
@@ -238,7 +244,7 @@ class RegionDB:
     """
 
     def __init__(self, img_db: str | Path, boxes: BoxOptions | None = None):
-        self.img_db = Path(img_db)
+        self.img_db = local_folder(img_db, DATASET)
         self.boxes = boxes or BoxOptions()
         name, nbb_name = layout_names(self.boxes)
         nbb_path = self.img_db / nbb_name if nbb_name else None
@@ -275,7 +281,7 @@ class RegionDB:
         if not keys:
             raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
         if nbb_path:
-            counts = self._read_nbb(nbb_path, keys)
+            counts: Sequence[int] | np.ndarray = self._read_nbb(nbb_path, keys)
         elif self.boxes.conf_th == -1:
             counts = [self.boxes.num_bb] * len(keys)
         else:

@@ -30,6 +30,12 @@ BACKENDS: dict[str, type[SearchBackend]] = {
 def open_backend(index: str | Path | EmbeddingIndex, options: SearchOptions | None = None) -> SearchBackend:
     """The backend that the options name, over an index.
 
+    >>> import numpy as np
+    >>> backend = open_backend("index/img", SearchOptions("hnsw"))
+    >>> scores, rows = backend.search(np.ones((1, backend.dim)), k=3)
+    >>> scores.shape, rows.shape, len(backend.ids(rows[0]))
+    ((1, 3), (1, 3), 3)
+
     Args:
         index: folder of a feature index, or one that is open; with "milvus" the name of a collection
 
@@ -39,4 +45,4 @@ def open_backend(index: str | Path | EmbeddingIndex, options: SearchOptions | No
     options = options or SearchOptions()
     if options.backend not in BACKENDS:
         raise BadInput(f"search backend {options.backend!r}, expected one of {', '.join(BACKENDS)}")
-    return BACKENDS[options.backend](index, options)
+    return BACKENDS[options.backend](index, options)  # type: ignore[call-arg]  # as every backend is made

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
@@ -31,7 +32,7 @@ class SearchOptions:
     token: str = ""
     device: str = "cpu"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.target_recall is not None and not 0 < self.target_recall <= 1:
             raise BadInput(f"target_recall is {self.target_recall}, expected more than 0 and at most 1")
         if (self.backend == "milvus") != (self.uri is not None):
@@ -66,7 +67,7 @@ class SearchBackend(ABC):
         """Let go of what the backend holds; it is not used any more."""
 
     @abstractmethod
-    def search(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows that the backend finds.
 
         Args:
@@ -82,14 +83,14 @@ class SearchBackend(ABC):
         """
 
     @abstractmethod
-    def ids(self, rows) -> list[str]:
+    def ids(self, rows: ArrayLike) -> list[str]:
         """Ids of the given rows [n]."""
 
     def check_contents(self, database: Path, contents: str) -> None:  # noqa: B027  (a backend may not know)
         """Raise BadInput where the index was built from other contents of a database than ``contents``, its fingerprint."""
 
     @abstractmethod
-    def check_model(self, fingerprint: str, settings: dict | None = None) -> None:
+    def check_model(self, fingerprint: str | None, settings: dict | None = None) -> None:
         """Raise BadInput unless the model with this fingerprint, and these settings of its vectors, made the index."""
 
 
@@ -107,11 +108,11 @@ class FeatureIndexBackend(SearchBackend):
         self.place = str(self.index.folder)
         self.kind, self.dim, self.count = self.index.kind, self.index.dim, self.index.count
 
-    def ids(self, rows) -> list[str]:
+    def ids(self, rows: ArrayLike) -> list[str]:
         return self.index.ids(rows)
 
     def check_contents(self, database: Path, contents: str) -> None:
         self.index.check_contents(database, contents)
 
-    def check_model(self, fingerprint: str, settings: dict | None = None) -> None:
+    def check_model(self, fingerprint: str | None, settings: dict | None = None) -> None:
         self.index.check_model(fingerprint, settings)

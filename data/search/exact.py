@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from data.errors import BadInput
@@ -130,7 +131,7 @@ class ExactSearch(FeatureIndexBackend):
         # without VNNI instructions 8-bit products may saturate on the way
         self._passes = [self._int8_pass] * (codes and _has_vnni()) + [self._fp32_pass]
 
-    def search(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows: see ``SearchBackend``. The result does not depend on how many queries are asked together, nor
         on the device."""
         queries = checked_queries(queries, k, self.dim, self.count, self.place)
@@ -255,7 +256,7 @@ class ExactSearch(FeatureIndexBackend):
         return torch.from_numpy(np.concatenate([self.index.codes(n)[0] for n in range(self.index.num_blocks)]))
 
 
-def _window(error, largest, scale=1.0) -> Tensor:
+def _window(error: np.ndarray, largest: np.ndarray, scale: float | np.ndarray = 1.0) -> Tensor:
     """[Q] 2E in units of ``scale``, float32; infinite where scores may overflow, which is left to fp64."""
     return torch.from_numpy(np.where(largest < 1e38, 2 * error / scale * (1 + 4 * HALF), np.inf)).float()
 
@@ -279,7 +280,7 @@ def _thread_pool(_process: int, number: int) -> ThreadPoolExecutor:
     before = torch.get_num_threads()
     started = threading.Barrier(number + 1)
 
-    def use_one_core():
+    def use_one_core() -> None:
         torch.get_num_threads()  # the first call in a thread sets it to the default
         torch.set_num_threads(1)  # of this thread; but it becomes the default of later ones
         started.wait()

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data.errors import BadInput
 from data.index.derived import DerivedFiles
@@ -48,7 +50,7 @@ class HnswOptions:
     ef_construction: int = 200
     ef_search: int = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("m", 2), ("ef_construction", 1), ("ef_search", 1)):
             if getattr(self, name) < least:
                 raise BadInput(f"hnsw.{name} must be at least {least}, found {getattr(self, name)}")
@@ -66,7 +68,7 @@ class HnswIndex:
         BadInput: no vectors, or faiss is not installed.
     """
 
-    def __init__(self, vectors, options: HnswOptions | None = None):
+    def __init__(self, vectors: np.ndarray, options: HnswOptions | None = None):
         options = options or HnswOptions()
         faiss = _faiss()
         self.vectors = np.ascontiguousarray(vectors, np.float32)
@@ -84,7 +86,7 @@ class HnswIndex:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def search(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows that the walk finds, as ``SearchBackend.search`` returns them.
 
         Args:
@@ -123,10 +125,12 @@ class FaissSearch(FeatureIndexBackend):
     """
 
     name: str
+    _faiss: Any
+    _found: Any
 
     def __init__(self, index: str | Path | EmbeddingIndex, options: SearchOptions | None = None):
         super().__init__(index, options)
-        self._faiss = _faiss()
+        self._faiss, self._found = _faiss(), None  # the library, and its index
         if not self.count:
             raise BadInput(f"{self.place}: the index is empty; build it from a database with entries")
         self._files = DerivedFiles(self.index, self.name, VERSION)
@@ -134,7 +138,7 @@ class FaissSearch(FeatureIndexBackend):
         self._known_parameters: dict[tuple[int, int], tuple] = {}
         self.about: dict = {}
 
-    def prepare(self, queries=None) -> None:
+    def prepare(self, queries: ArrayLike | None = None) -> None:
         """Build the files where they are absent, unfit or stale; tune where that was not done, or to another target.
 
         Args:
@@ -161,7 +165,7 @@ class FaissSearch(FeatureIndexBackend):
     def _exact(self) -> ExactSearch:
         return ExactSearch(self.index)
 
-    def search(self, queries, k: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: ArrayLike, k: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k best of the rows that FAISS finds: see ``SearchBackend``. ``effort``: another than what is tuned."""
         queries = checked_queries(queries, k, self.dim, self.count, self.place)
         if not self.about:
@@ -226,12 +230,12 @@ class FaissSearch(FeatureIndexBackend):
         self._files.describe(about)
         return about
 
-    def _tune(self, target: float, queries) -> None:
+    def _tune(self, target: float, queries: ArrayLike | None) -> None:
         """Double the effort until the target is reached, by more than the standard error; then halve the last step."""
         if queries is None:
             rows = np.random.default_rng(0).integers(self.count, size=(2, TUNED_WITH))
             queries = self.index.vectors(rows).sum(axis=0)  # as far from any vector as captions are from images
-        queries = np.ascontiguousarray(queries[:TUNED_WITH], np.float32)
+        queries = np.ascontiguousarray(np.asarray(queries)[:TUNED_WITH], np.float32)
         k = min(10, self.count)
         worst = self._exact.search(queries, k)[0][:, -1:]
 
@@ -325,7 +329,7 @@ def main_axes(sample: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(axes[:, : min(len(moment), -(-kept // 16) * 16)], np.float32)
 
 
-def _faiss():
+def _faiss() -> Any:
     try:
         import faiss  # only when it is asked for: it takes half a second
     except ImportError as error:
@@ -334,7 +338,7 @@ def _faiss():
 
 
 @contextmanager
-def _threads(faiss, number: int) -> Iterator[None]:
+def _threads(faiss: Any, number: int) -> Iterator[None]:
     before = faiss.omp_get_max_threads()  # where faiss and torch share one OpenMP library this is torch's number too
     faiss.omp_set_num_threads(number)
     try:

@@ -20,9 +20,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data.errors import BadInput, Unavailable
 from data.index.reader import EmbeddingIndex, check_model_settings
@@ -59,8 +61,8 @@ class MilvusSearch(SearchBackend):
         self.collection = collection
         self._client = _client(uri, options.token, TIMEOUT, must_exist=True)
         headers = _read_headers(self._client, uri, collection)
-        self.header = headers.get(CURRENT)
-        if self.header is None or not self.header["complete"]:
+        self.header: dict[str, Any] = headers.get(CURRENT) or {}
+        if not self.header or not self.header["complete"]:
             if headers:
                 raise BadInput(f"{uri}: the export to {collection!r} was interrupted: run it again, it goes on")
             raise BadInput(f"{uri}: no collection {collection!r}; scripts/export_index.py makes it")
@@ -72,7 +74,7 @@ class MilvusSearch(SearchBackend):
                 "scripts/export_index.py again"
             )
 
-    def check_model(self, fingerprint: str, settings: dict | None = None) -> None:
+    def check_model(self, fingerprint: str | None, settings: dict | None = None) -> None:
         if fingerprint != self.header["model"]:
             raise BadInput(
                 f"{self.place}: collection {self.collection!r} was made by model {self.header['model']}, the query comes from "
@@ -80,22 +82,23 @@ class MilvusSearch(SearchBackend):
             )
         check_model_settings(f"{self.place}: collection {self.collection!r}", self.header.get("model_settings"), settings)
 
-    def ids(self, rows) -> list[str]:
-        rows, found = [int(row) for row in rows], {}
-        for start in range(0, len(rows), 1000):
+    def ids(self, rows: ArrayLike) -> list[str]:
+        wanted: list[int] = np.asarray(rows, np.int64).ravel().tolist()
+        found: dict[int, str] = {}
+        for start in range(0, len(wanted), 1000):
             with self._talking():
                 found |= {
                     record["row"]: record["id"]
                     for record in self._client.get(
-                        self._vectors, rows[start : start + 1000], output_fields=["row", "id"], timeout=TIMEOUT, **UNCHANGED
+                        self._vectors, wanted[start : start + 1000], output_fields=["row", "id"], timeout=TIMEOUT, **UNCHANGED
                     )
                 }
-        missing = [row for row in rows if row not in found]
+        missing = [row for row in wanted if row not in found]
         if missing:
             raise BadInput(f"{self.place}: collection {self.collection!r} lacks row {missing[0]}: export it again")
-        return [found[row] for row in rows]
+        return [found[row] for row in wanted]
 
-    def search(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows that Milvus finds: see ``SearchBackend``.
 
         Raises:
@@ -179,19 +182,19 @@ def export_to_milvus(
     wanted = index.stamp | {"engine_index": engine_index}
     wanted["collection"] = f"{collection}_{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"
     headers = _read_headers(client, uri, collection)
-    current = headers.get(CURRENT)
+    current = headers.get(CURRENT) or {}
     if not (_is_same(current, wanted) and current["complete"] and _count(client, uri, wanted["collection"]) == index.count):
         _send(index, client, uri, collection, wanted, headers)
     client.close()
 
 
-def _is_same(header: dict | None, wanted: dict) -> bool:
-    return header is not None and {name: header.get(name) for name in wanted} == wanted
+def _is_same(header: dict, wanted: dict) -> bool:
+    return {name: header.get(name) for name in wanted} == wanted
 
 
-def _send(index: EmbeddingIndex, client, uri: str, collection: str, wanted: dict, headers: dict[int, dict]) -> None:
+def _send(index: EmbeddingIndex, client: Any, uri: str, collection: str, wanted: dict, headers: dict[int, dict]) -> None:
     """Send what is missing of an export, and have searches find it instead of the one before."""
-    vectors, coming = wanted["collection"], headers.get(COMING)
+    vectors, coming = wanted["collection"], headers.get(COMING) or {}
     with _talking(uri):
         if not client.has_collection(f"{collection}_header"):
             _create_header(client, collection)
@@ -199,7 +202,7 @@ def _send(index: EmbeddingIndex, client, uri: str, collection: str, wanted: dict
         if _is_same(coming, wanted) and client.has_collection(vectors):
             start = coming["sent"]
         else:
-            if coming is not None:
+            if coming:
                 client.drop_collection(coming["collection"])
             client.drop_collection(vectors)
             _create_vectors(client, vectors, index.dim)
@@ -227,7 +230,7 @@ def _send(index: EmbeddingIndex, client, uri: str, collection: str, wanted: dict
             client.drop_collection(before)
 
 
-def _create_vectors(client, name: str, dim: int) -> None:
+def _create_vectors(client: Any, name: str, dim: int) -> None:
     from pymilvus import DataType  # optional: only who asks for Milvus needs it
 
     schema = client.create_schema(auto_id=False)
@@ -237,7 +240,7 @@ def _create_vectors(client, name: str, dim: int) -> None:
     client.create_collection(name, schema=schema, consistency_level="Strong")
 
 
-def _create_header(client, collection: str) -> None:
+def _create_header(client: Any, collection: str) -> None:
     from pymilvus import DataType  # optional: only who asks for Milvus needs it
 
     schema = client.create_schema(auto_id=False)
@@ -248,7 +251,7 @@ def _create_header(client, collection: str) -> None:
     _make_searchable(client, f"{collection}_header", "FLAT")
 
 
-def _make_searchable(client, name: str, engine_index: str) -> None:
+def _make_searchable(client: Any, name: str, engine_index: str) -> None:
     """Build Milvus' own index of the vectors, once all are there, and load it."""
     params = client.prepare_index_params()
     graph = {"M": 32, "efConstruction": 200} if engine_index == "HNSW" else {}
@@ -257,7 +260,7 @@ def _make_searchable(client, name: str, engine_index: str) -> None:
     client.load_collection(name)
 
 
-def _count(client, uri: str, name: str) -> int:
+def _count(client: Any, uri: str, name: str) -> int:
     """How many vectors a collection holds; 0 where there is none of that name."""
     with _talking(uri):
         if not client.has_collection(name):
@@ -266,11 +269,11 @@ def _count(client, uri: str, name: str) -> int:
         return client.query(name, "", output_fields=["count(*)"], consistency_level="Strong")[0]["count(*)"]
 
 
-def _put_header(client, collection: str, record: int, header: dict) -> None:
+def _put_header(client: Any, collection: str, record: int, header: dict) -> None:
     client.upsert(f"{collection}_header", [{"row": record, "json": json.dumps(header), "vector": [0.0, 0.0]}])
 
 
-def _read_headers(client, uri: str, collection: str) -> dict[int, dict]:
+def _read_headers(client: Any, uri: str, collection: str) -> dict[int, dict]:
     """The records of NAME_header; none where there is no such collection."""
     name = f"{collection}_header"
     with _talking(uri):
@@ -284,7 +287,7 @@ def _read_headers(client, uri: str, collection: str) -> dict[int, dict]:
         raise BadInput(f"{uri}: {name} holds no header of an index: export it again") from None
 
 
-def _client(uri: str, token: str, timeout: float, must_exist: bool = False):
+def _client(uri: str, token: str, timeout: float, must_exist: bool = False) -> Any:
     try:
         from pymilvus import MilvusClient  # optional: only who asks for Milvus needs it
     except ImportError as error:

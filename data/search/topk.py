@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from data.errors import BadInput
@@ -20,7 +21,7 @@ VALUES_AT_ONCE = 1 << 22  # fp64 terms of dot products held at a time: 32 MiB
 SCORES_AT_ONCE = 1 << 24  # fp32 scores of an in-memory gallery held at a time: 64 MiB
 
 
-def checked_queries(queries, k: int, dim: int, count: int, where) -> np.ndarray:
+def checked_queries(queries: ArrayLike, k: int, dim: int, count: int, where: object) -> np.ndarray:
     """Queries as [Q,D] float32.
 
     Args:

@@ -2,6 +2,7 @@
 
     RUN/eval/step-00001000/NAME     of RUN/checkpoints/step-00001000, also as RUN/best or RUN/last; NAME is the text DB's
     CHECKPOINT/eval/NAME            of a checkpoint that is of no run: a converted or a copied one
+    eval/USER--NAME/NAME            of a checkpoint of the Hugging Face hub, below the folder where the command runs
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from data.downloads.hub import PREFIX, hub_name
 from data.errors import BadInput
 
 
 def evaluations_folder(checkpoint: str | Path) -> Path:
     """The folder that holds a checkpoint's evaluations, one a text DB."""
     typed, real = Path(checkpoint), Path(checkpoint).resolve()
+    if not typed.exists() and hub_name(str(checkpoint)) is not None:
+        return Path("eval", str(checkpoint).removeprefix(PREFIX).replace("/", "--"))
     run = real.parent.parent
     if real.parent.name != "checkpoints" or not re.fullmatch(r"step-\d+", real.name) or not (run / "config.yaml").is_file():
         return typed / "eval"

@@ -19,7 +19,7 @@ class EvalConfig:
     """Image–text retrieval recall, both directions.
 
     Args:
-        checkpoint: checkpoint folder
+        checkpoint: checkpoint folder, or its name on the Hugging Face hub
         captions: text DB of the split
         regions: image DB
         data_root: relative folders of databases start here

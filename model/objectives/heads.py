@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from data.downloads.hub import local_folder
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig
 from model.objectives import OBJECTIVES
@@ -57,7 +58,7 @@ def start_heads_from(heads: nn.ModuleDict, folder: str | Path) -> None:
     Weights of the contrastive loss start anew when the checkpoint was trained with another loss. Raises BadInput when any
     other tensor is missing, or is of the wrong shape.
     """
-    path = Path(folder) / "heads.safetensors"
+    path = local_folder(folder) / "heads.safetensors"
     if not path.is_file():
         return
     own = heads.state_dict()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch, Examples
 from data.batches.pairs import PairDataset
 from data.batches.ragged import Joined
+from data.downloads.hub import local_folder
 from data.errors import BadInput
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
@@ -93,7 +94,8 @@ class UniterTeacher(nn.Module):
         Raises:
             BadInput: no such folder, no UNITER, or one without the heads of its pre-training.
         """
-        path = Path(folder) / "config.json"
+        folder = local_folder(folder)
+        path = folder / "config.json"
         values = checkpoints.read_settings(path)
         if values.get("model_type") != "uniter":
             raise BadInput(
@@ -102,7 +104,7 @@ class UniterTeacher(nn.Module):
             )
         encoder, tensors = checkpoints.read_bert(folder)
         tensors = {f"bert.{name}": tensor for name, tensor in tensors.items()}
-        heads = checkpoints.read_tensors(Path(folder) / HEADS) if (Path(folder) / HEADS).is_file() else {}
+        heads = checkpoints.read_tensors(folder / HEADS) if (folder / HEADS).is_file() else {}
         absent = [name for name in TEACHES if not any(each.startswith(f"{name}.") for each in heads)]
         if absent:
             raise BadInput(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data.captions.tokenizers import CaptionTokenizer
+from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.storage.atomic import atomic_file, atomic_folder
 from model import checkpoints
@@ -68,7 +69,7 @@ def to_ours(
         BadInput: a file with more than tensors and plain values in it; a key missing, unexpected, mis-shaped, or not
             equal to what it is tied to (all are listed); sizes that contradict a JSON file.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = local_folder(source), Path(destination)
     text, image = (Path(path) if path else None for path in (text_config, image_config))
     _must_be_new(destination)
     if source.is_dir():
@@ -171,7 +172,7 @@ def to_original(source: str | Path, destination: str | Path) -> list[str]:
 
     Returns and raises: as ``to_ours``.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = local_folder(source), Path(destination)
     _must_be_new(destination)
     values = checkpoints.read_settings(source / "config.json")
     own = checkpoints.read_tensors(source / "model.safetensors")

@@ -21,6 +21,7 @@ from data.batches.batch import collate_images, collate_texts
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset
 from data.batches.ragged import Ragged
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.db import Regions
@@ -49,7 +50,7 @@ class Encoding:
     workers: int = 0
     progress: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_precision(self.precision)
         if self.batch_size < 1:
             raise BadInput(f"batch_size is {self.batch_size}, expected at least 1")
@@ -80,7 +81,7 @@ def encode_batches(source: Source, encoding: Encoding) -> Iterator[tuple[list[in
 def embed_pairs(
     model: LightningDOT,
     dataset: PairDataset,
-    device,
+    device: torch.device | str,
     precision: Precision,
     ranks: distributed.Ranks = distributed.SINGLE,
     third_view: bool = True,
@@ -102,7 +103,7 @@ def embed_pairs(
 
 
 def embed_rows(
-    model: LightningDOT, dataset: PairDataset, captions: np.ndarray, images: np.ndarray, device, precision: Precision,
+    model: LightningDOT, dataset: PairDataset, captions: np.ndarray, images: np.ndarray, device: torch.device | str, precision: Precision,
     ranks: distributed.Ranks = distributed.SINGLE, at_once: int = 128,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Encode some captions and some images of a dataset, by their rows, each rank its share of them; without a third view.
@@ -132,7 +133,7 @@ def embed_rows(
 
 
 def encode_queries(
-    model: LightningDOT, tokenizer, texts: Sequence[str], device: torch.device | str = "cpu", precision: Precision = "fp32"
+    model: LightningDOT, tokenizer: CaptionTokenizer, texts: Sequence[str], device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> np.ndarray:
     """Embed texts as typed → [Q,D] float32. ``tokenizer`` is the fast tokenizer of the checkpoint."""
     ids = [np.array([tokenizer.cls_id, *each.ids, tokenizer.sep_id]) for each in tokenizer.encode(texts)]
@@ -151,9 +152,17 @@ def encode_image(
     model: LightningDOT, regions: Regions, device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> np.ndarray:
     """Embed one image by its regions → [1,D] float32. BadInput for features of another width than the model's."""
-    if regions.features.ndim != 2 or regions.features.shape[1] != model.config.feature_dim or not len(regions):
-        raise BadInput(f"features of shape {regions.features.shape}, the model expects [n,{model.config.feature_dim}], n > 0")
-    return _run(model, model.embed_images, (collate_images([regions]),), device, precision).cpu().numpy()
+    return encode_images(model, [regions], device, precision)
+
+
+def encode_images(
+    model: LightningDOT, images: Sequence[Regions], device: torch.device | str = "cpu", precision: Precision = "fp32"
+) -> np.ndarray:
+    """Embed images by their regions, together → [Q,D] float32. BadInput as of `encode_image`."""
+    for regions in images:
+        if regions.features.ndim != 2 or regions.features.shape[1] != model.config.feature_dim or not len(regions):
+            raise BadInput(f"features of shape {regions.features.shape}, the model expects [n,{model.config.feature_dim}], n > 0")
+    return _run(model, model.embed_images, (collate_images(list(images)),), device, precision).cpu().numpy()
 
 
 def _embed(source: Source, encoding: Encoding, ranks: distributed.Ranks) -> Tensor:
@@ -170,7 +179,7 @@ def _load_batch(load: Callable, names: Sequence[str], positions: list[int]) -> t
 
 
 @torch.no_grad()
-def _run(model: LightningDOT, tower: Callable, inputs: Sequence[Ragged], device, precision) -> Tensor:
+def _run(model: LightningDOT, tower: Callable, inputs: Sequence[Ragged], device: torch.device | str, precision: Precision) -> Tensor:
     """One batch through one tower, without dropout."""
     with dropout_off(model), autocast(device, precision):
         return tower(*(each.to(device) for each in inputs)).float()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def build_index(
         raise BadInput(f"{source.folder}: nothing to encode into {out}")
     model, names = source.model, source.names
     data = data_fingerprint(source.fingerprint(), names)
-    made = {"precision": encoding.precision, "checkpoint": str(checkpoint), "database": str(source.folder)}
+    made: dict[str, Any] = {"precision": encoding.precision, "checkpoint": str(checkpoint), "database": str(source.folder)}
     made |= {"contents": source.fingerprint(), "model_settings": model.config.of_vectors}
     if checkpoint is not None and (kept := read_made_from(checkpoint)) is not None:
         made["checkpoint_made_from"] = kept.to_json()
@@ -67,12 +68,12 @@ def build_index(
             print(f"{out}: up to date, {index.count} vectors", file=sys.stderr)
         return index
     ranks.barrier()  # all have looked before one writes
-    writing = IndexWriter(out, source.kind, model.config.embedding_dim, model.fingerprint, data, dtype, made)
+    writing = IndexWriter(out, source.kind, model.config.embedding_dim, model.fingerprint or "", data, dtype, made)
     with writing if ranks.is_first else nullcontext() as writer:
-        left = np.ones(len(names), np.int64)
+        absent = np.ones(len(names), np.int64)
         if writer is not None:
-            left[[n for n, name in enumerate(names) if name in writer.done]] = 0
-        left = np.flatnonzero(ranks.sum_array(left * ranks.is_first)).tolist()
+            absent[[n for n, name in enumerate(names) if name in writer.done]] = 0
+        left: list[int] = np.flatnonzero(ranks.sum_array(absent * ranks.is_first)).tolist()
         if writer is not None and encoding.progress and len(left) < len(names):
             print(f"{out}: going on after {len(names) - len(left)} of {len(names)} vectors", file=sys.stderr)
         for batch, vectors in _encode_by_ranks(source.take(left), encoding, ranks):
@@ -101,8 +102,8 @@ def update_index(source: Source, out: str | Path, encoding: Encoding, replace: b
     if not len(source):
         return index
     with IndexEditor(out, model.fingerprint) as editor:
-        for positions, vectors in encode_batches(source, encoding):
-            batch, vectors = [source.names[position] for position in positions], vectors.cpu().numpy()
+        for positions, embedded in encode_batches(source, encoding):
+            batch, vectors = [source.names[position] for position in positions], embedded.cpu().numpy()
             old = np.array([name in known for name in batch])
             editor.replace([name for name in batch if name in known], vectors[old])
             editor.add([name for name in batch if name not in known], vectors[~old])

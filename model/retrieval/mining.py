@@ -35,7 +35,7 @@ class HardNegativeOptions:
     every: int = 1
     from_epoch: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.count < 0 or self.every < 1 or self.from_epoch < 1:
             raise BadInput("hard_negatives: count must be at least 0, every and from_epoch at least 1")
         first, last = self.ranks
@@ -190,7 +190,7 @@ class OriginalHardNegatives(HardNegatives):
     def draw(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """``count`` hard negatives for each of the pairs ``indices`` [N] → [2,N·count], the pairs whose captions and those
         whose images they are; as long as nothing was mined, what `HardNegatives.draw` gives."""
-        if self.options.count == 0 or self.ranking is None:
+        if self.options.count == 0 or self.ranking is None or self.captions_found is None:
             return super().draw(indices, rng)
         images = _some_of(self.ranking[indices], self.options.count, rng)
         captions = _some_of(self.captions_found[self._row_of[indices]], self.options.count, rng)

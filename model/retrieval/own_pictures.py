@@ -38,23 +38,28 @@ class OwnPictures:
         self.checkpoint, self.weights, self.device = checkpoint, weights, torch.device(device)
 
     @cached_property
-    def _made_from(self) -> MadeFrom:
+    def made_from(self) -> MadeFrom:
+        """What the checkpoint was trained on, as far as it says so."""
         return read_made_from(self.checkpoint) or MadeFrom(BoxOptions(), (None,))
 
-    @cached_property
-    def _extractor(self) -> Extractor:
-        known = self._made_from.extractors
+    @property
+    def record(self) -> ExtractorRecord:
+        """Who made the regions of its training. Raises BadInput where it does not say so, or where several did."""
+        known = self.made_from.extractors
         if len(known) != 1 or known[0] is None:
             names = " and ".join("others" if each is None else each.described() for each in known)
             reason = f"was trained on regions of {names}" if len(known) > 1 else "does not say who made the regions of its training"
             raise BadInput(
                 f"{self.checkpoint}: {reason}, so a picture of one's own cannot be read as they were; extract it into a "
-                "database with that extractor, and give its key and --regions"
+                "database with that extractor (scripts/extract_regions.py), and give its key and --regions"
             )
-        return self._built(known[0])
+        return known[0]
 
-    def _built(self, record: ExtractorRecord) -> Extractor:
-        options = ExtractorOptions(boxes=replace(self._made_from.boxes), weights=self.weights or record.source)
+    @cached_property
+    def extractor(self) -> Extractor:
+        """The extractor of the training regions. Raises BadInput where it is not known, or its weights are not here."""
+        record = self.record
+        options = ExtractorOptions(boxes=replace(self.made_from.boxes), weights=self.weights or record.source)
         for name, value in record.options.items():
             setattr(options.boxes if name == "max_bb" else options, name, value)
         try:
@@ -73,18 +78,18 @@ class OwnPictures:
         Raises:
             BadInput: the picture cannot be read, the checkpoint does not say its extractor, its weights are not here.
         """
-        with _one_thread():
-            extractor = self._extractor
+        with one_thread():
+            extractor = self.extractor
             set_up_worker(extractor, torch.device("cpu") if extractor.only_on_cpu else self.device)
             found = regions_of_photo(Photo(str(path), Path(path).name, Path(path), Path(path).name))
         if isinstance(found, Problem):
             raise BadInput(f"{path}: {found.reason}")
-        count = count_boxes(found.conf, self._made_from.boxes)
+        count = count_boxes(found.conf, self.made_from.boxes)
         return Regions(found.features[:count], found.norm_bb[:count], found.conf[:count])
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """As scripts/extract_regions.py computes: the same sums in the same order give the same regions."""
     before = torch.get_num_threads()
     try:

@@ -68,9 +68,9 @@ class PairScorer:
                     collate_texts([texts[t] for t in some_texts.tolist()]),
                     collate_images([images[i] for i in some_images.tolist()]),
                 )
-                inputs = *some, Joined.of(*some, texts_of_pairs, images_of_pairs)
+                pairs = Joined.of(*some, texts_of_pairs, images_of_pairs)
                 with autocast(self.device, self.precision):
-                    found = self.reranker.score(*(each.to(self.device) for each in inputs))
+                    found = self.reranker.score(some[0].to(self.device), some[1].to(self.device), pairs.to(self.device))
                 scores[rows] = found.float().cpu().numpy()
                 done(len(rows))
         return scores

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from data.batches.pairs import PairDataset
+from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import lowered, say_once
 from data.search.topk import best_rows
@@ -99,7 +100,7 @@ def mix_for(reranker: str | Path, given: float | None = None) -> float:
     """
     if given is not None:
         return given
-    path = Path(reranker) / "val.json"
+    path = local_folder(reranker) / "val.json"
     chosen = read_json(path).get("mix") if path.is_file() else None
     if chosen is None:
         say_once(f"{reranker}: does not say which mix with the bi-encoder's score its validation chose; its score alone counts (mix 0)")

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.retrieval.queries import TextQuery
 
 
 class Hit(NamedTuple):
-    """A result: the id in the index, and its score: the dot product, or where a re-ranker was asked its score + mix · the dot
-    product. Its rank is its place among the results."""
+    """A result. Its rank is its place among the results.
+
+    >>> hit = Hit("beach.npz", 13.25, path=Path("photos/beach.jpg"))
+    >>> hit.path.name, hit.score, hit.text
+    ('beach.jpg', 13.25, None)
+
+    Attributes:
+        id: in the index: an image's key, or a caption's id
+        score: the dot product, or where a re-ranker was asked its score + mix · the dot product
+        text: what a caption says; None of an image, and where the retriever was given no captions
+        path: the file of an image; None of a caption, where the retriever was given no photographs, and where they lack it
+    """
 
     id: str
     score: float
+    text: str | None = None
+    path: Path | None = None
 
 
 @dataclass
@@ -57,8 +70,9 @@ class Found:
         texts = texts or {}
         answers: list[dict[str, Any]] = []
         for hits in self.hits:
-            ranked = ({"rank": rank} | hit._asdict() for rank, hit in enumerate(hits, 1))
-            answers.append({"results": [each | ({"text": texts[each["id"]]} if each["id"] in texts else {}) for each in ranked]})
+            said = ({"text": texts[hit.id]} if hit.id in texts else {} for hit in hits)
+            ranked = ({"rank": rank, "id": hit.id, "score": hit.score} for rank, hit in enumerate(hits, 1))
+            answers.append({"results": [each | text for each, text in zip(ranked, said, strict=True)]})
         for answer, query in zip(answers, self.queries):
             answer["unknown_words"] = list(query.unknown_words)
         return answers

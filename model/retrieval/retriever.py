@@ -1,5 +1,8 @@
 """Ask an index in one call: a text finds images, an image finds captions.
 
+    retriever = Retriever.from_photos("photos", "runs/x/best")              # a folder of photographs
+    retriever.search_images("a dog on the beach", k=5)[0].path              # photos/beach.jpg
+
     retriever = Retriever.from_pretrained("runs/x/best", "index/img")
     retriever.search_images("a dog on the beach", k=5)        # [Hit("beach.npz", 13.2), ...], best first
     retriever.search_images(["a dog", "two cats"], k=5)       # a list for each text
@@ -8,6 +11,7 @@
     retriever = Retriever.from_pretrained("runs/x/best", "index/txt", regions="db/regions")
     retriever.search_captions("beach.npz", k=5)
     retriever.search_captions("my/photo.jpg", k=5)            # a picture of one's own
+    retriever.search_captions(["1.jpg", "2.jpg"], k=5)        # a list for each picture
     retriever.search_captions(Regions(features, norm_bb, conf), k=5)
 """
 
@@ -16,25 +20,27 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, overload
 
 import numpy as np
 import torch
 
 from data.captions.tokenizers import CaptionTokenizer
+from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.notices import lowered, say
 from data.regions.db import RegionDB, Regions
-from data.regions.keys import normal_name
 from data.search import open_backend
 from data.search.base import SearchBackend, SearchOptions
 from model.bi_encoder import LightningDOT
 from model.made_from import boxes_for, check_regions
 from model.precision import Precision, check_precision, choose_device, for_inference
-from model.retrieval.encoding import encode_ids, encode_image
-from model.retrieval.own_pictures import OwnPictures, is_picture_file
-from model.retrieval.pair_scoring import PairScorer
+from model.retrieval.contents import CaptionsGiven, Contents, open_contents
+from model.retrieval.encoding import encode_ids, encode_images
+from model.retrieval.image_queries import ImageQuery, is_several, read_image
+from model.retrieval.own_pictures import OwnPictures
+from model.retrieval.photo_index import PhotoOptions, index_captions, index_photos
 from model.retrieval.queries import (
     TextQuery,
     check_argument,
@@ -44,13 +50,14 @@ from model.retrieval.queries import (
     described,
     read_texts,
 )
+from model.retrieval.region_reranker import ImageReranker, open_reranker
 from model.retrieval.reranking import mix_for, mixed_scores
 from model.retrieval.results import Found, Hit
 from model.retrieval.sources import check_width
-from model.uniter import Reranker, UniterConfig
 
-PAIRS_AT_ONCE = 128  # that a re-ranker looks at
-PAIRS_ON_CPU = 32  # so that a batch fits the cache
+IndexGiven = str | Path | EmbeddingIndex | SearchBackend
+"""The folder of a feature index, or an opened one, or what searches it already."""
+IMAGES_AT_ONCE = 64  # that are embedded together
 
 
 def check_kind(backend: SearchBackend, kind: str, subject: str = "this query") -> None:
@@ -62,7 +69,7 @@ def check_kind(backend: SearchBackend, kind: str, subject: str = "this query") -
 
 def tokenizer_for(checkpoint: str | Path, given: str | Path | None = None) -> CaptionTokenizer:
     """The tokenizer of a checkpoint; or the one that is given, which must have the same vocabulary."""
-    own = Path(checkpoint) / "tokenizer"
+    own = local_folder(checkpoint) / "tokenizer"
     if given is None:
         return CaptionTokenizer.from_pretrained(own)
     words = CaptionTokenizer.from_pretrained(given)
@@ -71,46 +78,19 @@ def tokenizer_for(checkpoint: str | Path, given: str | Path | None = None) -> Ca
     return words
 
 
-@runtime_checkable
-class ImageReranker(Protocol):
-    """What looks at a text and an image together."""
-
-    def rerank_images(self, text_ids: list[int], keys: list[str]) -> Sequence[float]:
-        """Scores of images ``keys`` for a text, higher is better. text_ids: [CLS] words [SEP]"""
-
-
-class RegionReranker:
-    """A cross-attention re-ranker (``model.uniter``) with the database of the images' regions."""
-
-    def __init__(self, model, regions: RegionDB, device: torch.device | str = "cpu", precision: str = "fp32"):
-        if regions.feature_dim != model.config.feature_dim:
-            raise BadInput(
-                f"{regions.folder}: features are {regions.feature_dim} wide, the re-ranker expects {model.config.feature_dim}"
-            )
-        at_once = PAIRS_ON_CPU if torch.device(device).type == "cpu" else PAIRS_AT_ONCE
-        self.scorer, self.regions = PairScorer(model.to(device).eval(), device, precision, at_once), regions
-
-    def rerank_images(self, text_ids: list[int], keys: list[str]) -> list[float]:
-        """[CLS] words [SEP] and n image keys → n scores."""
-        images = [self.regions.get(key, soft_labels=False) for key in keys]
-        return self.scorer.score([np.array(text_ids)], images, np.zeros(len(keys), np.int64), np.arange(len(keys))).tolist()
+def opened_backend(
+    index: IndexGiven, search: SearchOptions, model: LightningDOT, reranked_by: str | None = None, kind: str | None = None
+) -> SearchBackend:
+    """What searches an index of a model, ready for it; with ``kind`` or a re-ranker, refused where it is one of other things."""
+    backend = index if isinstance(index, SearchBackend) else open_backend(index, search)
+    backend.check_model(model.fingerprint, model.config.of_vectors)
+    if reranked_by is not None or kind is not None:
+        check_kind(backend, kind or "img", reranked_by or "search_captions")
+    backend.prepare()
+    return backend
 
 
-def check_same_words(reranker: str | Path, config: UniterConfig, checkpoint: str | Path, model: LightningDOT) -> None:
-    """Raise BadInput unless a re-ranker reads the word ids that the towers' tokenizer gives."""
-    ours, theirs = model.config.txt.vocab_size, config.encoder.vocab_size
-    if ours != theirs:
-        raise BadInput(
-            f"{reranker}: knows {theirs} word pieces, {checkpoint} {ours}: a re-ranker reads the ids of the towers' tokenizer"
-        )
-    folders = [Path(each) / "tokenizer" for each in (checkpoint, reranker)]
-    if all(folder.is_dir() for folder in folders):
-        own, other = (CaptionTokenizer.from_pretrained(folder).vocabulary() for folder in folders)
-        if own != other:
-            raise BadInput(f"{reranker}: its vocabulary is another than that of {checkpoint}; train a re-ranker on captions of this tokenizer")
-
-
-def check_places(checkpoint, index, reranker, regions, search, tokenizer) -> None:
+def check_places(checkpoint: object, index: object, reranker: object, regions: object, search: object, tokenizer: object) -> None:
     """Raise BadInput unless each argument of ``Retriever.from_pretrained`` is of a type that it may have."""
     check_argument("checkpoint", checkpoint, "a folder", str, Path)
     check_argument("index", index, "a folder, or an index", str, Path, EmbeddingIndex, SearchBackend)
@@ -133,16 +113,20 @@ class Retriever:
         device, precision: where and how the model computes
         pictures: what extracts the regions of picture files
         mix: weight of the dot product, which is added to the re-ranker's score, where a search does not say it
+        contents: what hits show besides ids
+
+    Attributes:
+        of_captions: where the index is one of images, what finds captions; None: nothing does
 
     Raises:
         BadInput: another model made the index, or a wrong argument.
     """
 
     def __init__(
-        self, model: LightningDOT, backend: SearchBackend, tokenizer=None, regions: RegionDB | None = None,
-        reranker: ImageReranker | None = None, rerank: int = 50, device="cpu", precision: Precision = "fp32",
-        pictures: OwnPictures | None = None, mix: float = 0.0,
-    ):  # fmt: skip
+        self, model: LightningDOT, backend: SearchBackend, tokenizer: CaptionTokenizer | None = None, regions: RegionDB | None = None,
+        reranker: ImageReranker | None = None, rerank: int = 50, device: torch.device | str = "cpu", precision: Precision = "fp32",
+        pictures: OwnPictures | None = None, mix: float = 0.0, contents: Contents | None = None,
+    ) -> None:  # fmt: skip
         self.device, self.precision = choose_device(device), check_precision(precision)
         self.rerank, self.mix = checked_count(rerank, "rerank"), checked_mix(mix)
         backend.check_model(model.fingerprint, model.config.of_vectors)
@@ -152,27 +136,25 @@ class Retriever:
             check_kind(backend, "img", "a re-ranker")
             check_argument("reranker", reranker, "an object with a method rerank_images", ImageReranker)
         self.model, self.backend, self.tokenizer, self.regions = model.to(self.device).eval(), backend, tokenizer, regions
-        self.reranker, self.pictures = reranker, pictures
+        self.reranker, self.pictures, self.contents = reranker, pictures, contents or Contents()
+        self.of_captions: Retriever | None = None
 
     @classmethod
     def from_pretrained(
-        cls,
-        checkpoint: str | Path,
-        index: str | Path | EmbeddingIndex | SearchBackend,
-        reranker: str | Path | ImageReranker | None = None,
-        regions: str | Path | RegionDB | None = None,
-        search: SearchOptions | None = None,
-        tokenizer: str | Path | None = None,
-        device: torch.device | str = "cpu",
-        precision: Precision = "fp32",
-        rerank: int = 50,
-        extractor_weights: str | None = None,
-        mix: float | None = None,
-    ) -> Retriever:
+        cls, checkpoint: str | Path, index: IndexGiven, reranker: str | Path | ImageReranker | None = None,
+        regions: str | Path | RegionDB | None = None, search: SearchOptions | None = None, tokenizer: str | Path | None = None,
+        device: torch.device | str = "cpu", precision: Precision = "fp32", rerank: int = 50, extractor_weights: str | None = None,
+        mix: float | None = None, photos: str | Path | None = None, captions: CaptionsGiven = None,
+        captions_index: IndexGiven | None = None,
+    ) -> Retriever:  # fmt: skip
         """Read everything from disk.
 
+        >>> retriever = Retriever.from_pretrained("checkpoint", "index/img", photos="photos", captions_index="index/txt", captions="db/test")
+        >>> retriever.search_images("a red circle", k=3)[0].path.exists()
+        True
+
         Args:
-            checkpoint: folder of the towers
+            checkpoint: folder of the towers, or a name on the Hugging Face hub
             index: folder of a feature index, or an opened one, or what searches it already
             reranker: folder of a re-ranker (needs ``regions``), or an object with ``rerank_images``; none: dot products
             regions: region database; of a path the boxes that the checkpoint was trained on are read
@@ -184,6 +166,9 @@ class Retriever:
             extractor_weights: where the weights of the extractor of the training regions are now, for picture files; none: where
                 they were when those regions were extracted
             mix: weight of the dot product, which is added to the re-ranker's score; none: what the re-ranker's validation chose
+            photos: folder of the pictures, for the ``path`` of hits
+            captions: text database with the captions, several, or texts by ids, for the ``text`` of hits
+            captions_index: feature index of captions, so that the same retriever finds captions where ``index`` is one of images
 
         Raises:
             BadInput: anything missing, damaged or of another model; a wrong argument.
@@ -192,38 +177,93 @@ class Retriever:
         check_places(checkpoint, index, reranker, regions, search, tokenizer)
         rerank, mix = checked_count(rerank, "rerank"), None if mix is None else checked_mix(mix)
         model = LightningDOT.from_pretrained(checkpoint)
-        backend = index if isinstance(index, SearchBackend) else open_backend(index, search or SearchOptions(device=str(device)))
-        backend.check_model(model.fingerprint, model.config.of_vectors)
-        if reranker is not None:
-            check_kind(backend, "img", f"the re-ranker {reranker}")
-        backend.prepare()
+        search = search or SearchOptions(device=str(device))
+        backend = opened_backend(index, search, model, f"the re-ranker {reranker}" if reranker is not None else None)
         for_inference(model, device, precision)
-        if isinstance(regions, (str, Path)):
+        if isinstance(regions, str | Path):
             regions = RegionDB(regions, boxes_for(checkpoint))
         if regions is not None:
             check_regions(checkpoint, regions)
         words = tokenizer_for(checkpoint, tokenizer) if backend.kind == "img" else None
-        if isinstance(reranker, (str, Path)):
-            if regions is None:
-                raise BadInput(f"{reranker}: a re-ranker looks at regions: give the region database of the images")
-            backend.check_contents(regions.folder, regions.fingerprint())
-            check_regions(reranker, regions)
-            scoring = Reranker.from_pretrained(reranker)
-            check_same_words(reranker, scoring.config, checkpoint, model)
-            mix = mix_for(reranker, mix)
-            for_inference(scoring, device, precision)
-            reranker = RegionReranker(scoring, regions, device, precision)
+        if isinstance(reranker, str | Path):
+            chosen, reranker = reranker, open_reranker(reranker, checkpoint, model, backend, regions, device, precision)
+            mix = mix_for(chosen, mix)
+        of_captions = None if captions_index is None else opened_backend(captions_index, search, model, kind="txt")
+        contents = open_contents(photos, captions, [backend.place, *([regions.img_db] if regions is not None else [])], words)
+        contents.check_captions(of_captions or backend)
         pictures = OwnPictures(checkpoint, extractor_weights, device)
-        return cls(model, backend, words, regions, reranker, rerank, device, precision, pictures, mix or 0.0)
+        retriever = cls(model, backend, words, regions, reranker, rerank, device, precision, pictures, mix or 0.0, contents)
+        retriever.of_captions = None if of_captions is None else retriever.over(of_captions)
+        return retriever
+
+    @classmethod
+    def from_photos(
+        cls,
+        photos: str | Path,
+        checkpoint: str | Path,
+        captions: str | Path | Sequence[str] | None = None,
+        out: str | Path | None = None,
+        options: PhotoOptions | None = None,
+        reranker: str | Path | ImageReranker | None = None,
+        rerank: int = 50,
+        mix: float | None = None,
+    ) -> Retriever:
+        """Make a folder of photographs searchable, and search it. What was made of them before is used again: a second call with the
+        same photographs takes a second.
+
+        >>> retriever = Retriever.from_photos("photos", "checkpoint", captions=["a red circle", "two blue squares"])
+        >>> [hit] = retriever.search_images("a red circle", k=1)
+        >>> hit.path.parent.name
+        'photos'
+        >>> [caption.text for caption in retriever.search_captions(hit.path, k=2)] in (
+        ...     ["a red circle", "two blue squares"], ["two blue squares", "a red circle"])
+        True
+
+        Args:
+            photos: folder, searched with its subfolders, or an uncompressed tar file
+            checkpoint: folder, or a name on the Hugging Face hub; it says the extractor, whose weights must be here or in reach
+            captions: what `search_captions` finds: texts, or a text database; None: nothing
+            out: folder that gets image DB and indexes; None: one below ``~/.cache/lightningdot`` (`photo_index.cache_folder`)
+            options: where and how extractor and model compute
+            reranker, rerank, mix: as of `from_pretrained`
+
+        Raises:
+            BadInput: as `photo_index.index_photos` and `from_pretrained` do.
+        """
+        options = options or PhotoOptions()
+        made = index_photos(photos, checkpoint, out, options)
+        texts, of_captions = index_captions(captions, checkpoint, made, options) if captions is not None else (None, None)
+        return cls.from_pretrained(
+            checkpoint, made.index, reranker, made.regions, device=options.device, precision=options.precision, rerank=rerank,
+            extractor_weights=options.weights, mix=mix, photos=made.photos if made.photos.is_dir() else None, captions=texts,
+            captions_index=of_captions,
+        )  # fmt: skip
 
     def over(self, backend: SearchBackend) -> Retriever:
         """The same model over another index, with the re-ranker where that is one of images. Raises BadInput as the class does."""
-        kept = {name: getattr(self, name) for name in ("tokenizer", "regions", "rerank", "device", "precision", "pictures", "mix")}
-        return Retriever(self.model, backend, reranker=self.reranker if backend.kind == "img" else None, **kept)
+        reranker = self.reranker if backend.kind == "img" else None
+        return Retriever(
+            self.model, backend, self.tokenizer, self.regions, reranker, self.rerank, self.device, self.precision, self.pictures,
+            self.mix, self.contents,
+        )  # fmt: skip
 
-    def search_images(self, text: str | Sequence[str], k: int = 10, rerank: int | None = None, mix: float | None = None):
+    @overload
+    def search_images(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
+        self, text: str, k: int = 10, rerank: int | None = None, mix: float | None = None
+    ) -> list[Hit]: ...
+
+    @overload
+    def search_images(self, text: Sequence[str], k: int = 10, rerank: int | None = None, mix: float | None = None) -> list[list[Hit]]: ...
+
+    def search_images(
+        self, text: str | Sequence[str], k: int = 10, rerank: int | None = None, mix: float | None = None
+    ) -> list[Hit] | list[list[Hit]]:
         """The best images for a text: a list of at most k ``Hit``; for several texts a list of such lists. Words that the model
         does not know are said.
+
+        >>> retriever = Retriever.from_pretrained("checkpoint", "index/img")
+        >>> len(retriever.search_images("a red circle", k=5)), len(retriever.search_images(["a circle", "a square"], k=5))
+        (5, 2)
 
         Args:
             rerank: how many of the best images the re-ranker sorts anew (at least k); 0: none; None: as the retriever was made
@@ -238,19 +278,34 @@ class Retriever:
             say(remark)
         return found.hits[0] if isinstance(text, str) else found.hits
 
-    def search_captions(self, image, k: int = 10) -> list[Hit]:
-        """The best captions for an image: at most k ``Hit``.
+    @overload
+    def search_captions(self, image: ImageQuery, k: int = 10) -> list[Hit]: ...
+
+    @overload
+    def search_captions(self, image: list[ImageQuery] | list[str] | list[Path], k: int = 10) -> list[list[Hit]]: ...
+
+    def search_captions(self, image: ImageQuery | Sequence[ImageQuery], k: int = 10) -> list[Hit] | list[list[Hit]]:
+        """The best captions for an image: at most k ``Hit``; for a list of images a list of such lists.
+
+        >>> retriever = Retriever.from_pretrained("checkpoint", "index/txt", regions="regions", captions="db/test")
+        >>> hit = retriever.search_captions("photos/new.jpg", k=3)[0]
+        >>> isinstance(hit.text, str)
+        True
+        >>> len(retriever.search_captions([Path("photos/new.jpg"), Path("photos/new.jpg")], k=3))
+        2
 
         Args:
-            image: an id of the region database, a picture file, ``Regions``, or an embedding [D]
+            image: an id of the region database, a picture file, ``Regions``, or an embedding [D]; or a list of them
 
         Raises:
-            BadInput: an unknown id, no region database, features or a vector of another width, k < 1, an index of images.
+            BadInput: an unknown id, no region database, features or a vector of another width, k < 1, an index of images alone.
         """
-        check_kind(self.backend, "txt")
-        return self.search(image, k).hits[0]
+        retriever = self.of_captions if self.backend.kind == "img" and self.of_captions is not None else self
+        check_kind(retriever.backend, "txt")
+        found = retriever.search(image, k)
+        return found.hits if is_several(image) else found.hits[0]
 
-    def search(self, query, k: int = 10, rerank: int | None = None, mix: float | None = None) -> Found:
+    def search(self, query: Any, k: int = 10, rerank: int | None = None, mix: float | None = None) -> Found:
         """As ``search_images`` of a text or several in an index of images, or ``search_captions`` of an image in one of captions:
         with what it took, the order before the re-ranker, and the words that the model does not know, which it leaves to the
         caller to say. The first search of a process also pages in weights and vectors and sets up the libraries.
@@ -259,7 +314,7 @@ class Retriever:
         rerank, mix = self.checked_reranking(rerank, mix)
         of_images, started = self.backend.kind == "img", time.perf_counter()
         queries = self.read_texts(checked_texts(query)) if of_images else []
-        vectors = self.encode_queries(queries) if of_images else self.encode_image(query)
+        vectors = self.encode_queries(queries) if of_images else self.encode_images(query if is_several(query) else [query])
         encoded = time.perf_counter()
         there = max(1, self.backend.count)  # of an empty index the search itself says so
         k = lowered(k, there, f"{self.backend.place}: k", "images" if of_images else "captions")
@@ -269,7 +324,8 @@ class Retriever:
         hits = [self.reranked(*each, mix) for each in zip(queries, first, strict=True)] if rerank else first
         ended = time.perf_counter()
         milliseconds = {"encode": encoded - started, "search": searched - encoded, "rerank": (ended - searched) * bool(rerank)}
-        return Found([each[:k] for each in hits], first if rerank else [], queries, {n: 1000 * t for n, t in milliseconds.items()}, mix)
+        shown = [self.contents.shown(each[:k], self.backend.kind) for each in hits]
+        return Found(shown, first if rerank else [], queries, {n: 1000 * t for n, t in milliseconds.items()}, mix)
 
     def read_texts(self, texts: Sequence[str]) -> list[TextQuery]:
         """Texts as the models read them."""
@@ -285,28 +341,24 @@ class Retriever:
         """As `encode_texts`, of texts that were read."""
         return encode_ids(self.model, [query.input_ids for query in queries], self.device, self.precision)
 
-    def encode_image(self, image) -> np.ndarray:
+    def encode_image(self, image: ImageQuery) -> np.ndarray:
         """An id, a picture file, ``Regions`` or an embedding [D] → [1,D] float32"""
-        if isinstance(image, str | Path) and self.pictures is not None and not (self.regions and str(image) in self.regions):
-            if Path(image).is_file() if isinstance(image, Path) else is_picture_file(image):
-                image = self.pictures.regions(image)
-        if isinstance(image, str | Path):
-            if self.regions is None:
-                raise BadInput(f"{self.backend.place}: image {str(image)!r} is no picture file that is there, and a key is looked up in a region database: give --regions IMG_DB")
-            key = str(image)
-            image = self.regions.get(key if key in self.regions else normal_name(key), soft_labels=False)
-        if isinstance(image, Regions):
-            return encode_image(self.model, image, self.device, self.precision)
-        expected = "give an image id, Regions(features, norm_bb, conf, None) or an embedding [D]"
-        try:
-            vector = None if image is None or isinstance(image, bytes | bytearray) else np.asarray(image, np.float32)
-        except (TypeError, ValueError):
-            vector = None
-        if vector is None:
-            raise BadInput(f"{self.backend.place}: an image cannot be {described(image)}: {expected}")
-        if vector.ndim != 1:
-            raise BadInput(f"{self.backend.place}: an array of shape {vector.shape}: {expected}")
-        return vector[None]
+        return self.encode_images([image])
+
+    def encode_images(self, images: Sequence[ImageQuery]) -> np.ndarray:
+        """As `encode_image`, of several together → [Q,D] float32"""
+        if not images:
+            raise BadInput(f"{self.backend.place}: the list of images is empty: give at least one")
+        read = [read_image(image, self.pictures, self.regions, self.backend.place) for image in images]
+        regions = [each for each in read if isinstance(each, Regions)]
+        vectors: list[np.ndarray] = []
+        for start in range(0, len(regions), IMAGES_AT_ONCE):
+            vectors.extend(encode_images(self.model, regions[start : start + IMAGES_AT_ONCE], self.device, self.precision))
+        embedded = iter(vectors)
+        found = [next(embedded) if isinstance(each, Regions) else each for each in read]
+        if len({len(each) for each in found}) > 1:
+            raise BadInput(f"{self.backend.place}: embeddings of {sorted({len(each) for each in found})} numbers in one list, expected {self.backend.dim}")
+        return np.stack(found)
 
     def checked_reranking(self, rerank: int | None, mix: float | None) -> tuple[int, float]:
         """How many results are ranked again, and with which mix, from what a search says of it. Raises BadInput for a wrong
@@ -319,7 +371,7 @@ class Retriever:
         rerank = self.rerank if rerank is None else checked_count(rerank, "rerank", 0)
         return rerank, self.mix if mix is None else checked_mix(mix)
 
-    def nearest(self, vectors, k: int) -> list[list[Hit]]:
+    def nearest(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         """Of each of Q vectors [Q,D] the k best of the index by the dot product, best first."""
         scores, rows = self.backend.search(vectors, k)
         names = iter(self.backend.ids(rows.ravel()))
@@ -327,6 +379,7 @@ class Retriever:
 
     def reranked(self, query: TextQuery, hits: list[Hit], mix: float) -> list[Hit]:
         """The hits in the order of the re-ranker's scores + mix · theirs."""
+        assert self.reranker is not None  # else none is asked for: `checked_reranking`
         scores = np.asarray(self.reranker.rerank_images(query.input_ids.tolist(), [hit.id for hit in hits]), np.float32)
         if scores.shape != (len(hits),) or not np.isfinite(scores).all():
             raise BadInput(f"{self.backend.place}: the re-ranker gave no finite score for each of {len(hits)} images")

@@ -76,7 +76,8 @@ def text_runs(text: str) -> list[tuple[str, str]]:
         before = fonts[-1][0] if fonts else None
         is_sign = unicodedata.category(cluster[0])[0] in "ZPS"
         keeps = before is not None and (cluster.isspace() or (is_sign and set(cluster) <= letters_of(before)))
-        fonts.append((before if keeps else font_for(cluster) or font_for(cluster[0]) or main_font(), cluster))
+        own = before if keeps else font_for(cluster) or font_for(cluster[0])
+        fonts.append((own or main_font(), cluster))
     return [(file, "".join(part for _, part in run)) for file, run in groupby(fonts, lambda each: each[0])]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,11 @@ from data.batches.batch import collate_images, collate_texts
 from data.batches.pairs import ImageCaptions
 from data.batches.ragged import Images, Ragged, Texts
 from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.regions.db import RegionDB
 from model.bi_encoder import LightningDOT
+from model.retrieval.queries import checked_texts, read_texts
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Source:
 
     def take(self, positions: Sequence[int]) -> Source:
         """Some of the images or captions."""
-        names, lengths = ([column[position] for position in positions] for column in (self.names, self.lengths))
+        names, lengths = [self.names[position] for position in positions], [self.lengths[position] for position in positions]
         return dataclasses.replace(self, names=names, lengths=lengths)
 
 
@@ -69,7 +72,9 @@ def image_source(
     for key in keys:
         if key not in regions:
             regions.get(key)  # says which key, and of what database
-    load, tower, fingerprint = partial(_load_images, regions), model.embed_images, regions.fingerprint
+    load: Callable[[list[str]], tuple[Ragged, ...]] = partial(_load_images, regions)
+    tower: Callable[..., Tensor] = model.embed_images
+    fingerprint: Callable[[], str] = regions.fingerprint
     if image_captions is not None:
         image_captions.check(keys)
         load = partial(_load_images_and_captions, regions, image_captions)
@@ -91,6 +96,19 @@ def caption_source(model: LightningDOT, captions: CaptionDB, ids: Sequence[str])
     lengths = [captions.lengths[i] for i in ids]
     load = partial(_load_captions, captions, model.config.txt.vocab_size)
     return Source("txt", ids, lengths, load, model.embed_texts, model, captions.folder, captions.fingerprint)
+
+
+def text_source(model: LightningDOT, texts: Mapping[str, str], tokenizer: CaptionTokenizer) -> Source:
+    """Texts that are in no database, by their ids.
+
+    Raises:
+        BadInput: no texts, one without a word, one that is longer than the model's.
+    """
+    names, said = list(texts), checked_texts(list(texts.values()))
+    ids = {name: query.input_ids for name, query in zip(names, read_texts(said, tokenizer, model.config.txt.max_tokens), strict=True)}
+    check_vocabulary(max(int(each.max()) for each in ids.values()), model.config.txt.vocab_size, "the tokenizer")
+    digest = hashlib.sha256("\0".join(said).encode()).hexdigest()
+    return Source("txt", names, [len(ids[name]) for name in names], partial(_load_texts, ids), model.embed_texts, model, Path("texts"), lambda: digest)
 
 
 def images_of_captions(captions: CaptionDB, regions: RegionDB) -> list[str]:
@@ -139,6 +157,10 @@ def _load_captions(captions: CaptionDB, vocab_size: int, ids: list[str]) -> tupl
     texts = collate_texts([np.array([cls, *captions.input_ids(i), sep]) for i in ids])
     check_vocabulary(int(texts.ids.max()), vocab_size, captions.folder)
     return (texts,)
+
+
+def _load_texts(input_ids: Mapping[str, np.ndarray], names: list[str]) -> tuple[Texts]:
+    return (collate_texts([input_ids[name] for name in names]),)
 
 
 # ---- the third view ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.downloads.hub import SIZES, local_folder
 from data.errors import BadInput
 from model import checkpoints
 from model.text_encoders.auto import AUTO
@@ -26,7 +27,7 @@ def choose_text_encoder(folder: str | Path, name: str | None = None) -> TextEnco
         BadInput: an unknown name, or no ``config.json`` in the folder.
     """
     if name is None:
-        kind = checkpoints.read_settings(Path(folder) / "config.json").get("model_type", "bert")
+        kind = checkpoints.read_settings(local_folder(folder, SIZES) / "config.json").get("model_type", "bert")
         name = "bert" if kind in checkpoints.BERT_FAMILY else "auto"
     return text_encoder_named(name)
 

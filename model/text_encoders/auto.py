@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batches.ragged import Texts
+from data.downloads.hub import SIZES, local_folder
 from data.errors import BadInput, reason_of
 from data.storage.text_files import read_json
 from model import checkpoints
@@ -162,12 +163,13 @@ def read_auto_encoder(folder: str | Path) -> tuple[AutoEncoderConfig, dict[str, 
     """
     from transformers import AutoModel  # slow to import, and only such towers need it
 
+    folder = local_folder(folder)
     try:
         model, report = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # transformers raises nearly anything here
-        kind = read_json(Path(folder) / "config.json").get("model_type")
+        kind = read_json(folder / "config.json").get("model_type")
         raise BadInput(
             f"{folder}/config.json: model_type {kind!r}: transformers cannot read the folder as an encoder: {reason_of(error)}"
         ) from None
@@ -206,7 +208,7 @@ def read_auto_config(folder: str | Path) -> AutoEncoderConfig:
     """Its sizes alone, from its config.json."""
     from transformers import AutoModel  # slow to import, and only such towers need it
 
-    settings = checkpoints.read_settings(Path(folder) / "config.json")
+    settings = checkpoints.read_settings(local_folder(folder, SIZES) / "config.json")
     with empty_weights():
         return AutoEncoderConfig.from_model(AutoModel.from_config(_transformers_config(settings)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class TextEncoder:
         optional: regular expression of the tensors that such a folder may lack
     """
 
-    config_class: type
+    config_class: type[Any]
     module_class: type[nn.Module]
     read: Callable[[str | Path], tuple[TextEncoderConfig, dict[str, Tensor]]]
     read_config: Callable[[str | Path], TextEncoderConfig]

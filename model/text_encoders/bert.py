@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from data.downloads.hub import SIZES, local_folder
 from model import checkpoints
 from model.text_encoders.base import TextEncoder
 from model.transformer import Bert, EncoderConfig
@@ -19,7 +20,7 @@ def read_words_encoder(folder: str | Path) -> tuple[EncoderConfig, dict[str, Ten
 
 def read_bert_config(folder: str | Path) -> EncoderConfig:
     """Its sizes alone."""
-    path = Path(folder) / "config.json"
+    path = local_folder(folder, SIZES) / "config.json"
     return checkpoints.bert_config(checkpoints.read_settings(path), str(path))
 
 

@@ -18,7 +18,7 @@ from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.precision import Precision, for_inference
 from model.retrieval.encoding import Encoding
 from model.retrieval.indexing import build_index
-from model.retrieval.retriever import RegionReranker
+from model.retrieval.region_reranker import RegionReranker
 from model.retrieval.sources import image_source
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig

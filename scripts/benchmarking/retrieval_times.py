@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from data.progress import ProgressBar
-from model.retrieval.retriever import RegionReranker, Retriever
+from model.retrieval.region_reranker import RegionReranker
+from model.retrieval.retriever import Retriever
 from optim.run import environment
 from scripts.benchmarking.galleries import Gallery
 from scripts.benchmarking.measuring import device_name, peak_bytes, reset_peak, spread, synchronize

@@ -22,6 +22,7 @@ from model.serving.searching import ServedModel
 from optim.run import environment
 from scripts.serving.asking import LIMITS
 from scripts.serving.bodies import PICTURE_BYTES, PIXELS
+from scripts.serving.first_index import build_where_absent
 
 
 @dataclass
@@ -79,6 +80,7 @@ class Checkpoint:
 
 def open_model(given: Checkpoint, searching: Searching) -> ServedModel:
     """Read a checkpoint and open its indexes. Raises BadInput as ``Retriever.from_pretrained`` does."""
+    build_where_absent(given.index, given.folder, given.regions, searching.device, searching.precision)
     index = EmbeddingIndex(given.index)
     retriever = Retriever.from_pretrained(
         given.folder, index, given.reranker, given.regions, device=searching.device, precision=searching.precision,

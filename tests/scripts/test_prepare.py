@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from configs import cli
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from scripts import prepare
+from tests.served import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -226,3 +229,54 @@ def test_a_damaged_database_is_named(own):
         BadInput, match=r"keys that the nbb file lacks; see python scripts/inspect_db.py data/regions --verify"
     ):
         run(*own, *SMALL)
+
+
+def printed(text, name):
+    """The words of a command that was printed, without ``python SCRIPT``."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"{name}:"))
+    return shlex.split(line)[3:]
+
+
+@pytest.fixture
+def from_anywhere(monkeypatch):
+    """The printed commands name recipes from the repository's folder."""
+    os.symlink(ROOT / "configs", "configs")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_photographs_alone_are_searched_with_a_checkpoint_as_printed(own, finetuned, capfd):
+    prepare.main(cli.parse(prepare.Options, ["--photos", "photos", "--checkpoint", str(finetuned / "best"), "--extract", "workers=0"]))
+    shown = capfd.readouterr()
+    assert "12 photos" in shown.err and sorted(os.listdir("data_sets/photos")) == ["index", "regions"]
+    words = printed(shown.out, "search")
+    assert words == ["--checkpoint", str(finetuned / "best"), *"--index data_sets/photos/index --regions data_sets/photos/regions --photos photos".split()]
+    with serving(*words, "--device", "cpu") as client:
+        results = client.search(text="a red circle", k=3).json["results"][0]
+        assert len(results) == 3
+    os.remove("photos/p11.jpg")
+    prepare.main(cli.parse(prepare.Options, ["--photos", "photos", "--checkpoint", str(finetuned / "best"), "--extract", "workers=0"]))
+    assert "11 photos" in capfd.readouterr().err
+
+
+def test_training_goes_on_from_a_checkpoint_and_the_page_opens_as_printed(own, finetuned, capfd, command, from_anywhere):
+    words = ["--photos", "photos", "--captions", "a.jsonl", "--out", "data", "--checkpoint", str(finetuned / "best"), "--extract", "workers=0"]
+    run(*words)
+    shown = capfd.readouterr()
+    assert CaptionDB("data/db/train").meta["v_range"] == CaptionDB(finetuned.parent / "db/train").meta["v_range"]
+    train = printed(shown.out, "train")
+    assert train[train.index("--model.init") + 1] == str(finetuned / "best")
+    command("train_itm.py", *train, "--epochs", 1, "--device", "cpu")
+    search = printed(shown.out, "search")
+    assert not os.path.exists("data/index")
+    with serving(*search, "--device", "cpu") as client:
+        assert len(client.search(text="a red circle", k=5).json["results"][0]) == 5
+    shutil.rmtree("data/run")
+
+
+def test_what_contradicts_a_checkpoint_is_refused(own, finetuned):
+    with pytest.raises(BadInput, match="give --captions FILE, to train on them, or --checkpoint DIR"):
+        cli.parse(prepare.Options, ["--photos", "photos"])
+    with pytest.raises(BadInput, match="--extractor butd: the regions are made as those of --checkpoint"):
+        cli.parse(prepare.Options, ["--photos", "photos", "--checkpoint", "x", "--extractor", "butd"])
+    with pytest.raises(BadInput, match=r"--extract size: the checkpoint says it; only workers, device, weights, image-key"):
+        prepare.main(cli.parse(prepare.Options, ["--photos", "photos", "--checkpoint", str(finetuned / "best"), "--extract", "size=64"]))

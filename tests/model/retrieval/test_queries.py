@@ -111,7 +111,10 @@ def test_places_are_checked(world, indexes):
     [
         (None, "an image cannot be None: give an image id"),
         (b"x", r"an image cannot be b'x' \(bytes\)"),
-        (["scene_00.npz", "scene_01.npz"], r"an image cannot be \['scene_00.npz', 'scene_01.npz'\] \(list\)"),
+        (["scene_00.npz", "scene_01.npz"], "image 'scene_00.npz' is no picture file that is there, and a key is looked up"),
+        ([np.zeros(24), None], "an image cannot be None"),
+        ([np.zeros(24), np.zeros(23)], r"embeddings of \[23, 24\] numbers in one list, expected 24"),
+        ([], "the list of images is empty"),
         ({}, r"an image cannot be \{\} \(dict\)"),
         (True, "an array of shape"),
         (Path("absent.npz"), "absent.npz"),

@@ -110,7 +110,7 @@ def test_a_reranker_sorts_the_candidates(world, indexes, matrices):
     retriever = Retriever.from_pretrained(world / "model", indexes[0], backwards, rerank=6)
     names, _ = best(retriever, TEXTS[0], matrices[0], 6)
     hits = retriever.search_images(TEXTS[0], 2)
-    assert hits == [(names[5], 5.0), (names[4], 4.0)] and backwards.seen[1] == names
+    assert [(hit.id, hit.score) for hit in hits] == [(names[5], 5.0), (names[4], 4.0)] and backwards.seen[1] == names
     assert backwards.seen[0] == [2, *retriever.tokenizer.input_ids(TEXTS[0]), 3]
     assert len(retriever.search_images(TEXTS[0], 9)) == 9
     backwards.rerank_images = lambda text_ids, keys: [np.nan] * len(keys)
@@ -122,7 +122,7 @@ def test_a_reranker_sorts_the_candidates(world, indexes, matrices):
 
 @torch.no_grad()
 def test_a_uniter_scores_in_batches_what_it_scores_alone(world, indexes, tmp_path, monkeypatch):
-    monkeypatch.setattr("model.retrieval.retriever.PAIRS_ON_CPU", 3)
+    monkeypatch.setattr("model.retrieval.region_reranker.PAIRS_ON_CPU", 3)
     torch.manual_seed(0)
     sizes = EncoderConfig(64, 32, 2, 2, 64, max_position_embeddings=40, initializer_range=0.3)
     Reranker(UniterConfig(sizes, 16, 7)).save_pretrained(tmp_path / "uniter")

@@ -119,7 +119,7 @@ def test_candidates_of_a_gallery_are_looked_up(evaluate, reranker, small_world, 
     words = ["--gallery", small_world / "db/val", "--gallery-regions", small_world / "regions"]
     expected = tops(evaluate("--reranker", tmp_path / "reranker", *words))
     config = {"captions": small_world / "db/test", "regions": small_world / "regions", "gallery": [str(small_world / "db/val")], "languages": ["en"]}
-    pairs = open_split(EvalConfig("x", **{name: each if isinstance(each, list) else str(each) for name, each in config.items()}))
+    pairs = open_split(EvalConfig("./x", **{name: each if isinstance(each, list) else str(each) for name, each in config.items()}))
     captions, images = np.divmod(np.arange(len(pairs) * len(pairs.images)), len(pairs.images))
     matrix = score_pairs(PairScorer(reranker, progress=False), pairs, captions, images).reshape(len(pairs), -1)
     write_list(tmp_path / "s.tsv", pairs, matrix)
