@@ -168,7 +168,7 @@ def first_lines(folder: Path, about: dict[str, Any], facts: dict[str, Any]) -> l
     versions = f"git {about['git']}, torch {about['versions']['torch']}"
     return [
         f"{folder}: settings are in config.yaml, machine and versions in run.json, curves in metrics.jsonl and tensorboard",
-        f"{machine} of {about['host']}, {about['ranks']} ranks ({about['distributed']}), {versions}",
+        f"{machine} of {about['host']}, {about['ranks']} rank{'s' * (about['ranks'] > 1)} ({about['distributed']}), {versions}",
         *(f"{name}: {_shown(value)}" for name, value in facts.items()),
     ]
 

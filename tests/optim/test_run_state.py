@@ -166,7 +166,7 @@ def test_where_the_schedule_depends_on_the_length_the_message_names_the_way(tmp_
 def test_a_run_begins_with_few_lines_and_keeps_the_rest(tmp_path, capsys):
     open_run(tmp_path, parameters=12_345_678, captions={"coco": 1000, "vg": 20}, peak_lr=5e-5, teacher="t, weights ab")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{tmp_path}: settings are in config.yaml") and "git " in lines[1] and "1 ranks (none)" in lines[1]
+    assert lines[0].startswith(f"{tmp_path}: settings are in config.yaml") and "git " in lines[1] and "1 rank (none)" in lines[1]
     assert lines[2:] == ["parameters: 12,345,678", "captions: coco 1,000, vg 20", "peak_lr: 5e-05", "teacher: t, weights ab"]
 
 
