@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from data.errors import BadInput
+from scripts import demo
 from scripts.documenting.pages import with_tables
 from tests.page_blocks import PAGES, ROOT, RUN, SHOWN, Block, blocks_of, text_of, without_tables
 from tests.warm_python import warm_python
@@ -51,9 +52,8 @@ OLD_CONFIG = {
 
 
 def small_recipe(path: Path, small: dict) -> str:
-    """A recipe with few steps and towers as small as the world's; the boxes are its databases' own."""
+    """A recipe with few steps and small towers."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    values.pop("boxes", None)
     values |= {name: value for name, value in small.items() if name in values}
     if "hidden_size" in values.get("model", {}):
         values["model"] |= SMALL_MODEL
@@ -135,8 +135,9 @@ for words in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, small_world, pretrained, finetuned):
-    """`World` with runs/demo as the demo leaves it, small recipes, own photographs, and whatever else the pages name."""
+def world(tmp_path_factory):
+    """`World` with runs/demo as the demo's own commands make it, smaller; small recipes, own photographs, and whatever else the pages
+    name."""
     folder = tmp_path_factory.mktemp("pages")
     for name in ("scripts", "data", "model", "optim", "pretrain.py", "train_itm.py", "eval_itm.py"):
         (folder / name).symlink_to(ROOT / name)
@@ -145,38 +146,35 @@ def world(tmp_path_factory, small_world, pretrained, finetuned):
         (folder / "configs" / name).write_text(small_recipe(ROOT / "configs" / name, small))
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").touch()
-    demo = folder / "runs/demo"
-    for name in ("photos", "tokenizer", "db", "regions"):
-        shutil.copytree(small_world / name, demo / name)
-    shutil.copy(small_world / "captions.jsonl", demo)
-    for run, names in ((pretrained, ["pretrain"]), (finetuned, ["finetune", "finetune_only"])):
-        for name in names:
-            shutil.copytree(run, demo / name, symlinks=True)
     (folder / "old.json").write_text(json.dumps(OLD_CONFIG))
     (folder / "other").symlink_to(ROOT)
-    place_own_photographs(folder, small_world)
     shell = tmp_path_factory.mktemp("shell")
     with warm_python(shell) as environment:
         (shell / "torchrun").write_text('#!/bin/sh\nexec python -m torch.distributed.run "$@"\n')
         (shell / "torchrun").chmod(0o755)
         made = World(folder, environment | OFFLINE)
-        for name in ("finetune_only", "finetune"):
-            made.command(
-                f"python eval_itm.py --checkpoint runs/demo/{name}/best --captions runs/demo/db/test --regions runs/demo/regions "
-                f"--out runs/demo/eval/{name} --bootstrap 100"
-            )
+        for line in (demo.PREPARE + demo.TRAIN + demo.EVALUATE).split("\n"):
+            if line and "contact_sheet" not in line:
+                made.command(f"python {small_command(line)}")
+        place_own_photographs(folder)
         yield made
         made.stop_services()
 
 
-def place_own_photographs(folder: Path, small_world: Path) -> None:
-    """photos/ and captions.jsonl of one's own."""
-    (folder / "photos").mkdir()
-    lines = [json.loads(line) for line in (small_world / "captions.jsonl").read_text().splitlines()]
+def small_command(line: str) -> str:
+    """A command of the demo with few and small pictures."""
+    for name, value in {"train": 24, "val": 8, "test": 8, "size": 64, "feature-dim": 32, "vocab-size": 300, "workers": 1}.items():
+        line = re.sub(rf"(--{name}) \d+", rf"\1 {value}", line)
+    return line
+
+
+def place_own_photographs(folder: Path) -> None:
+    """photos/ and captions.jsonl of one's own, in English and without splits."""
+    (folder / "photos").symlink_to(folder / "runs/demo/photos")
     with open(folder / "captions.jsonl", "w") as file:
-        for line in lines:
-            shutil.copy(small_world / "photos" / Path(line["image"]).name, folder / "photos")
-            file.write(json.dumps({"image": Path(line["image"]).name, "captions": {"en": line["captions"]["en"]}}) + "\n")
+        for line in (folder / "runs/demo/captions.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            file.write(json.dumps({"image": Path(record["image"]).name, "captions": {"en": record["captions"]["en"]}}) + "\n")
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -201,6 +199,9 @@ def our_words(command: str) -> list[str] | None:
         at = next(n for n, word in enumerate(words) if word.endswith(".sh"))
         return ["pretrain.py", *words[at + 1 :]]
     assert words[0] in (*LAUNCHERS, *OTHERS), command
+    if len(words) > 1 and words[1].startswith("tests/"):
+        assert all(f'"{word}"' in (ROOT / words[1]).read_text() for word in words if word.startswith("--")), command
+        return None
     return words[next(n for n, word in enumerate(words) if SCRIPT.match(word)) :] if words[0] in LAUNCHERS else None
 
 
