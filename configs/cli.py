@@ -46,6 +46,7 @@ from configs.yaml_file import (
     read_mapping,
 )
 from data.errors import STOPPED, BadInput, Stopped
+from data.storage.processes import check_workers
 
 Config = typing.TypeVar("Config")
 REQUIRED = "the following arguments are required: "  # as argparse says it
@@ -158,6 +159,7 @@ def parse(
     found = config_class(**{f.name: instance[f.name] for f in dataclasses.fields(config_class)})
     if isinstance(config, Choice) and not isinstance(found, config.classes[_get(found, config.setting)]):
         raise BadInput(f"{config.setting}: give it by itself, as --{config.setting} {_get(found, config.setting)}")
+    check_workers(getattr(found, "workers", None))
     return found
 
 

@@ -22,12 +22,16 @@ from model.transformer import EncoderConfig
 
 # Hugging Face's names of models whose block is BERT's; uniter is what scripts/convert_checkpoint.py calls a UNITER.
 BERT_FAMILY = ("bert", "roberta", "xlm-roberta", "camembert", "uniter")
+LARGEST_WIDTH = 1_000_000  # of vectors and region features
 # Heads and buffers of Hugging Face models that an encoder does not have.
 NOT_ENCODER = re.compile(r"^(cls|lm_head|classifier|qa_outputs)\.|position_ids$")
 
 
 def check_config(config: Any) -> None:
-    """Refuse towers that cannot be compared by a dot product."""
+    """Refuse towers that cannot be compared by a dot product, and widths that nothing has."""
+    for name in ("project_dim", "feature_dim", "num_labels"):
+        if not 0 <= getattr(config, name) <= LARGEST_WIDTH:
+            raise BadInput(f"{name} is 0 to {LARGEST_WIDTH:,}, found {getattr(config, name)}")
     if not config.project_dim and config.txt.hidden_size != config.img.hidden_size:
         raise BadInput(
             f"project_dim 0 needs towers of one width; text has hidden_size {config.txt.hidden_size}, "

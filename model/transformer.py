@@ -22,8 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from data.batches.ragged import Layout, Texts
 from data.errors import BadInput
+from data.storage.memory import check_memory
 from model.attention import attend, collect
 from model.costs import Load, Work, trained
+
+MOST_LAYERS, MOST_PARAMETERS = 1_000, 100_000_000_000  # of an encoder: a thousand times BERT
 
 
 @dataclass
@@ -74,6 +77,17 @@ class EncoderConfig:
             )
         if self.hidden_act not in ACTIVATIONS:
             raise BadInput(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
+        if self.num_hidden_layers > MOST_LAYERS or self.num_parameters > MOST_PARAMETERS:
+            raise BadInput(
+                f"an encoder of {self.num_hidden_layers} layers and {self.num_parameters:.3g} parameters: expected at most {MOST_LAYERS:,} "
+                f"and {MOST_PARAMETERS:,}; look at hidden_size, intermediate_size, vocab_size, max_position_embeddings"
+            )
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the tables and the blocks' matrices; the rest is small."""
+        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        return self.hidden_size * (rows + self.num_hidden_layers * (4 * self.hidden_size + 2 * self.intermediate_size))
 
     @property
     def max_tokens(self) -> int:
@@ -257,6 +271,8 @@ class Bert(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
+        if not torch.empty(0).is_meta:
+            check_memory(4 * config.num_parameters, "an encoder's weights")
         self.embeddings = TextEmbeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config)

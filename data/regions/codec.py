@@ -17,6 +17,8 @@ import msgpack
 import numpy as np
 from isal import isal_zlib
 
+from data.storage.inflating import check_inflated
+
 MEMBERS = ("features", "norm_bb", "conf", "soft_labels")
 MOST_MEMBER_BYTES = 256 << 20  # of a compressed member when it is inflated: 65,536 boxes of 2,048 features
 
@@ -139,7 +141,7 @@ def decode_compressed(value: memoryview, members: Sequence[str]) -> dict[str, np
     """The asked members that are in a compressed value, fp16, all rows. Damaged bytes raise whatever zip, zlib or numpy raise.
 
     It reads what numpy.load would, several times as fast; never the stray member ``allow_pickle`` of numpy < 2.1, and no
-    member of more than ``MOST_MEMBER_BYTES``.
+    member of more than ``MOST_MEMBER_BYTES``, or than its packed bytes warrant.
     """
     zipped = _zip_directory(value)
     names = {name: f"{name}.npy".encode() for name in members}
@@ -178,6 +180,7 @@ def _unzip(value: memoryview, zipped: _Zipped) -> bytes:
         raise zipfile.BadZipFile(f"{zipped.name!r} is encrypted, or packed by method {zipped.method}")
     if zipped.size > MOST_MEMBER_BYTES:
         raise zipfile.BadZipFile(f"{zipped.name!r} has {zipped.size} bytes, at most {MOST_MEMBER_BYTES} are read")
+    check_inflated(zipped.size, zipped.packed_bytes, f"{zipped.name!r}")
     start += extra
     packed = value[start : start + zipped.packed_bytes]
     if zipped.method == zipfile.ZIP_DEFLATED:

@@ -14,7 +14,15 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from data.errors import STOPPED, Stopped
+from data.errors import STOPPED, BadInput, Stopped
+
+MOST_WORKERS = 1024  # processes of a command: more than any machine has cores
+
+
+def check_workers(number: int | None) -> None:
+    """Refuse more processes, or threads, than any machine runs: starting them would take all of its memory. BadInput then."""
+    if number is not None and number > MOST_WORKERS:
+        raise BadInput(f"workers: found {number:,}, expected at most {MOST_WORKERS:,} processes")
 
 
 @contextmanager

@@ -113,6 +113,8 @@ def test_half_precision_weights_become_fp32_parameters(tmp_path):
         ({"position_embedding_type": "relative_key"}, "config.json: position_embedding_type 'relative_key'"),
         ({"hidden_act": "swish"}, "config.json: hidden_act 'swish' is not one of"),
         ({"hidden_size": 15}, "config.json: hidden_size 15 is not a multiple"),
+        ({"num_hidden_layers": 10**9}, "config.json: an encoder of 1000000000 layers"),
+        ({"vocab_size": 10**15}, "config.json: an encoder of .* parameters: expected at most 1,000 and 100,000,000,000"),
         ([1, 2], "config.json: .* expected"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 
 from data.regions import codec
 from data.regions.codec import MEMBERS, decode_compressed, decode_plain, encode_compressed, encode_plain
+from data.storage import inflating
 
 
 def arrays_of(seed, rows=12, dtype=np.float16, names=MEMBERS):
@@ -201,6 +202,14 @@ def test_a_member_is_never_inflated_beyond_what_it_may_have(monkeypatch):
     with pytest.raises(zipfile.BadZipFile, match=r"b'features\.npy' has 320 bytes, at most 300 are read"):
         decode_compressed(memoryview(value), MEMBERS)
     assert list(decode_compressed(memoryview(value), ("conf",))) == ["conf"]
+
+
+def test_a_member_that_is_far_larger_than_its_bytes_warrant_is_refused(monkeypatch):
+    value = saved(np.savez_compressed, features=np.zeros((1000, 1000), np.float16))
+    assert decode_compressed(memoryview(value), MEMBERS)["features"].shape == (1000, 1000)
+    monkeypatch.setattr(inflating, "ALWAYS", 1 << 20)
+    with pytest.raises(ValueError, match=r"b'features\.npy' would take 2,000,128 bytes"):
+        decode_compressed(memoryview(value), MEMBERS)
 
 
 def test_a_member_that_inflates_to_more_than_the_directory_says_is_refused(monkeypatch):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import Stopped
-from data.storage.processes import ctrl_c_held, run_command
+from configs.cli import parse
+from data.errors import BadInput, Stopped
+from data.storage.processes import check_workers, ctrl_c_held, run_command
+from scripts.inspect_db import Options as InspectOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -107,3 +109,10 @@ def test_a_command_ends_in_its_own_time(tmp_path):
     with pytest.raises(Stopped):
         run_command(command(handler, "os.kill(os.getppid(), signal.SIGTERM)", "time.sleep(20)"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_no_machine_runs_so_many():
+    for number in (None, 0, 1024):
+        check_workers(number)
+    with pytest.raises(BadInput, match="workers: found 1,000,000, expected at most 1,024 processes"):
+        parse(InspectOptions, ["db", "--workers", "1000000"], ("path",))
