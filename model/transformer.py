@@ -272,7 +272,7 @@ class Bert(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         if not torch.empty(0).is_meta:
-            check_memory(4 * config.num_parameters, "an encoder's weights")
+            check_memory(4 * config.num_parameters, "weights of the encoder")
         self.embeddings = TextEmbeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config)

@@ -22,4 +22,4 @@ def check_memory(num_bytes: int, what: str) -> None:
         BadInput: it does not fit.
     """
     if num_bytes > machine_memory():
-        raise BadInput(f"{what} take {num_bytes / 2**30:,.1f} GiB, this machine has {machine_memory() / 2**30:,.1f}; choose smaller ones")
+        raise BadInput(f"{what}: {num_bytes / 2**30:,.1f} GiB, and this machine has {machine_memory() / 2**30:,.1f} of memory")

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
 from data.storage.inflating import most_inflated
+from data.storage.memory import check_memory
 from data.storage.regular_files import open_regular
 
 DEEPEST = 100  # levels of lists and objects in JSON
@@ -72,7 +73,9 @@ def read_json(path: str | Path, advice: str = "check the path", expected: type |
         BadInput: the file cannot be read, is not JSON, or holds another kind of value.
     """
     with _opened(path, advice) as file:
-        most = most_inflated(os.path.getsize(path))
+        size = os.path.getsize(path)
+        check_memory(size, f"{path}: its content")  # a file may have a hole of any size
+        most = most_inflated(size)
         text = _read_some(file.read, most, f"{path}: its content") if _is_compressed(path) else file.read()
     content = parse_json(text, f"{path}: the file", advice)
     if expected is not None and not isinstance(content, expected):

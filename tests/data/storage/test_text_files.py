@@ -107,3 +107,10 @@ def test_what_was_there_stays_when_writing_fails(tmp_path):
     with pytest.raises(BadInput, match="cannot be written"):
         write_json(tmp_path / "a.json" / "b.json", {})
     assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+def test_a_file_of_nothing_that_is_larger_than_the_memory(tmp_path):
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(BadInput, match=r"a\.json: its content: 8,192.0 GiB, and this machine has"):
+        read_json(tmp_path / "a.json")
