@@ -11,6 +11,7 @@ python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --re
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/test --regions db/regions --gallery db/captions/train db/captions/val
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from configs import cli
 from data.batches.identity import digests_of_pairs
 from data.storage.locks import claim_output
 from data.storage.text_files import write_json
+from model.checkpoints import one_checkpoint
 from model.evaluation.folders import evaluations_folder
 from model.evaluation.reranked import rerank_split
 from model.evaluation.scoring import open_scoring
@@ -39,14 +41,12 @@ from optim.run import environment
 
 
 def main(config: EvalConfig) -> None:
-    out = Path(config.out or evaluations_folder(config.checkpoint) / Path(config.captions).name)
-    device = choose_device(config.device)
-    pairs = open_split(config)
-    model, scoring = open_model(config, pairs, device), open_scoring(config, pairs, device)
-
+    one = dataclasses.replace(config, checkpoint=str(one_checkpoint(config.checkpoint)))  # training may move its links meanwhile
+    out = Path(config.out or evaluations_folder(one.checkpoint) / Path(config.captions).name)
     claim_output(out)
-    started = time.perf_counter()
-    encoding = Encoding(device, config.precision, config.batch_size, config.workers)
+    device, pairs = choose_device(config.device), open_split(one)
+    model, scoring = open_model(one, pairs, device), open_scoring(config, pairs, device)
+    started, encoding = time.perf_counter(), Encoding(device, config.precision, config.batch_size, config.workers)
     split = encode_split(model, pairs, out, encoding, config.checkpoint)
     seconds = {"encoding": time.perf_counter() - started}
 

@@ -10,12 +10,13 @@ started again; 130 when Ctrl-C stopped another command.
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from jsonargparse import ArgumentParser
 
 from configs import INTERRUPTED, INTERRUPTED_LINE
 from configs.help import Page, short_help, whole_help
+from configs.machine_errors import line_of_machine_error
 from configs.settings import (
     Settings,
     current_name,
@@ -47,10 +49,13 @@ from configs.yaml_file import (
 )
 from data.errors import STOPPED, BadInput, Stopped
 from data.storage.processes import check_workers
+from data.storage.text_files import is_utf8
 
 Config = typing.TypeVar("Config")
 REQUIRED = "the following arguments are required: "  # as argparse says it
 WRONG_VALUE = re.compile(r'Parser key "(?P<name>[^"]+)": .*(Got|Given) value: (?P<value>.*)')  # as jsonargparse says it
+
+
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def run(
     main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = (), often: str = ""
 ) -> None:
     """Parse ``sys.argv`` into a config, call ``main`` with it; ``BadInput`` becomes one line and status 2,
-    ``Stopped`` one line and status 75, Ctrl-C one line and status 130.
+    ``Stopped`` one line and status 75, Ctrl-C one line and status 130. So does what the machine refuses: no space, no memory, a
+    stack that is too deep.
 
     Args:
         main: of the command's module, whose docstring ``--help`` shows
@@ -89,9 +95,14 @@ def run(
         often: names of the settings that people change, with spaces between, which ``--help`` shows; empty: all
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     message, status = None, 2
     try:
         main(parse(config, sys.argv[1:], positional, Page(main.__globals__["__doc__"] or "", often)))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk shows here
     except BadInput as error:
         message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front
     except Stopped as stopped:
@@ -100,6 +111,14 @@ def run(
         message, status = INTERRUPTED_LINE, INTERRUPTED
     except BrokenPipeError:  # `... | head`: the reader has what it wanted
         sys.stderr.close()
+    except (OSError, MemoryError, RuntimeError) as error:  # of RuntimeError, what the machine is at fault of
+        message = line_of_machine_error(error)
+        if message is None:
+            raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is what could not be written to, and would be tried again at the end
+            sys.stdout = open(os.devnull, "w")
     if message is not None:  # out here the exception is gone, and the progress bars it held have ended their lines
         print(f"{'error: ' * (status == 2)}{' '.join(message.split())}", file=sys.stderr)
         sys.exit(status)
@@ -124,12 +143,21 @@ def parse(
     Raises:
         BadInput: an unknown key (with the nearest valid one), a value of the wrong type, an unreadable YAML file.
     """
+    for word in argv:
+        _check_text(word, "the command line")
+    found = _parsed(config, argv, positional, page or Page())
+    for name, value in _texts_of(found, ""):
+        _check_text(value, name)
+    return found
+
+
+def _parsed(config: type[Config] | Choice, argv: list[str], positional: tuple[str, ...], page: Page) -> Config:
     options, before, after = _options_of(argv)
     if isinstance(config, Choice):
         config_class, settings = _choose(config, options)
     else:
         config_class, settings = config, Settings.of(config)
-    _show_help(options, page or Page(), config, config_class, positional)
+    _show_help(options, page, config, config_class, positional)
     words, texts, loose, in_file = [], {}, before, {}
     for option in options:
         assigned, left_over = _spell_out(option, config_class, settings)
@@ -153,7 +181,12 @@ def parse(
         texts[positional[-1]] = loose[len(positional) - 1 :] or NOT_TEXT
     loose = loose + [in_file[name] for name in positional[len(loose) :] if name in in_file]
     parser = _parser(config_class, settings, positional)
-    namespace = parser.parse_args([*words, *["--"][: len(after)], *loose])
+    try:
+        namespace = parser.parse_args([*words, *["--"][: len(after)], *loose])
+    except BadInput:
+        raise
+    except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:  # what YAML makes of a tag that does not fit: !!int ''
+        raise BadInput(f"a value is not YAML that can be read ({error!r}), of {' '.join(words)[:200]} (see --help)") from error
     _put_texts(texts, namespace)
     instance = parser.instantiate(namespace)
     found = config_class(**{f.name: instance[f.name] for f in dataclasses.fields(config_class)})
@@ -172,6 +205,24 @@ def _put_texts(texts: dict[str, typing.Any], namespace: typing.Any) -> None:
                     item[key] = word
         elif text is not NOT_TEXT:
             namespace[name] = text
+
+
+def _check_text(text: str, where: str) -> None:
+    """Refuse what no file, database or page can hold as text: half of a surrogate pair, as bytes that are no UTF-8 become, and NUL."""
+    if "\0" in text or not is_utf8(text):
+        raise BadInput(f"{where}: {text!a} is not UTF-8 text; give a file or folder a name that is")
+
+
+def _texts_of(value: typing.Any, name: str) -> Iterator[tuple[str, str]]:
+    """Every text in resolved settings, with the dotted name of its setting."""
+    if isinstance(value, str):
+        yield name, value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _texts_of(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts_of(inner, name)
 
 
 def to_dict(config: typing.Any) -> dict:

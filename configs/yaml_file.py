@@ -149,7 +149,10 @@ def _entries(
     twice = [key for key in keys if keys.count(key) > 1]
     if twice:
         raise BadInput(f"{source}: {prefix}{twice[0]} stands there twice; keep one")
-    yaml.SafeLoader("").flatten_mapping(node)  # `<<: *other`; what it brings stands first, and own keys win
+    try:
+        yaml.SafeLoader("").flatten_mapping(node)  # `<<: *other`; what it brings stands first, and own keys win
+    except yaml.YAMLError as error:
+        raise BadInput(f"{source}: {prefix or 'the file'}: not a mapping that can be merged: {error}") from error
     node.value = list({yaml.serialize(key): (key, value) for key, value in node.value}.values())
     for key, value in node.value:
         key = _key(key, types)

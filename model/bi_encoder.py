@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from data.batches.ragged import Images, Texts, pack_images, pack_texts
 from data.downloads.hub import local_folder
+from data.errors import BadInput
+from data.storage.shapes import check_shape
 from model import checkpoints
 from model.attention import collect
 from model.costs import Load, Work, trained
@@ -74,13 +76,22 @@ class LightningDOTConfig:
         return found
 
     @classmethod
-    def from_dict(cls, values: dict) -> LightningDOTConfig:
-        """The content of a checkpoint's ``config.json``."""
-        own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        text_encoder = text_encoder_named(values["txt"].get("encoder", "bert"))
-        own["txt"] = text_encoder.config_class.from_dict(values["txt"])
-        own["img"] = EncoderConfig.from_dict(values["img"])
-        return cls(**own)
+    def from_dict(cls, values: dict, source: str | Path = "config.json") -> LightningDOTConfig:
+        """The content of a checkpoint's ``config.json``, the file at ``source``. Raises BadInput for values that cannot be."""
+        own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values and f.name not in ("txt", "img")}
+        check_shape(own, _SIZES, str(source))
+        least = {"project_dim": 0, "feature_dim": 1, "num_labels": 0, "cls_token_id": 0}
+        if bad := [name for name, value in own.items() if value < least.get(name, value)]:
+            raise BadInput(f"{source}: {bad[0]} is {own[bad[0]]}, expected at least {least[bad[0]]}")
+        try:
+            text_encoder = text_encoder_named(values["txt"].get("encoder", "bert"))
+            towers = text_encoder.config_class.from_dict(values["txt"]), EncoderConfig.from_dict(values["img"])
+        except BadInput as error:
+            raise BadInput(f"{source}: {error}") from None
+        return cls(*towers, **own)
+
+
+_SIZES = {"project_dim?": int, "feature_dim?": int, "num_labels?": int, "cls_token_id?": int, "similarity?": str}
 
 
 class RegionEmbeddings(nn.Module):
@@ -283,9 +294,9 @@ class LightningDOT(nn.Module):
         Raises:
             BadInput: no such checkpoint, or a tensor missing, unexpected or of the wrong shape.
         """
-        folder = local_folder(folder)
+        folder = checkpoints.one_checkpoint(local_folder(folder))
         values = checkpoints.read_config(folder)
-        config = LightningDOTConfig.from_dict(values)
+        config = LightningDOTConfig.from_dict(values, Path(folder) / "config.json")
         if dropout is not None:
             config.txt.set_dropout(dropout)
             config.img.set_dropout(dropout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 from pathlib import Path
@@ -20,6 +21,11 @@ from data.storage.text_files import read_json, write_json
 from data.storage.torch_files import load_torch
 from model.transformer import EncoderConfig
 
+# config.json of a model, ours or Hugging Face's; the sizes of an encoder are checked where they are read
+SETTINGS = {
+    "model_type?": (str, None), "position_embedding_type?": (str, None), "hidden_size?": int, "feature_dim?": int, "num_labels?": int, "fingerprint?": (str, None), "txt?": dict, "img?": dict,
+    "original?": {"kind": str, "prefix": str, "module?": str, "beside?": (dict, None), "config?": dict},
+}  # fmt: skip
 # Hugging Face's names of models whose block is BERT's; uniter is what scripts/convert_checkpoint.py calls a UNITER.
 BERT_FAMILY = ("bert", "roberta", "xlm-roberta", "camembert", "uniter")
 LARGEST_WIDTH = 1_000_000  # of vectors and region features
@@ -39,6 +45,13 @@ def check_config(config: Any) -> None:
         )
     if config.similarity not in ("dot", "cosine"):
         raise BadInput(f"similarity {config.similarity!r} is neither dot nor cosine")
+
+
+def one_checkpoint(folder: str | Path) -> Path:
+    """The folder that a run's link ``last`` or ``best`` points to now, else the folder itself: all files of a checkpoint are read of
+    one, also when training moves the link meanwhile."""
+    folder = Path(folder)
+    return folder.parent / os.readlink(folder) if folder.is_symlink() else folder
 
 
 def read_config(folder: str | Path) -> dict:
@@ -63,7 +76,7 @@ def read_settings(path: Path) -> dict:
         )
     if not path.exists():
         raise BadInput(f"{path}: no such file; a checkpoint folder was expected at {path.parent}")
-    return read_json(path, "a mapping of settings was expected")
+    return read_json(path, "a mapping of settings was expected", SETTINGS)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -173,7 +186,7 @@ def bert_config(values: dict, source: str) -> EncoderConfig:
         raise BadInput(f"{source}: position_embedding_type {positions!r} is not absolute")
     try:
         config = EncoderConfig.from_dict(values)
-    except (BadInput, TypeError) as error:  # TypeError: a text in the place of a number
+    except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
     if kind not in ("bert", "uniter"):
         config.position_offset = config.pad_token_id + 1

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from data.errors import BadInput
+from data.storage.environment import number_in_environment
 from data.storage.locks import claim_output
 
 Backend = Literal["auto", "torch", "horovod", "none"]
@@ -232,7 +233,7 @@ class TorchRanks(Ranks):
         import torch.distributed.nn.functional  # imported later, its default arguments would hold the group
 
         self._dist = dist
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.local_rank = number_in_environment("LOCAL_RANK", 0)
         limit = datetime.timedelta(seconds=timeout)
         if uses_gpu:
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
@@ -303,7 +304,7 @@ class HorovodRanks(Ranks):
             ) from error
         self._hvd = hvd
         hvd.init()
-        expected = int(os.environ.get("HOROVOD_SIZE", 0))
+        expected = number_in_environment("HOROVOD_SIZE", 0)
         if hvd.size() != expected:  # under plain python or torchrun Horovod silently makes worlds of one
             raise BadInput(
                 f"distributed horovod: started without horovodrun, Horovod sees {hvd.size()} ranks (HOROVOD_SIZE is "

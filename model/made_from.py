@@ -19,6 +19,7 @@ from data.regions.db import BoxChoice, BoxOptions, RegionDB
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
 from data.regions.extractor_record import ExtractorRecord, described_apart
 from data.storage.contents import file_digest
+from data.storage.shapes import shape_of
 from data.storage.text_files import read_json
 
 FILE = "data.json"
@@ -67,12 +68,13 @@ def read_made_from(checkpoint: str | Path) -> MadeFrom | None:
     path = local_folder(checkpoint) / FILE
     if not path.is_file():
         return None
-    values = read_json(path)
+    values = read_json(path, "it says what the model was trained on; copy the file again", shape_of(MadeFrom) | {"tokenizer": (str, None)})
     try:
-        boxes, stored, tokenizer = BoxOptions(**values["boxes"]), list(values["extractors"]), values["tokenizer"]
-    except (TypeError, KeyError) as error:
+        boxes = BoxOptions(**values["boxes"])
+    except TypeError as error:
         raise BadInput(f"{path}: does not say what the model was trained on ({error!r}); copy the file again") from None
-    return MadeFrom(boxes, tuple(None if each is None else ExtractorRecord.from_json(each, path) for each in stored), tokenizer)
+    extractors = (None if each is None else ExtractorRecord.from_json(each, path) for each in values["extractors"])
+    return MadeFrom(boxes, tuple(extractors), values["tokenizer"])
 
 
 def boxes_for(checkpoint: str | Path, choice: BoxChoice | BoxOptions | None = None) -> BoxOptions:

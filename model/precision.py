@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import BadInput
+from data.storage.environment import number_in_environment
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,7 +100,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available():
-        local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("HOROVOD_LOCAL_RANK", 0)))
+        local_rank = number_in_environment("LOCAL_RANK", number_in_environment("HOROVOD_LOCAL_RANK", 0))
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     try:
         device = torch.device(name) if isinstance(name, str | torch.device) else None

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from data.batches.ragged import Layout, Texts
 from data.errors import BadInput
 from data.storage.memory import check_memory
+from data.storage.shapes import check_shape, shape_of
 from model.attention import attend, collect
 from model.costs import Load, Work, trained
 
@@ -71,6 +72,12 @@ class EncoderConfig:
                 f"num_hidden_layers and num_attention_heads must be at least 1, found {self.num_hidden_layers} and "
                 f"{self.num_attention_heads}"
             )
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"{name} must be 0 to 1, found {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise BadInput(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -100,8 +107,10 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> EncoderConfig:
-        """Take what is ours from a larger mapping, such as Hugging Face's config.json."""
-        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+        """Take what is ours from a larger mapping, such as Hugging Face's config.json. Raises BadInput for values that cannot be."""
+        own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        check_shape(own, shape_of(cls), "the sizes of an encoder")
+        return cls(**own)
 
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}

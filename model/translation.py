@@ -13,6 +13,9 @@ import torch
 from data.captions.db import CaptionDB
 from data.errors import BadInput, reason_of
 from data.progress import ProgressBar
+from data.storage.atomic import atomic_file, cannot_write_is_bad_input
+from data.storage.shapes import check_shape
+from data.storage.text_files import parse_json
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,18 @@ def read_journal(path: Path, header: dict) -> dict[str, str]:
         BadInput: another run's, with other settings.
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return {}
     whole = path.read_bytes()
     lines, end = [], 0
     for line in whole.split(b"\n")[:-1]:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            values = parse_json(line.decode(), f"{path}: a line")
+            check_shape(values, {str: str} if lines else {str: object}, f"{path}: a line")  # the first one says the settings
+        except (BadInput, UnicodeDecodeError):
             break
+        lines.append(values)
         end += len(line) + 1
     if lines and lines[0] != header and {**lines[0], "captions": header["captions"]} == header:
         raise BadInput(
@@ -108,7 +113,7 @@ def read_journal(path: Path, header: dict) -> dict[str, str]:
             f"{path}: begun with other settings ({lines[0] if lines else 'none'}, now {header}); delete it to begin again"
         )
     if end < len(whole):
-        with open(path, "r+b") as file:
+        with cannot_write_is_bad_input(path), open(path, "r+b") as file:
             file.truncate(end)
     return {caption_id: text for line in lines[1:] for caption_id, text in line.items()}
 
@@ -128,7 +133,11 @@ def translate_captions(
         if captions.languages[caption_id] != "en":
             by_language.setdefault(captions.languages[caption_id], []).append(caption_id)
     total = sum(map(len, by_language.values()))
-    with ProgressBar(what="translating", total=total, initial=len(done), unit="caption") as bar, open(journal, "ab") as file:
+    with (
+        ProgressBar(what="translating", total=total, initial=len(done), unit="caption") as bar,
+        cannot_write_is_bad_input(journal),
+        open(journal, "ab") as file,
+    ):
         for language, ids in by_language.items():
             if all(i in done for i in ids):
                 continue

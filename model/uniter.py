@@ -206,7 +206,7 @@ class Reranker(nn.Module):
     @classmethod
     def _read(cls, folder: str | Path, dropout: float | None) -> tuple[Reranker, dict[str, Tensor]]:
         """The model with what is in the folder, random weights for heads that are not, and the tensors that are."""
-        folder = local_folder(folder)
+        folder = checkpoints.one_checkpoint(local_folder(folder))
         path = folder / "config.json"
         values = checkpoints.read_settings(path)
         if values.get("model_type") != "uniter":
@@ -310,7 +310,7 @@ def build_reranker(options: EncoderOptions, pairs: PairDataset) -> tuple[Reranke
 
 
 def _of_towers(folder: str) -> tuple[EncoderConfig, dict[str, Tensor], str]:
-    config = LightningDOTConfig.from_dict(checkpoints.read_config(folder))
+    config = LightningDOTConfig.from_dict(checkpoints.read_config(folder), Path(folder) / "config.json")
     if not isinstance(config.txt, EncoderConfig):
         raise BadInput(f"{folder}: its text tower is not of the BERT family, which a re-ranker is; start from a BERT folder")
     if config.txt.hidden_size != config.img.hidden_size:

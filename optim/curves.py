@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.errors import BadInput
-from data.storage.text_files import read_lines
+from data.storage.shapes import check_shape
+from data.storage.text_files import parse_json, read_lines
 
 Curve = list[tuple[int, float]]  # (step, value) in the order they were logged
+METRICS = {"step": int, str: object}  # a line of metrics.jsonl
 
 
 def read_curves(run: str | Path) -> dict[str, Curve]:
@@ -22,14 +23,18 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     path = Path(run, "metrics.jsonl")
     curves: dict[str, Curve] = {}
     for number, line in enumerate(read_lines(path, "give the folder of a run"), 1):
-        try:
-            values = json.loads(line)
-            step = values.pop("step")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise BadInput(f"{path}: line {number} is no line of metrics ({error!r})") from None
+        values = metrics_of_line(line, f"{path}: line {number}")
+        step = values.pop("step")
         for name, value in values.items():
             curves.setdefault(name, []).append((step, value))
     return curves
+
+
+def metrics_of_line(line: str, where: str) -> dict[str, Any]:
+    """The values of a line of metrics.jsonl, ``step`` among them. Raises BadInput, about ``where``, for another line."""
+    values = parse_json(line, where)
+    check_shape(values, METRICS, where)
+    return values
 
 
 def smooth_curve(curve: Curve, points: int) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ def default_metrics(known: Sequence[str]) -> list[str]:
 
 def finite_points(curve: Curve) -> Curve:
     """The points of a curve that are numbers and can be drawn."""
-    return [(step, value) for step, value in curve if isinstance(value, int | float) and math.isfinite(value)]
+    return [(step, value) for step, value in curve if isinstance(value, int | float) and abs(value) < 1e300]
 
 
 def draw_curves(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from data.batches.batch import Batch
 from data.batches.pairs import PairDataset
-from data.errors import Stopped
+from data.errors import BadInput, Stopped, reason_of
 from data.progress import ProgressBar
 from model.distributed import Announced, Meeting, Ranks
 from model.gradient_exchange import GradientExchange, GradientFormat
@@ -37,7 +37,7 @@ from optim.run import (
     restore_random_state,
     seed_dropout,
 )
-from optim.saving import Saver, load_optimizer
+from optim.saving import GO_BACK, Saver, load_optimizer
 from optim.schedule import build_schedule
 from optim.settings import TrainingSettings
 
@@ -321,14 +321,19 @@ def _restored(task: Task, run: Run, updater: Updater) -> Progress:
     if saved is None:
         return Progress(0, task.worst_score)
     training, own = saved
-    checkpoint = run.folder / "last"
+    checkpoint = run.checkpoint
     changed = changed_data(training.get("data"), task.data)
-    task.load(checkpoint, training, changed)
-    load_optimizer(updater.optimizer, checkpoint, training)
-    updater.scaler.load_state_dict(training["scaler"])
-    if own is not None:
-        restore_random_state(own["random"])
-        updater.recent.load_state_dict(own["recent"])
+    try:
+        task.load(checkpoint, training, changed)
+        load_optimizer(updater.optimizer, checkpoint, training)
+        updater.scaler.load_state_dict(training["scaler"])
+        if own is not None:
+            restore_random_state(own["random"])
+            updater.recent.load_state_dict(own["recent"])
+    except BadInput:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:  # values of other kinds than were saved
+        raise BadInput(f"{checkpoint}: its training state is not of this run ({reason_of(error)}); {GO_BACK}") from error
     best_counts = not any(name.startswith("validation") for name in changed)
     print_first(updater.ranks, message_of_changes(training.get("data"), changed, best_counts))
     return Progress(training["step"], training["best"] if best_counts else task.worst_score)

@@ -260,7 +260,8 @@ def _absent(what: str, folder: str, sizes: DataSizes, notes: list[str]) -> Encod
 def towers_config(model: ModelOptions, sizes: DataSizes, notes: list[str]) -> LightningDOTConfig:
     """The sizes that training would start with, as far as the folders named are there; ``notes`` gets what is assumed."""
     if _settings_of(model.init):
-        config = LightningDOTConfig.from_dict(checkpoints.read_config(local_folder(model.init, SIZES)))
+        folder = local_folder(model.init, SIZES)
+        config = LightningDOTConfig.from_dict(checkpoints.read_config(folder), folder / "config.json")
     else:
         found = {}
         for side, folder in (("txt", model.init or model.txt_init), ("img", model.init or model.img_init)):

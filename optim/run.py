@@ -29,9 +29,10 @@ from torch import nn
 from data.errors import BadInput
 from data.progress import print_above_bars
 from data.storage.atomic import atomic_file
-from data.storage.text_files import read_lines, write_json
+from data.storage.text_files import read_yaml, write_json
 from model import checkpoints
 from model.distributed import Ranks
+from optim.curves import metrics_of_line
 from optim.saving import Saver, load_own, load_training, point_link
 from optim.schedule import depends_on_length
 from optim.settings import FREE_SETTINGS, LENGTHS, TrainingSettings
@@ -44,6 +45,10 @@ class Run:
         settings: ``out`` is the folder; with ``resume`` the run goes on from its ``last`` checkpoint when there is one
         ranks: of these the first one writes
         facts: what else to keep in ``run.json`` (effective batch, sizes of the data)
+
+    Attributes:
+        resumed: whether the run goes on
+        checkpoint: from which, then
 
     Raises:
         BadInput: the folder holds a run and ``resume`` is off, or a run with other settings.
@@ -59,6 +64,7 @@ class Run:
                 f"{last}: points to {os.readlink(last)}, which is not there; put it back, or remove the link to start again"
             )
         self.resumed = resume and last.is_dir()
+        self.checkpoint = last.resolve()  # all that is restored is read from this one, wherever the link points meanwhile
         if last.is_dir() and not resume:
             raise BadInput(f"{self.folder}: already holds a run; leave resume true to go on with it, or choose another --out")
         if self.resumed:
@@ -76,12 +82,7 @@ class Run:
 
     def _check_same_settings(self) -> None:
         path = self.folder / "config.yaml"
-        try:
-            before = _flat(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise BadInput(
-                f"{path}: the run's settings cannot be read ({error}); put the file back, or choose another --out"
-            ) from error
+        before = _flat(read_yaml(path, "put the run's settings back, or choose another --out", {str: object}))
         after = _flat(yaml.safe_load(yaml.safe_dump(self.settings)))
         before = _flat(yaml.safe_load(yaml.safe_dump(self._defaults))) | before  # a setting that is newer than the run had its default
         changed = [name for name, value in after.items() if name not in FREE_SETTINGS and before.get(name) != value]
@@ -111,18 +112,14 @@ class Run:
                 (self.folder / "metrics.jsonl").unlink(missing_ok=True)
                 shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
             return None
-        last = self.folder / "last"
-        training, own = load_training(last), load_own(last, self.ranks)
+        training, own = load_training(self.checkpoint), load_own(self.checkpoint, self.ranks)
         if self.ranks.is_first:
-            if training["is_best"] and last.is_symlink():  # the run may have been stopped between its two links
-                point_link(self.folder, "best", self.folder / os.readlink(last))
+            if training["is_best"] and (self.folder / "last").is_symlink():  # it may have been stopped between its two links
+                point_link(self.folder, "best", self.folder / os.readlink(self.folder / "last"))
             log = self.folder / "metrics.jsonl"
-            if log.is_file():  # what was logged after the checkpoint will be logged again
-                lines = read_lines(log)
-                lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= training["step"]]
-                with atomic_file(log) as path:
-                    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-            print(f"resumed at step {training['step']} from {last.resolve()}")
+            if log.is_file():
+                _take_back(log, training["step"])
+            print(f"resumed at step {training['step']} from {self.checkpoint}")
             if own is None:
                 print(
                     f"saved by {training['ranks']} ranks, now {self.ranks.size}: the effective batch changes with them, dropout "
@@ -196,11 +193,29 @@ class StopSignal:
         self.received = signal.Signals(number).name
 
 
+def _take_back(log: Path, step: int) -> None:
+    """Keep of a run's metrics the lines up to a step: what was logged after it will be logged again. A line that is none of
+    metrics, as damage leaves it, goes too, and is told."""
+    kept, odd = [], []
+    with open(log, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                logged = metrics_of_line(line.decode(), f"{log}: line {number}")["step"]
+            except (BadInput, UnicodeDecodeError):
+                odd += [number] * line.endswith(b"\n")  # else it is the last one, cut by a kill
+                continue
+            kept += [line.rstrip(b"\n") + b"\n"] * (logged <= step)
+    if odd:
+        print(f"warning: {log}: {len(odd)} lines are damaged and left out, the first: line {odd[0]}", file=sys.stderr)
+    with atomic_file(log) as path:
+        path.write_bytes(b"".join(kept))
+
+
 def _flat(settings: dict, prefix: str = "") -> dict:
     """Nested settings under dotted names, as the command line has them."""
     flat = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 

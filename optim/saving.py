@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush
+from data.storage.shapes import check_shape
 from data.storage.text_files import write_json
 from data.storage.torch_files import load_torch
 from model import checkpoints
@@ -35,6 +36,9 @@ from model.distributed import Ranks
 from model.made_from import FILE as MADE_FROM_FILE
 from model.made_from import MadeFrom
 from model.uniter import Reranker
+
+TRAINING = {"step": int, "is_best": bool, "ranks": int, "param_groups": [dict], "data?": (None, {str: str})}  # beside what a task adds
+GO_BACK = "point the link last to another checkpoint, or remove it to start again"
 
 
 class Saver:
@@ -186,7 +190,9 @@ def point_link(folder: Path, name: str, target: Path) -> None:
 
 def load_training(folder: Path) -> dict:
     """``training.pt`` of a checkpoint. Raises BadInput when it is damaged."""
-    return _load(folder / "training.pt")
+    training = _load(folder / "training.pt")
+    check_shape(training, TRAINING, str(folder / "training.pt"), GO_BACK)
+    return training
 
 
 def load_own(folder: Path, ranks: Ranks) -> dict | None:
@@ -209,7 +215,7 @@ def _load(path: Path) -> dict:
         return _copied(load_torch(path))  # the run goes on when the file is gone
     except Exception as error:
         raise BadInput(
-            f"{path}: damaged training state: {reason_of(error)}; point the link last to another checkpoint, or remove it to start again"
+            f"{path}: damaged training state: {reason_of(error)}; {GO_BACK}"
         ) from None
 
 

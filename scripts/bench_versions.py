@@ -26,6 +26,7 @@ import torch
 
 from data.errors import BadInput
 from data.progress import ProgressBar
+from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.objectives.heads import PAPER
 from model.precision import Precision
@@ -94,8 +95,7 @@ class Version:
 
     def __init__(self, folder: Path, options: Options):
         values = json.dumps({"threads": options.threads, "tower": {name: getattr(options, name) for name in SIZES}})
-        worker = ROOT / "scripts" / "benchmarking" / "version_worker.py"
-        command, pipe = [sys.executable, str(worker), str(folder), values], subprocess.PIPE
+        command, pipe = [sys.executable, str(ROOT / "scripts/benchmarking/version_worker.py"), str(folder), values], subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=folder)
 
     def seconds_each(self, case: dict, clock: str) -> float:  # of one item
@@ -122,8 +122,8 @@ def cases_of(options: Options) -> dict[str, dict]:
 
 
 def main(options: Options) -> None:
-    cases = cases_of(options)
-    folders = {"other": Path(options.other).resolve(), "this": ROOT}
+    claim_output(options.out)
+    cases, folders = cases_of(options), {"other": Path(options.other).resolve(), "this": ROOT}
     times = {name: {version: [] for version in folders} for name in cases}
     with ProgressBar(what="measuring", total=options.rounds * len(cases), unit="measurement") as bar:
         for name, case in cases.items():

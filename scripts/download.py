@@ -19,17 +19,22 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
-import yaml
-
 from configs import cli
 from data.downloads.archives import unpack_archive
 from data.downloads.checksums import verify_checksum
 from data.downloads.fetch import fetch_file
 from data.errors import BadInput
 from data.storage.locks import claim_output
+from data.storage.text_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "LIGHTNINGDOT_DOWNLOADS"  # in the environment: another file of sources
+FILE_OF_SOURCES = {
+    str: {
+        "title": str, "licence?": str, "page?": str, "by_hand?": [str], "then?": str,
+        "files?": [{"url": str, "name?": str, "bytes?": int, "checksum?": str, "unpack?": bool}],
+    }
+}  # fmt: skip
 RECORD = "checksums.json"  # beside the files: checksums of first downloads
 
 
@@ -60,10 +65,7 @@ class Options:
 
 def read_sources(path: str) -> dict[str, dict]:
     """The sources of configs/downloads.yaml: name → what to fetch, and what to do by hand."""
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: cannot be read as YAML ({error})") from None
+    return read_yaml(path, "give a file such as configs/downloads.yaml", FILE_OF_SOURCES)
 
 
 def main(options: Options) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
-
 from configs import cli
 from data.annotations.records import ReadingOptions
 from data.annotations.web_pairs import read_pairs

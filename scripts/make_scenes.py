@@ -7,14 +7,15 @@ python scripts/make_scenes.py --out runs/world --train 20 --val 10 --test 10 --w
 """
 
 import json
-import multiprocessing
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
-
 
 from configs import cli
 from data.errors import BadInput
@@ -57,6 +58,19 @@ def write_picture(job: tuple[int, str], photos: Path, seed: int, size: int) -> s
     return json.dumps({"image": name, "captions": scenes.captions(scene), "split": split}, ensure_ascii=False)
 
 
+def render_in_workers(draw: Callable[[tuple[int, str]], str], jobs: list[tuple[int, str]], workers: int) -> list[str]:
+    """`draw` of all jobs, in their order, in that many processes. Raises BadInput where one of them dies."""
+    pool = ProcessPoolExecutor(workers, initializer=leave_ctrl_c_to_parent)
+    try:
+        with starting_workers():
+            found = pool.map(draw, jobs, chunksize=16)
+        return list(ProgressBar(found, "rendering", len(jobs), unit="pictures"))
+    except BrokenProcessPool:
+        raise BadInput("a worker process died, perhaps out of memory; use fewer --workers, and start the same command again") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def main(options: Options) -> None:
     splits = {"train": options.train, "val": options.val, "test": options.test}
     for name, count in splits.items():
@@ -78,10 +92,7 @@ def main(options: Options) -> None:
 
     draw = partial(write_picture, photos=photos, seed=options.seed, size=options.size)
     if options.workers > 1:
-        with starting_workers():
-            pool = multiprocessing.Pool(options.workers, leave_ctrl_c_to_parent)
-        with pool:
-            lines = list(ProgressBar(pool.imap(draw, jobs, chunksize=16), "rendering", len(jobs), unit="pictures"))
+        lines = render_in_workers(draw, jobs, options.workers)
     else:
         lines = [draw(job) for job in ProgressBar(jobs, "rendering", unit="pictures")]
 

@@ -102,8 +102,7 @@ def main(options: Options) -> None:
     words = [*annotations, "--tokenizer", tokenizer, "--regions", str(regions), "--out", str(out / "db")]
     words += ["--former-splits", "remove"]  # all of OUT/db is made of OUT/captions.jsonl
     run_script("scripts/build_captions.py", words)
-    splits = list(dict.fromkeys(c.split for c in captions))
-    report["checks"] = {}
+    splits, report["checks"] = list(dict.fromkeys(c.split for c in captions)), {}
     for folder, of_regions in [(regions, None), *((out / "db" / name, str(regions)) for name in splits)]:
         report["checks"] |= require_sound(folder, of_regions)
     write_json(out / "report.json", report)

@@ -38,10 +38,12 @@ def main(options: Options) -> None:
     results = read_json(options.results, "give the results of scripts/bench_retrieval.py")
     try:
         print_table(results)
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{options.results}: no results of scripts/bench_retrieval.py") from None
-    if options.plot:
-        plot(results, Path(options.plot))
+        if options.plot:
+            plot(results, Path(options.plot))
+    except BadInput:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:  # what is deep in such a file has no other check
+        raise BadInput(f"{options.results}: no results of scripts/bench_retrieval.py ({error!r})") from None
 
 
 if __name__ == "__main__":

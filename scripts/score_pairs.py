@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
-from configs import cli
+from configs import cli  # isort: skip (before numpy)
+import numpy as np
+
 from data.errors import BadInput
 from data.regions.db import BoxChoice
 from data.storage.locks import claim_output

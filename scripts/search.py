@@ -113,7 +113,7 @@ def main(options: Options) -> None:
     if options.captions and options.image:
         captions = CaptionDB(options.captions)
         retriever.backend.check_contents(captions.folder, captions.fingerprint())
-        texts = {hit.id: captions[hit.id]["raw"] for hit in found.hits[0] if hit.id in captions}
+        texts = {hit.id: captions[hit.id].get("raw", "") for hit in found.hits[0] if hit.id in captions}
     for query, hits in zip(queries, found.hits, strict=True):
         if len(queries) > 1:
             print(query)

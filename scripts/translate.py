@@ -91,8 +91,10 @@ def main(options: Options) -> None:
     wanted = [name for name in languages if name != "en" and name in (options.languages or languages)]
     models = {name: settings.model_of(name) for name in wanted}
     translated = {"from": options.captions, "models": models, "num_beams": options.num_beams, "kept": empty}
+    annotations = captions.meta.get("annotations", [])
+    annotations = list(map(str, annotations)) if isinstance(annotations, list) else [str(annotations)]
     counts = write_caption_db(
-        options.out, records, tokenizer, captions.meta.get("annotations", []), extra_fields=more,
+        options.out, records, tokenizer, annotations, extra_fields=more,
         extra_meta={"translated": translated}, keys={record.image: record.image for record in records},
     )  # fmt: skip
     if empty:

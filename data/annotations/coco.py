@@ -44,7 +44,7 @@ def captions_of_coco(
     Args:
         mark: what begins every caption id, before the file's number
     """
-    content = read_json(path, ADVICE, expected=None)
+    content = read_json(path, ADVICE, expected=object)
     for name in ("images", "annotations"):
         value = content.get(name) if isinstance(content, dict) else None
         require(isinstance(value, list), str(path), name, value, "a list, as in COCO's captions_*.json")

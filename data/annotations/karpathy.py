@@ -35,7 +35,7 @@ def read_karpathy(path: str | Path, settings: ReadingOptions = STRICT) -> Iterat
     Raises:
         BadInput: a file that is not of this form, an empty caption or an id used twice; names file and picture.
     """
-    content = read_json(path, ADVICE, expected=None)
+    content = read_json(path, ADVICE, expected=object)
     images = content.get("images") if isinstance(content, dict) else None
     require(isinstance(images, list), str(path), "images", images, "a list, as in Karpathy's dataset_*.json")
     seen: set[str] = set()

@@ -30,7 +30,7 @@ def read_addresses(paths: Iterable[str]) -> dict[str, set[str]]:
     """
     same: dict[str, set[str]] = defaultdict(set)
     for path in paths:
-        content = read_json(path, ADVICE, expected=None)
+        content = read_json(path, ADVICE, expected=object)
         images = content.get("images") if isinstance(content, dict) else content
         require(isinstance(images, list), str(path), "images", images, "a list, as in COCO's files or image_data.json")
         for n, image in enumerate(images):

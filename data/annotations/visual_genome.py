@@ -29,7 +29,7 @@ def read_visual_genome(path: str | Path, settings: ReadingOptions = STRICT) -> I
     Raises:
         BadInput: a file that is not of this form; and, reported, an empty phrase or a region that occurs twice.
     """
-    content = read_json(path, ADVICE, expected=None)
+    content = read_json(path, ADVICE, expected=object)
     require(isinstance(content, list), str(path), "the file", content, "a list, as in region_descriptions.json")
     seen: set[str] = set()
 

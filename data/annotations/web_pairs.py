@@ -106,7 +106,7 @@ def _jsonl_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[s
 
 
 def _json_pairs(path: str | Path, settings: ReadingOptions) -> Iterator[tuple[str, Row]]:
-    content = read_json(path, ADVICE, expected=None)
+    content = read_json(path, ADVICE, expected=object)
     if isinstance(content, dict):
         columns = [content.get(name) for name in ("captions", "image_urls")]
         right = all(isinstance(c, list) for c in columns) and len(columns[0]) == len(columns[1])

@@ -68,7 +68,7 @@ def keep_extracted(captions: list[Caption], regions: Path, photos: Path, source:
         BadInput: no picture was extracted, or two have one key; names both.
     """
     known, extraction = known_keys([regions], None), regions / "report.json"
-    bad = read_json(extraction)["bad_photos"] if extraction.is_file() else {}
+    bad = read_json(extraction, "it says what was not extracted", {"bad_photos": dict})["bad_photos"] if extraction.is_file() else {}
     pictures = dict.fromkeys(c.image for c in captions)
     others = {image: other for image in pictures if (other := known.other(image))}
     missing = {image for image in pictures if known.find(image) is None or str(photos / image) in bad}

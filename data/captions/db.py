@@ -32,7 +32,10 @@ from data.storage.columns import load_columns
 from data.storage.contents import content_digest
 from data.storage.inflating import inflate_lz4
 from data.storage.lmdb_env import Records
+from data.storage.shapes import check_shape
 from data.storage.text_files import read_json
+
+META = {"CLS": int, "SEP": int, "MASK": int, "UNK?": int, "PAD?": int, "v_range": [int]}
 
 
 class CaptionDB:
@@ -74,6 +77,9 @@ class CaptionDB:
             raise BadInput(
                 f"{self.folder / 'meta.json'}: has no {', '.join(sorted(missing))}; build the database again"
             )
+        check_shape(self.meta, META, str(self.folder / "meta.json"), "build the database again")
+        if len(self.meta["v_range"]) != 2 or not 0 <= self.meta["v_range"][0] < self.meta["v_range"][1]:
+            raise BadInput(f"{self.folder / 'meta.json'}: v_range is {self.meta['v_range']}, expected a first id and an end; build the database again")
 
     @property
     def tokenizer_folder(self) -> Path | None:
@@ -106,9 +112,9 @@ class CaptionDB:
         return hashlib.blake2b(f"{digest} {json.dumps(special)}".encode(), digest_size=8).hexdigest()
 
 
-def read_table(folder: Path, name: str) -> dict:
+def read_table(folder: Path, name: str, shape: dict | type = dict) -> dict:
     """A JSON object beside the LMDB, such as ``id2len.json``; BadInput when it is missing or something else."""
-    return read_json(folder / name, "copy or build the text DB again")
+    return read_json(folder / name, "copy or build the text DB again", shape)
 
 
 def read_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> dict:
@@ -121,6 +127,10 @@ def read_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> dict:
         raise BadInput(f"{folder}: no caption {caption_id!r}; check the id or build the database again")
     try:
         record = msgpack.unpackb(inflate_lz4(value))
-        return {"input_ids": record["input_ids"], "img_fname": record["img_fname"], **record}
+        if type(record["input_ids"]) is not list or not set(map(type, record["input_ids"])) <= {int}:
+            raise TypeError("input_ids is no list of whole numbers")
+        if type(record["img_fname"]) is not str or not isinstance(record.get("raw"), str | None):
+            raise TypeError("img_fname or raw is no text")
+        return record
     except Exception as error:  # whatever lz4 and msgpack raise on damaged bytes
         raise BadInput(f"{folder}: caption {caption_id!r} is damaged ({error!r}); build it again") from None

@@ -3,13 +3,14 @@ of ``img2txts.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import BadInput
 from data.storage.columns import Lists, Numbers, SelectedStrings, Strings, Table, store_arrays, string_arrays
+from data.storage.text_files import is_utf8
 
 JSON_TABLES = ("id2len.json", "txt2img.json", "img2txts.json", "txt2lang.json")  # the last one is ours
 
@@ -30,17 +31,19 @@ def build_columns(folder: Path, read: Callable[[str], Mapping]) -> dict[str, np.
         BadInput: a caption without a picture or a picture without captions, or values of another kind.
     """
     lengths = read("id2len.json")
+    _check_texts(folder / "id2len.json", lengths)
     arrays = string_arrays("id", lengths) | {"length": _whole_numbers(folder / "id2len.json", lengths)}
     row_of = {caption_id: row for row, caption_id in enumerate(lengths)}
     del lengths
 
     img2txts = read("img2txts.json")
+    _check_texts(folder / "img2txts.json", img2txts)
     arrays |= string_arrays("image", img2txts)
     counts = np.zeros(len(img2txts) + 1, np.int64)
     rows = []
     for n, (key, captions) in enumerate(img2txts.items(), 1):
-        if not isinstance(captions, list):
-            raise BadInput(f"{folder / 'img2txts.json'}: {key} has {captions!r}, expected a list; build the text DB again")
+        if not isinstance(captions, list) or not set(map(type, captions)) <= {str}:
+            raise BadInput(f"{folder / 'img2txts.json'}: {key} has {captions!r:.60}, expected a list of ids; build the text DB again")
         known = [row_of[i] for i in captions if i in row_of]
         counts[n] = len(known)
         rows.append(np.array(known, np.int32))
@@ -50,6 +53,7 @@ def build_columns(folder: Path, read: Callable[[str], Mapping]) -> dict[str, np.
     del rows
 
     txt2img = read("txt2img.json")
+    _check_texts(folder / "txt2img.json", txt2img.values())
     image = np.fromiter((number_of.get(txt2img.get(i), -1) for i in row_of), np.int32, len(row_of))
     if (image < 0).any():
         caption_id = next(i for i, n in zip(row_of, image, strict=True) if n < 0)
@@ -61,11 +65,19 @@ def build_columns(folder: Path, read: Callable[[str], Mapping]) -> dict[str, np.
 
     if folder / "txt2lang.json" in table_files(folder):
         txt2lang = read("txt2lang.json")
+        _check_texts(folder / "txt2lang.json", txt2lang.values())
         names: dict[str, int] = {}
         languages = (names.setdefault(txt2lang.get(i, ""), len(names)) for i in row_of)
         arrays["language"] = _smallest(np.fromiter(languages, np.int32, len(row_of)))
         arrays |= string_arrays("language", names)
     return arrays
+
+
+def _check_texts(path: Path, values: Iterable) -> None:
+    """Refuse a table whose ``values`` are not all texts that UTF-8 has."""
+    for value in values:
+        if type(value) is not str or not (value.isascii() or is_utf8(value)):
+            raise BadInput(f"{path}: holds {ascii(value)[:60]}, expected texts; build the text DB again")
 
 
 def _whole_numbers(path: Path, table: Mapping) -> np.ndarray:

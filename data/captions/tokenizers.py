@@ -7,15 +7,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from data.downloads.hub import TOKENIZER, local_folder
-from data.errors import BadInput
-from data.storage.atomic import cannot_write_is_bad_input
+from data.errors import BadInput, reason_of
+from data.storage.atomic import atomic_file
 from data.storage.text_files import is_utf8, read_json, read_lines, write_json
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ _SPECIAL_TOKENS = {
     "pad_token": ("[PAD]", "<pad>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
+
+
+_TOKEN = (None, str, {"content": str})
+_CONFIG = {f"{name}?": _TOKEN for name in _SPECIAL_TOKENS}  # tokenizer_config.json and special_tokens_map.json, as far as they are read
+_CONFIG |= {f"{name}?": (bool, None) for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
 
 
 class CaptionTokenizer:
@@ -89,7 +95,8 @@ class CaptionTokenizer:
         stored = getattr(tokenizer.backend.normalizer, "lowercase", None)
         if None not in (lowercase, stored) and lowercase != stored:
             raise BadInput(f"{path}: its tokenizer has lowercase {stored}, not {lowercase}; leave `lowercase` out")
-        _check_words(tokenizer, path)
+        with _panic_is_bad_input(path):
+            _check_words(tokenizer, path)
         return tokenizer
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -100,9 +107,8 @@ class CaptionTokenizer:
             BadInput: the folder cannot be written.
         """
         folder = Path(folder)
-        with cannot_write_is_bad_input(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        with atomic_file(folder / "tokenizer.json") as path:
+            path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         write_json(folder / "tokenizer_config.json", self._config)
 
     def __len__(self) -> int:
@@ -150,21 +156,34 @@ def _is_special(token: str) -> bool:
     return re.fullmatch(r"\[(UNK|CLS|SEP|MASK|PAD|unused\d+)\]|<\w+>", token) is not None
 
 
+@contextmanager
+def _panic_is_bad_input(path: Path) -> Iterator[None]:
+    """What the tokenizers' Rust makes of files that contradict themselves: no ``Exception``, so that nobody else catches it."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BadInput(f"{path}: its tokenizer cannot be used ({reason_of(error)}); copy it again") from None
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _read_config(folder: Path) -> dict:
     path = folder / "tokenizer_config.json"
-    return read_json(path, "copy the tokenizer again") if path.exists() else {}
+    return read_json(path, "copy the tokenizer again", _CONFIG) if path.exists() else {}
 
 
 def _from_tokenizer_json(folder: Path) -> CaptionTokenizer:
-    try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise BadInput(f"{folder}: cannot be loaded as a tokenizer ({str(error)[:200]})") from None
+    with _panic_is_bad_input(folder):
+        try:
+            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise BadInput(f"{folder}: cannot be loaded as a tokenizer ({str(error)[:200]})") from None
     config = _read_config(folder)
-    said = (read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").exists() else {}) | config
+    path = folder / "special_tokens_map.json"
+    said = (read_json(path, "copy the tokenizer again", _CONFIG) if path.exists() else {}) | config
     special_tokens = {}
     for name, usual in _SPECIAL_TOKENS.items():
         token = said.get(name)
@@ -193,7 +212,7 @@ def _from_vocabulary(path: Path, lowercase: bool | None, config: dict) -> Captio
     backend.normalizer = normalizers.BertNormalizer(
         lowercase=lowercase,
         strip_accents=config.get("strip_accents"),
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        handle_chinese_chars=config.get("tokenize_chinese_chars") is not False,
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()

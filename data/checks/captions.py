@@ -25,14 +25,21 @@ from data.checks.report import Findings, Report
 from data.errors import BadInput
 from data.regions.db import layout_of, read_keys, stored_keys
 
+SHAPES = {  # as far as the rest is not looked at record by record
+    "id2len": dict,
+    "txt2img": {str: str},
+    "img2txts": {str: [str]},
+    "meta": {f"{name}?": int for name in ("CLS", "SEP", "MASK", "UNK", "PAD")},
+    "txt2lang": {str: str},
+}
 TABLES = ("id2len", "txt2img", "img2txts", "meta")
 
 
 def inspect_captions(folder: Path, options: InspectionOptions) -> Report:
     """A text DB, with its tables."""
     report = Report(str(folder), "text DB")
-    tables = {name: read_table(folder, f"{name}.json") for name in TABLES}
-    tables["txt2lang"] = read_table(folder, "txt2lang.json") if (folder / "txt2lang.json").exists() else {}
+    there = [*TABLES, *(["txt2lang"] if (folder / "txt2lang.json").exists() else [])]
+    tables = {"txt2lang": {}} | {name: read_table(folder, f"{name}.json", SHAPES[name]) for name in there}
     stored = walked_keys(folder, list(tables["id2len"]), report.problems)
     lengths, languages, meta = tables["id2len"], tables["txt2lang"], tables["meta"]
     if not stored:
@@ -45,7 +52,7 @@ def inspect_captions(folder: Path, options: InspectionOptions) -> Report:
         "pictures": len(tables["img2txts"]),
         "size": file_size(folder),
         "languages": ", ".join(f"{name} {n:,}" for name, n in per_language.items()) or "not stored (no txt2lang.json)",
-        "made of": ", ".join(map(str, meta.get("annotations", []))),
+        "made of": ", ".join(map(str, made_of)) if isinstance(made_of := meta.get("annotations", []), list) else str(made_of),
         "vocabulary": f"{meta.get('bert', 'not named')}, v_range {meta.get('v_range')}",
         "special ids": ", ".join(f"{n} {meta[n]}" for n in ("PAD", "UNK", "CLS", "SEP", "MASK") if n in meta),
         "tokenizer": "stored" if (folder / "tokenizer").is_dir() else "not stored",

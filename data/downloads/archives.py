@@ -5,7 +5,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 from data.progress import ProgressBar
 from data.storage.atomic import atomic_folder
 from data.storage.inflating import check_inflated
@@ -39,8 +39,10 @@ def unpack_archive(path: Path, folder: Path) -> int:
                     check_inflated(sum(member.size for member in archive), packed, "its files")
                     for member in ProgressBar(archive, f"unpacking {path.name}", len(names), unit="file"):
                         archive.extract(member, partial, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, OSError) as error:
-        raise BadInput(f"{path}: cannot be unpacked ({error}); delete it and fetch it again") from None
+    except BadInput:  # of the disk that is written to
+        raise
+    except Exception as error:  # whatever zip, tar and what they are packed with raise on damaged bytes
+        raise BadInput(f"{path}: cannot be unpacked ({reason_of(error)}); delete it and fetch it again") from None
     shutil.copytree(content, folder, dirs_exist_ok=True, copy_function=lambda old, new: Path(old).replace(new))
     shutil.rmtree(content)
     done.touch()

@@ -8,6 +8,7 @@ from data.progress import ProgressBar
 from data.storage.regular_files import open_regular
 from data.storage.text_files import read_json, write_json
 
+ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 CHUNK = 1 << 20  # bytes
 
 
@@ -41,6 +42,8 @@ def verify_checksum(path: Path, expected: str | None, record: Path) -> str:
     if expected is None:
         expected, source = known.get(path.name), f"recorded in {record}"
     algorithm, _, wanted = (expected or "sha256:").partition(":")
+    if algorithm not in ALGORITHMS:
+        raise BadInput(f"{path}: its checksum {expected!r} is {source}; expected one of {', '.join(ALGORITHMS)}, a colon and the digits")
     found = file_digest(path, algorithm)
     if wanted and found != wanted:
         aside = path.with_name(path.name + ".bad")
@@ -58,7 +61,4 @@ def read_recorded(record: Path) -> dict[str, str]:
     """The checksums of first downloads: file name → ``sha256:hexdigest``."""
     if not record.exists():
         return {}
-    known = read_json(record, "expected name -> checksum; delete it to record them anew")
-    if not all(isinstance(value, str) for value in known.values()):
-        raise BadInput(f"{record}: expected name -> checksum, found {str(known)[:60]}; delete it to record them anew")
-    return known
+    return read_json(record, "delete it to record the checksums anew", {str: str})

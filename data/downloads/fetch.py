@@ -3,10 +3,10 @@
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 from data.progress import ProgressBar
 from data.storage.atomic import cannot_write_is_bad_input
 
@@ -44,6 +44,10 @@ def fetch_file(url: str, path: Path, size: int | None, checked: bool, retries: i
                     f"{url}: the server says {error.code} {error.reason}; its page may name another address"
                 ) from None
             reason = f"the server says {error.code} {error.reason}"
+        except BadInput:  # of the disk
+            raise
+        except (ValueError, InvalidURL) as error:
+            raise BadInput(f"{url}: not an address that can be fetched ({reason_of(error)})") from None
         except (OSError, HTTPException) as error:  # URLError, timeouts and broken connections
             reason = str(getattr(error, "reason", None) or error or type(error).__name__)
         tries = 0 if part.exists() and part.stat().st_size > before else tries + 1
@@ -56,13 +60,14 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
     """One connection: the bytes that ``part`` lacks. Raises OSError or HTTPException when it ends too early."""
     have = part.stat().st_size if part.exists() else 0
     tag = part.with_name(part.name + ".etag")  # or its date: goes on only with the very same file
-    if not tag.exists() and not checked:
+    version = _noted_version(tag)
+    if version is None and not checked:
         have = 0
     headers = {"User-Agent": "download.py"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if tag.exists():
-            headers["If-Range"] = tag.read_text()
+        if version is not None:
+            headers["If-Range"] = version
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
@@ -78,7 +83,7 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
         if answer.status != 206:  # the whole file: the server knows no ranges, or the file is another one
             have = 0
         length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else size
+        total = have + int(length) if length and length.isdecimal() else size
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         with (
             cannot_write_is_bad_input(part),
@@ -86,7 +91,7 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
             ProgressBar(what=part.stem, total=total, initial=have, in_bytes=True) as bar,
         ):
             if version:
-                tag.write_text(version)
+                tag.write_text(version, encoding="ascii", errors="replace")
             elif not have:
                 tag.unlink(missing_ok=True)
             file.seek(have)
@@ -97,3 +102,12 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
     if total is not None and found < total:
         raise OSError(f"the connection ended after {found:,} of {total:,} bytes")
     tag.unlink(missing_ok=True)
+
+
+def _noted_version(tag: Path) -> str | None:
+    """Which version of a file its part is of; None where nothing says so, or no server could have."""
+    try:
+        version = tag.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return version if version.isprintable() and version else None

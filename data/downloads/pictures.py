@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -65,13 +66,20 @@ def _known(folder: Path, again: bool) -> set[str]:
         path = folder / name
         if not path.exists():
             continue
-        lines = [line for line in read_lines(path) if line.count("\t") == 1]
-        if name == GONE and again:
-            lines = []
+        lines = list(read_lines(path))
+        if lines and not _has_whole_lines(path):
+            lines.pop()
+        lines = [] if name == GONE and again else [line for line in lines if line.count("\t") == 1]
         with atomic_file(path) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         known |= {line.partition("\t")[0] for line in lines}
     return known
+
+
+def _has_whole_lines(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _note(done: Iterable[Future[Fetched]], tables: dict) -> Iterator[Fetched]:

@@ -29,9 +29,15 @@ import numpy as np
 from data.errors import BadInput
 from data.index.dtypes import DTYPES, encode, quantize
 from data.storage.lmdb_env import MAX_KEY_BYTES
+from data.storage.shapes import check_shape
 
 VERSION = 2
 KINDS = ("img", "txt")
+HEADER = {
+    "kind": str, "dim": int, "dtype": str, "count": int, "rows_per_block": int, "max_norm": float, "max_error": (float, None),
+    "complete": bool, "commits": int, "model": str, "data": str,
+    "created": {"time?": str, "contents?": (str, None), "model_settings?": (dict, None)},
+}  # fmt: skip
 MAX_ID_BYTES = MAX_KEY_BYTES - len(b"row/")
 _CHECKED = (b"ids", b"int8", b"vec")  # values of a block, in the order of its checksums
 
@@ -83,17 +89,21 @@ def stored_header(txn: lmdb.Transaction, folder: Path) -> dict:
     try:
         header = json.loads(bytes(value or b""))
         known = header["format"] == "feature-index"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise BadInput(f"{folder}: an LMDB, but not a feature index; scripts/build_index.py makes one")
+    check_shape(header, {"version": int}, f"{folder}: damaged index, its header", "build it again")
     version = header["version"]
     if version > VERSION:
         raise BadInput(f"{folder}: index format {version}, this code reads up to {VERSION}: update the code")
     header = {"max_error": None, "complete": True, "commits": 1} | header
     needed = {"kind", "dim", "dtype", "count", "rows_per_block", "max_norm", "model", "data", "created"}
-    if not needed <= header.keys() or header["dtype"] not in DTYPES:
+    if not needed <= header.keys() or str(header["dtype"]) not in DTYPES:
         raise BadInput(f"{folder}: damaged index, its header lacks {sorted(needed - header.keys())}: build it again")
+    check_shape(header, HEADER, f"{folder}: damaged index, its header", "build it again")
+    if header["dim"] < 1 or header["count"] < 0 or header["rows_per_block"] < 1:
+        raise BadInput(f"{folder}: damaged index, its header has impossible sizes: build it again")
     return header
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,9 @@ from data.regions.codec import MEMBERS, decode_compressed, decode_plain
 from data.regions.extractor_record import PRECOMPUTED, read_extractor
 from data.storage.columns import Numbers, Strings, Table, json_parts, load_columns, string_arrays
 from data.storage.contents import content_digest
-from data.storage.lmdb_env import Records
-from data.storage.text_files import read_json
+from data.storage.lmdb_env import Records, damage_is_bad_input
+from data.storage.shapes import check_shape
+from data.storage.text_files import is_utf8, parse_json, read_json
 
 _FOLDER = re.compile(
     r"(?:all|feat_numbb(?P<num_bb>\d+)|feat_th(?P<conf_th>\d[^_]*)_max(?P<max_bb>\d+)_min(?P<min_bb>\d+))"
@@ -184,16 +184,14 @@ def layout_of(name: str) -> Layout | None:
 def read_keys(folder: Path) -> list[str]:
     """Keys of the pictures in one LMDB folder: those of ``__keys__``, or without it all that are stored."""
     txn = Records(folder).txn
-    value = txn.get(b"__keys__")
-    if value is None:
-        return [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
-    try:
-        keys = json.loads(bytes(value))
-        if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-            raise ValueError(f"it starts {bytes(value[:40])!r}")
-        return keys
-    except ValueError as error:
-        raise BadInput(f"{folder}: key __keys__ is no JSON list ({error}); build the database again") from None
+    with damage_is_bad_input(folder):
+        value = txn.get(b"__keys__")
+        if value is None:
+            return [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
+        text = bytes(value).decode()
+    keys = parse_json(text, f"{folder}: key __keys__", "build the database again")
+    check_shape(keys, [str], f"{folder}: key __keys__", "build the database again")
+    return keys
 
 
 def stored_keys(img_db: str | Path) -> set[str]:
@@ -278,6 +276,8 @@ class RegionDB:
     def _build(self, nbb_path: Path | None) -> dict[str, np.ndarray]:
         """The keys, and of each the number of boxes to use: as columns."""
         keys = list(dict.fromkeys(read_keys(self.folder)))
+        if odd := next((key for key in keys if not is_utf8(key)), None):
+            raise BadInput(f"{self.folder}: key {odd!a} of __keys__ is not UTF-8 text; build the database again")
         if not keys:
             raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
         if nbb_path:
@@ -384,4 +384,7 @@ def stored_arrays(
     missing = [name for name in members[:3] if name not in arrays]
     if missing:
         raise BadInput(f"{folder}: key {key!r} has no {' and no '.join(missing)}; extract this picture again")
+    odd = next((name for name, array in arrays.items() if array.ndim != (1 if name == "conf" else 2)), None)
+    if odd:
+        raise BadInput(f"{folder}: key {key!r} has {odd} {arrays[odd].shape}, of another form; extract this picture again")
     return arrays

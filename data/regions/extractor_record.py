@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadInput
+from data.storage.shapes import check_shape
 from data.storage.text_files import read_json
 
 FILE = "extractor.json"
 PRECOMPUTED = "precomputed"  # the name of features whose extractor nobody told us
+_SHAPE = {"name": str, "options": {str: object}, "weights": (str, None), "source?": (str, None)}
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,8 @@ class ExtractorRecord:
     @classmethod
     def from_json(cls, values: Any, source: str | Path) -> ExtractorRecord:
         """Raises BadInput for values of another form; ``source`` is where they stand."""
-        try:
-            record = cls(values["name"], dict(values["options"]), values["weights"], values.get("source"))
-            if not isinstance(record.name, str) or not isinstance(record.weights, str | None):
-                raise TypeError("name and weights are no texts")
-        except (TypeError, KeyError, ValueError) as error:
-            raise BadInput(f"{source}: does not say who made regions ({error!r}); copy the file again") from None
-        return record
+        check_shape(values, _SHAPE, str(source), "it says who made regions; copy the file again")
+        return cls(values["name"], values["options"], values["weights"], values.get("source"))
 
     @property
     def kind(self) -> str:

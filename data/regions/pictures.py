@@ -21,6 +21,7 @@ from data.regions.photos import Photo, picture_names
 from data.storage.text_files import read_json, write_json
 
 FILE = "pictures.json"
+_SHAPE = {"photos": str, "image_key": (str, None), "pictures": {str: str}}
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,8 @@ def read_pictures(folder: str | Path) -> Pictures | None:
     found = None
     for path in (Path(folder, FILE), *sorted(Path(folder).glob(f"*/{FILE}"))):
         if path.is_file():
-            content = read_json(path)
-            try:
-                pictures = Pictures(content["photos"], content["image_key"], dict(content["pictures"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise BadInput(f"{path}: does not say the pictures of keys ({error!r}); copy the file again or delete it") from None
+            content = read_json(path, "it says the pictures of keys; copy the file again or delete it", _SHAPE)
+            pictures = Pictures(content["photos"], content["image_key"], content["pictures"])
             found = pictures if found is None else found.joined(pictures)
     return found
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from data.errors import BadInput
+from data.errors import BadInput, reason_of
 from data.regions.box_forms import BoxForm, StoredBoxes, recognise_form
 from data.regions.conversion import Conversion, GridOrder, image_rows, is_grid, stored_boxes, to_regions
 from data.regions.db import Found, Problem
@@ -302,8 +302,8 @@ def images_of_hdf5(path: Path) -> dict[str, dict[str, str]]:
                 image = name.removesuffix(f"_{member}")
                 if image and member:
                     images.setdefault(image, {})[member] = name
-    except OSError as error:
-        raise BadInput(f"--photos {path}: cannot be read as HDF5 ({error})") from None
+    except Exception as error:  # of a damaged file h5py raises OSError, KeyError, RuntimeError and more
+        raise BadInput(f"--photos {path}: cannot be read as HDF5 ({reason_of(error)})") from None
     images = {image: members for image, members in images.items() if set(NAMES["features"]) & set(members)}
     if not images:
         raise BadInput(

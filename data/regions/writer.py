@@ -14,12 +14,26 @@ import numpy as np
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.codec import MEMBERS, encode_compressed, encode_plain
-from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, stored_arrays
+from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, layout_of, stored_arrays
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
 from data.regions.pictures import FILE as PICTURES_FILE
 from data.regions.pictures import Pictures
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_env import LmdbWriter, damage_is_bad_input
+
+SETTINGS = "settings.json"  # in the folder of a database whose command has not come to its end: what makes the records
+
+
+def was_begun(folder: Path) -> bool:
+    """Whether the command that writes a database was killed behind the database and before its own end."""
+    return (folder / SETTINGS).is_file()
+
+
+def is_extracted(img_db: Path) -> bool:
+    """Whether an image DB is there, and none whose extraction was killed: that goes on with the same command."""
+    folders = [path.parent for path in img_db.glob("*/data.mdb")]
+    is_begun = any(folder.name.endswith(".partial") or was_begun(folder) for folder in folders)
+    return not is_begun and any(layout_of(folder.name) for folder in folders)
 
 
 class RegionWriter(LmdbWriter):
@@ -29,7 +43,8 @@ class RegionWriter(LmdbWriter):
         img_db, boxes: as for `RegionDB`
         compressed: write the compressed layout (about 0.6 of the size, read several times slower)
         settings: what makes the records, as JSON-able values. When they are given, a block that ends otherwise leaves what it
-            has written, and the next writer with the same settings goes on from there: `done` holds those keys
+            has written, and the next writer with the same settings goes on from there: `done` holds those keys. So it does
+            until `conclude` is called
 
     Attributes:
         made_by: the extractor of the regions, which the database remembers; to be set before the block begins
@@ -65,13 +80,32 @@ class RegionWriter(LmdbWriter):
         """Keys that are stored already → number of boxes to use."""
         return self._num_regions
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the database is there, and the command of these settings that wrote it came to no end."""
+        return self.keep and was_begun(self.folder) and self._settings_of(self.folder) == self._settings_text
+
+    @property
+    def _settings_text(self) -> str:
+        return json.dumps(self._settings, indent=1)
+
+    @staticmethod
+    def _settings_of(folder: Path) -> str:
+        return (folder / SETTINGS).read_text(encoding="utf-8", errors="replace")
+
+    def conclude(self) -> None:
+        """The command has written all that it writes: another one of these settings begins anew."""
+        (self.folder / SETTINGS).unlink(missing_ok=True)
+
     def __enter__(self) -> RegionWriter:
-        begun = self.partial / "settings.json"
+        begun = self.partial / SETTINGS
         if self.keep:
-            now = json.dumps(self._settings, indent=1)
+            if self.goes_on and not self.partial.exists():
+                self.folder.rename(self.partial)
+            now = self._settings_text
             if not begun.is_file():
                 shutil.rmtree(self.partial, ignore_errors=True)
-            elif begun.read_text(encoding="utf-8") != now:
+            elif self._settings_of(self.partial) != now:
                 raise BadInput(
                     f"{self.partial}: was begun with other settings, see its settings.json; give the same to go on, or delete "
                     "the folder to begin anew"
@@ -98,7 +132,7 @@ class RegionWriter(LmdbWriter):
 
     def _take_up(self) -> None:
         """Learn what is stored already."""
-        with self._env.begin() as txn:
+        with damage_is_bad_input(self.partial), self._env.begin() as txn:
             keys = [key.decode() for key in txn.cursor().iternext(values=False) if key != b"__keys__"]
             for key in ProgressBar(keys, f"going on from {self.partial}", unit="img"):
                 arrays = stored_arrays(txn, self.partial, key, self._compressed)
@@ -152,4 +186,3 @@ class RegionWriter(LmdbWriter):
             self._nbb_path.unlink(missing_ok=True)  # never counts of one database beside another: they can be computed
             super()._finish()
             os.replace(self.folder / self._nbb_path.name, self._nbb_path)
-        (self.folder / "settings.json").unlink(missing_ok=True)

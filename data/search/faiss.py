@@ -26,6 +26,7 @@ from data.search.base import FeatureIndexBackend, SearchOptions
 from data.search.exact import ExactSearch
 from data.search.topk import ABSENT, checked_queries, exact_scores, in_order
 from data.storage.atomic import atomic_file
+from data.storage.locks import only_writer
 
 VERSION = 3  # of the files beside an index
 ADDED_AT_ONCE = 1000  # vectors between two moves of the progress bar
@@ -144,9 +145,12 @@ class FaissSearch(FeatureIndexBackend):
         Args:
             queries: [Q,D] queries to tune with, then in any case; none: sums of two stored vectors
         """
-        self.about = self.about or self._opened() or self._built()
+        self.about = self.about or self._opened()
         target = self.options.target_recall
-        if "effort" not in self.about or queries is not None or target not in (None, self.about["target_recall"]):
+        if "effort" in self.about and queries is None and target in (None, self.about["target_recall"]):
+            return
+        with only_writer(self._file):
+            self.about = self.about or self._built()
             self._tune(target or self.about.get("target_recall", TARGET_RECALL), queries)
 
     @abstractmethod

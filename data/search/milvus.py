@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import socket
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ from data.index.reader import EmbeddingIndex, check_model_settings
 from data.progress import ProgressBar
 from data.search.base import SearchBackend, SearchOptions
 from data.search.topk import best_candidates, checked_queries
+from data.storage.atomic import cannot_write_is_bad_input
+from data.storage.shapes import check_shape
+from data.storage.text_files import parse_json
 
 SPARE = 16  # results beyond k whose scores are computed exactly, so that the engine's rounding does not choose
 MOST = 16384  # results of a query that Milvus gives
@@ -38,6 +42,10 @@ QUERIES_AT_ONCE = 64  # a message holds their results and the vectors of these
 SENT_AT_ONCE = 4 << 20  # bytes of vectors in a message
 TIMEOUT = 10.0  # seconds to wait for a server
 EF = 256  # candidates of a search in an HNSW graph, at least
+HEADER = {
+    "kind": str, "dim": int, "count": int, "model": str, "engine_index": str, "collection?": str, "complete?": bool, "sent?": int,
+    "model_settings?": (dict, None),
+}  # fmt: skip
 CURRENT, COMING = 0, 1  # records of the header: the export that is searched, and one that is being sent
 UNCHANGED = {"consistency_level": "Eventually"}  # of a read: complete exports do not change, so nothing is waited for
 
@@ -62,7 +70,7 @@ class MilvusSearch(SearchBackend):
         self._client = _client(uri, options.token, TIMEOUT, must_exist=True)
         headers = _read_headers(self._client, uri, collection)
         self.header: dict[str, Any] = headers.get(CURRENT) or {}
-        if not self.header or not self.header["complete"]:
+        if not self.header or not self.header.get("complete"):
             if headers:
                 raise BadInput(f"{uri}: the export to {collection!r} was interrupted: run it again, it goes on")
             raise BadInput(f"{uri}: no collection {collection!r}; scripts/export_index.py makes it")
@@ -183,9 +191,10 @@ def export_to_milvus(
     wanted["collection"] = f"{collection}_{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"
     headers = _read_headers(client, uri, collection)
     current = headers.get(CURRENT) or {}
-    if not (_is_same(current, wanted) and current["complete"] and _count(client, uri, wanted["collection"]) == index.count):
+    if not (_is_same(current, wanted) and current.get("complete") and _count(client, uri, wanted["collection"]) == index.count):
         _send(index, client, uri, collection, wanted, headers)
-    client.close()
+    with _talking(uri):
+        client.close()
 
 
 def _is_same(header: dict, wanted: dict) -> bool:
@@ -198,9 +207,11 @@ def _send(index: EmbeddingIndex, client: Any, uri: str, collection: str, wanted:
     with _talking(uri):
         if not client.has_collection(f"{collection}_header"):
             _create_header(client, collection)
+        elif not client.list_indexes(f"{collection}_header"):
+            _make_searchable(client, f"{collection}_header", "FLAT")
         start = 0
         if _is_same(coming, wanted) and client.has_collection(vectors):
-            start = coming["sent"]
+            start = coming.get("sent", 0)
         else:
             if coming:
                 client.drop_collection(coming["collection"])
@@ -253,10 +264,11 @@ def _create_header(client: Any, collection: str) -> None:
 
 def _make_searchable(client: Any, name: str, engine_index: str) -> None:
     """Build Milvus' own index of the vectors, once all are there, and load it."""
-    params = client.prepare_index_params()
-    graph = {"M": 32, "efConstruction": 200} if engine_index == "HNSW" else {}
-    params.add_index("vector", index_type=engine_index, metric_type="IP", params=graph)
-    client.create_index(name, params)
+    if not client.list_indexes(name):  # an export that was killed has built it already
+        params = client.prepare_index_params()
+        graph = {"M": 32, "efConstruction": 200} if engine_index == "HNSW" else {}
+        params.add_index("vector", index_type=engine_index, metric_type="IP", params=graph)
+        client.create_index(name, params)
     client.load_collection(name)
 
 
@@ -277,14 +289,16 @@ def _read_headers(client: Any, uri: str, collection: str) -> dict[int, dict]:
     """The records of NAME_header; none where there is no such collection."""
     name = f"{collection}_header"
     with _talking(uri):
-        if not client.has_collection(name):
+        if not (client.has_collection(name) and client.list_indexes(name)):  # without one an export was killed at its very beginning
             return {}
         client.load_collection(name)
         found = client.get(name, [CURRENT, COMING], output_fields=["row", "json"])
-    try:
-        return {record["row"]: json.loads(record["json"]) for record in found}
-    except (ValueError, KeyError):
-        raise BadInput(f"{uri}: {name} holds no header of an index: export it again") from None
+    headers = {}
+    for record in found:
+        where = f"{uri}: the header of an index in {name}"
+        headers[record["row"]] = parse_json(record["json"], where, "export it again")
+        check_shape(headers[record["row"]], HEADER, where, "export it again")
+    return headers
 
 
 def _client(uri: str, token: str, timeout: float, must_exist: bool = False) -> Any:
@@ -292,13 +306,15 @@ def _client(uri: str, token: str, timeout: float, must_exist: bool = False) -> A
         from pymilvus import MilvusClient  # optional: only who asks for Milvus needs it
     except ImportError as error:
         raise BadInput(f"Milvus needs pymilvus ({error}): pip install pymilvus milvus-lite") from None
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of each error, also of those that become one line
     is_file = "://" not in uri
     if is_file and not uri.endswith(".db"):
         raise BadInput(f"{uri}: expected a file name ending in .db, or a server as in http://localhost:19530")
     if is_file and must_exist and not Path(uri).exists():
         raise BadInput(f"{uri}: no such file; scripts/export_index.py --to milvus makes it")
     if is_file:
-        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        with cannot_write_is_bad_input(Path(uri)):
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
     try:
         with _talking(uri):
             return MilvusClient(uri=uri, token=token, timeout=timeout)
@@ -320,13 +336,11 @@ def _answers(uri: str) -> bool:
 
 @contextmanager
 def _talking(uri: str) -> Iterator[None]:
-    """Whatever the engine or the way to it raises is one line."""
-    from pymilvus.exceptions import MilvusException  # optional: `_client` has imported it before
-
+    """Whatever the engine, its files or the way to it raise is one line."""
     try:
         yield
     except BadInput:
         raise
-    except (MilvusException, OSError, ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of pymilvus, gRPC, or the embedded engine's files
         reason = " ".join(str(getattr(error, "message", None) or error).split())
         raise Unavailable(f"{uri}: Milvus does not answer or refuses: {reason}") from None

@@ -20,6 +20,7 @@ from data.storage.text_files import read_json, write_json
 
 FILE = "digest.json"
 BITS = 256
+_REMEMBERED = {"size?": int, "mtime_ns?": int, "inode?": int, "digest?": str}
 
 
 class RecordsDigest:
@@ -76,9 +77,7 @@ def remembered_files(folder: Path) -> dict[str, dict]:
     """What is known of a folder's files: name → size, mtime_ns, inode and digest; nothing where nothing was noted."""
     for path in (folder / FILE, _cache_file(folder)):
         with suppress(BadInput):
-            files = read_json(path)
-            if all(isinstance(file, dict) for file in files.values()):
-                return files
+            return read_json(path, expected={str: _REMEMBERED})
     return {}
 
 

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 
 from data.errors import BadInput, CannotWrite
+from data.storage.atomic import atomic_file
 from data.storage.digest import RecordsDigest, remember_digest, remember_files, remembered_files
 from data.storage.lmdb_pages import check_pages
 from data.storage.locks import only_writer
@@ -89,6 +91,15 @@ def _close_unused() -> None:
     for old in [each for each in _retired if all(each.env is not other.env for other in used)]:
         if old.txn is not None:  # closed with another snapshot of its map
             _close(old)
+
+
+@contextmanager
+def damage_is_bad_input(folder: str | Path) -> Iterator[None]:
+    """What LMDB raises in the block, and keys that are no UTF-8 text, are one line about the database in ``folder``."""
+    try:
+        yield
+    except (lmdb.Error, UnicodeDecodeError) as error:
+        raise BadInput(f"{folder}: cannot be read ({error}); copy or build the database again") from None
 
 
 class Records:
@@ -236,6 +247,7 @@ class LmdbWriter:
     def __init__(self, folder: str | Path, map_size: int = 1 << 30, commit_every: int = 1000, keep: bool = False):
         self.folder = Path(folder)
         self.partial = self.folder.with_name(self.folder.name + ".partial")
+        self._replaced = self.folder.with_name(f".{self.folder.name}.replaced")
         self.commit_every = commit_every
         self.keep = keep
         self._map_size = map_size
@@ -251,6 +263,8 @@ class LmdbWriter:
             )
         self._claims.enter_context(only_writer(self.partial))
         try:
+            if self._replaced.exists() and not self.folder.exists():  # by a run that was killed between two names
+                self._replaced.rename(self.folder)
             if not self.keep:
                 shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
             self.partial.mkdir(parents=True, exist_ok=True)
@@ -285,8 +299,9 @@ class LmdbWriter:
     def write_file(self, name: str, text: str) -> None:
         """Put another file, such as a table in JSON, beside the LMDB."""
         try:
-            (self.partial / name).write_text(text, encoding="utf-8")
-        except OSError as error:
+            with atomic_file(self.partial / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+        except (OSError, BadInput) as error:
             raise self._cannot_write(error) from None
 
     def _commit(self) -> None:
@@ -322,7 +337,7 @@ class LmdbWriter:
     def _finish(self) -> None:
         """Write what is left and rename; a subclass adds its last records before."""
         self._commit()
-        old = self.folder.with_name(f".{self.folder.name}.replaced")
+        old = self._replaced
         try:
             self._env.sync(True)
             self._env.close()

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import itertools
 import os
 import platform
+import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,11 +60,15 @@ def _lock_file(path: str | Path) -> Path:
 def _lock(path: str | Path) -> Path | None:
     file = _lock_file(path)
     made = [folder for folder in file.parents if not folder.exists()]
-    while True:
+    for tries in itertools.count():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            handle = open(file, "a+", encoding="utf-8")
-        except OSError:  # whoever writes there will say why that cannot be
+            handle = open(file, "a+", encoding="utf-8", errors="replace")
+        except FileNotFoundError:  # who had the lock took its folder away in between
+            if tries == 10:
+                return None
+            continue
+        except (OSError, ValueError):  # whoever writes there will say why that cannot be
             return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,8 +89,16 @@ def _lock(path: str | Path) -> Path | None:
 
 
 def _holder(handle: IO) -> str:
-    handle.seek(0)
-    return handle.read().strip() or "another process"
+    """Who has the lock, as its file says. Between getting it and saying so there is a moment in which that is empty, or names who had
+    it before and was killed."""
+    for _ in range(20):
+        handle.seek(0)
+        said = handle.read().strip()
+        pid = re.match(r"process (\d+) on (.*) \(", said)
+        if pid and (pid[2] != platform.node() or os.path.exists(f"/proc/{pid[1]}") or not os.path.exists("/proc/self")):
+            break
+        time.sleep(0.01)
+    return said or "another process"
 
 
 def _is_still(file: Path, handle: IO) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data.errors import BadInput
 from data.storage.inflating import check_inflated
@@ -44,6 +44,8 @@ def opened_picture(source: str | Path | bytes, formats: Sequence[str] = FORMATS,
                     image.draft(None, tuple(max(int(length * shrink), 1) for length in image.size))
                 _check_pixels(image, len(data))
                 yield image
+        except UnidentifiedImageError:  # Pillow says the address of an object
+            raise UnidentifiedImageError("no picture of a format that is read") from None
         except (OSError, BadInput):
             raise
         except Exception as error:  # Pillow raises many kinds on what is damaged

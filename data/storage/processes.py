@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import multiprocessing
 import os
 import shlex
@@ -69,16 +71,28 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+_DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up here: little is safe between fork and exec
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a child, before it becomes a command: it gets SIGTERM when its parent is gone, however that went."""
+    if _prctl is not None:
+        _prctl(_DEATH_SIGNAL, int(signal.SIGTERM))
+    if os.getppid() != parent:  # gone already
+        os._exit(1)
+
+
 def run_command(words: Sequence[str], cwd: str | Path | None = None) -> int:
-    """Run a command of ours to its end → its exit status. SIGTERM is passed on to it; Ctrl-C it hears by itself. Either way
-    it ends in its own time: a training saves.
+    """Run a command of ours to its end → its exit status. SIGTERM is passed on to it, and sent to it where this process is killed;
+    Ctrl-C it hears by itself. Either way it ends in its own time: a training saves.
 
     Raises:
         Stopped: the command was, and goes on when it is given again.
         KeyboardInterrupt: Ctrl-C has ended the command.
     """
     interrupted = False
-    with subprocess.Popen(words, cwd=cwd) as process:
+    with subprocess.Popen(words, cwd=cwd, preexec_fn=functools.partial(_end_with_parent, os.getpid())) as process:
         main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate()) if main_thread else None
         try:

@@ -1,4 +1,4 @@
-"""Lines and JSON in files, read and written in the same way everywhere: UTF-8, one line of BadInput when something is wrong,
+"""Lines, JSON and YAML in files, read and written in the same way everywhere: UTF-8, one line of BadInput when something is wrong,
 and write-then-rename."""
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.errors import BadInput
+import yaml
+
+from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file
+from data.storage.bounded_yaml import BoundedLoader
 from data.storage.inflating import most_inflated
 from data.storage.memory import check_memory
 from data.storage.regular_files import open_regular
+from data.storage.shapes import check_shape
 
 DEEPEST = 100  # levels of lists and objects in JSON
 LONGEST_LINE = 64 << 20  # characters of a line of compressed text
@@ -57,31 +61,43 @@ def _opened(path: str | Path, advice: str) -> Iterator[TextIO]:
         raise
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text ({error}); {advice}") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{path}: cannot be read ({reason}); {advice}") from None
 
 
-def read_json(path: str | Path, advice: str = "check the path", expected: type | None = dict) -> Any:
+def read_json(path: str | Path, advice: str = "check the path", expected: Any = dict) -> Any:
     """What a JSON file holds; compressed ones and a byte-order mark as for `read_lines`.
 
     Args:
         advice: what the user is told to do when the file is no such file
-        expected: dict or list, the kind of value it must hold; None takes any
+        expected: the shape of what it must hold (``data.storage.shapes``); ``object`` takes any
 
     Raises:
-        BadInput: the file cannot be read, is not JSON, or holds another kind of value.
+        BadInput: the file cannot be read, is not JSON, or holds something of another shape.
     """
+    content = parse_json(read_text(path, advice), f"{path}: the file", advice)
+    check_shape(content, expected, str(path), advice)
+    return content
+
+
+def read_yaml(path: str | Path, advice: str = "check the path", expected: Any = dict) -> Any:
+    """What a YAML file holds, plain values alone; arguments and errors as for `read_json`."""
+    text = read_text(path, advice)
+    try:
+        content = yaml.load(text, Loader=BoundedLoader)
+    except Exception as error:  # besides its own errors, whatever a date, number or binary makes Python raise
+        raise BadInput(f"{path}: the file is not YAML ({reason_of(error)}); {advice}") from None
+    check_shape(content, expected, str(path), advice)
+    return content
+
+
+def read_text(path: str | Path, advice: str = "check the path") -> str:
+    """All of a UTF-8 text file; compressed ones and a byte-order mark as for `read_lines`, ends of lines as they are."""
     with _opened(path, advice) as file:
         size = os.path.getsize(path)
         check_memory(size, f"{path}: its content")  # a file may have a hole of any size
-        most = most_inflated(size)
-        text = _read_some(file.read, most, f"{path}: its content") if _is_compressed(path) else file.read()
-    content = parse_json(text, f"{path}: the file", advice)
-    if expected is not None and not isinstance(content, expected):
-        wanted = {dict: "an object", list: "a list"}[expected]
-        raise BadInput(f"{path}: holds a {type(content).__name__}, expected {wanted}; {advice}")
-    return content
+        return _read_some(file.read, most_inflated(size), f"{path}: its content") if _is_compressed(path) else file.read()
 
 
 def _read_some(read: Callable[[int], str], most: int, what: str) -> str:

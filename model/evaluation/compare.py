@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import BadInput
-from data.storage.text_files import read_json
-from model.evaluation.folders import find_results
+from model.evaluation.folders import find_results, read_results
 from model.evaluation.outcomes import QueryRanks, read_ranks
 from model.evaluation.recall import METRICS, mean_table, recall_table
 from model.evaluation.statistics import Units, difference_tests, holm, intervals, resampled_recall
@@ -51,11 +50,10 @@ def read_evaluation(path: str | Path) -> Evaluation:
         BadInput: a file is missing or damaged, or they are of two evaluations; a run has several.
     """
     path = find_results(path)
-    try:
-        results = read_json(path, "give a results.json of eval_itm.py")
-        recall, name = results["recall"], results["ranks"]
-    except KeyError as error:
-        raise BadInput(f"{path}: no {error} in it: evaluate again with this version of eval_itm.py") from None
+    results = read_results(path)
+    recall, name = results["recall"], results.get("ranks")
+    if not name or Path(name).name != name:
+        raise BadInput(f"{path}: no 'ranks' in it: evaluate again with this version of eval_itm.py")
     ranks_path = path.with_name(name)
     evaluation = Evaluation(path, *read_ranks(ranks_path), data=results.get("data", {}))
     for task, ranks in evaluation.ranks.items():

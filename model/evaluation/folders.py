@@ -12,6 +12,25 @@ from pathlib import Path
 
 from data.downloads.hub import PREFIX, hub_name
 from data.errors import BadInput
+from data.storage.text_files import read_json
+
+_TABLES = {"recall": {str: {str: float}}, "intervals?": {str: (None, {str: {"low": float, "high": float}})}}
+_RERANKED = _TABLES | {"mixed?": _TABLES | {"mix?": float}, "bi-encoder?": _TABLES}
+RESULTS = _TABLES | {  # results.json of eval_itm.py; older ones lack some
+    "ranks?": str,
+    "data?": {str: str},
+    "chance?": {str: {str: float}},
+    "queries?": {str: {str: int}},
+    "config?": {"gallery?": (None, [str]), str: object},
+    "environment?": {str: object},
+    "duplicate_aware?": _TABLES,
+    "reranker?": {"top?": {str: _RERANKED}, "seconds?": {str: float}},
+}
+
+
+def read_results(path: str | Path) -> dict:
+    """The results.json of an evaluation. Raises BadInput where it is missing or another file."""
+    return read_json(path, "give a results.json of eval_itm.py", RESULTS)
 
 
 def evaluations_folder(checkpoint: str | Path) -> Path:

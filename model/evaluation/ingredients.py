@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import BadInput
-from model.evaluation.published import filled_dataclass, read_yaml_mapping
+from data.storage.text_files import read_yaml
+from model.evaluation.published import filled_dataclass
 from model.evaluation.reproduction import Places
 
 PICTURES_AN_HOUR = 36_000  # of an extraction on a GPU, as a guess
@@ -127,7 +128,7 @@ def read_ingredients(path: str | Path, section: str | None = None) -> dict[str, 
     Raises:
         BadInput: it cannot be read, says something that nobody knows, or needs an ingredient that it does not have.
     """
-    content = read_yaml_mapping(path)
+    content = read_yaml(path, "give a file of sources", {str: dict} if section is None else {f"{section}?": {str: dict}})
     content = content if section is None else content.get(section, {})
     found = {name: filled_dataclass(Ingredient, value, f"{path}: {name}") for name, value in content.items()}
     for name, each in found.items():

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from data.errors import BadInput
+from data.storage.shapes import check_shape, shape_of
+from data.storage.text_files import read_yaml
 
 SOURCES = ("paper", "original")  # who published a figure
 Kind = TypeVar("Kind")
@@ -90,7 +90,7 @@ def read_catalogue(path: str | Path) -> Catalogue:
     Raises:
         BadInput: it cannot be read, or says something that nobody knows; the message names where.
     """
-    content = read_yaml_mapping(path)
+    content = read_yaml(path, "give a file of tables", {"checkpoints?": {str: dict}, "tables?": {str: {"rows?": [dict]}}, str: object})
     unknown = content.keys() - {"checkpoints", "tables", "sources"}
     if unknown:
         raise BadInput(f"{path}: found {', '.join(sorted(unknown))}, expected checkpoints and tables")
@@ -106,25 +106,12 @@ def read_catalogue(path: str | Path) -> Catalogue:
     return Catalogue(checkpoints, tables)
 
 
-def read_yaml_mapping(path: str | Path) -> dict:
-    """The mapping that a YAML file holds. Raises BadInput where it holds none."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: cannot be read as YAML ({error})") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: found {content!r}, expected a mapping")
-    return content
-
-
 def filled_dataclass(kind: type[Kind], value: Any, where: str) -> Kind:
-    """A dataclass from a mapping of its fields. Raises BadInput for a field that it does not have, or that is absent."""
-    if not isinstance(value, dict):
-        raise BadInput(f"{where}: found {value!r}, expected a mapping")
+    """A dataclass from a mapping of its fields. Raises BadInput for a field that it does not have, that is absent, or of another
+    type."""
+    check_shape(value, {str: object}, where)
     names = {each.name for each in dataclasses.fields(kind)}
     if unknown := value.keys() - names:
-        raise BadInput(f"{where}: unknown {', '.join(map(str, sorted(unknown)))}; there are {', '.join(sorted(names))}")
-    try:
-        return kind(**value)
-    except TypeError as error:
-        raise BadInput(f"{where}: {error}") from None
+        raise BadInput(f"{where}: unknown {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
+    check_shape(value, shape_of(kind), where)
+    return kind(**value)

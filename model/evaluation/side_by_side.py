@@ -52,8 +52,15 @@ def outcome_of_row(row: PublishedRow, results: dict, source: str) -> RowOutcome:
         BadInput: the results lack the row.
     """
     published = {name: _with_mean(getattr(row, name)) for name in SOURCES}
-    read = next(reader for sign, reader in READERS.items() if sign in results)
-    return read(row, results, source, published)
+    read = next((reader for sign, reader in READERS.items() if sign in results), None)
+    try:
+        if read is not None:
+            return read(row, results, source, published)
+    except BadInput:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BadInput(f"{source}: lacks what {row.name} is read from ({error!r}); run its command again") from None
+    raise BadInput(f"{source}: no results of eval_itm.py or scripts/bench_retrieval.py; run its command again")
 
 
 def _recall_outcome(row: PublishedRow, results: dict, source: str, published: dict[str, Figures]) -> RowOutcome:

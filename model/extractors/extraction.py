@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +21,13 @@ from data.regions.db import BoxOptions, Found, Problem, Regions, SoftLabels, rea
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
 from data.regions.pictures import Pictures
 from data.regions.writer import RegionWriter
+from data.storage.environment import number_in_environment
 from data.storage.lmdb_env import Records
 from data.storage.text_files import read_json, write_json
 from model.extractors import EXTRACTORS
 from model.extractors.base import Extractor, ExtractorOptions
 
+_REPORT = {"written": int, "bad_photos": dict, "padding_rows?": int, "settings": {str: object}}
 NOT_IN_RECORDS = ("out", "shard", "workers", "device", "overwrite", "merge")  # settings on which no stored byte depends
 
 
@@ -147,8 +148,8 @@ def parse_shard(shard: str | None, merging: bool) -> tuple[int, int]:
     Raises:
         BadInput: another form, or a shard to merge.
     """
-    if shard is None and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not merging:
-        shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
+    if shard is None and not merging and (count := number_in_environment("WORLD_SIZE", 1)) > 1:
+        shard = f"{number_in_environment('RANK') + 1}/{count}"
     if shard is None:
         return 1, 1
     index, slash, count = shard.partition("/")
@@ -184,7 +185,7 @@ class Extraction:
         """Raises BadInput where the output folder holds a database that this run must not replace, or must not stand beside."""
         plain = self.folder.with_name(self.folder.name.removesuffix("_compressed"))
         other = plain if self.settings.compressed else plain.with_name(plain.name + "_compressed")
-        if self.folder.exists() and not self.settings.overwrite:
+        if self.folder.exists() and not (self.settings.overwrite or self._writer.goes_on):
             raise BadInput(f"{self.folder}: exists already; give --overwrite to replace it, or another --out")
         if other.exists():  # two databases that may differ, and one file of box counts
             raise BadInput(
@@ -244,6 +245,7 @@ class Extraction:
             settings=self.settings.command,
         )
         write_json(self.out / "report.json", asdict(report))
+        self._writer.conclude()
         return report
 
     def _add_images(self, images: Images, bad: dict[str, str]) -> Iterable[str]:
@@ -341,4 +343,4 @@ class Extraction:
 def _read_report(part: Path) -> dict | None:
     """The report of a finished shard."""
     path = part / "report.json"
-    return read_json(path) if path.is_file() else None
+    return read_json(path, "run this extraction again", _REPORT) if path.is_file() else None

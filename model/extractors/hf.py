@@ -15,6 +15,8 @@ from data.storage.text_files import read_json
 from model.extractors.base import Detections, Extractor, ExtractorOptions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a model does not say its own
+_SIDE = (None, int, [int], {str: (int, None)})
+_PREPROCESSOR = {"image_mean?": (None, [float]), "image_std?": (None, [float]), "size?": _SIDE, "crop_size?": _SIDE}
 MAX_PREFIX = 16  # [CLS], distillation and register tokens in front of a transformer's patches
 
 
@@ -106,9 +108,9 @@ def _preprocessor(name: str) -> dict:
 
     try:
         path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-        return read_json(path) if path else {}
-    except (OSError, ValueError):  # of BadInput, too
+    except (OSError, ValueError):  # no network, for instance
         return {}
+    return read_json(path, "copy the model again", _PREPROCESSOR) if path else {}
 
 
 def _side(size: int | list | tuple | dict | None) -> int:

@@ -185,7 +185,7 @@ def to_original(source: str | Path, destination: str | Path) -> list[str]:
         raise BadInput(f"{source}/config.json: neither a LightningDOT checkpoint nor a converted encoder")
     sizes = checkpoints.bert_config(values, f"{source}/config.json")
     if record["kind"] == "uniter":
-        config = LightningDOTConfig(sizes, sizes, 0, values.get("feature_dim"), values.get("num_labels"))
+        config = LightningDOTConfig(sizes, sizes, 0, values.get("feature_dim", 2048), values.get("num_labels", 1601))
         return _to_file("uniter", own, extra, config, record, source, destination)
     checkpoints.check_keys(_bert_keys(sizes), own, str(source), optional=r"^pooler\.")
     with atomic_folder(destination) as folder:
@@ -194,7 +194,7 @@ def to_original(source: str | Path, destination: str | Path) -> list[str]:
 
 
 def _towers_to_file(source: Path, destination: Path, values: dict, own: dict, extra: dict) -> list[str]:
-    config, notes = LightningDOTConfig.from_dict(values), []
+    config, notes = LightningDOTConfig.from_dict(values, source / "config.json"), []
     if not isinstance(config.txt, EncoderConfig):
         raise BadInput(f"{source}: its text tower is not of the BERT family; the original's files have no place for it")
     heads = source / "heads.safetensors"
@@ -212,7 +212,7 @@ def _towers_to_file(source: Path, destination: Path, values: dict, own: dict, ex
         )
     kind, prefix = ("pretrained", "bert.") if trained else ("finetuned", "")  # as the original names them
     record = values.get("original", {})
-    if record.get("kind") != kind:  # a run of ours, or heads that were taken away
+    if record.get("kind") != kind or not {"module", "beside"} <= record.keys():  # a run of ours, or heads that were taken away
         beside = {name: {} for name in original.BESIDE_MODEL} if kind == "finetuned" else None
         record, extra = {"module": "", "prefix": prefix, "beside": beside}, {}
     if kind == "pretrained":

@@ -24,10 +24,11 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import say
-from data.regions.db import Found, RegionDB, Regions, layout_names, read_keys, stored_arrays
+from data.regions.db import Found, RegionDB, Regions, layout_names, layout_of, read_keys, stored_arrays
 from data.regions.extractor_record import read_extractor
 from data.regions.photos import Photo, find_photos
 from data.regions.pictures import pictures_of
+from data.regions.writer import was_begun
 from data.storage.lmdb_env import Records
 from data.storage.locks import only_writer
 from data.storage.text_files import read_json, write_json
@@ -149,7 +150,7 @@ def extract_photos(photos: str | Path, own: OwnPictures, out: Path, options: Pho
         BadInput: as `index_photos`.
     """
     found = find_photos(str(photos), None, options.image_key)
-    there = sorted(path.parent for path in out.glob("*/data.mdb"))
+    there = sorted(path.parent for path in out.glob("*/data.mdb") if layout_of(path.parent.name) and not was_begun(path.parent))
     if there and not (out / STATE).is_file():
         say(f"{out}: is there already and used as it is; delete it to extract the regions again")
         return
@@ -161,11 +162,13 @@ def extract_photos(photos: str | Path, own: OwnPictures, out: Path, options: Pho
             f"trained on {layout_names(boxes)[0]} of {record.described()}; give another folder"
         )
     now = {photo.key: _state_of(photo) for photo in found}
-    before = read_json(out / STATE).get("photos", {}) if there else {}
+    before = read_json(out / STATE, f"delete {out}", {"photos": {str: object}})["photos"] if there else {}
     if there and before == now:
         say(f"{out}: up to date, {len(read_keys(there[0])):,} photographs")
         return
     kept = {key for key in read_keys(there[0]) if before.get(key) == now.get(key)} if there else set()
+    if not (out / STATE).is_file():  # from here on it is known who makes this image DB, whenever that ends
+        write_json(out / STATE, {"photos": {}}, indent=None)
     command = {"photos": str(photos), "image_key": options.image_key, "extractor": record.described(), "boxes": vars(boxes), "states": _digest(now)}
     extraction = Extraction(ExtractionSettings(out, boxes, False, (1, 1), bool(there), command))
     with one_thread():  # so that the sums are those of the training regions

@@ -101,11 +101,11 @@ def mix_for(reranker: str | Path, given: float | None = None) -> float:
     if given is not None:
         return given
     path = local_folder(reranker) / "val.json"
-    chosen = read_json(path).get("mix") if path.is_file() else None
+    chosen = read_json(path, "copy the file again, or give the mix", {"mix?": (float, None)}).get("mix") if path.is_file() else None
     if chosen is None:
         say_once(f"{reranker}: does not say which mix with the bi-encoder's score its validation chose; its score alone counts (mix 0)")
         return 0.0
-    if not isinstance(chosen, int | float) or not 0 <= chosen < float("inf"):
+    if not 0 <= chosen < float("inf"):
         raise BadInput(f"{path}: mix is {chosen!r}, expected a number of at least 0; copy the file again, or give the mix")
     return float(chosen)
 

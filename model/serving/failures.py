@@ -16,8 +16,8 @@ import numpy as np
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.search.exact import ExactSearch
-from data.storage.text_files import read_json
 from model.evaluation.compare import Evaluation, check_same_queries, read_evaluation
+from model.evaluation.folders import read_results
 from model.evaluation.outcomes import QueryRanks
 
 BEFORE = 5  # wrong answers shown of a query
@@ -157,7 +157,7 @@ def _chosen(a: np.ndarray, b: np.ndarray, choice: Choice) -> np.ndarray:
 
 
 def _recall_of(evaluation: Evaluation) -> dict[str, Any]:
-    results = read_json(evaluation.path)
+    results = read_results(evaluation.path)
     return {"path": str(evaluation.path.parent)} | {name: results.get(name, {}) for name in ("recall", "intervals", "queries", "chance")}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data.batches.ragged import Texts
 from data.downloads.hub import SIZES, local_folder
 from data.errors import BadInput, reason_of
+from data.storage.shapes import check_shape, shape_of
 from data.storage.text_files import read_json
 from model import checkpoints
 from model.attention import collect
@@ -60,10 +61,8 @@ class AutoEncoderConfig:
     def from_dict(cls, values: dict) -> AutoEncoderConfig:
         """What is ours of ``values``, the part ``txt`` of a checkpoint's config.json."""
         own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        try:
-            return cls(**own)
-        except TypeError as error:
-            raise BadInput(f"config.json: text encoder auto: {error}") from None
+        check_shape(own, shape_of(cls), "text encoder auto")
+        return cls(**own)
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> AutoEncoderConfig:
@@ -93,12 +92,10 @@ class AutoEncoder(nn.Module):
 
     def __init__(self, config: AutoEncoderConfig):
         super().__init__()
-        from transformers import AutoModel  # slow to import, and only such towers need it
-
         self.config = config
         self.checkpointing = False
         with torch.device("cpu"):  # it has buffers that no checkpoint holds: not on the meta device
-            self.model = AutoModel.from_config(_transformers_config(config.settings), dtype=torch.float32)
+            self.model = _built(config.settings, dtype=torch.float32)
 
     def forward(self, texts: Texts, first_only: bool = False) -> Tensor:
         """Texts of T tokens together → hidden states [T,h], or [B,h] of position 0. transformers' models read padded texts."""
@@ -204,13 +201,23 @@ def _transformers_config(settings: dict[str, Any]) -> PreTrainedConfig:
     return transformers.CONFIG_MAPPING[kind].from_dict(settings)
 
 
-def read_auto_config(folder: str | Path) -> AutoEncoderConfig:
-    """Its sizes alone, from its config.json."""
+def _built(settings: dict[str, Any], **how: Any) -> PreTrainedModel:
+    """The model of these settings, with random weights. Raises BadInput where transformers makes none."""
     from transformers import AutoModel  # slow to import, and only such towers need it
 
+    try:
+        return AutoModel.from_config(_transformers_config(settings), **how)
+    except BadInput:
+        raise
+    except Exception as error:  # transformers raises nearly anything here
+        raise BadInput(f"text encoder auto: transformers makes no {settings.get('model_type')} of its settings: {reason_of(error)}") from None
+
+
+def read_auto_config(folder: str | Path) -> AutoEncoderConfig:
+    """Its sizes alone, from its config.json."""
     settings = checkpoints.read_settings(local_folder(folder, SIZES) / "config.json")
     with empty_weights():
-        return AutoEncoderConfig.from_model(AutoModel.from_config(_transformers_config(settings)))
+        return AutoEncoderConfig.from_model(_built(settings))
 
 
 AUTO = TextEncoder(AutoEncoderConfig, AutoEncoder, read_auto_encoder, read_auto_config, optional=r"pooler\.")

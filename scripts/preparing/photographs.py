@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import BadInput
+from data.regions.writer import is_extracted
 from data.storage.processes import run_command
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def extract_with(extractor: str | None, photos: str, regions: Path, more: Sequen
         extractor: None: the best for photographs that can run here
         more: its other options, NAME=VALUE
     """
-    if list(regions.glob("feat_*/data.mdb")) or list(regions.glob("all*/data.mdb")):
+    if is_extracted(regions):
         print(f"{regions}: is there already and used as it is; delete it to extract regions again")
         return
     from model.extractors.choice import choose_extractor  # imports torch, which is slow

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.errors import BadInput
-from data.storage.text_files import read_json
+from data.storage.shapes import check_shape
+from data.storage.text_files import read_json, read_yaml
+from model.evaluation.folders import RESULTS
 from model.evaluation.recall import METRICS
 from optim.curves import Curve, read_curves
 
@@ -118,32 +118,23 @@ def read_run(path: str | Path) -> RunReport:
     path = Path(path)
     found = RunReport(path)
     if (path / "config.yaml").is_file():
-        found.settings, found.facts = _read_yaml(path / "config.yaml"), _read_optional(path / "run.json")
+        found.settings, found.facts = read_yaml(path / "config.yaml", expected={str: object}), _read_optional(path / "run.json")
     if (path / "metrics.jsonl").is_file():
         found.curves = read_curves(path)
     for file in dict.fromkeys(file for pattern in WHERE for file in sorted(path.glob(pattern))):
         results = read_json(file)
         if isinstance(results.get("recall"), dict) and "ranks" in results:  # other commands write results.json, too
+            check_shape(results, RESULTS, str(file))
             name = str(file.parent.relative_to(path)) if file.parent != path else path.resolve().name
             found.evaluations.append(EvaluationReport(name, file.parent, results))
     if not found.settings and not found.curves and not found.evaluations:
         raise BadInput(f"{path}: neither a run (config.yaml, metrics.jsonl) nor an evaluation (results.json of eval_itm.py)")
-    validated = _read_optional(path / "best" / "val.json").get("recall")
-    found.validation = recall_rows({"recall": validated}, "") if isinstance(validated, dict) else []
+    validated = _read_optional(path / "best" / "val.json", {"recall?": (None, {str: {str: float}})}).get("recall")
+    found.validation = recall_rows({"recall": validated}, "") if validated else []
     if not found.facts and found.evaluations:
         found.facts = found.evaluations[0].results.get("environment", {})
     return found
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: holds no settings, expected a mapping")
-    return content
+def _read_optional(path: Path, shape: dict = {str: object}) -> dict[str, Any]:  # noqa: B006  nobody changes it
+    return read_json(path, expected=shape) if path.is_file() else {}

@@ -1,5 +1,6 @@
 """Ctrl-C in commands that are no trainings: one line, status 130, no process left, and what was there is whole."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -50,6 +51,14 @@ def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
     while group(process.pid) and time.monotonic() < until:
         time.sleep(0.01)
     assert not group(process.pid)
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/[a-z]*.py")]), ids=lambda path: path.stem)
+def test_what_makes_ctrl_c_one_line_is_imported_before_all_that_is_not_pythons_own(path):
+    statements = [each for each in ast.parse(path.read_text()).body if isinstance(each, ast.Import | ast.ImportFrom)]
+    names = [each.module if isinstance(each, ast.ImportFrom) else each.names[0].name for each in statements]
+    foreign = [name.partition(".")[0] for name in names if name.partition(".")[0] not in sys.stdlib_module_names]
+    assert foreign[0] == "configs"
 
 
 IMPORT_TORCH = [

@@ -225,7 +225,7 @@ def test_folders_that_cannot_be(get, site, tmp_path):
 def test_damaged_recorded_checksums(get, tmp_path, text):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/checksums.json").write_text(text)
-    with pytest.raises(BadInput, match=r"checksums.json: .*expected name -> checksum.*; delete it"):
+    with pytest.raises(BadInput, match=r"checksums.json: .*; delete it"):
         get()
 
 
@@ -291,7 +291,7 @@ def test_the_shipped_sources(tmp_path, capsys):
     assert not (tmp_path / "f").exists()
     with pytest.raises(BadInput, match="no source imagenet; there are karpathy, coco-captions"):
         run("imagenet")
-    with pytest.raises(BadInput, match="cannot be read as YAML"):
+    with pytest.raises(BadInput, match=r"cannot be read \(No such file"):
         run("x", "--sources", str(Path(tmp_path, "absent")))
 
 

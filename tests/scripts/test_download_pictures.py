@@ -82,9 +82,11 @@ def test_what_came_and_what_is_gone(site, tmp_path, capsys):
     assert gone[f"{site.url}/gone.jpg"] == "Not Found" and "no picture" in gone[f"{site.url}/page.jpg"]
 
     site.asked.clear()
-    with open(tmp_path / "out/files.tsv", "a") as file:
-        file.write(f"{site.url}/to")  # a run that was killed while it wrote
-    fetch(table, "--out", tmp_path / "out")
+    for torn in (f"{site.url}/to", f"{site.url}/gone.jpg\t000"):
+        with open(tmp_path / "out/files.tsv", "a") as file:
+            file.write(torn)  # a run that was killed while it wrote
+        fetch(table, "--out", tmp_path / "out")
+        assert lines(tmp_path / "out/files.tsv") == came
     assert site.asked == [] and "7 were done before" in capsys.readouterr().out
     site.files["/gone.jpg"] = picture("JPEG")
     fetch(table, "--out", tmp_path / "out", "--again")

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import eval_itm
 from configs import cli
 from data.errors import BadInput
 from data.storage.locks import only_writer
 from scripts import (
     bench_data,
     bench_retrieval,
+    bench_serve,
+    bench_versions,
     build_captions,
     build_index,
     compare,
@@ -22,6 +25,7 @@ from scripts import (
     convert_config,
     demo,
     download,
+    download_pictures,
     export_index,
     extract_regions,
     inspect_db,
@@ -44,6 +48,7 @@ POSITIONAL = {
     convert_checkpoint: ("src", "dst"),
     convert_config: ("old",),
     download: ("name",),
+    download_pictures: ("list",),
     inspect_db: ("path",),
     plot_runs: ("runs",),
     report: ("run",),
@@ -53,6 +58,10 @@ PLACES = ["--reranker", "absent", "--checkpoint", "absent", "--captions", "absen
 COMMANDS = {
     "bench_data": (bench_data, ["--out", "out"], "out"),
     "bench_retrieval": (bench_retrieval, ["--out", "out.json"], "out.json"),
+    "bench_serve": (bench_serve, ["--out", "out.json"], "out.json"),
+    "bench_versions": (bench_versions, ["--other", str(ROOT), "--out", "out.json"], "out.json"),
+    "download_pictures": (download_pictures, ["absent", "--out", "out"], "out"),
+    "eval_itm": (eval_itm, [*PLACES[2:], "--out", "out"], "out"),
     "compare": (compare, ["absent", "absent", "--json", "out.json"], "out.json"),
     "contact_sheet": (contact_sheet, ["--index", "absent", "--photos", "absent", *PLACES[2:6], "--out", "a.png"], "a.png"),
     "convert_config": (convert_config, ["absent.json", "--out", "a.yaml"], "a.yaml"),
@@ -94,7 +103,7 @@ def test_the_second_command_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with only_writer(out):
         with pytest.raises(BadInput, match=MINE):
-            script.main(cli.parse(script.Options, words, POSITIONAL.get(script, ())))
+            script.main(cli.parse(getattr(script, "Options", None) or script.EvalConfig, words, POSITIONAL.get(script, ())))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

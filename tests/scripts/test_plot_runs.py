@@ -81,5 +81,5 @@ def test_what_cannot_be_drawn_is_named(runs, tmp_path):
     with pytest.raises(BadInput, match=r"nothing/metrics.jsonl: cannot be read"):
         plot_runs.main(plot_runs.Options([str(tmp_path / "nothing")], str(tmp_path / "x.png")))
     (tmp_path / "fp32" / "metrics.jsonl").write_text('{"step": 1}\n[3]\n')
-    with pytest.raises(BadInput, match=r"fp32/metrics.jsonl: line 2 is no line of metrics"):
+    with pytest.raises(BadInput, match=r"fp32/metrics.jsonl: line 2: holds a list, expected an object"):
         plot_runs.main(plot_runs.Options(runs, str(tmp_path / "x.png")))

@@ -174,7 +174,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         with pytest.raises(BadInput, match=message):
             report.main(report.Options(str(folder)))
     (tmp_path / "config.yaml").write_text("- a")
-    with pytest.raises(BadInput, match=r"config\.yaml: holds no settings"):
+    with pytest.raises(BadInput, match=r"config\.yaml: holds a list, expected an object"):
         report.main(report.Options(str(tmp_path)))
     with pytest.raises(BadInput, match="failures must be at least 0"):
         report.Options("x", failures=-1)

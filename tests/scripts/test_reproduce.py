@@ -381,7 +381,7 @@ def test_another_recipe_takes_the_place_of_one_and_a_folder_of_all(tmp_path, mon
         ("tables: {a: {title: t, rows: [], color: red}}", "unknown color; there are in_all, note, rows, title"),
         ("tables: {a: {title: t}}", "tables.a: .*rows"),
         ("tabels: {}", "found tabels, expected checkpoints and tables"),
-        ("[]", "expected a mapping"),
+        ("[]", "expected an object"),
     ],
 )
 def test_a_file_of_tables_that_cannot_be(tmp_path, text, message):

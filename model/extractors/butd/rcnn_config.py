@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.errors import BadInput
+from data.storage.text_files import read_yaml
 from model.extractors.butd.resnet_c4 import BLOCKS
 
 
@@ -108,12 +107,7 @@ def read_config(path: str | Path) -> RcnnConfig:
     Raises:
         BadInput: no such file, not YAML, or a value that cannot be.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: cannot be read as YAML ({error}); give the folder of the detector's files") from None
-    if not isinstance(tree, dict):
-        raise BadInput(f"{path}: found {tree!r}, expected the sections model, resnets, rpn and so on")
+    tree = read_yaml(path, "give the folder of the detector's files: the sections model, resnets, rpn and so on were expected")
     sections = {str(name).lower(): _lower(section) for name, section in tree.items() if isinstance(section, dict)}
     values = {}
     for field in fields(RcnnConfig):
@@ -143,5 +137,5 @@ def _as_like(value: Any, default: Any, where: str) -> Any:
         if isinstance(default, bool):
             return {True: True, False: False}[value]  # 1 and 0 are equal to them
         return type(default)(value)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         raise BadInput(f"{where}: found {value!r}, expected a value such as {default!r}") from None

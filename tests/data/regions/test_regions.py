@@ -379,7 +379,7 @@ def test_parts_that_disagree(tmp_path):
     with LmdbWriter(tmp_path / "b" / "all") as writer:
         writer.put(b"0.npz", value)
         writer.put(b"__keys__", b"[")
-    with pytest.raises(BadInput, match="key __keys__ is no JSON"):
+    with pytest.raises(BadInput, match="key __keys__ is not JSON"):
         RegionDB(tmp_path / "b")
 
 

@@ -82,6 +82,31 @@ def test_export_goes_on_and_follows_the_index(tmp_path, monkeypatch):
 
 
 @pytest.mark.milvus
+@pytest.mark.parametrize("before", ["create_index 0", "load_collection 0", "create_index 1", "load_collection 1", "delete 0"])
+def test_an_export_that_is_killed_between_two_calls_goes_on(tmp_path, monkeypatch, before):
+    from pymilvus import MilvusClient  # optional
+
+    vectors = np.random.default_rng(2).standard_normal((60, 8)).astype(np.float32)
+    index, uri = write(tmp_path / "index", vectors), str(tmp_path / "m.db")
+    name, left = before.split()[0], [int(before.split()[1])]
+    real = getattr(MilvusClient, name)
+
+    def dies(self, *words, **more):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(self, *words, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(MilvusClient, name, dies)
+        export_to_milvus(index, uri, "img")
+    export_to_milvus(index, uri, "img")
+    found = opened(uri, "img")
+    assert_same(found.search(vectors[:3], 10), naive_search(vectors[:3], vectors, 10))
+    found.close()
+
+
+@pytest.mark.milvus
 def test_refused(tmp_path):
     index, uri = write(tmp_path / "index", np.eye(4, dtype=np.float32)), str(tmp_path / "m.db")
     with pytest.raises(BadInput, match="no such file"):

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,33 @@ def test_a_claim_may_be_repeated_and_a_block_may_not(tmp_path):
         pass
     locks._unlock_all()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_still_names_a_killed_process_names_the_holder(tmp_path):
+    """Between getting a lock and saying who has it, the file says what it said before."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    with only_writer(tmp_path / "out"):
+        (tmp_path / ".out.lock").write_text(f"process {gone.pid} on {platform.node()} (x.py)")
+        late = threading.Timer(0.05, (tmp_path / ".out.lock").write_text, [f"process {os.getpid()} on {platform.node()} (y.py)"])
+        late.start()
+        with pytest.raises(BadInput, match=f"out: process {os.getpid()} on .* is writing there"), only_writer(tmp_path / "out"):
+            pass
+        late.join()
+
+
+def test_a_folder_that_another_command_takes_away_is_made_again(tmp_path, monkeypatch):
+    made = []
+
+    def taken_away(path, *mode, **more):
+        if not made:
+            made.append(path)
+            Path(path).parent.rmdir()
+        return open(path, *mode, **more)
+
+    monkeypatch.setattr(locks, "open", taken_away, raising=False)
+    with only_writer(tmp_path / "new" / "out"):
+        assert (tmp_path / "new" / ".out.lock").exists() and made
 
 
 def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path):

@@ -116,3 +116,13 @@ def test_no_machine_runs_so_many():
         check_workers(number)
     with pytest.raises(BadInput, match="workers: found 1,000,000, expected at most 1,024 processes"):
         parse(InspectOptions, ["db", "--workers", "1000000"], ("path",))
+
+
+def test_a_command_ends_with_a_parent_that_is_killed(tmp_path):
+    inner = command("print(os.getpid(), flush=True)", "time.sleep(60)")
+    outer = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from data.storage.processes import run_command; run_command({inner!r})"
+    with subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert ends([pid])

@@ -8,7 +8,7 @@ import pytest
 
 from data.errors import BadInput
 from data.storage import inflating, text_files
-from data.storage.text_files import parse_json, read_json, read_lines, write_json
+from data.storage.text_files import parse_json, read_json, read_lines, read_yaml, write_json
 
 
 def test_only_newlines_end_a_line(tmp_path):
@@ -40,7 +40,7 @@ def test_json_comes_back(tmp_path, value):
     path = tmp_path / "folder" / "a.json"
     for indent in (2, None):
         write_json(path, value, indent)
-        assert read_json(path, expected=None) == value == json.loads(path.read_text(encoding="utf-8"))
+        assert read_json(path, expected=object) == value == json.loads(path.read_text(encoding="utf-8"))
         assert os.listdir(path.parent) == ["a.json"] and path.read_bytes().endswith(b"\n")
 
 
@@ -55,8 +55,8 @@ def test_a_line_end_within_a_text_survives(tmp_path):
         ("{", dict, r"a\.json: the file is not JSON \(.*\); build it again$"),
         ("[" * 100000, dict, "is not JSON"),
         ("[]", dict, r"a\.json: holds a list, expected an object; build it again$"),
-        ("{}", list, "holds a dict, expected a list"),
-        ("null", list, "holds a NoneType, expected a list"),
+        ("{}", list, "holds an object, expected a list"),
+        ("null", list, "holds null, expected a list"),
     ],
 )
 def test_other_content(tmp_path, content, expected, message):
@@ -84,9 +84,9 @@ def test_compressed_text_that_becomes_too_much(tmp_path, monkeypatch):
     for text, read in (("[" + "1, " * 500_000 + "1]", read_json), ("a\n" + "b" * 500_000 + "\nc", lambda *words: list(read_lines(words[0])))):
         (tmp_path / "a.gz").write_bytes(gzip.compress(text.encode()))
         with pytest.raises(BadInput, match=r"a\.gz: .* is longer than [0-9,]+ characters"):
-            read(tmp_path / "a.gz", "", None)
+            read(tmp_path / "a.gz", "", object)
         (tmp_path / "a").write_text(text)
-        read(tmp_path / "a", "", None)  # uncompressed, it has the bytes
+        read(tmp_path / "a", "", object)  # uncompressed, it has the bytes
     (tmp_path / "b.gz").write_bytes(gzip.compress(b"a\n\n" * 2000 + b"b"))
     assert list(read_lines(tmp_path / "b.gz")) == ["a", ""] * 2000 + ["b"]
 
@@ -114,3 +114,30 @@ def test_a_file_of_nothing_that_is_larger_than_the_memory(tmp_path):
         file.truncate(1 << 43)
     with pytest.raises(BadInput, match=r"a\.json: its content: 8,192.0 GiB, and this machine has"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", r"a\.yaml: the file is not YAML \(.*\); put it back$"),
+        (b"a: 2024-13-45", "not YAML .month must be in 1..12"),
+        (b"a: caf\xe9", "a.yaml: not UTF-8 text"),
+        (b"a: !!python/object/apply:os.system [ls]", "not YAML .could not determine a constructor"),
+        (b"a: !!int ''", "not YAML"),
+        (b"[" * 5000, "not YAML"),
+        (b"- 1", r"a\.yaml: holds a list, expected an object; put it back$"),
+        (b"5: 1", r"holds an object, expected keys that are texts, not 5; put it back$"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_one_line(tmp_path, content, message):
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        read_yaml(tmp_path / "a.yaml", "put it back", {str: object})
+    (tmp_path / "a.yaml").write_text("a: {b: 1.5, c: 'ü'}")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": {"b": 1.5, "c": "ü"}}
+
+
+def test_names_that_no_file_has(tmp_path):
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(BadInput, match="cannot be read"):
+            read_json(tmp_path / name)

@@ -1,0 +1,19 @@
+"""What the machine that a command runs on refuses, said in one line: no space, no memory, a stack that is too deep."""
+
+import re
+
+_NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory")
+_WORKER = re.compile(r"DataLoader worker \(pid.* (killed|exited)")
+
+
+def line_of_machine_error(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """What the machine, and no file's content, refuses; None for an error of another kind, which may be a bug of ours."""
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, RecursionError):
+        return f"something that was given is nested too deeply to be followed ({said})"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(said)):  # torch's is the latter
+        return f"out of memory{f' ({said})' if said else ''}; give it less at a time, or more memory"
+    if isinstance(error, RuntimeError):
+        return f"{said}; perhaps memory ran out: use fewer workers, and start the same command again" if _WORKER.match(said) else None
+    names = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    return f"{names}: {error.strerror}" if names and error.strerror else f"{type(error).__name__}: {said}"

@@ -1,0 +1,152 @@
+"""What the machine refuses, and words that are no text: one line and status 2, without a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from configs import cli
+from data.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Inner:
+    """Inner.
+
+    Args:
+        word: a text
+    """
+
+    word: str = ""
+
+
+@dataclass
+class Options:
+    """Something.
+
+    Args:
+        name: a text
+        names: texts
+        inner: more
+        more: yet more
+    """
+
+    name: str = ""
+    names: list[str] = field(default_factory=list)
+    inner: Inner = field(default_factory=Inner)
+    more: list[Inner] = field(default_factory=list)
+
+
+@dataclass
+class Numbers:
+    """Something.
+
+    Args:
+        count: a number
+        inner: more
+        more: yet more
+    """
+
+    count: int | None = None
+    inner: Inner = field(default_factory=Inner)
+    more: list[Inner] = field(default_factory=list)
+
+
+def fail(error: BaseException) -> Callable[[Options], None]:
+    def main(options: Options) -> None:
+        raise error
+
+    return main
+
+
+def nest(options: Options) -> None:
+    nest(options)
+
+
+@pytest.mark.parametrize(
+    ("main", "line"),
+    [
+        (fail(OSError(errno.ENOSPC, "No space left on device", "a/b.json")), "error: a/b.json: No space left on device"),
+        (fail(PermissionError(errno.EACCES, "Permission denied", "a", None, "b")), "error: a: b: Permission denied"),
+        (fail(OSError("something\nelse")), "error: OSError: something else"),
+        (fail(MemoryError()), "error: out of memory; give it less at a time, or more memory"),
+        (fail(MemoryError("Unable to allocate 7 PiB")), "error: out of memory (Unable to allocate 7 PiB); give it"),
+        (fail(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")), "error: out of memory ([enforce"),
+        (fail(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")), "error: DataLoader worker (pid 7) is killed"),
+        (nest, "error: something that was given is nested too deeply"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, main, line):
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Options)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith(line) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, RuntimeError, KeyError, ValueError, TypeError])
+def test_a_bug_of_ours_is_not_hidden(monkeypatch, kind):
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    with pytest.raises(kind):
+        cli.run(fail(kind("bug")), Options)
+
+
+@pytest.mark.parametrize("word", ["caf\udce9", "\ud800"])
+def test_words_that_are_no_text_are_refused(tmp_path, word):
+    for words in (["--name", word], [f"--inner.word={word}"], [f"--{word}"], ["--names", "a", word], ["--config", word], ["--", word]):
+        with pytest.raises(BadInput, match=r"^the command line: .* is not UTF-8 text"):
+            cli.parse(Options, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [('name: "a\\0b"', "name"), ('inner: {word: "\\uD800"}', "inner.word"), ('names: ["a", "\\uDC80"]', "names"), ('more: [{word: "\\0"}]', "more.word")],
+)
+def test_a_text_of_a_file_that_no_name_can_be_is_refused(tmp_path, text, where):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(BadInput, match=f"{where}.*(is not UTF-8 text|surrogates not allowed)"):
+        cli.parse(Options, ["--config", str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.parametrize("word", ["!!int ''", "!!timestamp x", "!!set {a: [}", "!!binary x", "2024-13-45", "0o9", "9" * 5000, "[" * 900])
+def test_words_that_yaml_stumbles_over_are_bad_input(word):
+    for words in (["--count", word], ["--inner", word], ["--more", word], [f"--more=[{{word: {word}}}]"]):
+        try:
+            cli.parse(Numbers, words)
+        except (BadInput, RecursionError) as error:  # the latter is one line in `cli.run`
+            assert str(error)
+
+
+SHOW = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from dataclasses import dataclass
+from configs import cli
+
+@dataclass
+class Options:
+    '''Nothing.'''
+
+def main(options):
+    print("ü\\ud800")
+
+cli.run(main, Options)
+"""
+
+
+def test_a_full_screen_file_is_one_line_and_a_name_that_cannot_be_shown_is_none():
+    command = [sys.executable, "-c", SHOW, str(ROOT)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\xfc\\ud800\n", b"")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr == "error: OSError: [Errno 28] No space left on device\n"
