@@ -12,9 +12,11 @@ from tests.campaign.canonical import canonical_outputs
 from tests.campaign.children import Command, Ended
 from tests.campaign.commands import WRITING, Writing
 from tests.campaign.isolation import become_nobody, give_to_nobody, mount_small, resize
-from tests.campaign.outcomes import Result
+from tests.campaign.outcomes import BAD, Result
 from tests.campaign.rooms import Clean, Room, judge, wait_for
 from tests.campaign.serving_files import FileServer
+from tests.campaign.targets import INSPECT as INSPECTED
+from tests.campaign.targets import SEARCH
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,35 @@ class Pair(Disturbed):
         return ("refused" if refused and outcome == "identical" else outcome), done, detail
 
 
+class Read(Disturbed):
+    """Somebody reads what is being written: as it was before or as it is now, or is told that this cannot be; the writer does not care."""
+
+    kind = "read while written"
+
+    def disturb(self, room, clean, chance):
+        command, reader, after = self.start(room), READERS[self.command], chance.random() * clean.seconds
+        command.has_ended(after)
+        read = wait_for(Command(reader, room.box, room.folder / "log2"), 60)
+        done = f"{reader[0]} after {after:.3f} s: status {read.status}"
+        outcome, detail = judge(read, clean, room, [], True, False)
+        if outcome in BAD:
+            command.kill()
+            command.wait(10)
+            return outcome, done, detail
+        ended = wait_for(command, max(60, 20 * clean.seconds))
+        outcome, detail = judge(ended, clean, room, self.writing.outputs, False, False)
+        return outcome, done, detail
+
+
+READERS = {
+    "build_index --update": SEARCH,
+    "build_index --delete": SEARCH,
+    "build_index again": SEARCH,
+    "extract_regions again": [*INSPECTED, "regions"],
+    "train_itm": ["scripts/plot_runs.py", "out", "--out", "read.png"],
+}
+
+
 def last_lines(ended: Ended) -> str:
     return "\n".join(ended.errors.rstrip().splitlines()[-12:])
 
@@ -191,4 +222,6 @@ def kill_a_worker(pid: int, chance: random.Random) -> None:
         pass
 
 
-DISTURBED = [kind(command, weight * WRITING[command].weight) for kind, weight in ((Killed, 0.2), (FullDisk, 0.12), (Pair, 0.12)) for command in WRITING]
+DISTURBED = [kind(command, weight * WRITING[command].weight) for kind, weight in ((Killed, 0.2), (FullDisk, 0.12), (Pair, 0.12)) for command in WRITING if not command.endswith("again")] + [
+    Read(command) for command in READERS
+]
