@@ -85,8 +85,10 @@ class Soak:
 
     def _still_right(self, port: int, room: Room, clean: Clean, grown: int) -> tuple[str, str]:
         publish(room, room.world / "img/data.mdb")
-        time.sleep(0.2)
-        if (found := answer_to(port)) != json.loads(clean.outputs["hits"]):
+        right, until = json.loads(clean.outputs["hits"]), time.monotonic() + 10
+        while (found := answer_to(port)) != right and time.monotonic() < until:
+            time.sleep(0.2)  # it looks at its index every second
+        if found != right:
             return "silent", f"another answer than at first: {str(found)[:500]}"
         return ("memory", f"{grown >> 20} MB more") if grown > MORE_MEMORY else ("identical", "")
 
@@ -110,7 +112,7 @@ def answer_to(port: int) -> list:
     status, body = search(port, as_json(ASKED))
     if status != 200:
         return [status, body.decode(errors="replace")]
-    return sorted((key, json.dumps(value)) for key, value in json.loads(body).items() if "hit" in key or "result" in key)
+    return sorted([key, json.dumps(value)] for key, value in json.loads(body).items() if "hit" in key or "result" in key)
 
 
 def abuse(port: int, room: Room, chance: random.Random) -> str:
