@@ -50,7 +50,8 @@ class Options:
         tokenizer: Hugging Face BERT-family folder, or a vocab.txt; default is to train one on the captions
         vocab_size: word pieces of one that is trained
         extractor: of regions, as in scripts/extract_regions.py; default is the best for photographs that can run here
-        extract: its other options, NAME=VALUE; image-key={parent}_{stem}.npz tells pictures of one name apart by their folders
+        extract: its other options, NAME=VALUE; image-key={parent}_{stem}.npz tells pictures of one name apart by their folders, and
+            soft-labels=none leaves out what pre-training alone reads
         config: recipe of the training command
     """
 

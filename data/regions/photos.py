@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.regions.keys import clash_of_keys, key_of_image, normal_name
 from data.storage.picture_files import opened_picture
 from data.storage.regular_files import check_regular, open_regular
@@ -147,7 +148,8 @@ def picture_names(root: Path) -> list[str]:
                 todo += [Path(folder, name) for name in links]
                 names += [os.path.relpath(os.path.join(folder, name), root) for name in files if is_picture(name)]
             seen.add(real)
-    return sorted(name for name in names if (root / name).is_file() or (root / name).is_symlink())
+    found = ProgressBar(names, f"looking for the pictures of {root}", unit="pictures")
+    return sorted(name for name in found if (root / name).is_file() or (root / name).is_symlink())
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -176,7 +178,7 @@ def tar_members(path: Path) -> dict[str, Member]:
     check_regular(path)
     try:
         with tarfile.open(path, "r:") as archive:
-            for member in archive:
+            for member in ProgressBar(archive, f"reading the headers of {path}", unit="files"):
                 name = member.name.removeprefix("./")
                 if member.issym():
                     links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
