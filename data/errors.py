@@ -31,9 +31,11 @@ _ADVICE = re.compile(r"weights_only|Weights only load failed")
 
 
 def reason_of(error: BaseException, longest: int = 200) -> str:
-    """What a library's exception says, in one line. torch's advice to unpickle what holds more than tensors, which would run what
-    is in it, is left out."""
+    """What a library's exception says, in one line. The advice of torch to unpickle what holds more than tensors, and that of
+    transformers to run a model's own code, are left out."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    if "trust_remote_code" in text:
+        return "it needs code of its own, which is not run"
     if not _ADVICE.search(text):
         return text[:longest] or repr(error)[:longest]
     if "TorchScript" in text:

@@ -14,6 +14,7 @@ from data.captions.db import CaptionDB
 from data.errors import BadInput, reason_of
 from data.progress import ProgressBar
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input
+from data.storage.regular_files import check_folder, open_regular
 from data.storage.shapes import check_shape
 from data.storage.text_files import parse_json
 
@@ -51,6 +52,7 @@ class Translator:
     def __init__(self, name: str, settings: TranslationSettings, device: torch.device):
         from transformers import MarianMTModel, MarianTokenizer  # slow to import
 
+        check_folder(name)
         try:
             self.tokenizer = MarianTokenizer.from_pretrained(name)
             self.model = MarianMTModel.from_pretrained(name).to(device).eval()
@@ -94,7 +96,8 @@ def read_journal(path: Path, header: dict) -> dict[str, str]:
         with atomic_file(path) as partial:
             partial.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return {}
-    whole = path.read_bytes()
+    with open_regular(path) as file:
+        whole = file.read()
     lines, end = [], 0
     for line in whole.split(b"\n")[:-1]:
         try:

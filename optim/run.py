@@ -29,6 +29,7 @@ from torch import nn
 from data.errors import BadInput
 from data.progress import print_above_bars
 from data.storage.atomic import atomic_file
+from data.storage.regular_files import open_regular
 from data.storage.text_files import read_yaml, write_json
 from model import checkpoints
 from model.distributed import Ranks
@@ -197,7 +198,7 @@ def _take_back(log: Path, step: int) -> None:
     """Keep of a run's metrics the lines up to a step: what was logged after it will be logged again. A line that is none of
     metrics, as damage leaves it, goes too, and is told."""
     kept, odd = [], []
-    with open(log, "rb") as file:
+    with open_regular(log) as file:
         for number, line in enumerate(file, 1):
             try:
                 logged = metrics_of_line(line.decode(), f"{log}: line {number}")["step"]

@@ -102,3 +102,43 @@ def test_every_room_says_what_it_holds():
     for name in product_files():
         if name.endswith("/__init__.py"):
             assert ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8"))), f"{name}: no docstring"
+
+
+UNBOUNDED = re.compile(
+    r"torch\.load|Image\.open|pickle\.(?:loads?|Unpickler)|yaml\.(?:safe_load|load|compose)|lz4\.frame\.decompress|\.read_(?:bytes|text)"
+    r"|(?<![\w.])open"
+)
+OWN_BYTES = {  # what is read there is this process's own, or was looked at before
+    "configs/yaml_file.py": {"yaml.compose"},  # by the bounded loader
+    "data/batches/shared_memory.py": {"pickle.Unpickler"},
+    "data/downloads/fetch.py": {".read_text"},
+    "model/evaluation/scoring.py": {".read_bytes"},
+    "optim/run.py": {"yaml.safe_load"},
+}
+
+
+def unbounded_reads(text: str) -> set[str]:
+    """Calls, and base classes, that read files or compressed data without a bound; `open` for writing is none."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        called = [node] if isinstance(node, ast.Call) else []
+        names = [ast.unparse(call.func) for call in called] + [ast.unparse(base) for base in getattr(node, "bases", [])]
+        for name in names:
+            match = UNBOUNDED.search(name)
+            mode = ast.unparse(node.args[1]) if called and len(node.args) > 1 else "'r'"
+            if match and match.end() == len(name) and not (match[0] == "open" and re.search("[wax+]", mode)):
+                found.add(match[0])
+    return found
+
+
+def test_which_reads_are_unbounded():
+    text = "open(a)\nopen(a, 'w')\nfile.open(b)\ntorch.load(x)\nclass A(pickle.Unpickler): pass\nPath(a).read_text()\nread_text(a)\n"
+    assert unbounded_reads(text) == {"open", "torch.load", "pickle.Unpickler", ".read_text"}
+
+
+def test_files_are_read_through_data_storage():
+    """There sizes, kinds and depths are looked at once: data/storage/regular_files.py, text_files.py, arrays.py, and their like."""
+    for name in product_files():
+        if not name.startswith(("data/storage/", "scripts/bench", "scripts/documenting/")):
+            found = unbounded_reads((ROOT / name).read_text(encoding="utf-8")) - OWN_BYTES.get(name, set())
+            assert not found, f"{name}: {', '.join(found)}; use what data/storage/ has for it"

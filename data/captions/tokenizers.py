@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from data.downloads.hub import TOKENIZER, local_folder
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file
-from data.storage.text_files import is_utf8, read_json, read_lines, write_json
+from data.storage.regular_files import check_folder
+from data.storage.text_files import is_utf8, read_json, read_lines, read_text, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -176,9 +177,10 @@ def _read_config(folder: Path) -> dict:
 
 
 def _from_tokenizer_json(folder: Path) -> CaptionTokenizer:
+    text = read_text(folder / "tokenizer.json", "copy the tokenizer again")
     with _panic_is_bad_input(folder):
         try:
-            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            backend = Tokenizer.from_str(text)
         except Exception as error:  # tokenizers raises nothing narrower
             raise BadInput(f"{folder}: cannot be loaded as a tokenizer ({str(error)[:200]})") from None
     config = _read_config(folder)
@@ -226,11 +228,12 @@ def _from_transformers(folder: Path) -> CaptionTokenizer:
     """What transformers makes of SentencePiece models and of byte-level vocabularies without a ``tokenizer.json``."""
     from transformers import AutoTokenizer  # slow to import, and not needed for the files of most folders
 
+    check_folder(folder)
     try:
-        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         backend = theirs.backend_tokenizer
     except Exception as error:  # transformers raises nearly anything here
-        raise BadInput(f"{folder}: cannot be loaded as a tokenizer ({' '.join(str(error).split())[:200]})") from None
+        raise BadInput(f"{folder}: cannot be loaded as a tokenizer ({reason_of(error)})") from None
     special_tokens = {name: getattr(theirs, name) for name in _SPECIAL_TOKENS}
     missing = [name for name, token in special_tokens.items() if token is None]
     if missing:

@@ -15,6 +15,7 @@ from PIL import UnidentifiedImageError
 
 from data.storage.atomic import atomic_file
 from data.storage.picture_files import opened_picture
+from data.storage.regular_files import open_regular
 from data.storage.text_files import read_lines
 
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
@@ -77,7 +78,7 @@ def _known(folder: Path, again: bool) -> set[str]:
 
 
 def _has_whole_lines(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(-1, os.SEEK_END)
         return file.read() == b"\n"
 

@@ -35,6 +35,7 @@ from data.index.layout import (
 from data.storage.lmdb_env import is_whole, promised_bytes
 from data.storage.lmdb_pages import check_pages
 from data.storage.locks import only_writer
+from data.storage.regular_files import open_regular
 
 MAP_SIZE = 1 << 30  # first size of the memory map in bytes; it doubles whenever it is full
 _FICLONE = 0x40049409  # Linux: share the blocks of a file on file systems that can (Btrfs, XFS)
@@ -275,7 +276,7 @@ class BlockStore:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as old, open(target, "wb") as new:
+    with open_regular(source) as old, open(target, "wb") as new:
         with suppress(OSError):
             fcntl.ioctl(new, _FICLONE, old.fileno())
             return

@@ -20,6 +20,7 @@ from data.regions.extractor_record import ExtractorRecord, described_apart, read
 from data.regions.pictures import FILE as PICTURES_FILE
 from data.regions.pictures import Pictures
 from data.storage.lmdb_env import LmdbWriter, damage_is_bad_input
+from data.storage.regular_files import open_regular
 
 SETTINGS = "settings.json"  # in the folder of a database whose command has not come to its end: what makes the records
 
@@ -91,7 +92,8 @@ class RegionWriter(LmdbWriter):
 
     @staticmethod
     def _settings_of(folder: Path) -> str:
-        return (folder / SETTINGS).read_text(encoding="utf-8", errors="replace")
+        with open_regular(folder / SETTINGS, "r", encoding="utf-8", errors="replace") as file:
+            return file.read()
 
     def conclude(self) -> None:
         """The command has written all that it writes: another one of these settings begins anew."""

@@ -37,6 +37,17 @@ def check_regular(path: str | Path) -> None:
         return
 
 
+def check_folder(path: str | Path) -> None:
+    """The same of every file in a folder that a library reads as it finds it; a name that is none is left to the library.
+
+    Raises:
+        BadInput: one of them is a pipe, a device or a socket.
+    """
+    if os.path.isdir(path):
+        for entry in sorted(os.listdir(path)):
+            check_regular(os.path.join(path, entry))
+
+
 def _open_at_once(path: str, flags: int) -> int:
     handle = os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to opens as well
     try:

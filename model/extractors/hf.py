@@ -11,6 +11,7 @@ from PIL import Image
 
 from data.errors import BadInput, reason_of
 from data.regions.conversion import window_side
+from data.storage.regular_files import check_folder
 from data.storage.text_files import read_json
 from model.extractors.base import Detections, Extractor, ExtractorOptions
 
@@ -48,8 +49,9 @@ class HfBackbone(Extractor):
         super().__init__()
         from transformers import AutoModel  # slow to import, and no other extractor needs it
 
+        check_folder(name)
         try:
-            model = AutoModel.from_pretrained(name)
+            model = AutoModel.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # no folder, no network, an unknown type: whatever the library raises
             raise BadInput(f"--extractor hf:{name}: cannot be loaded ({reason_of(error)}); give a folder or a name") from None
         self.name, self.max_bb = name, max_bb

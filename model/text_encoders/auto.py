@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data.batches.ragged import Texts
 from data.downloads.hub import SIZES, local_folder
 from data.errors import BadInput, reason_of
+from data.storage.regular_files import check_folder
 from data.storage.shapes import check_shape, shape_of
 from data.storage.text_files import read_json
 from model import checkpoints
@@ -161,6 +162,7 @@ def read_auto_encoder(folder: str | Path) -> tuple[AutoEncoderConfig, dict[str, 
     from transformers import AutoModel  # slow to import, and only such towers need it
 
     folder = local_folder(folder)
+    check_folder(folder)
     try:
         model, report = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
@@ -206,7 +208,7 @@ def _built(settings: dict[str, Any], **how: Any) -> PreTrainedModel:
     from transformers import AutoModel  # slow to import, and only such towers need it
 
     try:
-        return AutoModel.from_config(_transformers_config(settings), **how)
+        return AutoModel.from_config(_transformers_config(settings), trust_remote_code=False, **how)
     except BadInput:
         raise
     except Exception as error:  # transformers raises nearly anything here

@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
-from data.storage.text_files import read_json
+from data.storage.text_files import read_json, read_yaml
 from model.evaluation.folders import evaluations_folder
 from model.made_from import read_made_from
 from scripts.publishing.card import Card
@@ -35,6 +33,6 @@ def read_card(checkpoint: Path, name: str, license: str | None = None) -> Card:
         card.validation = recall_rows({"recall": validated}, "") if isinstance(validated, dict) else []
     run = checkpoint.resolve().parent.parent
     if checkpoint.resolve().parent.name == "checkpoints" and (run / "config.yaml").is_file():
-        card.settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        card.settings = read_yaml(run / "config.yaml")
         card.facts = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     return card

@@ -1,5 +1,7 @@
 """A torch file that holds more than tensors is refused by its path, without torch's advice to run what is in it, wherever it is read."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,3 +48,17 @@ def test_torchs_advice_is_left_out(folder, read: Callable):
     message = str(caught.value)
     assert message.count(str(folder)) >= 1 and "\n" not in message
     assert "weights_only" not in message and "trust" not in message and "\x1b" not in message
+
+
+@pytest.mark.parametrize("read", [read_auto_encoder, lambda folder: HfBackbone(str(folder), 36)], ids=["encoder", "vision"])
+def test_a_models_own_code_is_not_run_and_pipes_are_not_waited_for(tmp_path, read):
+    """Nor is the user asked whether it may."""
+    made = tmp_path / "made"
+    (tmp_path / "code.py").write_text(f"open({str(made)!r}, 'w')\nclass C: pass\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "code.C", "AutoModel": "code.C"}}))
+    with pytest.raises(BadInput, match="it needs code of its own, which is not run"):
+        read(tmp_path)
+    assert not made.exists()
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(BadInput, match=r"model\.safetensors: a named pipe"):
+        read(tmp_path)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data.errors import BadInput
-from data.storage.regular_files import check_regular, open_regular
+from data.storage.regular_files import check_folder, check_regular, open_regular
 
 
 def test_a_file_is_opened_as_by_open(tmp_path):
@@ -29,6 +29,8 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
 def test_folders_and_what_is_missing_are_left_to_who_opens_them(tmp_path):
     check_regular(tmp_path)
     check_regular(tmp_path / "absent")
+    check_folder(tmp_path / "absent")
+    check_folder(tmp_path)
     with pytest.raises(IsADirectoryError):
         open_regular(tmp_path)
     with pytest.raises(FileNotFoundError):
