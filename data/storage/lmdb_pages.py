@@ -29,6 +29,7 @@ _BRANCH, _LEAF, _OVERFLOW, _META = 1, 2, 4, 8  # kinds of pages
 _LONG = 1  # flag of a node: its value is on overflow pages
 _NO_PAGE = 2**64 - 1
 _DEEPEST = 32  # levels that LMDB follows
+_TRIES = 10  # while another process writes: what it freed before, it may write over
 _AT_ONCE = 2048  # pages of a level looked at together
 
 _DATABASE = np.dtype(
@@ -67,20 +68,41 @@ def check_pages(path: str | Path, for_writing: bool = False) -> int:
         BadInput: it is no LMDB file, is truncated, or has a damaged page; the message names the page.
     """
     try:
-        with open_regular(path) as file:
-            is_empty = not os.fstat(file.fileno()).st_size
-            content = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        pages = _Pages(np.frombuffer(content, np.uint8), path)
-        longs = pages.walk(pages.meta["main"], "records")
-        if for_writing:
-            pages.check_free(longs)
+        for _ in range(_TRIES - 1):
+            before = _transaction(path)
+            try:
+                return _look(path, for_writing)
+            except (_Damaged, BadInput):
+                if before == _transaction(path):  # nobody has written meanwhile
+                    raise
+        return _look(path, for_writing)
     except OSError as error:
         raise BadInput(f"{path}: cannot be opened as LMDB ({error.strerror}); copy or build the database again") from None
     except _NoLmdb as damage:
         raise BadInput(f"{path}: cannot be opened as LMDB ({damage}); copy or build the database again") from None
     except _Damaged as damage:
         raise BadInput(f"{path}: damaged, {damage}; copy or build the database again") from None
+
+
+def _look(path: str | Path, for_writing: bool) -> int:
+    pages = _Pages(_mapped(path), path)
+    longs = pages.walk(pages.meta["main"], "records")
+    if for_writing:
+        pages.check_free(longs)
     return int(pages.seen.sum())
+
+
+def _transaction(path: str | Path) -> int:
+    """The last one that was committed."""
+    return int(_meta_page(_mapped(path))["transaction"])
+
+
+def _mapped(path: str | Path) -> np.ndarray:
+    """The bytes of a file."""
+    with open_regular(path) as file:
+        is_empty = not os.fstat(file.fileno()).st_size
+        content = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(content, np.uint8)
 
 
 class _Pages:
@@ -258,4 +280,4 @@ def _meta_page(content: np.ndarray) -> np.void:
     later = max((first, second), key=lambda page: int(page["transaction"]))  # of two alike the first
     if later["last_page"] < 1 or later["last_page"] >= 1 << 48:
         raise _NoLmdb(f"the meta page says that the last page is {int(later['last_page'])}")
-    return later
+    return later.copy()  # a writer may change it

@@ -5,6 +5,8 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import lmdb
@@ -204,3 +206,26 @@ def test_a_large_file_is_looked_at_once_and_again_when_it_was_changed_behind_its
     shutil.copytree(database(tmp_path / "other", seed=1), tmp_path / "copy")  # another file has not been looked at
     reader(tmp_path / "copy")
     assert len(looked_at) == 3
+
+
+def test_a_database_that_is_being_written_to_is_not_taken_for_damaged(tmp_path):
+    env = lmdb.open(str(tmp_path / "db"), map_size=1 << 26, sync=False)
+    rng, done, looked = np.random.default_rng(0), threading.Event(), 0
+
+    def write():
+        while not done.is_set():
+            with env.begin(write=True) as txn:
+                for key in rng.integers(0, 3000, 40).tolist():
+                    txn.put(f"key {key}".encode(), bytes(int(rng.integers(1, 6000))))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        until = time.monotonic() + 2
+        while looked < 20 or time.monotonic() < until:
+            check_pages(tmp_path / "db" / "data.mdb")
+            looked += 1
+    finally:
+        done.set()
+        writer.join()
+        env.close()
