@@ -6,7 +6,6 @@ archive holds. Here an array must have the bytes of its shape before it is made.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import zipfile
@@ -20,7 +19,7 @@ from data.errors import BadInput, reason_of
 from data.storage.inflating import check_inflated
 from data.storage.regular_files import open_regular
 
-_LONGEST_HEADER = 1 << 16  # bytes of a header that is looked at
+_AT_ONCE = 1 << 24  # bytes unpacked at a time
 
 
 def read_arrays(path: str | Path, advice: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -62,33 +61,30 @@ def _arrays_of_zip(file: IO[bytes], names: Collection[str] | None) -> dict[str, 
         arrays = {}
         for name, member in members.items():
             with archive.open(member) as stream:
-                content = bytearray(member.file_size)
-                view, filled = memoryview(content), 0
-                while filled < len(view) and (taken := stream.readinto(view[filled : filled + (1 << 24)])):
-                    filled += taken
-                stream.read(1)  # its end, where its checksum is compared
-            if filled < len(content):
-                raise ValueError(f"{member.filename} has {filled:,} bytes, expected {len(content):,}")
-            arrays[name] = _array(io.BytesIO(content), len(content))
+                arrays[name] = _array(stream, member.file_size)
+                while stream.read(_AT_ONCE):  # to its end, where its checksum is compared
+                    pass
         return arrays
 
 
 def _array(file: IO[bytes], size: int) -> np.ndarray:
     """The array that a file of ``size`` bytes holds from where it is."""
-    header = io.BytesIO(file.read(min(size, _LONGEST_HEADER)))
-    version = np.lib.format.read_magic(header)
+    version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"an array of numpy's format {version}")
-    shape, fortran_order, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(header)
+    shape, fortran_order, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
     if dtype.kind not in "biufcUS" or dtype.shape or dtype.metadata:
         raise ValueError(f"an array of type {str(dtype)[:40]}: only numbers and texts are read")
-    count = math.prod(shape)
-    if not all(type(length) is int and length >= 0 for length in shape) or count * dtype.itemsize > size - header.tell():
-        raise ValueError(f"an array of shape {shape} and type {dtype} in {size - header.tell():,} bytes")
-    file.seek(header.tell())
+    count, left = math.prod(shape), size - file.tell()
+    if not all(type(length) is int and length >= 0 for length in shape) or count * dtype.itemsize > left:
+        raise ValueError(f"an array of shape {shape} and type {dtype} in {left:,} bytes")
     content = bytearray(count * dtype.itemsize)
-    if content and file.readinto(content) != len(content):
-        raise ValueError("it ends too early")
+    view, filled = memoryview(content), 0
+    while filled < len(view):
+        taken = file.readinto(view[filled : filled + _AT_ONCE])
+        if not taken:
+            raise ValueError(f"it ends after {filled:,} bytes of {len(view):,}")
+        filled += taken
     array = np.frombuffer(content, dtype, count) if content else np.zeros(count, dtype)
     return check_characters(array).reshape(shape, order="F" if fortran_order else "C")
 

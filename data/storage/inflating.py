@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import lz4.frame
 
-MOST_TIMES = 100  # features, ids and texts pack to a half, a tenth at best
+MOST_TIMES = 30  # features, ids and texts pack to a half, a tenth at best
 ALWAYS = 64 << 20  # bytes that may be unpacked from anything: small arrays of zeros pack by any factor
 
 _MOST_TIMES_LZ4 = 255  # lz4 cannot make more of a byte

@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from data.errors import BadInput
-from data.storage.inflating import check_inflated
 from data.storage.regular_files import open_regular
 
 MAX_PIXELS = 256 << 20  # what is decoded at most, 0.8 GB as RGB
+ANY_PIXELS, MOST_TIMES = 64 << 20, 100  # a screen of one colour packs by any factor; beyond so many pixels there must be bytes for them
 # Not EPS, which Pillow gives to Ghostscript, and none of those that nobody keeps photographs in.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "AVIF", "HEIF")
 
@@ -59,7 +59,11 @@ def _check_pixels(image: Image.Image, num_bytes: int) -> None:
     (width, height), channels = image.size, max(len(image.getbands()), 3)  # all become RGB
     if width * height * channels > 3 * MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than can be decoded ({MAX_PIXELS}); scale it down")
-    check_inflated(width * height * channels, num_bytes, f"{width} x {height} pixels")
+    if width * height > ANY_PIXELS and width * height * channels > MOST_TIMES * num_bytes:
+        raise ValueError(
+            f"{width} x {height} pixels would take {width * height * channels:,} bytes, {num_bytes:,} are stored: more than {MOST_TIMES} times "
+            "as many are not decoded"
+        )
 
 
 def _content(path: str | Path) -> bytes:
