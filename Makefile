@@ -4,7 +4,7 @@
 #             the page is tried in Chromium where it is installed (apt-get install chromium), BROWSER=0 leaves that out
 # make campaign CASES=10000   damaged files, odd words, kills, full disks, two at once: what each command makes of them
 #             (docs/reliability.md); SEED=1 draws others, JOBS=2 runs so many cases at a time, ONLY=index takes targets of that name
-# make lint   style checks, and that imports run one way
+# make lint   style checks, that imports run one way, and types of what a Python user imports
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -39,6 +39,7 @@ campaign: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 .venv/installed: requirements.txt tests/requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

@@ -110,7 +110,7 @@ def test_missing_databases(small_world, finetuned, recipes, refused, tmp_path, c
     assert says(error, "regions", "feat_th0.2_max100_min11", "found", "min_bb")
     assert not (tmp_path / "run").exists()
     other = evaluation(small_world, finetuned, tmp_path / "eval")
-    assert says(refused(eval_itm, *other, "--captions", "nowhere"), "nowhere", "data.mdb")
+    assert says(refused(eval_itm, *other, "--captions", "nowhere"), "nowhere", "no such folder")
     assert says(refused(eval_itm, *other, "--regions", "nowhere"), "nowhere", "no such folder")
     assert not (tmp_path / "eval").exists()
     error = refused(search, "a red circle", "--index", "nowhere", "--checkpoint", finetuned / "best")

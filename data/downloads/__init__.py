@@ -1,1 +1,2 @@
-"""Files of public sources: fetched with resume, compared with a checksum, unpacked (``scripts/download.py``)."""
+"""Files of public sources: fetched with resume, compared with a checksum, unpacked (``scripts/download.py``); and names on the
+Hugging Face hub (`data.downloads.hub`)."""

@@ -249,11 +249,11 @@ def test_starts_from_a_bert_folder_and_from_nothing(tmp_path, pairs):
 
 def test_another_vocabulary_width_or_length_is_refused(tmp_path, pairs, small_world):
     sizes = EncoderConfig(600, 32, 1, 2, 48, max_position_embeddings=64)
-    check_reranker(UniterConfig(sizes, 32, 11), "reranker", pairs)
-    with pytest.raises(BadInput, match="region features are 32 wide, but reranker was made for feature_dim 20"):
-        check_reranker(UniterConfig(sizes, 20, 11), "reranker", pairs)
+    check_reranker(UniterConfig(sizes, 32, 11), "./reranker", pairs)
+    with pytest.raises(BadInput, match=r"region features are 32 wide, but ./reranker was made for feature_dim 20"):
+        check_reranker(UniterConfig(sizes, 20, 11), "./reranker", pairs)
     with pytest.raises(BadInput, match="reranker: vocab_size 150 is smaller than the captions' vocabulary"):
-        check_reranker(UniterConfig(EncoderConfig(150, 32, 1, 2, 48), 32, 11), "reranker", pairs)
+        check_reranker(UniterConfig(EncoderConfig(150, 32, 1, 2, 48), 32, 11), "./reranker", pairs)
     with pytest.raises(BadInput, match=r"captions are longer than the model's 4 positions .*long_captions truncate"):
         settle_long_captions(pairs, 4, "refuse")
     (tmp_path / "tokenizer").mkdir()

@@ -43,7 +43,8 @@ def test_a_checkpoint_of_no_run_is_evaluated_beside_its_weights(tmp_path):
     for name in ("model", "checkpoints/step-00000005", "run/checkpoints/copy"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         assert evaluations_folder(tmp_path / name) == tmp_path / name / "eval"
-    assert evaluations_folder("no/such").as_posix() == "no/such/eval"
+    assert evaluations_folder("./no/such").as_posix() == "no/such/eval"
+    assert evaluations_folder("user/name@v1").as_posix() == "eval/user--name@v1"  # of the Hugging Face hub
 
 
 def test_a_run_means_the_evaluation_of_its_best_checkpoint(tmp_path):
