@@ -292,7 +292,8 @@ class LightningDOT(nn.Module):
             dropout: overrides the rates the checkpoint was trained with
 
         Raises:
-            BadInput: no such checkpoint, or a tensor missing, unexpected or of the wrong shape.
+            BadInput: no such checkpoint, weights that are not those of its config.json, or a tensor missing, unexpected or of the
+                wrong shape.
         """
         folder = checkpoints.one_checkpoint(local_folder(folder))
         values = checkpoints.read_config(folder)
@@ -304,7 +305,7 @@ class LightningDOT(nn.Module):
             model = cls(config)
         tensors = checkpoints.read_tensors(folder / "model.safetensors")
         checkpoints.load_strict(model, tensors, str(folder), assign=True)
-        model.fingerprint = values.get("fingerprint")
+        model.fingerprint = checkpoints.checked_fingerprint(folder, tensors, values)
         return model.float().eval()  # a converted checkpoint may hold half precision
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.downloads.hub import local_folder
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file
+from data.storage.file_facts import fact_of_file
 from data.storage.text_files import read_json, write_json
 from data.storage.torch_files import load_torch
 from model.transformer import EncoderConfig
@@ -28,6 +29,7 @@ SETTINGS = {
 }  # fmt: skip
 # Hugging Face's names of models whose block is BERT's; uniter is what scripts/convert_checkpoint.py calls a UNITER.
 BERT_FAMILY = ("bert", "roberta", "xlm-roberta", "camembert", "uniter")
+FINGERPRINT = "fingerprint"  # of weights, in config.json and in what a safetensors file says of itself
 LARGEST_WIDTH = 1_000_000  # of vectors and region features
 # Heads and buffers of Hugging Face models that an encoder does not have.
 NOT_ENCODER = re.compile(r"^(cls|lm_head|classifier|qa_outputs)\.|position_ids$")
@@ -83,7 +85,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """A flat ``{name: tensor}`` from a safetensors file or a PyTorch file that holds a bare state dict.
 
     Raises:
-        BadInput: missing, truncated, or a PyTorch file with anything but tensors in it.
+        BadInput: missing, truncated, not what was written by its checksums, or a PyTorch file with anything but tensors in it.
     """
     path = Path(path)
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
@@ -96,9 +98,41 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            written = (file.metadata() or {}).get(FINGERPRINT)
     except Exception as error:  # whatever safetensors raises on damaged bytes
         raise BadInput(f"{path}: damaged or truncated weights: {error!r}") from error
+    if written is not None and _fingerprint_of_file(path, tensors) != written:
+        raise BadInput(f"{path}: damaged weights: they are not what was written by the file's own fingerprint; copy the file again")
+    return tensors
+
+
+def _fingerprint_of_file(path: Path, tensors: dict[str, Tensor]) -> str:
+    return fact_of_file(path, FINGERPRINT, lambda: fingerprint(tensors))
+
+
+def checked_fingerprint(folder: str | Path, tensors: dict[str, Tensor], values: dict) -> str:
+    """The fingerprint of ``tensors``, as they were read from ``folder/model.safetensors``.
+
+    Args:
+        values: content of the folder's config.json
+
+    Raises:
+        BadInput: config.json says another: the weights are another run's, or damaged.
+    """
+    found = _fingerprint_of_file(Path(folder) / "model.safetensors", tensors)
+    compare_fingerprints(folder, found, values)
+    return found
+
+
+def compare_fingerprints(folder: str | Path, found: str, values: dict) -> None:
+    """As `checked_fingerprint`, of a fingerprint that is known."""
+    if found != (values.get(FINGERPRINT) or found):
+        raise BadInput(
+            f"{folder}/model.safetensors: holds the weights {found}, and config.json beside it is about {values[FINGERPRINT]}: another "
+            f"run's weights, or damaged ones; copy the checkpoint again (or remove {FINGERPRINT} from config.json to take them as they are)"
+        )
 
 
 def read_pickle(path: Path) -> Any:
@@ -157,11 +191,22 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, which transformers reads too. Raises BadInput when the disk is full."""
+    """Write a safetensors file with its own fingerprint, which transformers reads too. Raises BadInput when the disk is full."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt", FINGERPRINT: (own := fingerprint(tensors))})
+        _order_metadata(path, f'"format":"pt","{FINGERPRINT}":"{own}"'.encode())
     except SafetensorError as error:
         raise BadInput(f"{path}: cannot be written: {error}; is the disk full?") from error
+
+
+def _order_metadata(path: Path, ordered: bytes) -> None:
+    """Equal tensors give equal files: safetensors writes what a file says of itself in any order."""
+    with open(path, "r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        start = header.index(b'"__metadata__":{') + len(b'"__metadata__":{')
+        if header.index(b"}", start) - start == len(ordered):
+            file.seek(8 + start)
+            file.write(ordered)
 
 
 def write(folder: str | Path, tensors: dict[str, Tensor], config: dict) -> None:

@@ -229,7 +229,8 @@ class Reranker(nn.Module):
         else:  # heads that are absent start from random weights
             model = cls(config)
         checkpoints.load_strict(model, tensors, str(folder), optional=r"^(rank|itm)_output\.")
-        model.fingerprint = values.get("fingerprint") or checkpoints.fingerprint(tensors)
+        model.fingerprint = checkpoints.fingerprint(tensors)
+        checkpoints.compare_fingerprints(folder, model.fingerprint, values)
         return model, tensors
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -310,7 +311,8 @@ def build_reranker(options: EncoderOptions, pairs: PairDataset) -> tuple[Reranke
 
 
 def _of_towers(folder: str) -> tuple[EncoderConfig, dict[str, Tensor], str]:
-    config = LightningDOTConfig.from_dict(checkpoints.read_config(folder), Path(folder) / "config.json")
+    values = checkpoints.read_config(folder)
+    config = LightningDOTConfig.from_dict(values, Path(folder) / "config.json")
     if not isinstance(config.txt, EncoderConfig):
         raise BadInput(f"{folder}: its text tower is not of the BERT family, which a re-ranker is; start from a BERT folder")
     if config.txt.hidden_size != config.img.hidden_size:
@@ -319,6 +321,7 @@ def _of_towers(folder: str) -> tuple[EncoderConfig, dict[str, Tensor], str]:
             f"{config.txt.hidden_size}, the image tower {config.img.hidden_size}; start from a BERT folder"
         )
     towers = checkpoints.read_tensors(local_folder(folder) / "model.safetensors")
+    checkpoints.checked_fingerprint(local_folder(folder), towers, values)
     start = "txt_model.bert."
     tensors = {n.removeprefix(start): t.float() for n, t in towers.items() if n.startswith(start)}
     start = "img_model.bert."

@@ -60,6 +60,11 @@ def _record_hash(key: bytes, value: bytes) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def hash_of_key(key: bytes) -> int:
+    """64 bits of a key, by which sorted tables find it."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
 def remember_digest(folder: Path, digest: RecordsDigest) -> None:
     """Note the digest of a database that has just been written, whose file keeps its identity when the folder is renamed."""
     remember_files(folder, {"data.mdb": file_identity(folder / "data.mdb") | {"digest": digest.hex}})
@@ -82,9 +87,13 @@ def remembered_files(folder: Path) -> dict[str, dict]:
 
 
 def _cache_file(folder: Path) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.blake2b(os.path.realpath(folder).encode(), digest_size=16).hexdigest()
-    return root / "lightningdot" / "digests" / f"{name}.json"
+    return cache_folder() / "digests" / f"{name}.json"
+
+
+def cache_folder() -> Path:
+    """Where notes go about files in folders that cannot be written, or are not ours to write."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lightningdot")
 
 
 def file_identity(path: Path) -> dict:

@@ -14,6 +14,7 @@ from typing import IO, Any
 import torch
 
 from data.storage.regular_files import check_regular, open_regular
+from data.storage.zip_damage import zip_damage
 
 _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote first, before it wrote zip archives
 
@@ -35,11 +36,13 @@ def load_torch(source: str | Path | IO[bytes]) -> Any:
     Raises:
         BadInput: it is a pipe or a device.
         Exception: whatever torch raises on damaged bytes and on other objects (`data.errors.reason_of` says it in a line); ValueError when a
-            tensor has more numbers than bytes are there.
+            tensor has more numbers than bytes are there, or a member of a zip archive another checksum than was written.
     """
     is_file = isinstance(source, str | Path)
     if is_file:
         check_regular(source)
+    if (reason := zip_damage(source)) is not None:  # torch does not compare the archive's checksums
+        raise ValueError(reason)
     is_zip = zipfile.is_zipfile(source)
     if is_zip:
         with zipfile.ZipFile(source) as archive:

@@ -179,6 +179,7 @@ def to_original(source: str | Path, destination: str | Path) -> list[str]:
     extra = checkpoints.read_tensors(source / EXTRA) if (source / EXTRA).is_file() else {}
     record = values.get("original", {})
     if "txt" in values:
+        checkpoints.checked_fingerprint(source, own, values)
         return _towers_to_file(source, destination, values, own, extra)
     needed = {"huggingface": ("prefix", "config"), "uniter": ("prefix", "module", "beside")}.get(record.get("kind"))
     if needed is None or not all(name in record for name in needed):
