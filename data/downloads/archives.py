@@ -10,6 +10,7 @@ from data.progress import ProgressBar
 from data.storage.atomic import atomic_folder
 from data.storage.inflating import check_inflated
 from data.storage.regular_files import check_regular
+from data.storage.tar_end import ends_as_a_tar
 
 
 def unpack_archive(path: Path, folder: Path) -> int:
@@ -39,6 +40,8 @@ def unpack_archive(path: Path, folder: Path) -> int:
                     check_inflated(sum(member.size for member in archive), packed, "its files")
                     for member in ProgressBar(archive, f"unpacking {path.name}", len(names), unit="file"):
                         archive.extract(member, partial, filter="data")
+                    if not ends_as_a_tar(archive):
+                        raise ValueError(f"what stands at byte {archive.offset:,} is neither a file's header nor the end of a tar")
     except BadInput:  # of the disk that is written to
         raise
     except Exception as error:  # whatever zip, tar and what they are packed with raise on damaged bytes

@@ -20,6 +20,7 @@ from data.progress import ProgressBar
 from data.regions.keys import clash_of_keys, key_of_image, normal_name
 from data.storage.picture_files import opened_picture
 from data.storage.regular_files import check_regular, open_regular
+from data.storage.tar_end import ends_as_a_tar
 from data.storage.text_files import read_lines
 
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -171,7 +172,7 @@ def tar_members(path: Path) -> dict[str, Member]:
     """Name → place of the files in a tar, links with them. Only headers are read; a member is later read by its place.
 
     Raises:
-        BadInput: it is no uncompressed tar.
+        BadInput: it is no uncompressed tar, or it does not end as a tar does: a header is damaged, or it is truncated.
     """
     found: dict[str, Member] = {}
     links: dict[str, str] = {}
@@ -188,10 +189,16 @@ def tar_members(path: Path) -> dict[str, Member]:
                     sparse = "a sparse file of the tar; pack it without --sparse" if member.sparse else None
                     found[name] = Member(member.offset_data, member.size, sparse)
                     links.pop(name, None)  # a name that comes again replaces the one before
-    except (tarfile.TarError, OSError) as error:
+            end, is_end = archive.offset, ends_as_a_tar(archive)
+    except Exception as error:  # whatever tarfile raises on damaged bytes
         raise BadInput(
             f"--photos {path}: no folder, and cannot be read as an uncompressed tar ({error}); decompress a .tar.gz first"
         ) from None
+    if not is_end:
+        raise BadInput(
+            f"--photos {path}: damaged or truncated: what stands at byte {end:,}, behind {len(found):,} files, is neither a file's header nor "
+            "the end of a tar; copy or pack it again (of several tars in one file, give each by itself)"
+        )
     for name in links:
         target, steps = name, 0
         while target in links and steps <= len(links):  # more steps are a loop

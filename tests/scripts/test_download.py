@@ -1,5 +1,6 @@
 """scripts/download.py against a server of this machine that knows ranges, breaks off, and says no."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from configs import cli
+from data.downloads.archives import unpack_archive
 from data.errors import BadInput
 from scripts import build_captions, convert_checkpoint, download
 
@@ -270,6 +272,15 @@ def test_bad_archives(get, site, tmp_path):
     site.files["/b.zip"] = archive("zip", ["x" * 1000])[:-30]
     with pytest.raises(BadInput, match=r"b.zip: cannot be unpacked"):
         get(name="b.zip", unpack=True)
+
+
+def test_a_damaged_header_is_no_end_of_an_archive(tmp_path):
+    plain = gzip.decompress(archive("tar.gz", ["one.txt", "two.txt"]))
+    (tmp_path / "a.tar").write_bytes(plain[:1030] + bytes([plain[1030] ^ 1]) + plain[1031:])
+    with pytest.raises(BadInput, match=r"a.tar: cannot be unpacked \(what stands at byte 1,024 is neither"):
+        unpack_archive(tmp_path / "a.tar", tmp_path / "out")
+    (tmp_path / "a.tar").write_bytes(plain)
+    assert unpack_archive(tmp_path / "a.tar", tmp_path / "out") == 2
 
 
 def test_the_shipped_sources(tmp_path, capsys):

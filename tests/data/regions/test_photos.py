@@ -12,9 +12,10 @@ from PIL import Image, features
 from data.errors import BadInput
 from data.regions import photos
 from data.regions.db import RegionDB
-from data.regions.photos import find_photos, read_photo
+from data.regions.photos import find_photos, read_photo, tar_members
 from data.storage import picture_files
 from scripts.extract_regions import Options, main
+from tests.flipped_bits import assert_noticed_or_harmless
 
 
 def read(path) -> Image.Image:
@@ -206,6 +207,37 @@ def test_a_tar_that_lost_its_end(folder, tmp_path):
         file.truncate(photo.offset + 5)
     with pytest.raises(ValueError, match="the tar ends after 5 of its"):
         read_photo(photo)
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_damaged_header_is_no_end_of_a_tar(tmp_path, kind):
+    """Each bit of every header alone: the photos are all found, or the tar is refused."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind) as archive:
+        for n in range(12):
+            member = tarfile.TarInfo(f"{n:02}.jpg")
+            member.size = 700
+            archive.addfile(member, io.BytesIO(bytes([n + 1]) * 700))
+    whole = tar_members(tmp_path / "x.tar")
+    headers = [place.offset - tarfile.BLOCKSIZE for place in whole.values()]
+    assert len(whole) == 12
+    for n, start in enumerate(headers):
+        read = lambda: tar_members(tmp_path / "x.tar")  # noqa: E731
+        assert assert_noticed_or_harmless(tmp_path / "x.tar", read, 30, seed=n, start=start, stop=start + 154) == 30
+
+
+def test_a_tar_of_which_a_block_is_lost_is_refused(folder, tmp_path):
+    tar = pack(folder, tmp_path / "x.tar")
+    whole = tar.read_bytes()
+    with tarfile.open(tar) as archive:
+        start = archive.getmember("./more/a.PNG").offset
+    for damaged in (
+        whole[:start] + bytes(tarfile.BLOCKSIZE) + whole[start + tarfile.BLOCKSIZE :],  # zeros, as at an end
+        whole[:start],  # truncated between two files
+        whole[: start + 100],
+    ):
+        tar.write_bytes(damaged)
+        with pytest.raises(BadInput, match=f"^--photos {tar}: damaged or truncated: what stands at byte {start:,}, behind"):
+            find_photos(str(tar))
 
 
 def test_two_photos_of_one_key_are_refused_by_name(folder, tmp_path):
