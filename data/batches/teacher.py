@@ -8,14 +8,16 @@ text in JSON: digests of the databases that were scored.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import BadInput
-from data.storage.atomic import atomic_file
+from data.storage.array_digest import read_own_arrays, write_arrays
+from data.storage.text_files import parse_json
+
+ARRAYS = ("txt_ids", "img_keys", "candidates", "scores")
 
 
 def write_teacher_scores(
@@ -30,15 +32,36 @@ def write_teacher_scores(
 
     Args:
         data: digests of the databases that were scored, by name (``data.batches.identity``)
+
+    Raises:
+        BadInput: a score is NaN or infinite, or the disk is full.
     """
-    with atomic_file(path) as partial, open(partial, "wb") as file:
-        np.savez_compressed(
-            file,
-            txt_ids=np.array(txt_ids, dtype=str),
-            img_keys=np.array(img_keys, dtype=str),
-            candidates=np.asarray(candidates, dtype=np.int32),
-            scores=np.asarray(scores, dtype=np.float32),
-            data=np.array(json.dumps(data or {})),
+    arrays = {
+        "txt_ids": np.array(txt_ids, dtype=str),
+        "img_keys": np.array(img_keys, dtype=str),
+        "candidates": np.asarray(candidates, dtype=np.int32),
+        "scores": np.asarray(scores, dtype=np.float32),
+        "data": np.array(json.dumps(data or {})),
+    }
+    check_candidates(path, arrays)
+    write_arrays(path, arrays)
+
+
+def check_candidates(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raise BadInput unless candidates and scores, described above, fit each other and the ids, and every pair has a finite score."""
+    ids, keys, candidates, scores = (arrays[name] for name in ARRAYS)
+    whole = candidates.ndim == 2 and candidates.shape == scores.shape and len(candidates) == len(ids)
+    if not whole or candidates.dtype.kind not in "iu" or candidates.max(initial=-1) >= len(keys) or candidates.min(initial=-1) < -1:
+        raise BadInput(
+            f"{path}: candidates {candidates.shape} from {candidates.min(initial=0)} to {candidates.max(initial=0)} and scores "
+            f"{scores.shape} do not fit {len(ids)} captions, {len(keys)} images; a candidate is the number of an image, or -1"
+        )
+    bad = (candidates >= 0) & ~np.isfinite(scores)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise BadInput(
+            f"{path}: the score of caption {ids[row]} and image {keys[candidates[row, column]]} is {scores[row, column]} ({bad.sum():,} "
+            "such); score them again"
         )
 
 
@@ -57,24 +80,18 @@ def read_teacher_scores(
     Raises:
         BadInput: the file is missing, damaged or of other arrays, or has no scores for one of the captions.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, keys, candidates, scores = (file[name] for name in ("txt_ids", "img_keys", "candidates", "scores"))
-            scored = json.loads(str(file["data"])) if "data" in file else {}  # older files do not say
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path}: no re-ranker scores (txt_ids, img_keys, candidates, scores): {error}") from None
+    arrays = read_own_arrays(path, "score the captions again with scripts/score_pairs.py")
+    if absent := [name for name in ARRAYS if name not in arrays]:
+        raise BadInput(f"{path}: no re-ranker scores ({', '.join(ARRAYS)}): it has no {' and no '.join(absent)}")
+    check_candidates(path, arrays)
+    ids, keys, candidates, scores = (arrays[name] for name in ARRAYS)
+    scored = parse_json(str(arrays["data"]), f"{path}: data") if "data" in arrays else {}  # older files do not say
     for name, digest in (data or {}).items():
         if scored.get(name, digest) != digest:
             raise BadInput(
                 f"{path}: the {name} that were scored are not those of the training data (contents {scored[name]}, now {digest}): "
                 "score them again with scripts/score_pairs.py"
             )
-    if candidates.shape != scores.shape or len(candidates) != len(ids) or candidates.max(initial=-1) >= len(keys):
-        raise BadInput(
-            f"{path}: candidates {candidates.shape} and scores {scores.shape} do not fit {len(ids)} captions, {len(keys)} images"
-        )
     row = {name: n for n, name in enumerate(ids.tolist())}
     missing = next((name for name in txt_ids if name not in row), None)
     if missing is not None:

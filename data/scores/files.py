@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.batches.teacher import check_candidates
 from data.errors import BadInput
 from data.progress import ProgressBar
+from data.storage.array_digest import compare_digest
 from data.storage.arrays import read_array, read_arrays
 from data.storage.plain_pickle import read_plain_pickle
 from data.storage.text_files import parse_json, read_json, read_lines
@@ -118,6 +120,7 @@ def _load_numpy(path: str | Path) -> Any:
 
 def _read_npz(path: str | Path, ids: MatrixIds) -> ScoreTable:
     arrays = _load_numpy(path)
+    compare_digest(path, arrays, "score the pairs again")
     if "scores" not in arrays:
         raise BadInput(f"{path}: holds {sorted(arrays)}, expected scores and what they are of")
     scores = arrays["scores"]
@@ -139,13 +142,9 @@ def _read_npz(path: str | Path, ids: MatrixIds) -> ScoreTable:
 
 
 def _read_teacher(path: str | Path, arrays: dict[str, np.ndarray]) -> ScoreTable:
+    check_candidates(path, arrays)
     candidates, scores = arrays["candidates"], arrays["scores"]
     captions, images = _texts(arrays["txt_ids"]), _texts(arrays["img_keys"])
-    whole = candidates.ndim == 2 and candidates.shape == scores.shape and len(candidates) == len(captions)
-    if not whole or candidates.dtype.kind not in "iu" or candidates.max(initial=-1) >= len(images):
-        raise BadInput(
-            f"{path}: candidates {candidates.shape} and scores {scores.shape} do not fit {len(captions)} captions, {len(images)} images"
-        )
     rows, column = np.nonzero(candidates >= 0)
     table = _listed(path, (captions, rows), (images, candidates[rows, column].astype(np.int64)), scores[rows, column])
     table.data = parse_json(str(arrays["data"]), f"{path}: data") if "data" in arrays else {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import BadInput
-from data.storage.atomic import atomic_file
+from data.storage.array_digest import read_own_arrays, write_arrays
 
 
 @dataclass
@@ -44,27 +42,29 @@ def write_ranks(
     for name, task in ranks.items():
         arrays[f"{name}/txt_ids"] = np.array(txt_ids[name])
         arrays |= {f"{name}/{key}": np.asarray(value, np.int32) for key, value in vars(task).items()}
-    with atomic_file(path) as partial_file, open(partial_file, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_arrays(path, arrays)
 
 
 def read_ranks(path: str | Path) -> tuple[list[str], dict[str, list[str]], dict[str, QueryRanks]]:
     """What ``write_ranks`` got. Raises BadInput when the file is missing or damaged."""
+    advice = "evaluate again with eval_itm.py"
+    arrays = read_own_arrays(path, advice)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
         img_ids = arrays["img_ids"].tolist()
         names = [key.removesuffix("/t2i") for key in arrays if key.endswith("/t2i")]
         txt_ids = {name: arrays[f"{name}/txt_ids"].tolist() for name in names}
         parts = {name: [arrays[f"{name}/{key}"] for key in ("t2i", "i2t", "image_of")] for name in names}
         ranks = {name: QueryRanks(*parts[name], arrays.get(f"{name}/queries")) for name in names}  # absent: all images
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); evaluate again with eval_itm.py") from None
-    except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"{path}: no ranks of queries ({error}); evaluate again with eval_itm.py") from None
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{path}: no ranks of queries ({error}); {advice}") from None
     for name, task in ranks.items():
         images = len(task.queries) if f"{name}/queries" in arrays else len(img_ids)
         lengths = len(txt_ids[name]), images, len(txt_ids[name]), images
-        if tuple(map(len, vars(task).values())) != lengths or (np.append(task.queries, task.image_of) >= len(img_ids)).any():
+        if tuple(map(len, vars(task).values())) != lengths or _are_outside(task, len(img_ids)):
             raise BadInput(f"{path}: {name} has other numbers of ids and ranks; evaluate again with eval_itm.py")
     return img_ids, txt_ids, ranks
+
+
+def _are_outside(task: QueryRanks, images: int) -> bool:
+    rows = np.concatenate([task.queries, task.image_of])
+    return bool(((rows < 0) | (rows >= images)).any() or min(task.t2i.min(initial=0), task.i2t.min(initial=0)) < 0)

@@ -25,6 +25,7 @@ from model.evaluation.split import Split, rank_folds
 from model.evaluation.tables import Table, as_json, format_intervals, format_recall, mean_of_tasks, task_tables
 from model.evaluation.tasks import captions_by_language, evaluate, ranker, wordings
 from model.transformer import EncoderConfig
+from tests.flipped_bits import assert_noticed_or_harmless
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +345,17 @@ def test_ranks_of_before_are_of_all_images(tmp_path):
     assert read_ranks(tmp_path / "ranks.npz")[2]["de"].queries.tolist() == [1]
 
 
+def test_a_flipped_bit_of_ranks_is_noticed_or_harmless(tmp_path):
+    task = QueryRanks(np.array([0, 3]), np.array([1]), np.array([0, 1]), np.array([1]))
+    write_ranks(tmp_path / "ranks.npz", ["a", "b"], {"de": ["1", "2"]}, {"de": task})
+
+    def read():
+        img_ids, txt_ids, ranks = read_ranks(tmp_path / "ranks.npz")
+        return img_ids, txt_ids, vars(ranks["de"])
+
+    assert assert_noticed_or_harmless(tmp_path / "ranks.npz", read, 200) > 100
+
+
 def test_damaged_ranks_are_bad_input(tmp_path):
     path = tmp_path / "ranks.npz"
     task = QueryRanks(np.array([0, 3]), np.array([1, 0]), np.array([0, 1]))
@@ -351,16 +363,16 @@ def test_damaged_ranks_are_bad_input(tmp_path):
     img_ids, txt_ids, ranks = read_ranks(path)
     assert img_ids == ["a", "ü"] and txt_ids == {"all": ["1", "2"]} and ranks["all"].t2i.tolist() == [0, 3]
     whole = path.read_bytes()
-    for damaged, words in ((whole[:-30], "no ranks"), (b"text", "no ranks"), (b"", "no ranks")):
+    for damaged, words in ((whole[:-30], "no file of numpy"), (b"text", "no file of numpy"), (b"", "no file of numpy")):
         path.write_bytes(damaged)
         with pytest.raises(BadInput, match=f"ranks.npz: {words}"):
             read_ranks(path)
     np.savez_compressed(path, img_ids=np.array([{}], dtype=object))  # would have to be unpickled
-    with pytest.raises(BadInput, match=r"ranks\.npz: no ranks"):
+    with pytest.raises(BadInput, match=r"ranks\.npz: no file of numpy"):
         read_ranks(path)
     write_ranks(path, ["a"], {"all": ["1", "2"]}, {"all": task})  # an image too few
     with pytest.raises(BadInput, match="other numbers of ids and ranks"):
         read_ranks(path)
     path.unlink()
-    with pytest.raises(BadInput, match=r"ranks\.npz: cannot be read \(No such file"):
+    with pytest.raises(BadInput, match=r"ranks\.npz: cannot be read: No such file"):
         read_ranks(path)
