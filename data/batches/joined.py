@@ -11,6 +11,7 @@ from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.db import RegionDB, Regions
+from data.storage.columns import Strings, string_arrays
 
 
 class ListColumn(list):
@@ -38,11 +39,21 @@ class JoinedRegions:
         self.folder = ", ".join(dict.fromkeys(str(database.folder) for database in databases))
         self.feature_dim, self.num_labels = databases[0].feature_dim, databases[0].num_labels
 
-    def get(self, name: str, soft_labels: bool = True, count: int | None = None) -> Regions:
+    def rows_of(self, names: Sequence[str]) -> np.ndarray:
+        """[N] int32 of each picture its row in its database."""
+        places = [self._place.get(name, (self._first, name)) for name in names]
+        rows = np.full(len(places), -1, np.int32)
+        for database in dict.fromkeys(database for database, _ in places):
+            own = [n for n, (each, _) in enumerate(places) if each is database]
+            keys = Strings(string_arrays("key", [places[n][1] for n in own]), "key")  # all are looked up at once
+            rows[own] = database.keys.match(keys)
+        return rows
+
+    def get(self, name: str, soft_labels: bool = True, row: int | None = None) -> Regions:
         """The regions of a picture of the joined dataset; the first database's pictures keep their keys as names. The arguments
         are as of `RegionDB.get`."""
         database, key = self._place.get(name, (self._first, name))
-        return database.get(key, soft_labels, count)
+        return database.get(key, soft_labels, row)
 
     def __getitem__(self, name: str) -> Regions:
         return self.get(name)

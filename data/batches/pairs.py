@@ -67,6 +67,7 @@ class PairDataset:
         ids: [N] caption ids; views of the database's columns, as ``images``
         images: the pictures of those captions, in the order of the annotations
         image_of: [N] int32, the caption's picture in ``images``; may be mapped from disk, read-only
+        region_rows: [I] int32, the picture's row in its region database
         txt_lengths, img_lengths: [N] int32, [CLS] and [SEP] included
         cut: captions that `cut_captions` made shorter
         dropped: captions in those languages that are longer than ``max_txt_len``
@@ -107,6 +108,7 @@ class PairDataset:
                 f"{regions.folder} ({len(absent)} of {len(used)} images are not); extract their regions, or build "
                 "the captions with --regions and --skip-missing"
             )
+        self.region_rows = rows
         if image_captions is not None:
             image_captions.check(self.images)
         self.img_lengths = (regions.num_regions.column.array[rows] + 1)[self.image_of]  # with [CLS]
@@ -146,10 +148,10 @@ class PairDataset:
         """
         indices = np.asarray(indices)
         of_images = indices if image_indices is None else np.asarray(image_indices)
-        images, counts = self.image_of[of_images], (self.img_lengths[of_images] - 1).tolist()
-        view, img_keys = self.image_captions, self.images.take(images)
-        size_of = dict(zip(img_keys, counts, strict=True))
-        stored = {key: self.regions.get(key, soft_labels, count) for key, count in size_of.items()}  # each image is read once
+        images = self.image_of[of_images]
+        view, img_keys, rows = self.image_captions, self.images.take(images), self.region_rows[images].tolist()
+        row_of = dict(zip(img_keys, rows, strict=True))
+        stored = {key: self.regions.get(key, soft_labels, row) for key, row in row_of.items()}  # each image is read once
         regions = [stored[key] for key in img_keys]
         examples = Examples(
             self.captions.meta, self.ids.take(indices), img_keys, images.astype(np.int64), self.words(indices), regions, num_pairs
@@ -165,7 +167,10 @@ class PairDataset:
 
     def words(self, indices: np.ndarray) -> list[np.ndarray]:
         """Word pieces of the captions at ``indices``, [L] int64 without [CLS] and [SEP]."""
-        return [np.asarray(self.captions.input_ids(i), dtype=np.int64) for i in self.ids.take(np.asarray(indices))]
+        indices = np.asarray(indices)
+        rows = self.ids.rows[indices] if isinstance(self.ids, SelectedStrings) else indices  # in the database
+        named = zip(self.ids.take(indices), rows.tolist(), strict=True)
+        return [np.asarray(self.captions.input_ids(caption_id, row), dtype=np.int64) for caption_id, row in named]
 
     def caption_languages(self) -> np.ndarray:
         """[N] the language of each caption, "" where it is not said."""
@@ -230,6 +235,7 @@ class JoinedPairs(PairDataset):
         names = self._name_pictures(pictures)
         self.images = ListColumn(dict.fromkeys(name for own in names for name in own))
         number = {name: n for n, name in enumerate(self.images)}
+        self.region_rows = self.regions.rows_of(self.images)
         rows = [np.array([number[name] for name in own], np.int32) for own in names]
         self.image_of = np.concatenate([of[part.image_of] for part, of in zip(parts, rows)])
         self.txt_lengths = np.concatenate([part.txt_lengths for part in parts])

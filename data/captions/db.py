@@ -8,6 +8,7 @@ A database folder holds an LMDB and, beside it::
     meta.json       annotations, output, task, bert, ids of the special tokens, v_range
     txt2lang.json   caption id -> language (ours; absent in UNITER's databases)
     columns/        these tables as arrays, when they are large (ours; made when absent, see `data.storage.columns`)
+    checksums.npz   of every record (ours, see `data.storage.record_sums`)
     tokenizer/      the tokenizer that made it (ours)
 
 Key: the caption id. Value: lz4 frame of a msgpack map ``raw, sentid, imgid, tokens, image_id, toked_caption, input_ids,
@@ -18,20 +19,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import lmdb
 import msgpack
+import numpy as np
 
-from data.captions.tables import CaptionTables, build_columns, table_files
+from data.captions.tables import CaptionTables, build_columns, column_files, columns_with_sums, table_files
 from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.storage.columns import load_columns
 from data.storage.contents import content_digest
 from data.storage.inflating import inflate_lz4
 from data.storage.lmdb_env import Records
+from data.storage.record_sums import FirstReads, read_sums
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json
 
@@ -63,9 +66,10 @@ class CaptionDB:
         self.max_words: int | None = None
         self._records = Records(self.folder)
         self.meta: dict = read_table(self.folder, "meta.json")
-        build = partial(build_columns, self.folder, partial(read_table, self.folder))
-        tables = CaptionTables(load_columns(self.folder, "columns", table_files(self.folder), build, rows="length"))
-        self.ids: Sequence[str] = tables.ids
+        arrays = load_columns(self.folder, "columns", column_files(self.folder), self._build, rows="length")
+        self._first_reads = FirstReads(self.folder, arrays["sum"]) if "sum" in arrays else None
+        tables = CaptionTables(arrays)
+        self.ids = tables.ids
         self.lengths: Mapping[str, int] = tables.lengths
         self.txt2img: Mapping[str, str] = tables.txt2img
         self.img2txts: Mapping[str, list[str]] = tables.img2txts
@@ -80,6 +84,10 @@ class CaptionDB:
         check_shape(self.meta, META, str(self.folder / "meta.json"), "build the database again")
         if len(self.meta["v_range"]) != 2 or not 0 <= self.meta["v_range"][0] < self.meta["v_range"][1]:
             raise BadInput(f"{self.folder / 'meta.json'}: v_range is {self.meta['v_range']}, expected a first id and an end; build the database again")
+
+    def _build(self) -> dict[str, np.ndarray]:
+        arrays = build_columns(self.folder, partial(read_table, self.folder))
+        return columns_with_sums(arrays, read_sums(self.folder, self._records.txn))
 
     @property
     def tokenizer_folder(self) -> Path | None:
@@ -99,11 +107,23 @@ class CaptionDB:
         Raises:
             BadInput: the caption is absent or its record is damaged.
         """
-        return read_caption(self._records.txn, self.folder, caption_id)
+        return self._record(caption_id, None)
 
-    def input_ids(self, caption_id: str) -> list[int]:
-        """Word-piece ids without [CLS] and [SEP], cut to ``max_words``."""
-        return self[caption_id]["input_ids"][: self.max_words]
+    def input_ids(self, caption_id: str, row: int | None = None) -> list[int]:
+        """Word-piece ids without [CLS] and [SEP], cut to ``max_words``.
+
+        Args:
+            row: of the caption in `ids`, when the caller knows it
+        """
+        return self._record(caption_id, row)["input_ids"][: self.max_words]
+
+    def _record(self, caption_id: str, row: int | None) -> dict:
+        value = stored_caption(self._records.txn, self.folder, caption_id)
+        if self._first_reads is not None:
+            row = self.ids.find(caption_id) if row is None else row
+            if row >= 0:
+                self._first_reads.check(row, caption_id, value)
+        return decoded_caption(value, self.folder, caption_id)
 
     def fingerprint(self) -> str:
         """Short hex that changes with any record, length, picture or language; the same for a copy of the folder."""
@@ -118,13 +138,23 @@ def read_table(folder: Path, name: str, shape: dict | type = dict) -> dict:
 
 
 def read_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> dict:
-    """The whole record; BadInput when it is absent, damaged, or lacks ``input_ids`` or ``img_fname``."""
+    """The whole record: see `stored_caption` and `decoded_caption`."""
+    return decoded_caption(stored_caption(txn, folder, caption_id), folder, caption_id)
+
+
+def stored_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> bytes | memoryview:
+    """The bytes of a record. Raises BadInput when it is absent, or its page is damaged."""
     try:
         value = txn.get(caption_id.encode())
     except lmdb.Error as error:
         raise BadInput(f"{folder}: caption {caption_id!r} cannot be read ({error}); copy the database again") from None
     if value is None:
         raise BadInput(f"{folder}: no caption {caption_id!r}; check the id or build the database again")
+    return value
+
+
+def decoded_caption(value: bytes | memoryview, folder: Path, caption_id: str) -> dict:
+    """The whole record; BadInput when it is damaged, or lacks ``input_ids`` or ``img_fname``."""
     try:
         record = msgpack.unpackb(inflate_lz4(value))
         if type(record["input_ids"]) is not list or not set(map(type, record["input_ids"])) <= {int}:

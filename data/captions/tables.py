@@ -10,6 +10,8 @@ import numpy as np
 
 from data.errors import BadInput
 from data.storage.columns import Lists, Numbers, SelectedStrings, Strings, Table, store_arrays, string_arrays
+from data.storage.record_sums import FILE as SUMS_FILE
+from data.storage.record_sums import RecordSums
 from data.storage.text_files import is_utf8
 
 JSON_TABLES = ("id2len.json", "txt2img.json", "img2txts.json", "txt2lang.json")  # the last one is ours
@@ -94,9 +96,21 @@ def _smallest(numbers: np.ndarray) -> np.ndarray:
     return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
-def store_columns(folder: Path, tables: Mapping[str, Mapping]) -> None:
-    """Store the columns of `tables`, whose JSON files are in the folder. Raises OSError when they cannot be written."""
-    store_arrays(folder / "columns", table_files(folder), build_columns(folder, tables.__getitem__))
+def store_columns(folder: Path, tables: Mapping[str, Mapping], sums: RecordSums) -> None:
+    """Store the columns of `tables`, whose JSON files are in the folder, and of the checksums of its records. Raises OSError when they
+    cannot be written."""
+    arrays = columns_with_sums(build_columns(folder, tables.__getitem__), sums)
+    store_arrays(folder / "columns", column_files(folder), arrays)
+
+
+def columns_with_sums(arrays: dict[str, np.ndarray], sums: RecordSums | None) -> dict[str, np.ndarray]:
+    """Columns, and with them the checksum of each caption's record, where there are any."""
+    return arrays if sums is None else arrays | {"sum": sums.of_strings(Strings(arrays, "id"))}
+
+
+def column_files(folder: Path) -> list[Path]:
+    """The files of a text DB from which its columns are made."""
+    return table_files(folder) + [path for path in (folder / SUMS_FILE,) if path.is_file()]
 
 
 class CaptionTables:

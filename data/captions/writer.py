@@ -122,7 +122,7 @@ class _Tables:
             writer.write_file(name, json.dumps(content, ensure_ascii=False))
         if len(self.lengths) >= STORED_FROM:
             with cannot_write_is_bad_input(writer.folder):
-                store_columns(writer.partial, files)
+                store_columns(writer.partial, files, writer.write_checksums())
 
 
 def _encode(captions: Iterable[Caption], tokenizer: CaptionTokenizer) -> Iterator[tuple[Caption, Encoding]]:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.captions.db import read_caption, read_table
+from data.captions.db import decoded_caption, read_caption, read_table, stored_caption
 from data.checks.records import (
+    OTHER_SUM,
     Checked,
     InspectionOptions,
     check_records,
     duplicates,
+    expected_sums,
     file_size,
     own_transaction,
     walked_keys,
@@ -24,6 +26,7 @@ from data.checks.records import (
 from data.checks.report import Findings, Report
 from data.errors import BadInput
 from data.regions.db import layout_of, read_keys, stored_keys
+from data.storage.record_sums import is_as_written
 
 SHAPES = {  # as far as the rest is not looked at record by record
     "id2len": dict,
@@ -57,7 +60,9 @@ def inspect_captions(folder: Path, options: InspectionOptions) -> Report:
         "special ids": ", ".join(f"{n} {meta[n]}" for n in ("PAD", "UNK", "CLS", "SEP", "MASK") if n in meta),
         "tokenizer": "stored" if (folder / "tokenizer").is_dir() else "not stored",
     }
-    jobs = [(i, (lengths.get(i), tables["txt2img"].get(i), languages.get(i))) for i in sorted(stored)]
+    ids = sorted(stored)
+    sums = expected_sums(folder, ids, report)
+    jobs = [(i, (lengths.get(i), tables["txt2img"].get(i), languages.get(i)), checksum) for i, checksum in zip(ids, sums)]
     done = check_records(report, functools.partial(check_captions, folder=folder, meta=meta), jobs, "caption", options)
     report.facts["unknown pieces"] = f"{done.unknown:,} of {sum(n * c for n, c in done.sizes.items()):,} read"
     report.histograms["captions of a picture"] = Counter(len(captions) for captions in tables["img2txts"].values())
@@ -134,20 +139,23 @@ def table_problems(tables: dict[str, dict], stored: set[str]) -> Findings:
 # ---- record by record ------------------------------------------------------------------------------------------------
 
 
-def check_captions(chunk: list[tuple[str, tuple]], folder: Path, meta: dict) -> Checked:
+def check_captions(chunk: list[tuple[str, tuple, int]], folder: Path, meta: dict) -> Checked:
     """Read captions and say what is wrong with them.
 
     Args:
-        chunk: (caption id, (length, picture key, language) as the tables say; None where they say nothing)
+        chunk: (caption id, (length, picture key, language) as the tables say, None where they say nothing, checksum, or 0)
         folder: the text DB
         meta: its ``meta.json``
     """
     done = Checked()
     txn = own_transaction(folder)
     special = {meta[name]: name for name in ("CLS", "SEP", "MASK", "PAD") if name in meta}
-    for caption_id, expected in chunk:
+    for caption_id, expected, checksum in chunk:
         try:
-            record = read_caption(txn, folder, caption_id)
+            value = stored_caption(txn, folder, caption_id)
+            if not is_as_written(value, checksum):
+                done.problems.add(OTHER_SUM, f"{folder.name}: caption {caption_id!r}")
+            record = decoded_caption(value, folder, caption_id)
             ids = np.array(record["input_ids"], np.int64).reshape(len(record["input_ids"]))
         except BadInput as error:
             done.problems.add("records that cannot be read", str(error))

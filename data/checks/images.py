@@ -14,10 +14,12 @@ import numpy as np
 
 from data.captions.db import read_table
 from data.checks.records import (
+    OTHER_SUM,
     Checked,
     InspectionOptions,
     check_records,
     duplicates,
+    expected_sums,
     file_size,
     own_transaction,
     walked_keys,
@@ -25,8 +27,10 @@ from data.checks.records import (
 from data.checks.report import Findings, Report
 from data.errors import BadInput
 from data.regions.codec import MEMBERS
-from data.regions.db import BoxOptions, count_boxes, layout_of, read_keys, stored_arrays
+from data.regions.db import BoxOptions, count_boxes, layout_of, read_keys
 from data.regions.extractor_record import read_extractor
+from data.regions.records import decoded_arrays, stored_arrays, stored_record
+from data.storage.record_sums import is_as_written
 
 _BOX = 4e-3  # a pixel of a small picture, and the rounding of fp16, in units of the picture
 _SUM = 1e-2  # of fp16 probabilities
@@ -48,8 +52,9 @@ def inspect_images(folder: Path, options: InspectionOptions) -> Report:
         report.facts["extractor"] = made_by.described() if made_by else "not said"
     except BadInput as error:
         report.problems.add("a bad extractor.json", str(error))
-    keys = _image_keys(folder, report.problems)
+    keys, stored = _image_keys(folder, report.problems)
     report.facts |= {"records": len(keys), "size": file_size(folder)}
+    sums = dict(zip(stored, expected_sums(folder, stored, report), strict=True))
     counts = _box_counts(folder, boxes, keys, report)
     widths = None
     for key in keys:
@@ -62,7 +67,7 @@ def inspect_images(folder: Path, options: InspectionOptions) -> Report:
     if widths:
         report.facts["feature width"], report.facts["soft labels"] = widths[0], widths[1] or "none"
     check = functools.partial(check_images, folder=folder, compressed=compressed, boxes=rule, widths=widths)
-    done = check_records(report, check, [(key, counts.get(key)) for key in keys], "img", options)
+    done = check_records(report, check, [(key, counts.get(key), sums[key]) for key in keys], "img", options)
     report.histograms["boxes used"] = done.sizes
     report.problems.add_all("pictures with equal features", duplicates(done.digests))
     for key in keys[: options.first]:
@@ -75,13 +80,15 @@ def inspect_images(folder: Path, options: InspectionOptions) -> Report:
     return report
 
 
-def _image_keys(folder: Path, problems: Findings) -> list[str]:
+def _image_keys(folder: Path, problems: Findings) -> tuple[list[str], list[str]]:
+    """The keys of the pictures, and those of all that is stored."""
     try:
         keys = read_keys(folder)
     except (BadInput, UnicodeDecodeError, lmdb.Error) as error:
         problems.add("a bad key list", str(error))
         keys = []
-    stored = [key for key in walked_keys(folder, keys, problems) if key != "__keys__"]
+    records = walked_keys(folder, keys, problems)
+    stored = [key for key in records if key != "__keys__"]
     keys = keys or stored
     problems.add_all("keys of __keys__ that are not stored", sorted(set(keys) - set(stored)))
     problems.add_all("stored keys that __keys__ lacks", sorted(set(stored) - set(keys)))
@@ -90,7 +97,7 @@ def _image_keys(folder: Path, problems: Findings) -> list[str]:
     if not keys:
         raise BadInput(f"{folder}: the database is empty; extract region features into it first")
     have = set(stored)
-    return [key for key in dict.fromkeys(keys) if key in have]
+    return [key for key in dict.fromkeys(keys) if key in have], records
 
 
 def _box_counts(folder: Path, boxes: BoxOptions | None, keys: list[str], report: Report) -> dict[str, int | None]:
@@ -137,7 +144,7 @@ def _picture_line(key: str, count: int | None, arrays: dict) -> str:
 
 
 def check_images(
-    chunk: list[tuple[str, int | None]],
+    chunk: list[tuple[str, int | None, int]],
     folder: Path,
     compressed: bool,
     boxes: BoxOptions,
@@ -146,16 +153,19 @@ def check_images(
     """Read pictures and say what is wrong with them.
 
     Args:
-        chunk: (key, box count of the nbb file; None when it says none)
+        chunk: (key, box count of the nbb file, or None when it says none, checksum of the record, or 0)
         folder: the LMDB folder
         boxes: which boxes count
         widths: of features and of soft labels (0: there are none), as other pictures have them
     """
     done = Checked()
     txn = own_transaction(folder)
-    for key, count in chunk:
+    for key, count, expected in chunk:
         try:
-            arrays = stored_arrays(txn, folder, key, compressed)
+            value = stored_record(txn, folder, key)
+            if not is_as_written(value, expected):
+                done.problems.add(OTHER_SUM, f"{folder.name}: key {key!r}")
+            arrays = decoded_arrays(value, folder, key, compressed)
         except BadInput as error:
             done.problems.add("records that cannot be read", str(error))
             txn.abort()  # a damaged page ends the transaction that met it

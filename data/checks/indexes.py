@@ -59,7 +59,14 @@ def check_vectors(chunk: list[int], folder: Path) -> Checked:
             done.problems.add("vectors longer than the header's max_norm", f"{where}: {norm:.6g}")
         elif norm == 0:
             done.problems.add("vectors that are all zero", where)
-        if name not in index or index.row_of(name) != row:
+        if not _leads_to(index, name, row):
             done.problems.add("ids that lead to another row", where)
     done.digests = list(zip(names, (blake2b(v.tobytes(), digest_size=8).digest() for v in vectors), strict=True))
     return done
+
+
+def _leads_to(index: EmbeddingIndex, name: str, row: int) -> bool:
+    try:
+        return index.row_of(name) == row
+    except BadInput:  # the id is not found, or another stands where it leads to
+        return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -15,14 +15,19 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import lmdb
+import numpy as np
 
 from data.checks.report import Findings, Report
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.db import BoxOptions
+from data.storage.digest import hash_of_key
 from data.storage.lmdb_env import open_env
 from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
+from data.storage.record_sums import FILE as SUMS_FILE
+from data.storage.record_sums import read_sums
 
+OTHER_SUM = "records that are not what was written"
 SAMPLE = 256  # records read without `verify`
 
 
@@ -90,7 +95,7 @@ def check_all(
     Raises:
         BadInput: a worker died of what it read.
     """
-    size = 512 if unit == "caption" else 64
+    size = 64 if unit == "img" else 512
     chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     done = Checked()
     with ProgressBar(what=name, total=len(jobs), unit=unit, show=show_bar) as bar:
@@ -130,6 +135,22 @@ def duplicates(digests: list[tuple[str, bytes]]) -> Iterator[str]:
 def own_transaction(folder: Path) -> lmdb.Transaction:
     """A read transaction that nobody else uses: a damaged page ends the transaction that met it."""
     return open_env(folder).begin(buffers=True)
+
+
+def expected_sums(folder: Path, keys: Sequence[str], report: Report) -> list[int]:
+    """The checksums that records should have, 0 where nothing says it; the report gets what there is of them, and what is gone.
+
+    Args:
+        keys: of all stored records
+    """
+    sums = read_sums(folder, own_transaction(folder))
+    report.facts["checksums"] = "none" if sums is None else f"{len(sums):,}, in {SUMS_FILE}"
+    if sums is None:
+        return [0] * len(keys)
+    hashes = np.array([hash_of_key(key.encode()) for key in keys], np.uint64)
+    if gone := sums.num_absent(hashes):
+        report.problems.add("records that were written and are not stored", str(folder), gone)
+    return sums.of(hashes).tolist()
 
 
 def walked_keys(folder: Path, listed: list[str], problems: Findings) -> list[str]:

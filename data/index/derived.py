@@ -8,11 +8,16 @@ backends there are.
 from __future__ import annotations
 
 import glob
+import json
 from pathlib import Path
+
+from isal.isal_zlib import crc32
 
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.storage.text_files import read_json, write_json
+
+_CHECKSUM = "checksum"  # in NAME.json, of what else it says
 
 
 class DerivedFiles:
@@ -33,7 +38,12 @@ class DerivedFiles:
 
     def description(self) -> dict | None:
         """What NAME.json says; None where there are no files. Raises BadInput where it is damaged."""
-        return read_json(self.path("json")) if self.path("json").exists() else None
+        if not self.path("json").exists():
+            return None
+        about = read_json(self.path("json"))
+        if about.pop(_CHECKSUM, None) not in (None, _checksum_of(about)):  # files that were made before have none
+            raise BadInput(f"{self.path('json')}: damaged, it is not what was written; delete it")
+        return about
 
     def fit(self, about: dict) -> bool:
         """Whether the files that ``about`` describes were made of the index as it is."""
@@ -41,11 +51,16 @@ class DerivedFiles:
 
     def describe(self, about: dict) -> None:
         """Write NAME.json: what the files were made from, and ``about``. The files must be there already."""
-        write_json(self.path("json"), self._made_from | about)
+        about = self._made_from | about
+        write_json(self.path("json"), about | {_CHECKSUM: _checksum_of(about)})
 
     def disown(self) -> None:
         """Delete NAME.json before the files change: what is half written is then nobody's."""
         self.path("json").unlink(missing_ok=True)
+
+
+def _checksum_of(about: dict) -> str:
+    return f"{crc32(json.dumps(about, sort_keys=True).encode()):08x}"
 
 
 def delete_derived_files(folder: Path) -> None:

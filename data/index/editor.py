@@ -47,6 +47,7 @@ class IndexEditor:
         self._model = model
         self._store = BlockStore(self.folder, self.folder.with_name(f".{self.folder.name}.edit"))
         self._rows: dict[str, int | None] = {}  # of the ids that moved, came or, with None, went
+        self._rows_are_known = False
 
     @property
     def header(self) -> dict:
@@ -85,6 +86,7 @@ class IndexEditor:
         """Append vectors: as ``IndexWriter.add``."""
         ids = list(ids)
         vectors = self._store.as_stored(ids, vectors)
+        self._trust_rows()
         check_new_ids(ids, lambda name: self._row(name) is not None, self.folder)
         self._note("add", ids, vectors)
         while ids:
@@ -93,6 +95,16 @@ class IndexEditor:
             self._rows.update(zip(ids[:taken], range(row, row + taken), strict=True))
             ids, vectors = ids[taken:], vectors[taken:]
             self._bound_memory()
+
+    def _trust_rows(self) -> None:
+        """Once: every id has a record that leads to its row, so that one without a record is new."""
+        if not self._rows_are_known:
+            index = EmbeddingIndex(self.folder)
+            try:
+                index.check_rows()
+            finally:
+                index.close()
+            self._rows_are_known = True
 
     def replace(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         """Other vectors for ids that the index holds, in their rows. Raises BadInput as `add`, or for an absent id."""
@@ -117,9 +129,9 @@ class IndexEditor:
             self._bound_memory()
 
     def _take_last_row(self) -> tuple[str, np.ndarray]:
-        self.header["count"] -= 1
-        number = self.header["count"] // self.header["rows_per_block"]
+        number = (self.header["count"] - 1) // self.header["rows_per_block"]
         block = self._store.get(number)
+        self.header["count"] -= 1
         name = block.ids.pop()
         self._store.put(number, block)
         return name, block.vectors[len(block.ids)].copy()

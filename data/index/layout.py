@@ -8,7 +8,8 @@ Keys (all numbers little-endian):
     int8/%08d        the same rows in 8 bits: a fp32 scale per row [n], then int8 codes [n,D]; a row is scale · codes
     ids/%08d         ids of that block: uint32 offsets [n+1], then the ids' UTF-8 bytes
     crc/%08d         CRC-32 of the block's ids, int8 and vec values, uint32 each; absent in indexes made before it was written
-    row/<id>         uint64 row number of the id
+    crc/header       uint64 `commits` of the header, and its CRC-32, uint32; the same
+    row/<id>         uint64 row number of the id, in whose block the id stands, too
 
 Row r stands in block r // rows_per_block, and rows have no gaps: a deletion moves the last row into the free place. bf16
 is the upper half of a fp32. `max_norm` bounds the length of a stored vector, `max_error` its distance from scale · codes.
@@ -18,13 +19,14 @@ is the upper half of a fp32. `max_norm` bounds the length of a stored vector, `m
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import numpy as np
+from isal.isal_zlib import crc32  # eight times as fast as zlib's
 
 from data.errors import BadInput
 from data.index.dtypes import DTYPES, encode, quantize
@@ -39,6 +41,8 @@ HEADER = {
     "created": {"time?": str, "contents?": (str, None), "model_settings?": (dict, None)},
 }  # fmt: skip
 MAX_ID_BYTES = MAX_KEY_BYTES - len(b"row/")
+_HEADER, _HEADER_SUM = b"header", b"crc/header"
+_SUM = struct.Struct("<QI")
 _CHECKED = (b"ids", b"int8", b"vec")  # values of a block, in the order of its checksums
 
 
@@ -63,8 +67,14 @@ def block_values(number: int, ids: list[str], vectors: np.ndarray, dtype: str) -
     values = {b"ids": offsets.tobytes() + b"".join(names), b"int8": scales.tobytes() + codes.tobytes()}
     if dtype != "int8":
         values[b"vec"] = encode(vectors, dtype).tobytes()
-    values[b"crc"] = b"".join(zlib.crc32(values[kind]).to_bytes(4, "little") for kind in _CHECKED if kind in values)
+    values[b"crc"] = b"".join(crc32(values[kind]).to_bytes(4, "little") for kind in _CHECKED if kind in values)
     return {block_key(kind, number): value for kind, value in values.items()}
+
+
+def header_values(header: dict) -> dict[bytes, bytes]:
+    """What is stored of a header: key → value."""
+    value = json.dumps(header).encode()
+    return {_HEADER: value, _HEADER_SUM: _SUM.pack(header["commits"], crc32(value))}
 
 
 def stored_value(txn: lmdb.Transaction, key: bytes, folder: Path) -> Any:
@@ -76,27 +86,35 @@ def stored_value(txn: lmdb.Transaction, key: bytes, folder: Path) -> Any:
 
 
 def stored_row(txn: lmdb.Transaction, name: str, folder: Path) -> int | None:
-    """The row of an id, None where the index does not hold it."""
+    """The row that the record of an id says, None where there is none; whether the id stands there is for the caller to see."""
     if len(name.encode()) > MAX_ID_BYTES:
         return None  # LMDB refuses longer keys
     value = stored_value(txn, row_key(name), folder)
     return None if value is None else int.from_bytes(value, "little")
 
 
+def check_row(name: str, row: int, found: str | None, folder: Path) -> None:
+    """Raise BadInput where the record of an id leads to a row in which another id, or with None nothing, stands."""
+    if found != name:
+        raise BadInput(f"{folder}: damaged index, row/{name} leads to row {row}, of {found or 'no id'}: copy it again or build it again")
+
+
 def stored_header(txn: lmdb.Transaction, folder: Path) -> dict:
-    """The header of the index in ``folder``, a version 1 with the numbers it lacks; BadInput where there is none."""
-    value = stored_value(txn, b"header", folder)
+    """The header of the index in ``folder``, a version 1 with the numbers it lacks; BadInput where there is none, or a damaged one."""
+    value, stored_sum = (stored_value(txn, key, folder) for key in (_HEADER, _HEADER_SUM))
     try:
         header = json.loads(bytes(value or b""))
         known = header["format"] == "feature-index"
     except (ValueError, KeyError, TypeError, RecursionError):
         known = False
-    if not known:
+    if not known and stored_sum is None:
         raise BadInput(f"{folder}: an LMDB, but not a feature index; scripts/build_index.py makes one")
-    check_shape(header, {"version": int}, f"{folder}: damaged index, its header", "build it again")
-    version = header["version"]
-    if version > VERSION:
+    version = header.get("version") if known else None
+    if isinstance(version, int) and version > VERSION:
         raise BadInput(f"{folder}: index format {version}, this code reads up to {VERSION}: update the code")
+    if not known or not _fits(header, value, stored_sum):
+        raise BadInput(f"{folder}: damaged index, its header is not what was written: copy it again or build it again")
+    check_shape(header, {"version": int}, f"{folder}: damaged index, its header", "build it again")
     header = {"max_error": None, "complete": True, "commits": 1} | header
     needed = {"kind", "dim", "dtype", "count", "rows_per_block", "max_norm", "model", "data", "created"}
     if not needed <= header.keys() or str(header["dtype"]) not in DTYPES:
@@ -107,22 +125,61 @@ def stored_header(txn: lmdb.Transaction, folder: Path) -> dict:
     return header
 
 
-def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, kinds: Sequence[bytes] = _CHECKED) -> None:
-    """BadInput when values of a block are not those that were written; without checksums nothing is known."""
+def _fits(header: dict, value: bytes, stored_sum: bytes | None) -> bool:
+    """Whether a header is what was written; without a checksum of this commit, as older code leaves it, nothing is known."""
+    if stored_sum is None or len(stored_sum) != _SUM.size:
+        return True
+    commits, checksum = _SUM.unpack(stored_sum)
+    return commits != header.get("commits") or crc32(value) == checksum
+
+
+def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, kinds: Sequence[bytes] = _CHECKED) -> bool:
+    """Whether the values of a block have checksums; BadInput when those of the given kinds are not what was written."""
     sums = stored_value(txn, block_key(b"crc", number), folder)
     if sums is None:
-        return
+        return False
     for n, kind in enumerate(_CHECKED[:2] if dtype == "int8" else _CHECKED):
         key = block_key(kind, number)
         checksum = int.from_bytes(sums[4 * n : 4 * n + 4], "little")
-        if kind in kinds and zlib.crc32(stored_value(txn, key, folder) or b"") != checksum:
+        if kind in kinds and crc32(stored_value(txn, key, folder) or b"") != checksum:
             raise BadInput(f"{folder}: damaged index, {key.decode()} is not what was written: copy it again or build it again")
+    return True
 
 
-def ids_in_block(value: memoryview | bytes, size: int, places: Sequence[int] | np.ndarray | None = None) -> list[str]:
-    """Ids out of a block's value, which holds ``size`` of them: all, or those at some places."""
-    offsets = np.frombuffer(value, "<u4", size + 1) + 4 * (size + 1)
-    return [str(value[offsets[p] : offsets[p + 1]], "utf-8") for p in (range(size) if places is None else places)]
+class BlockIds:
+    """The ids of a block, decoded one by one out of its value.
+
+    Args:
+        value: what is stored
+        size: how many ids it holds
+        where: the value, for messages
+
+    Raises:
+        BadInput: something else is stored.
+    """
+
+    def __init__(self, value: memoryview | bytes, size: int, where: str):
+        self._value, self._size, self._where = value, size, where
+        try:
+            self._ends = np.frombuffer(value, "<u4", size + 1)
+        except ValueError:
+            raise self._damaged() from None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, place: int) -> str:
+        first = 4 * (self._size + 1)
+        try:
+            return str(self._value[first + int(self._ends[place]) : first + int(self._ends[place + 1])], "utf-8")
+        except UnicodeDecodeError:
+            raise self._damaged() from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[place] for place in range(self._size))
+
+    def _damaged(self) -> BadInput:
+        return BadInput(f"{self._where} holds something else than {self._size} ids: copy the index again or build it again")
 
 
 def split_codes(value: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:

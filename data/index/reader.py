@@ -21,9 +21,10 @@ from numpy.typing import ArrayLike
 from data.errors import BadInput
 from data.index.dtypes import DTYPES, decode, dequantize
 from data.index.layout import (
+    BlockIds,
     block_key,
     check_block,
-    ids_in_block,
+    check_row,
     split_codes,
     stored_header,
     stored_row,
@@ -67,7 +68,8 @@ def check_model_settings(place: object, made_with: dict | None, settings: dict |
 
 
 class EmbeddingIndex:
-    """A feature index, read only. Opening reads the header; vectors and ids are read where a call touches them.
+    """A feature index, read only. Opening reads the header; vectors and ids are read where a call touches them, and a block is
+    compared with its checksums when it is touched first.
 
     >>> index = EmbeddingIndex("index/img")
     >>> index.kind, index.count, index.vectors([0, 1]).shape == (2, index.dim), len(index.ids([0, 1]))
@@ -87,6 +89,8 @@ class EmbeddingIndex:
         self.folder = Path(folder)
         self._txn: Any = reader(self.folder)
         self._arrays: dict[tuple[bytes, int], np.ndarray] = {}  # views of the memory map that were asked for: the map is searched once
+        self._ids: dict[int, BlockIds] = {}  # the same
+        self._has_checksums: dict[tuple[bytes, int], bool] = {}  # of the blocks that were touched
         self.header = stored_header(self._txn, self.folder)
         if not (incomplete or self.header["complete"]):
             raise BadInput(
@@ -101,12 +105,12 @@ class EmbeddingIndex:
         return self.count
 
     def __contains__(self, name: str) -> bool:
-        return stored_row(self._txn, name, self.folder) is not None
+        return self._row(name) is not None
 
     def close(self) -> None:
         """Say that neither the index nor a view that it gave is used any more. Where the index was replaced on disk since it was
         opened, this gives back its memory and its place on the disk."""
-        self._arrays = {}
+        self._arrays, self._ids = {}, {}
         txn, self._txn = self._txn, None
         if txn is not None:
             let_go(txn)
@@ -161,18 +165,31 @@ class EmbeddingIndex:
         order = np.argsort(rows, kind="stable")
         names: list[str] = [""] * len(rows)
         for number, part in self._by_block(rows[order]):
-            value, size = self._value(block_key(b"ids", number)), self.rows_in(number)
-            places = rows[order[part]] - number * self._per_block
-            for position, name in zip(order[part], ids_in_block(value, size, places)):
-                names[position] = name
+            ids, first = self._ids_of(number), number * self._per_block
+            for position in order[part].tolist():
+                names[position] = ids[int(rows[position]) - first]
         return names
 
     def row_of(self, name: str) -> int:
-        """Row number of an id; BadInput when the index does not hold it."""
-        row = stored_row(self._txn, name, self.folder)
+        """Row number of an id; BadInput when the index does not hold it, or its record is damaged."""
+        row = self._row(name)
         if row is None:
             raise BadInput(f"{self.folder}: no id {name!r} among the {self.count} of this index")
         return row
+
+    def _row(self, name: str) -> int | None:
+        row = stored_row(self._txn, name, self.folder)
+        if row is not None:
+            number, place = divmod(row, self._per_block)
+            check_row(name, row, self._ids_of(number)[place] if row < self.count else None, self.folder)
+        return row
+
+    def check_rows(self) -> None:
+        """Raise BadInput unless every id has a record that leads to its row; a second takes a million of them."""
+        for number in range(self.num_blocks):
+            for row, name in enumerate(self._ids_of(number), number * self._per_block):
+                if stored_row(self._txn, name, self.folder) != row:
+                    raise BadInput(f"{self.folder}: damaged index, row/{name} does not lead to row {row}: copy it again or build it again")
 
     @property
     def num_blocks(self) -> int:
@@ -194,17 +211,14 @@ class EmbeddingIndex:
         """Read a whole block; BadInput when its bytes are not those that were written."""
         check_block(self._txn, number, self.dtype, self.folder)
 
-    def checked_codes(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """As ``codes``, all of them read; BadInput when they are not what was written."""
-        check_block(self._txn, number, self.dtype, self.folder, kinds=(b"int8",))
-        return self.codes(number)
-
     def check_vectors(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """BadInput when vectors [n,D] of ascending rows [n] are farther from their 8-bit copies than any was when
-        it was written."""
+        """BadInput when vectors [n,D] of ascending rows [n], of blocks without checksums, are farther from their 8-bit copies than any
+        was when it was written."""
         if self.dtype == "int8" or self.header["max_error"] is None:
             return
         for number, part in self._by_block(np.asarray(rows)):
+            if self._has_checksums.get((b"vec", number)):
+                continue
             scales, codes = (stored[rows[part] - number * self._per_block] for stored in self.codes(number))
             off = np.linalg.norm(vectors[part] - dequantize(scales, codes).astype(np.float64), axis=1)
             if not (off <= self.header["max_error"] * (1 + 1e-6)).all():
@@ -222,7 +236,7 @@ class EmbeddingIndex:
         if array is None:
             key, rows = block_key(kind, number), self.rows_in(number)
             dtype, extra = (DTYPES[self.dtype], 0) if kind == b"vec" else (np.dtype("i1"), 4)
-            value, expected = self._value(key), rows * (self.dim * dtype.itemsize + extra)
+            value, expected = self._value(kind, number), rows * (self.dim * dtype.itemsize + extra)
             if len(value) != expected:
                 raise BadInput(
                     f"{self.folder}: damaged index, {key.decode()} has {len(value)} bytes, expected {expected}: build it again"
@@ -243,8 +257,18 @@ class EmbeddingIndex:
         for number, start, stop in zip(numbers, starts, [*starts, len(rows)][1:], strict=True):
             yield int(number), slice(start, stop)
 
-    def _value(self, key: bytes) -> memoryview:
+    def _ids_of(self, number: int) -> BlockIds:
+        if number not in self._ids:
+            where = f"{self.folder}: damaged index, ids/{number:08d}"
+            self._ids[number] = BlockIds(self._value(b"ids", number), self.rows_in(number), where)
+        return self._ids[number]
+
+    def _value(self, kind: bytes, number: int) -> memoryview:
+        """What is stored of a block; BadInput when it is absent or not what was written."""
+        key = block_key(kind, number)
         value = stored_value(self._txn, key, self.folder)
         if value is None:
             raise BadInput(f"{self.folder}: damaged index, no key {key.decode()}: build it again")
+        if (kind, number) not in self._has_checksums:
+            self._has_checksums[kind, number] = check_block(self._txn, number, self.dtype, self.folder, kinds=(kind,))
         return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -21,11 +20,13 @@ from data.errors import BadInput, CannotWrite
 from data.index.derived import delete_derived_files
 from data.index.dtypes import DTYPES, decode, dequantize, quantize, round_to
 from data.index.layout import (
+    BlockIds,
     block_key,
     block_keys,
     block_values,
     check_block,
-    ids_in_block,
+    check_row,
+    header_values,
     row_key,
     split_codes,
     stored_header,
@@ -121,24 +122,44 @@ class BlockStore:
             return stored_header(txn, self.partial)
 
     def committed_row(self, name: str) -> int | None:
-        """The row of an id at the last commit."""
+        """The row of an id at the last commit. BadInput where another id stands there."""
         with self._env.begin() as txn:
-            return stored_row(txn, name, self.folder)
+            row = stored_row(txn, name, self.folder)
+        if row is not None:
+            number, place = divmod(row, self.header["rows_per_block"])
+            ids = self._committed_ids(number)
+            check_row(name, row, ids[place] if place < len(ids) else None, self.folder)
+        return row
 
     def get(self, number: int) -> Block:
-        """A block as it was put, committed, or an empty one. What is changed in it counts when it is put."""
-        for blocks in (self._changed, self._last):
-            if number in blocks:
-                return blocks[number]
-        block = Block([], np.zeros((self.header["rows_per_block"], self.header["dim"]), np.float32))
-        with self._env.begin() as txn:
-            ids, codes = (stored_value(txn, block_key(kind, number), self.folder) for kind in (b"ids", b"int8"))
-            if ids is not None:
+        """A block as it was put, committed, or an empty one. What is changed in it counts when it is put. BadInput when it is damaged,
+        or has not the rows that the header's count leaves it."""
+        block = self._changed.get(number) or self._last.get(number) or self._committed(number)
+        rows = min(max(0, self.header["count"] - number * self.header["rows_per_block"]), self.header["rows_per_block"])
+        if len(block.ids) != rows:
+            raise BadInput(f"{self.folder}: damaged index, block {number} has {len(block.ids)} rows, expected {rows}: build it again")
+        return block
+
+    def _committed(self, number: int) -> Block:
+        block = Block(list(self._committed_ids(number)), np.zeros((self.header["rows_per_block"], self.header["dim"]), np.float32))
+        if size := len(block.ids):
+            with self._env.begin() as txn:
                 check_block(txn, number, self.header["dtype"], self.folder)
-                size = len(codes) // (4 + self.header["dim"])  # not by the header's count, which runs ahead of the block
-                block.ids = ids_in_block(ids, size)
+                codes = stored_value(txn, block_key(b"int8", number), self.folder)
                 block.vectors[:size] = self._stored_vectors(txn, number, size, codes)
         return block
+
+    def _committed_ids(self, number: int) -> BlockIds | tuple[()]:
+        """The ids of a block as they were committed; none where there is no such block."""
+        with self._env.begin() as txn:
+            value, codes = (stored_value(txn, block_key(kind, number), self.folder) for kind in (b"ids", b"int8"))
+            if value is None:
+                return ()
+            if codes is None:
+                raise BadInput(f"{self.folder}: damaged index, no key int8/{number:08d}: build it again")
+            check_block(txn, number, self.header["dtype"], self.folder, kinds=(b"ids",))
+        size = len(codes) // (4 + self.header["dim"])
+        return BlockIds(value, size, f"{self.folder}: damaged index, ids/{number:08d}")
 
     def _stored_vectors(self, txn: lmdb.Transaction, number: int, size: int, codes: bytes) -> np.ndarray:
         if self.header["dtype"] == "int8":
@@ -235,7 +256,8 @@ class BlockStore:
             values = block_values(number, block.ids, block.vectors[: len(block.ids)], self.header["dtype"])
             for key, value in values.items():
                 txn.put(key, value)
-        txn.put(b"header", json.dumps(self.header).encode())
+        for key, value in header_values(self.header).items():
+            txn.put(key, value)
 
     # ---- the end -------------------------------------------------------------------------------------------------------
 

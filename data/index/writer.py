@@ -8,6 +8,7 @@ Interrupted, it goes on where its last commit was, when it is started again.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -104,9 +105,14 @@ class IndexWriter:
         made = [{k: v for k, v in h["created"].items() if k != "time"} for h in (header, self.header)]
         if header["count"] == 0 or made[0] != made[1] or any(header[n] != self.header[n] for n in same):
             return False
-        self._store.header = header | {"commits": self.header["commits"]}
-        for number in range(-(-header["count"] // header["rows_per_block"])):
-            self.done.update(self._store.get(number).ids)
+        begun, self._store.header = self.header, header | {"commits": self.header["commits"]}
+        try:
+            for number in range(-(-header["count"] // header["rows_per_block"])):
+                self.done.update(self._store.get(number).ids)
+        except BadInput as error:
+            print(f"{error}; the index is begun anew", file=sys.stderr)
+            self._store.header, self.done = begun, set()
+            return False
         self._num_committed = header["count"]
         return True
 

@@ -8,7 +8,8 @@ A database folder ``img_db`` holds one LMDB per way of choosing boxes::
     nbb_th{conf_th}_max{max_bb}_min{min_bb}.json             key -> number of boxes to use
 
 Key: picture name with ``.npz``, UTF-8. ``__keys__``: JSON list of all keys. Value: ``features`` [n, F], ``norm_bb``
-[n, 6], ``conf`` [n] and ``soft_labels`` [n, C], fp16, as msgpack-numpy maps or as what `numpy.savez_compressed` writes.
+[n, 6], ``conf`` [n] and ``soft_labels`` [n, C], fp16, as msgpack-numpy maps or as what `numpy.savez_compressed` writes. Beside
+the LMDB, in databases of ours: ``checksums.npz`` of every record (`data.storage.record_sums`).
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import lmdb
 import numpy as np
 
 from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.progress import ProgressBar
-from data.regions.codec import MEMBERS, decode_compressed, decode_plain
+from data.regions.codec import MEMBERS
 from data.regions.extractor_record import PRECOMPUTED, read_extractor
+from data.regions.records import decoded_arrays, stored_record
 from data.storage.columns import Numbers, Strings, Table, json_parts, load_columns, string_arrays
 from data.storage.contents import content_digest
 from data.storage.lmdb_env import Records, damage_is_bad_input
+from data.storage.record_sums import FILE as SUMS_FILE
+from data.storage.record_sums import FirstReads, read_sums
 from data.storage.shapes import check_shape
 from data.storage.text_files import is_utf8, parse_json, read_json
 
@@ -188,6 +191,8 @@ def read_keys(folder: Path) -> list[str]:
         value = txn.get(b"__keys__")
         if value is None:
             return [bytes(key).decode() for key in txn.cursor().iternext(values=False)]
+        if (sums := read_sums(folder, txn)) is not None:
+            sums.check(folder, "__keys__", value)
         text = bytes(value).decode()
     keys = parse_json(text, f"{folder}: key __keys__", "build the database again")
     check_shape(keys, [str], f"{folder}: key __keys__", "build the database again")
@@ -257,19 +262,23 @@ class RegionDB:
         self.made_by = record if record and record.name != PRECOMPUTED else None
         self._counted_in = nbb_path.name if nbb_path else self.folder.name  # where the number of boxes to use stands
 
-        sources = [self.folder / "data.mdb", *([nbb_path] if nbb_path else [])]
+        sources = [path for path in (self.folder / "data.mdb", nbb_path, self.folder / SUMS_FILE) if path and path.is_file()]
         build = functools.partial(self._build, nbb_path)
+        self._first_reads: FirstReads | None = None
         rule = "_".join(map(str, dataclasses.astuple(self.boxes)))
         arrays = load_columns(self.folder, f"columns_{rule}", sources, build, rows="count")
-        self.keys: Sequence[str] = Strings(arrays, "key")
+        self.keys = Strings(arrays, "key")
+        if "sum" in arrays:
+            self._first_reads = FirstReads(self.folder, arrays["sum"])
         if (none := arrays["count"] < 1).any():
             key, source = self.keys[int(none.argmax())], nbb_path or self.folder
             raise BadInput(
                 f"{source}: key {key!r} has {arrays['count'][none.argmax()]} boxes to use, expected at least 1; "
                 + ("delete the file to have the counts computed" if nbb_path else "extract this picture again")
             )
-        self.num_regions: Mapping[str, int] = Table(self.keys, Numbers(arrays["count"]))
-        first = self._decode(self.keys[0], MEMBERS)
+        self._counts = Numbers(arrays["count"])
+        self.num_regions = Table(self.keys, self._counts)
+        first = self._decode(self.keys[0], MEMBERS, 0)
         self.feature_dim: int = first["features"].shape[1]
         self.num_labels: int = first["soft_labels"].shape[1] if "soft_labels" in first else 0
 
@@ -280,14 +289,18 @@ class RegionDB:
             raise BadInput(f"{self.folder}: key {odd!a} of __keys__ is not UTF-8 text; build the database again")
         if not keys:
             raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
+        arrays = string_arrays("key", keys)
+        if (sums := read_sums(self.folder, self._records.txn)) is not None:
+            arrays["sum"] = sums.of_strings(Strings(arrays, "key"))
+            self._first_reads = FirstReads(self.folder, arrays["sum"])
         if nbb_path:
             counts: Sequence[int] | np.ndarray = self._read_nbb(nbb_path, keys)
         elif self.boxes.conf_th == -1:
             counts = [self.boxes.num_bb] * len(keys)
         else:
             bar = ProgressBar(keys, f"counting boxes in {self.folder}", unit="img")
-            counts = [count_boxes(self._decode(key, ("conf",))["conf"], self.boxes) for key in bar]
-        return string_arrays("key", keys) | {"count": np.array(counts, np.int32)}
+            counts = [count_boxes(self._decode(key, ("conf",), row)["conf"], self.boxes) for row, key in enumerate(bar)]
+        return arrays | {"count": np.array(counts, np.int32)}
 
     def _read_nbb(self, path: Path, keys: list[str]) -> np.ndarray:
         try:
@@ -316,19 +329,20 @@ class RegionDB:
     def __getitem__(self, key: str) -> Regions:
         return self.get(key)
 
-    def get(self, key: str, soft_labels: bool = True, count: int | None = None) -> Regions:
+    def get(self, key: str, soft_labels: bool = True, row: int | None = None) -> Regions:
         """The regions of one picture, trimmed to its box count; without `soft_labels` those are not decoded.
 
         Args:
-            count: what `num_regions` says of the picture, when the caller has looked it up
+            row: of the picture in `keys`, when the caller has looked it up
 
         Raises:
             BadInput: the key is absent or its value is damaged or of another width than the database.
         """
-        count = self.num_regions.get(key) if count is None else count
-        if count is None:
+        row = self.keys.find(key) if row is None else row
+        if row < 0:
             raise BadInput(f"{self.folder}: no picture {key!r}; extract its region features or leave it out")
-        arrays = self._decode(key, MEMBERS if soft_labels and self.num_labels else MEMBERS[:3])
+        count = int(self._counts.array[row])
+        arrays = self._decode(key, MEMBERS if soft_labels and self.num_labels else MEMBERS[:3], row)
         features, boxes = arrays["features"], arrays["norm_bb"]
         rows = len(features)
         labels = arrays.get("soft_labels")
@@ -351,9 +365,12 @@ class RegionDB:
         labels = labels[:count] if labels is not None else None
         return Regions(features[:count], boxes[:count], arrays["conf"][:count], labels)
 
-    def _decode(self, key: str, members: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def _decode(self, key: str, members: tuple[str, ...], row: int) -> dict[str, np.ndarray]:
         """The asked members that are stored, all rows, fp16."""
-        return stored_arrays(self._records.txn, self.folder, key, self.compressed, members)
+        value = stored_record(self._records.txn, self.folder, key)
+        if self._first_reads is not None:
+            self._first_reads.check(row, key, value)
+        return decoded_arrays(value, self.folder, key, self.compressed, members)
 
     def fingerprint(self) -> str:
         """Short hex that changes with any record and with the boxes that are used; the same for a copy of the folder."""
@@ -361,30 +378,3 @@ class RegionDB:
         for part in json_parts(self.num_regions):
             digest.update(part)
         return digest.hexdigest()
-
-
-def stored_arrays(
-    txn: lmdb.Transaction, folder: Path, key: str, compressed: bool, members: tuple[str, ...] = MEMBERS
-) -> dict[str, np.ndarray]:
-    """The asked members that are stored under `key`, all rows, fp16; of a plain value they are views of what `txn` gives.
-
-    Raises:
-        BadInput: the key is absent, its value is damaged, or features, norm_bb or conf are missing.
-    """
-    try:
-        value = txn.get(key.encode())
-    except lmdb.Error as error:
-        raise BadInput(f"{folder}: key {key!r} cannot be read ({error}); copy the database again") from None
-    if value is None:
-        raise BadInput(f"{folder}: key {key!r} is listed but not stored; build the database again")
-    try:
-        arrays = (decode_compressed if compressed else decode_plain)(memoryview(value), members)
-    except Exception as error:  # whatever msgpack, zip, zlib or numpy raise on damaged bytes
-        raise BadInput(f"{folder}: key {key!r} is damaged ({error!r}); extract this picture again") from None
-    missing = [name for name in members[:3] if name not in arrays]
-    if missing:
-        raise BadInput(f"{folder}: key {key!r} has no {' and no '.join(missing)}; extract this picture again")
-    odd = next((name for name, array in arrays.items() if array.ndim != (1 if name == "conf" else 2)), None)
-    if odd:
-        raise BadInput(f"{folder}: key {key!r} has {odd} {arrays[odd].shape}, of another form; extract this picture again")
-    return arrays

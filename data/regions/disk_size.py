@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.regions.db import BoxOptions, find_layout, stored_arrays
+from data.regions.db import BoxOptions, find_layout
+from data.regions.records import stored_arrays
 from data.storage.lmdb_env import Records
 
 BYTES = 2  # of a number, fp16

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from data.errors import BadInput
-from data.regions.db import BoxOptions, Found, Problem, Regions, find_layout, read_keys, stored_arrays
+from data.regions.db import BoxOptions, Found, Problem, Regions, find_layout, read_keys
 from data.regions.extractor_record import PRECOMPUTED, ExtractorRecord, read_extractor
 from data.regions.pictures import Pictures, read_pictures
 from data.regions.precomputed import PrecomputedImages, PrecomputedOptions
-from data.storage.lmdb_env import Records
+from data.regions.records import CheckedRecords
 
 
 class StoredImages:
@@ -30,12 +31,11 @@ class StoredImages:
     def found(self, is_wanted: Callable[[str, str], bool]) -> tuple[int | None, Iterator[Found]]:
         """See `model.extractors.extraction.Images`."""
         keys = [key for key in dict.fromkeys(read_keys(self.folder)) if is_wanted(key, key)]
-        return len(keys), map(self._record, keys)
+        return len(keys), map(partial(self._record, CheckedRecords(self.folder)), keys)
 
-    def _record(self, key: str) -> Found:
-        compressed = self.folder.name.endswith("_compressed")
+    def _record(self, records: CheckedRecords, key: str) -> Found:
         try:
-            return Found(key, key, Regions(**stored_arrays(Records(self.folder).txn, self.folder, key, compressed)))
+            return Found(key, key, Regions(**records.arrays(key)))
         except BadInput as error:
             return Found(key, key, Problem(str(error)))
 

@@ -14,11 +14,12 @@ import numpy as np
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.codec import MEMBERS, encode_compressed, encode_plain
-from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, layout_of, stored_arrays
+from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, layout_of
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
 from data.regions.pictures import FILE as PICTURES_FILE
 from data.regions.pictures import Pictures
+from data.regions.records import stored_arrays
 from data.storage.lmdb_env import LmdbWriter, damage_is_bad_input
 from data.storage.regular_files import open_regular
 

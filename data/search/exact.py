@@ -249,7 +249,7 @@ class ExactSearch(FeatureIndexBackend):
 
     @cached_property
     def _codes(self) -> list[Tensor]:
-        return [_mapped_tensor(self.index.checked_codes(number)[1]) for number in range(self.index.num_blocks)]
+        return [_mapped_tensor(self.index.codes(number)[1]) for number in range(self.index.num_blocks)]
 
     @cached_property
     def _scales(self) -> Tensor:

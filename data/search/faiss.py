@@ -26,6 +26,7 @@ from data.search.base import FeatureIndexBackend, SearchOptions
 from data.search.exact import ExactSearch
 from data.search.topk import ABSENT, checked_queries, exact_scores, in_order
 from data.storage.atomic import atomic_file
+from data.storage.file_facts import file_crc32
 from data.storage.locks import only_writer
 
 VERSION = 3  # of the files beside an index
@@ -118,7 +119,7 @@ class FaissSearch(FeatureIndexBackend):
             0.99 at first. Where no effort reaches it the exact search answers
 
     Attributes:
-        about: once it is prepared, what ``NAME.json`` says: ``bytes`` of the file, ``effort``, ``recall``, ``target_recall``,
+        about: once it is prepared, what ``NAME.json`` says: ``bytes`` and ``crc32`` of the file, ``effort``, ``recall``, ``target_recall``,
             ``tuned_with`` so many queries, ``exact`` where the exact search answers
 
     Raises:
@@ -198,6 +199,8 @@ class FaissSearch(FeatureIndexBackend):
             if about is None:
                 return {}
             fits = self._files.fit(about) and about["bytes"] == self._file.stat().st_size
+            if fits and about.get("crc32") not in (None, file_crc32(self._file)):  # files that were made before have none
+                raise BadInput(f"{self._file}: is not what was written")
             self._found = self._faiss.read_index(str(self._file)) if fits else None
             if fits and self._found.ntotal == self.count:
                 return about
@@ -217,8 +220,7 @@ class FaissSearch(FeatureIndexBackend):
         mean, facts = self._untrained(sample)
         self._found.train(np.resize(sample - mean, (max(256, len(sample)), self.dim)))
         with ProgressBar(what=f"building {self.name}", total=count, unit="vector") as bar:
-            for start, block in self.index.blocks():
-                self.index.check(start // self.index.header["rows_per_block"])
+            for _, block in self.index.blocks():
                 for first in range(0, len(block), ADDED_AT_ONCE):
                     part = np.asarray(block[first : first + ADDED_AT_ONCE], np.float32) - mean
                     self._found.add(part)
@@ -230,7 +232,7 @@ class FaissSearch(FeatureIndexBackend):
             except RuntimeError as error:
                 reason = str(error).rsplit(": ", 1)[-1].strip()
                 raise BadInput(f"{self._file}: cannot be written ({reason}); free disk space or copy the index") from None
-        about = facts | {"bytes": self._file.stat().st_size}
+        about = facts | {"bytes": self._file.stat().st_size, "crc32": file_crc32(self._file)}
         self._files.describe(about)
         return about
 

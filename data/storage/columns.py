@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,8 @@ import numpy as np
 
 from data.progress import ProgressBar
 from data.storage.atomic import flush
+from data.storage.digest import cache_folder, hash_of_key
+from data.storage.file_facts import file_crc32
 from data.storage.regular_files import open_regular
 from data.storage.text_files import read_json
 
@@ -95,6 +98,16 @@ class Strings(Column):
         data = memoryview(self._bytes)
         starts, ends = self._ends[rows].tolist(), self._ends[rows + 1].tolist()
         return [str(data[start:end], "utf-8") for start, end in zip(starts, ends, strict=True)]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """uint64 [N] the strings' hashes, rising."""
+        return self._hashes
+
+    @property
+    def rows_by_hash(self) -> np.ndarray:
+        """int32 [N] the rows of the strings, in the order of their hashes."""
+        return self._rows
 
     def find(self, name: str) -> int:
         """Its row; -1 when it is absent."""
@@ -263,7 +276,7 @@ def string_arrays(name: str, strings: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def _hash(string: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(string, digest_size=8).digest(), "little")
+    return hash_of_key(string)
 
 
 def json_parts(table: Mapping) -> Iterator[bytes]:
@@ -285,7 +298,7 @@ def load_columns(
 
     Large ones are stored in ``folder/name``, or where that cannot be written in ``$XDG_CACHE_HOME/lightningdot``
     (``~/.cache``), by every process that finds none; the last one's stay. They are stored anew when a source has changed
-    and when they are damaged.
+    and when they are damaged: not what was written, by their checksums.
 
     Args:
         build: the arrays by name
@@ -295,8 +308,7 @@ def load_columns(
         made_from = repr([name, *((str(path.resolve()), *_stamp(path)) for path in sources)])
     except OSError:
         return build()  # says what is missing
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lightningdot")
-    places = (Path(folder, name), cache / hashlib.blake2b(made_from.encode(), digest_size=8).hexdigest())
+    places = (Path(folder, name), cache_folder() / hashlib.blake2b(made_from.encode(), digest_size=8).hexdigest())
     for place in places:
         arrays = _stored(place, sources)
         if arrays is not None:
@@ -321,7 +333,9 @@ def store_arrays(place: Path, sources: Sequence[Path], arrays: dict[str, np.ndar
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", array, allow_pickle=False)
         content = {path.name: [*_stamp(path), _digest(path)] for path in sources}
-        text = json.dumps({"sources": content, "arrays": {name: list(a.shape) for name, a in arrays.items()}})
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        checksums = {name: file_crc32(partial / f"{name}.npy") for name in arrays}
+        text = json.dumps({"sources": content, "arrays": shapes, "checksums": checksums})
         (partial / "sources.json").write_text(text, encoding="utf-8")
         for path in partial.iterdir():
             flush(path)
@@ -350,6 +364,10 @@ def _stored(place: Path, sources: Sequence[Path]) -> dict[str, np.ndarray] | Non
             size, time, digest = meta["sources"][path.name]
             if [size, time] != _stamp(path) and (size != _stamp(path)[0] or digest is None or digest != _digest(path)):
                 return None
+        for name, checksum in meta.get("checksums", {}).items():  # those that were stored before have none
+            if file_crc32(place / f"{name}.npy") != checksum:
+                print(f"{place / name}.npy: damaged, made again", file=sys.stderr)
+                return None
         arrays = {name: _map(place / f"{name}.npy") for name in meta["arrays"]}
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         return arrays if shapes == meta["arrays"] else None
@@ -363,8 +381,8 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _digest(path: Path) -> str | None:
-    """Of a table in JSON, so that a copied database need not be read anew; an LMDB may have terabytes."""
-    if path.suffix != ".json":
+    """Of a table, so that a copied database need not be read anew; an LMDB may have terabytes."""
+    if path.suffix not in (".json", ".npz"):
         return None
     digest = hashlib.blake2b(digest_size=16)
     with open_regular(path) as file:

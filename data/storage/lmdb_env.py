@@ -27,6 +27,7 @@ from data.storage.digest import RecordsDigest, remember_digest, remember_files, 
 from data.storage.lmdb_pages import check_pages
 from data.storage.locks import only_writer
 from data.storage.processes import ctrl_c_held
+from data.storage.record_sums import RecordSums, SumsWriter
 
 MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
 _BATCH_BYTES = 64 << 20  # of values kept in memory between commits, so that a batch can be written again
@@ -255,6 +256,7 @@ class LmdbWriter:
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
         self._digest: RecordsDigest | None = None  # of what is committed
+        self._sums = SumsWriter()
 
     def __enter__(self) -> LmdbWriter:
         if self.folder.exists() and not (self.folder / "data.mdb").exists() and any(self.folder.iterdir()):
@@ -273,9 +275,10 @@ class LmdbWriter:
             # no lock file and no sync per commit, unless to go on from it: nobody else sees this folder before it is renamed
             self._env = lmdb.open(str(self.partial), map_size=self._map_size, lock=False, sync=self.keep)
             self._digest = RecordsDigest()
-            with self._env.begin(buffers=True) as txn:
+            with self._env.begin() as txn:
                 for key, value in txn.cursor():  # what another process has written, from which this one goes on
                     self._digest.add(key, value)
+                    self._sums.add([(key, value)])
         except BadInput as error:
             self._claims.close()
             raise BadInput(f"{error}; to begin anew, delete {self.partial}") from None
@@ -304,6 +307,14 @@ class LmdbWriter:
         except (OSError, BadInput) as error:
             raise self._cannot_write(error) from None
 
+    def write_checksums(self) -> RecordSums:
+        """Commit what was put, and write the checksums of all records beside it: those."""
+        self._commit()
+        try:
+            return self._sums.write(self.partial, self._env)
+        except BadInput as error:
+            raise self._cannot_write(error) from None
+
     def _commit(self) -> None:
         while self._batch:
             digest = None if self._digest is None else self._digest.copy()
@@ -322,6 +333,7 @@ class LmdbWriter:
                 continue
             except (OSError, lmdb.Error) as error:
                 raise self._cannot_write(error) from None
+            self._sums.add(self._batch)
             self._batch, self._batch_bytes, self._digest = [], 0, digest
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -336,7 +348,7 @@ class LmdbWriter:
 
     def _finish(self) -> None:
         """Write what is left and rename; a subclass adds its last records before."""
-        self._commit()
+        self.write_checksums()
         old = self._replaced
         try:
             self._env.sync(True)

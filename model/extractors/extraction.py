@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 from data.errors import BadInput, CannotWrite
 from data.progress import ProgressBar
-from data.regions.db import BoxOptions, Found, Problem, Regions, SoftLabels, read_keys, stored_arrays
+from data.regions.db import BoxOptions, Found, Problem, Regions, SoftLabels, read_keys
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
 from data.regions.pictures import Pictures
+from data.regions.records import CheckedRecords
 from data.regions.writer import RegionWriter
 from data.storage.environment import number_in_environment
-from data.storage.lmdb_env import Records
 from data.storage.text_files import read_json, write_json
 from model.extractors import EXTRACTORS
 from model.extractors.base import Extractor, ExtractorOptions
@@ -332,11 +332,10 @@ class Extraction:
             if not report["written"]:
                 continue
             folder = part / self.folder.name
-            txn = Records(folder).txn
+            records = CheckedRecords(folder)
             for key in ProgressBar(read_keys(folder), f"merging {part.name}", unit="photos"):
                 if key not in self._writer.done:
-                    arrays = stored_arrays(txn, folder, key, self.settings.compressed)
-                    self._add(key, key, Regions(**arrays), bad)
+                    self._add(key, key, Regions(**records.arrays(key)), bad)
         return keys
 
 

@@ -111,15 +111,13 @@ def embed_rows(
     Returns: txt [t,D], img [i,D], on the host and the same on all ranks
     """
     special, dim = dataset.captions.meta, model.config.embedding_dim
-    described, first = np.unique(dataset.image_of, return_index=True)
-    counts = dict(zip(described.tolist(), (dataset.img_lengths[first] - 1).tolist(), strict=True))  # of regions
 
     def texts(rows: np.ndarray) -> tuple[Ragged, ...]:
         return (collate_texts([np.array([special["CLS"], *words, special["SEP"]]) for words in dataset.words(rows)]),)
 
     def regions(rows: np.ndarray) -> tuple[Ragged, ...]:
-        keys = zip(rows.tolist(), dataset.images.take(rows), strict=True)
-        return (collate_images([dataset.regions.get(key, False, counts[row]) for row, key in keys]),)
+        keys = zip(dataset.images.take(rows), dataset.region_rows[rows].tolist(), strict=True)
+        return (collate_images([dataset.regions.get(key, False, row) for key, row in keys]),)
 
     embedded = []
     for rows, load, tower in ((captions, texts, model.embed_texts), (images, regions, model.embed_images)):

@@ -24,12 +24,12 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import say
-from data.regions.db import Found, RegionDB, Regions, layout_names, layout_of, read_keys, stored_arrays
+from data.regions.db import Found, RegionDB, Regions, layout_names, layout_of, read_keys
 from data.regions.extractor_record import read_extractor
 from data.regions.photos import Photo, find_photos
 from data.regions.pictures import pictures_of
+from data.regions.records import CheckedRecords
 from data.regions.writer import was_begun
-from data.storage.lmdb_env import Records
 from data.storage.locks import only_writer
 from data.storage.text_files import read_json, write_json
 from model.bi_encoder import LightningDOT
@@ -175,7 +175,7 @@ def extract_photos(photos: str | Path, own: OwnPictures, out: Path, options: Pho
         extractor = own.extractor
         device = torch.device("cpu") if extractor.only_on_cpu else own.device
         images = PhotoImages([photo for photo in found if photo.key not in kept], extractor, options.workers, device)
-        records = Records(there[0]) if kept else None
+        records = CheckedRecords(there[0]) if kept else None
         report = extraction.run(_WithKept(found, kept, records, images), record, pictures_of(found, str(photos), options.image_key))
     write_json(out / STATE, {"photos": now}, indent=None)
     say(report.summary(extraction))
@@ -187,7 +187,7 @@ class _WithKept:
 
     photos: list[Photo]
     kept: set[str]
-    records: Records | None
+    records: CheckedRecords | None
     images: PhotoImages
 
     def found(self, is_wanted: Callable[[str, str], bool]) -> tuple[int, Iterator[Found]]:
@@ -199,8 +199,7 @@ class _WithKept:
     def _stored(self, photos: list[Photo]) -> Iterator[Found]:
         if self.records is not None:
             for photo in photos:
-                arrays = stored_arrays(self.records.txn, self.records.folder, photo.key, compressed=False)
-                yield Found(photo.name, photo.key, Regions(**arrays))
+                yield Found(photo.name, photo.key, Regions(**self.records.arrays(photo.key)))
 
 
 def _state_of(photo: Photo) -> list:

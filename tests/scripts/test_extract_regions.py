@@ -286,7 +286,7 @@ cli.run(extract_regions.main, extract_regions.Options)
     nbb = "nbb_th0.2_max100_min10.json"
     assert (tmp_path / "db" / nbb).read_text() == (tmp_path / "whole" / nbb).read_text()
     folders = [tmp_path / name / "feat_th0.2_max100_min10" for name in ("db", "whole")]
-    assert {p.name for p in folders[0].iterdir()} <= {"data.mdb", "lock.mdb", "digest.json", "extractor.json", "pictures.json"}
+    assert {p.name for p in folders[0].iterdir()} <= {"data.mdb", "lock.mdb", "digest.json", "checksums.npz", "extractor.json", "pictures.json"}
     digests = [json.loads((folder / "digest.json").read_text())["data.mdb"]["digest"] for folder in folders]
     assert digests[0] == digests[1]
 

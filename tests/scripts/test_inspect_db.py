@@ -110,15 +110,16 @@ def test_feature_index(tmp_path, capsys):
     block[5, 2] = np.nan
     block[6] = 0
     replace(tmp_path / "index", {"vec/00000000": block.tobytes(), "row/9.npz": (3).to_bytes(8, "little")})
+    unread = {"blocks that are not what was written": 1, "rows that cannot be read": 600}
+    assert problems(tmp_path / "index", verify=True, workers=0) == unread
+    replace(tmp_path / "index", {"crc/00000000": None})  # an index of before
     assert problems(tmp_path / "index", verify=True, workers=0) == {
-        "blocks that are not what was written": 1,
         "vectors with NaN or infinity": 1,
         "vectors that are all zero": 1,
         "ids that lead to another row": 1,
     }
     replace(tmp_path / "index", {"vec/00000000": None})
-    found = problems(tmp_path / "index", verify=True, workers=0)
-    assert found == {"blocks that are not what was written": 1, "rows that cannot be read": 600}
+    assert problems(tmp_path / "index", verify=True, workers=0) == {"rows that cannot be read": 600}
 
 
 @pytest.mark.parametrize("encode", [encode_plain, encode_compressed], ids=["plain", "compressed"])

@@ -88,11 +88,12 @@ def test_one_changed_bit_of_a_feature_index(tmp_path, dtype):
     with IndexWriter(tmp_path / "index", "img", 6, "model1", "data1", dtype) as writer:
         writer.add([f"{i}.npz" for i in range(600)], vectors)
     assert problems(tmp_path / "index", verify=True, workers=0) == {}
-    key = "int8/00000000" if dtype == "int8" else "vec/00000000"
-    value = bytearray(EmbeddingIndex(tmp_path / "index")._value(key.encode()))
+    kind = "int8" if dtype == "int8" else "vec"
+    value = bytearray(EmbeddingIndex(tmp_path / "index")._value(kind.encode(), 0))
     value[2500] ^= 4
-    replace(tmp_path / "index", {key: bytes(value)})
-    assert problems(tmp_path / "index", verify=True, workers=0) == {"blocks that are not what was written": 1}
+    replace(tmp_path / "index", {f"{kind}/00000000": bytes(value)})
+    found = problems(tmp_path / "index", verify=True, workers=0)
+    assert found == {"blocks that are not what was written": 1, "rows that cannot be read": 600}
 
 
 def test_something_else(tmp_path):

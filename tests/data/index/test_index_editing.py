@@ -149,7 +149,7 @@ def test_version_1_is_read_and_not_changed(tmp_path):
         for name in ("max_error", "complete", "commits"):
             del header[name]
         txn.put(b"header", json.dumps(header).encode())
-        assert txn.delete(b"int8/00000000") and txn.delete(b"int8/00000001")
+        assert txn.delete(b"crc/header") and txn.delete(b"int8/00000000") and txn.delete(b"int8/00000001")
     index = EmbeddingIndex(tmp_path / "index")
     assert_same(ExactSearch(index).search(vectors[:4], 7), naive_search(vectors[:4], vectors, 7))
     with pytest.raises(BadInput, match="format 1 can be read, not changed"):

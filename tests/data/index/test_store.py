@@ -62,7 +62,7 @@ def test_a_block_without_ids_and_ids_that_are_gone_leave_nothing(store):
     store.put(1, Block([], store.get(1).vectors))
     store.header["count"] = 4
     store.publish(gone=["e", "f"])
-    expected = ["crc/00000000", "header", "ids/00000000", "int8/00000000", *(f"row/{name}" for name in "abcd"), "vec/00000000"]
+    expected = ["crc/00000000", "crc/header", "header", "ids/00000000", "int8/00000000", *(f"row/{name}" for name in "abcd"), "vec/00000000"]
     assert keys(store.folder) == sorted(expected) and EmbeddingIndex(store.folder).ids() == list("abcd")
 
 

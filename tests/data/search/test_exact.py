@@ -112,8 +112,8 @@ def test_norms_of_tiny_vectors_are_no_zero(tmp_path):
 def test_a_damaged_page_is_one_line_and_no_wrong_answer(tmp_path, kind):
     vectors = np.random.default_rng(2).standard_normal((20000, 64)).astype(np.float32)
     write(tmp_path / "index", vectors)
-    key, file = f"{kind}/00000002".encode(), tmp_path / "index/data.mdb"
-    value = bytes(EmbeddingIndex(tmp_path / "index")._value(key))
+    file = tmp_path / "index/data.mdb"
+    value = bytes(EmbeddingIndex(tmp_path / "index")._value(kind.encode(), 2))
     close_env(tmp_path / "index")
     content = bytearray(file.read_bytes())
     place = content.index(value)

@@ -16,6 +16,7 @@ from data.search.exact import ExactSearch
 from data.search.faiss import HnswIndex, HnswOptions, main_axes
 from data.search.topk import share_found
 from scripts.benchmarking.galleries import Synthetic
+from tests.flipped_bits import flips
 from tests.small_indexes import galleries, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -197,6 +198,21 @@ def test_stale_or_damaged_files_are_built_again(tmp_path, vectors, backend, caps
     (folder / f"{backend}.json").write_text("{")
     prepared(backend, folder)
     assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["hnsw", "ivfpq"])
+def test_a_flipped_bit_of_the_files_is_noticed_or_harmless(tmp_path, vectors, backend, capsys):
+    index = write(tmp_path / "index", vectors[:300])
+    expected = prepared(backend, index).search(vectors[:20], 10)
+    kept = {path: path.read_bytes() for path in index.folder.glob(f"{backend}.*")}
+    for seed, path in enumerate([*kept] * 3):
+        for place in flips(path, 1, seed):
+            for found, before in zip(prepared(backend, index).search(vectors[:20], 10), expected, strict=True):
+                np.testing.assert_array_equal(found, before, err_msg=place)
+            told = capsys.readouterr().err
+            assert path.suffix == ".json" or f"{backend}.faiss: damaged, built again" in told, place
+        for each, content in kept.items():
+            each.write_bytes(content)
 
 
 def recall_of(search, index, queries):

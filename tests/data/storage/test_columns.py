@@ -26,6 +26,7 @@ from data.storage.columns import (
     load_columns,
     string_arrays,
 )
+from tests.flipped_bits import flips
 
 NAMES = ["b.npz", "a", "", "größer#1", "a" * 300, "17", "ab", "a.npz", "日本", "b.npy"]
 
@@ -210,6 +211,28 @@ def test_damaged_ones_are_built_again(source, large, damage):
         (folder / "sources.json").write_text("[]" if damage == "no meta" else text[: len(text) // 2])
     assert opened(source, built) == NAMES and built.times == 2
     assert opened(source, built) == NAMES and built.times == 2
+
+
+def test_a_flipped_bit_is_noticed_or_harmless(source, large, capsys):
+    built = Built(source)
+    opened(source, built)
+    folder = source.parent / "columns"
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    for seed, path in enumerate([*kept] * 3):
+        for place in flips(path, 1, seed):
+            assert opened(source, built) == NAMES, place
+            assert path.suffix == ".json" or f"{path}: damaged, made again" in capsys.readouterr().err, place
+        for each, content in kept.items():
+            each.write_bytes(content)
+
+
+def test_those_of_before_are_used_without_checksums(source, large):
+    built = Built(source)
+    opened(source, built)
+    meta = json.loads((source.parent / "columns/sources.json").read_text())
+    del meta["checksums"]
+    (source.parent / "columns/sources.json").write_text(json.dumps(meta))
+    assert opened(source, built) == NAMES and built.times == 1
 
 
 def test_a_folder_that_cannot_be_written(source, large, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def test_round_trip_and_views(tmp_path):
     assert stored(folder) == RECORDS
     view = reader(folder).get(b"007")
     assert isinstance(view, memoryview) and view.readonly
-    assert sorted(os.listdir(folder)) == ["data.mdb", "digest.json"]  # no lock file: readers never lock
+    assert sorted(os.listdir(folder)) == ["checksums.npz", "data.mdb", "digest.json"]  # no lock file: readers never lock
     assert os.listdir(tmp_path) == ["db"]
 
 

@@ -46,6 +46,7 @@ def without_settings(index):
         header = json.loads(txn.get(b"header"))
         del header["created"]["model_settings"]
         txn.put(b"header", json.dumps(header).encode())
+        txn.delete(b"crc/header")
     return index
 
 

@@ -1,0 +1,164 @@
+"""Bits of an index that are not what was written: noticed when they are touched first, by readers, searches and edits."""
+
+import random
+
+import lmdb
+import numpy as np
+import pytest
+
+from data.errors import BadInput
+from data.index.editor import IndexEditor
+from data.index.reader import EmbeddingIndex
+from data.index.writer import IndexWriter
+from data.search.exact import ExactSearch
+from data.storage.lmdb_env import close_env
+from tests.small_indexes import write
+
+VECTORS = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
+NAMES = [f"id_{i:05d}.npz" for i in range(600)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("data.index.writer.BLOCK_BYTES", 1)  # 256 rows, the least
+
+
+def change(folder, records):
+    """Put records, or with None delete them, behind the back of the index's own code."""
+    close_env(folder)
+    with lmdb.open(str(folder), lock=False) as env, env.begin(write=True) as txn:
+        for key, value in records.items():
+            assert txn.delete(key) if value is None else txn.put(key, value)
+
+
+def records_of(folder):
+    close_env(folder)
+    with lmdb.open(str(folder), readonly=True, lock=False) as env, env.begin() as txn:
+        return dict(txn.cursor())
+
+
+def flipped(value, rng):
+    place, bit = rng.randrange(len(value)), rng.randrange(8)
+    return value[:place] + bytes([value[place] ^ 1 << bit]) + value[place + 1 :]
+
+
+def everything(folder):
+    index = EmbeddingIndex(folder)
+    scores, rows = ExactSearch(index).search(VECTORS[:3], 5)
+    return index.ids(), index.vectors(np.arange(len(index))).tolist(), [index.row_of(name) for name in NAMES], scores.tolist(), rows.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_a_flipped_bit_is_noticed_or_harmless(tmp_path, dtype):
+    folder = tmp_path / "index"
+    write(folder, VECTORS, dtype=dtype)
+    stored, expected, rng = records_of(folder), everything(folder), random.Random(0)
+    noticed: dict[bytes, int] = {}
+    keys = [key for key in stored if not key.startswith(b"row/")]
+    for key in [*keys * 6, *rng.sample(sorted(stored), 20)]:
+        kind = b"header sum" if key == b"crc/header" else key.split(b"/")[0]
+        change(folder, {key: flipped(stored[key], rng)})
+        try:
+            assert everything(folder) == expected, key
+        except BadInput:
+            noticed[kind] = noticed.get(kind, 0) + 1
+        change(folder, {key: stored[key]})
+    assert everything(folder) == expected
+    blocks = 6 * 3
+    assert noticed[b"ids"] >= blocks and noticed[b"int8"] >= blocks and noticed[b"crc"] >= blocks - 4
+    assert noticed[b"header"] >= 5 and (dtype == "int8" or noticed[b"vec"] >= blocks)
+
+
+def test_a_block_is_noticed_when_it_is_touched_and_not_before(tmp_path):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    stored = records_of(folder)
+    for kind in ("ids", "int8", "vec"):
+        key = f"{kind}/00000001".encode()
+        change(folder, {key: flipped(stored[key], random.Random(3))})
+    index = EmbeddingIndex(folder)
+    assert index.ids([0, 599]) == [NAMES[0], NAMES[599]] and index.vectors([255, 512]).shape == (2, 8)
+    uses = {
+        "ids": [lambda: index.ids([256]), lambda: index.row_of(NAMES[300]), lambda: NAMES[300] in index],
+        "vec": [lambda: index.vectors([0, 511]), lambda: list(index.blocks()), lambda: index.block(1, 3)],
+        "int8": [lambda: index.codes(1), lambda: ExactSearch(index).search(VECTORS[:1], 1)],
+    }
+    for kind, calls in uses.items():
+        for call in calls * 2:
+            with pytest.raises(BadInput, match=f"index: damaged index, {kind}/00000001 is not what was written"):
+                call()
+
+
+def test_an_index_without_checksums_is_read_and_edited(tmp_path):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    expected = everything(folder)
+    change(folder, {key: None for key in records_of(folder) if key.startswith(b"crc/")})
+    assert everything(folder) == expected
+    with IndexEditor(folder, "m0") as editor:
+        editor.add(["new"], VECTORS[:1])
+    index = EmbeddingIndex(folder)
+    assert index.ids() == [*NAMES, "new"] and b"crc/header" in records_of(folder)
+
+
+def test_a_header_that_older_code_changed_is_no_damage(tmp_path):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    header = records_of(folder)[b"header"]
+    change(folder, {b"header": header.replace(b'"commits": 1', b'"commits": 2').replace(b'"d0"', b'"d1"')})
+    assert EmbeddingIndex(folder).header["data"] == "d1"
+    change(folder, {b"header": header.replace(b'"d0"', b'"d1"')})
+    with pytest.raises(BadInput, match="damaged index, its header is not what was written"):
+        EmbeddingIndex(folder)
+
+
+def test_an_edit_does_not_trust_a_damaged_row(tmp_path):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    stored = records_of(folder)
+    name = NAMES[3]
+    wrong, leads = {f"row/{name}".encode(): (7).to_bytes(8, "little")}, "row/id_00003.npz leads to row 7, of id_00007.npz"
+    beyond, nowhere = {f"row/{name}".encode(): (1 << 40).to_bytes(8, "little")}, "row/id_00003.npz leads to row 1099511627776, of no id"
+    renamed = {f"row/{name}".encode(): None, b"row/id_00003.npy": (3).to_bytes(8, "little")}
+    other = "row/id_00003.npy leads to row 3, of id_00003.npz"
+    lost = "row/id_00003.npz does not lead to row 3"
+    for records, edit, message in (
+        (wrong, lambda e: e.delete([name]), leads),
+        (wrong, lambda e: e.replace([name], VECTORS[:1]), leads),
+        (wrong, lambda e: e.add(["new"], VECTORS[:1]), lost),
+        (beyond, lambda e: e.delete([name]), nowhere),
+        (renamed, lambda e: e.add([name], VECTORS[:1]), lost),
+        (renamed, lambda e: e.delete(["id_00003.npy"]), other),
+    ):
+        change(folder, records)
+        before = records_of(folder)
+        with pytest.raises(BadInput, match=f"index: damaged index, {message}"), IndexEditor(folder, "m0") as editor:
+            edit(editor)
+        assert records_of(folder) == before
+        change(folder, {key: None for key in records if key not in stored} | {key: stored[key] for key in records if key in stored})
+
+
+@pytest.mark.parametrize("kind", ["ids", "int8", "vec"])
+def test_an_edit_does_not_go_on_from_a_lost_block(tmp_path, kind):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    change(folder, {f"{kind}/00000002".encode(): None})
+    for edit in (lambda e: e.delete([NAMES[0]]), lambda e: e.delete([NAMES[599]]), lambda e: e.add(["new"], VECTORS[:1])):
+        with pytest.raises(BadInput, match="damaged index"), IndexEditor(folder, "m0") as editor:
+            edit(editor)
+
+
+def test_a_damaged_beginning_is_begun_anew(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data.index.writer.COMMIT_SECONDS", 0)
+    folder = tmp_path / "index"
+    with pytest.raises(RuntimeError), IndexWriter(folder, "img", 8, model="m0", data="d0") as writer:
+        writer.add(NAMES[:300], VECTORS[:300])
+        raise RuntimeError("stopped")
+    partial = tmp_path / "index.partial"
+    stored = records_of(partial)
+    change(partial, {b"ids/00000000": flipped(stored[b"ids/00000000"], random.Random(1))})
+    with IndexWriter(folder, "img", 8, model="m0", data="d0") as writer:
+        assert not writer.done
+        writer.add(NAMES, VECTORS)
+    assert "damaged index, ids/00000000 is not what was written" in capsys.readouterr().err
+    assert EmbeddingIndex(folder).ids() == NAMES
