@@ -6,6 +6,7 @@ python scripts/plot_runs.py runs/a runs/b --metrics val/all/AR --title "two runs
 python scripts/plot_runs.py runs/fp32 runs/bf16 --metrics train/cmr/loss --smooth 5 --out benchmarks/precision.png
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def main(options: Options) -> None:
     figure = draw_curves(drawn, list(numbers), options.title or ", ".join(drawn), options.smooth)
     with atomic_file(options.out) as path:
         figure.savefig(path, format="png", dpi=120)
-    write_json(Path(options.out).with_suffix(".json"), numbers, indent=None)
+    write_json(Path(f"{os.path.splitext(options.out)[0]}.json"), numbers, indent=None)
     for name, runs in numbers.items():
         print(name, *(f"{run} {curve['values'][-1]:.4g}" for run, curve in runs.items()), sep="  ")
     print(f"wrote {options.out}")

@@ -25,6 +25,7 @@ from data.index.layout import VERSION
 from data.index.reader import EmbeddingIndex
 from data.index.store import BlockStore
 from data.index.writer import check_new_ids
+from data.storage.atomic import beside
 
 BLOCKS_AT_ONCE = 16  # held in memory while an index is changed
 
@@ -45,7 +46,7 @@ class IndexEditor:
     def __init__(self, folder: str | Path, model: str | None):
         self.folder = Path(folder)
         self._model = model
-        self._store = BlockStore(self.folder, self.folder.with_name(f".{self.folder.name}.edit"))
+        self._store = BlockStore(self.folder, beside(self.folder, ".", ".edit"))
         self._rows: dict[str, int | None] = {}  # of the ids that moved, came or, with None, went
         self._rows_are_known = False
 

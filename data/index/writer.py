@@ -22,6 +22,7 @@ from data.index.dtypes import DTYPES
 from data.index.layout import KINDS, MAX_ID_BYTES, VERSION
 from data.index.reader import EmbeddingIndex
 from data.index.store import BlockStore
+from data.storage.atomic import beside
 
 BLOCK_BYTES = 8 << 20  # cheap to rewrite when rows are added later, and long enough to be read at full speed
 COMMIT_SECONDS = 5.0  # of work that a kill may cost
@@ -71,7 +72,7 @@ class IndexWriter:
         row_bytes = max(1, dim * DTYPES[dtype].itemsize)
         rows_per_block = 1 << min(12, max(8, (BLOCK_BYTES // row_bytes).bit_length() - 1))
         created = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(info or {})}
-        self._store = BlockStore(self.folder, self.folder.with_name(f"{self.folder.name}.partial"))
+        self._store = BlockStore(self.folder, beside(self.folder, "", ".partial"))
         self._store.header = {
             "format": "feature-index", "version": VERSION, "kind": kind, "dim": dim, "dtype": dtype, "count": 0,
             "rows_per_block": rows_per_block, "max_norm": 0.0, "max_error": 0.0, "complete": False,

@@ -13,7 +13,7 @@ from data.errors import BadInput
 
 # No space, quota or size left; not allowed; a file where a folder should be, or the other way round.
 _CANNOT_WRITE = {
-    getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS ENOTDIR EEXIST EISDIR".split()
+    getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS ENOTDIR EEXIST EISDIR EBUSY EINVAL ENOTEMPTY ENAMETOOLONG ELOOP".split()
 }
 
 
@@ -21,7 +21,7 @@ _CANNOT_WRITE = {
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; what was written there becomes ``path`` when the block ends well."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = beside(path, ".", ".partial")
     with cannot_write_is_bad_input(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -36,7 +36,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Like ``atomic_file`` for a folder that does not exist yet; a left-over partial one is removed first."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = beside(path, ".", ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with cannot_write_is_bad_input(path):
         partial.mkdir(parents=True)
@@ -48,6 +48,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def beside(path: str | Path, before: str, after: str) -> Path:
+    """The path of another file or folder beside one: its name with something in front and behind. ``.`` and ``..`` have the names that
+    they have where they are.
+
+    Raises:
+        BadInput: the root, which has none.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        path = Path(os.path.abspath(path))
+    if not path.name:
+        raise BadInput(f"{path}: has no name, and nothing can be beside it; choose another place")
+    return path.with_name(f"{before}{path.name}{after}")
 
 
 def flush(path: Path) -> None:

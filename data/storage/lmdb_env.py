@@ -22,7 +22,7 @@ from pathlib import Path
 import lmdb
 
 from data.errors import BadInput, CannotWrite
-from data.storage.atomic import atomic_file
+from data.storage.atomic import atomic_file, beside
 from data.storage.digest import RecordsDigest, remember_digest, remember_files, remembered_files
 from data.storage.lmdb_pages import check_pages
 from data.storage.locks import only_writer
@@ -247,8 +247,7 @@ class LmdbWriter:
 
     def __init__(self, folder: str | Path, map_size: int = 1 << 30, commit_every: int = 1000, keep: bool = False):
         self.folder = Path(folder)
-        self.partial = self.folder.with_name(self.folder.name + ".partial")
-        self._replaced = self.folder.with_name(f".{self.folder.name}.replaced")
+        self.partial, self._replaced = beside(self.folder, "", ".partial"), beside(self.folder, ".", ".replaced")
         self.commit_every = commit_every
         self.keep = keep
         self._map_size = map_size

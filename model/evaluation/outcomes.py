@@ -58,6 +58,8 @@ def read_ranks(path: str | Path) -> tuple[list[str], dict[str, list[str]], dict[
     except (KeyError, TypeError) as error:
         raise BadInput(f"{path}: no ranks of queries ({error}); {advice}") from None
     for name, task in ranks.items():
+        if odd := [key for key, array in vars(task).items() if array.dtype.kind not in "iu" or array.ndim != 1]:
+            raise BadInput(f"{path}: {name}/{odd[0]} is no list of whole numbers; evaluate again with eval_itm.py")
         images = len(task.queries) if f"{name}/queries" in arrays else len(img_ids)
         lengths = len(txt_ids[name]), images, len(txt_ids[name]), images
         if tuple(map(len, vars(task).values())) != lengths or _are_outside(task, len(img_ids)):

@@ -6,6 +6,7 @@ Each takes the original's value and the whole config, and gives ours; or raises 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -333,7 +334,7 @@ def third_view(value: str | None, old: Old) -> str:
     path = folder(value, old)
     if not old.get("caption_score_weight"):
         raise Ignored("caption_score_weight is 0, so that it has no effect")
-    name, new = old.get("txt_model_config") or "bert-base-cased", str(PurePosixPath(path).with_suffix(""))
+    name, new = old.get("txt_model_config") or "bert-base-cased", str(PurePosixPath(os.path.splitext(path)[0]))
     words = ("--annotations", path, "--format", "image-meta", "--tokenizer", name, "--out", new)
     _add_step(old, "python", "scripts/build_captions.py", *words)
     return f"{new}/train"

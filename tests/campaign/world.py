@@ -120,7 +120,7 @@ def write_recipes(folder: Path) -> None:
     evaluation = {"checkpoint": "fine/best", "captions": "db/test", "regions": "regions", "device": "cpu", "bootstrap": 20, "output_dir": "out"}
     (folder / "eval.yaml").write_text(yaml.safe_dump(evaluation))
     (folder / "queries.txt").write_text("a red circle\ntwo blue squares\nein Kreis\n")
-    (folder / "sources.yaml").write_text(yaml.safe_dump({"x": {"title": "x", "licence": "none", "page": "none", "by_hand": "nothing to do"}}))
+    (folder / "sources.yaml").write_text(yaml.safe_dump({"x": {"title": "x", "licence": "none", "page": "none", "by_hand": ["nothing to do"]}}))
     (folder / "original.json").write_text(json.dumps(ORIGINAL))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from data.storage.atomic import atomic_file, atomic_folder
+from data.storage.atomic import atomic_file, atomic_folder, beside
 
 ROOT = Path(__file__).parents[3]
 
@@ -114,3 +114,16 @@ for n in itertools.count():
         text = path.read_text()
         assert len(text) == 2000 and set(text) == {text[0]}
     assert len(seen) > 1
+
+
+def test_what_stands_beside_a_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert beside("a/b", ".", ".partial") == Path("a/.b.partial")
+    assert beside(".", "", ".partial") == tmp_path.with_name(f"{tmp_path.name}.partial") and beside("a/..", ".", "") == beside(".", ".", "")
+    with pytest.raises(BadInput, match=r"^/: has no name"):
+        beside("/", "", ".partial")
+    for place in (".", "a", "a/.."):
+        with pytest.raises(BadInput, match="cannot be written"), atomic_file(place) as path:
+            path.write_text("x")
+    assert os.listdir(tmp_path) == ["a"]
