@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from configs import cli
+from data import progress
 from data.downloads.archives import unpack_archive
 from data.errors import BadInput
 from scripts import build_captions, convert_checkpoint, download
@@ -103,7 +104,9 @@ def sha(content=CONTENT):
     return hashlib.sha256(content).hexdigest()
 
 
-def test_a_file_with_its_published_checksum(get, site, tmp_path, capsys):
+def test_a_file_with_its_published_checksum(get, site, tmp_path, capsys, monkeypatch):
+    for name, none in (("DELAY", 0), ("BETWEEN_LINES", 0), ("BETWEEN_LOOKS", {True: 0, False: 0})):
+        monkeypatch.setattr(progress, name, none)
     get(checksum=f"md5:{hashlib.md5(CONTENT).hexdigest()}")
     assert (tmp_path / "out/a.bin").read_bytes() == CONTENT
     shown = capsys.readouterr()

@@ -188,7 +188,7 @@ def test_sample_or_everything_in_many_processes(tmp_path, command):
         json_file = tmp_path / "report.json"
         done = command("scripts/inspect_db.py", tmp_path, "--verify", *words, "--json", json_file, status=2)
         last = done.stderr.splitlines()[-1]
-        assert last.startswith(f"error: {tmp_path}: ") and "600/600" in done.stderr and "img/s" in done.stderr
+        assert last.startswith(f"error: {tmp_path}: ")
         content = json.loads(json_file.read_text())
         report = content["databases"][0]
         assert content["verify"] is True and report["facts"]["records read"] == "all"
