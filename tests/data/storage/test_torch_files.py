@@ -4,6 +4,7 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from data.errors import BadInput
 from data.storage.torch_files import is_torch_file, load_torch
 from model.checkpoints import read_pickle
 from model.extractors.weight_files import read_weights
-from optim.saving import load_training
+from optim.saving import load_own
 
 
 def saved(path: Path, value, zipped: bool = True) -> Path:
@@ -43,12 +44,12 @@ def repacked(path: Path, change=lambda name, content: content, packing: int = zi
     return path
 
 
-READERS = {"checkpoint": read_pickle, "weights": read_weights, "training": lambda path: load_training(path.parent)}
+READERS = {"checkpoint": read_pickle, "weights": read_weights, "training": lambda path: load_own(path.parent, SimpleNamespace(rank=0, size=1))}
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_tensors_without_bytes_are_one_line(tmp_path, read):
-    path = saved(tmp_path / "training.pt", {"x": torch.arange(1000.0)})
+    path = saved(tmp_path / "rank-00000-of-00001.pt", {"x": torch.arange(1000.0)})
     read(path)
     longer = b"M\xe8\x03", b"J\x00\x00\x10\x00"  # in the pickle: 1000, and a million
     refused = {
@@ -62,7 +63,7 @@ def test_tensors_without_bytes_are_one_line(tmp_path, read):
     }
     for kind, make in refused.items():
         make()
-        with pytest.raises(BadInput, match=r"training\.pt: ") as caught:
+        with pytest.raises(BadInput, match=r"rank-00000-of-00001\.pt: ") as caught:
             read(path)
         assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value), kind
 
