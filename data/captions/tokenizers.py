@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -34,7 +34,7 @@ _SPECIAL_TOKENS = {
 
 
 _TOKEN = (None, str, {"content": str})
-_CONFIG = {f"{name}?": _TOKEN for name in _SPECIAL_TOKENS}  # tokenizer_config.json and special_tokens_map.json, as far as they are read
+_CONFIG: dict[str, Any] = {f"{name}?": _TOKEN for name in _SPECIAL_TOKENS}  # tokenizer_config.json and special_tokens_map.json, as far as they are read
 _CONFIG |= {f"{name}?": (bool, None) for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
 
 
