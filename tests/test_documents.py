@@ -26,7 +26,7 @@ from tests.warm_python import warm_python
 TUTORIAL = "docs/tutorial.md"
 SCRIPT = re.compile(r"(?:scripts/)?\w+\.py$")
 LAUNCHERS = ("python", "torchrun", "horovodrun", "sbatch")
-OTHERS = ("make", "mkdir", "rsync", "source", "echo", "curl", "pip")  # not ours; in blocks that are not run they are passed over
+OTHERS = ("make", "mkdir", "rsync", "source", "echo", "curl", "pip")  # not ours
 BACKGROUND = "python scripts/serve.py "
 SMALL_MODEL = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "project_dim": 24,
@@ -152,7 +152,7 @@ def world(tmp_path_factory):
     with warm_python(shell) as environment:
         (shell / "torchrun").write_text('#!/bin/sh\nexec python -m torch.distributed.run "$@"\n')
         (shell / "torchrun").chmod(0o755)
-        made = World(folder, environment | OFFLINE)
+        made = World(folder, environment | OFFLINE | {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / ".cache")})
         for line in (demo.PREPARE + demo.TRAIN + demo.EVALUATE).split("\n"):
             if line and "contact_sheet" not in line:
                 made.command(f"python {small_command(line)}")
@@ -198,11 +198,11 @@ def our_words(command: str) -> list[str] | None:
     if words[0] == "sbatch":
         at = next(n for n, word in enumerate(words) if word.endswith(".sh"))
         return ["pretrain.py", *words[at + 1 :]]
-    assert words[0] in (*LAUNCHERS, *OTHERS), command
-    if len(words) > 1 and words[1].startswith("tests/"):
+    script = next((n for n, word in enumerate(words) if SCRIPT.match(word)), None)
+    assert script is None or words[0] in LAUNCHERS, command
+    if script is None and words[0] == "python" and words[1].startswith("tests/"):  # reads its options by itself
         assert all(f'"{word}"' in (ROOT / words[1]).read_text() for word in words if word.startswith("--")), command
-        return None
-    return words[next(n for n, word in enumerate(words) if SCRIPT.match(word)) :] if words[0] in LAUNCHERS else None
+    return None if script is None else words[script:]
 
 
 def test_commands_that_are_not_run_have_options_that_are_there(world):
@@ -284,8 +284,9 @@ def test_a_table_that_is_stale_is_written_anew(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_short(page):
-    """Tables that are generated are as long as they are."""
-    assert len(without_tables(text_of(page)).splitlines()) < (151 if page == "README.md" else 130)
+    """Tables that are generated are as long as they are, besides in the README."""
+    text = text_of(page)
+    assert len(text.splitlines()) <= 150 if page == "README.md" else len(without_tables(text).splitlines()) < 130
 
 
 def anchors_of(text: str) -> set[str]:
