@@ -117,6 +117,9 @@ def become(words: list[str], where: str, environment: dict[str, str], files: dic
     for number, file in high.items():
         os.dup2(file, number)  # inheritable
         os.close(file)
+    for name, number in (("stdout", 1), ("stderr", 2)):  # those of the warm process know whether its own files can be sought in
+        if number in files:
+            setattr(sys, name, open(number, "w", encoding="utf-8", buffering=1, closefd=False))
     os.chdir(where)
     os.environ.clear()
     os.environ.update(environment)
