@@ -11,7 +11,7 @@ BIN = .venv/bin
 HOROVOD ?= 1
 MILVUS ?= 1
 GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),1,0)
-# processes that the suite runs in
+# processes that the suite, and the campaign, run in
 JOBS ?= 2
 BROWSER ?= $(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),1,0)
 # markers of the tests that are left out
@@ -19,7 +19,6 @@ WITHOUT := $(strip $(if $(filter 0,$(BROWSER)),browser) $(if $(filter 0,$(HOROVO
 
 CASES ?= 1000
 SEED ?= 0
-JOBS ?= 1
 ONLY ?=
 
 .PHONY: demo test campaign lint clean
