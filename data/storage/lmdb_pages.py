@@ -29,7 +29,7 @@ _BRANCH, _LEAF, _OVERFLOW, _META = 1, 2, 4, 8  # kinds of pages
 _LONG = 1  # flag of a node: its value is on overflow pages
 _NO_PAGE = 2**64 - 1
 _DEEPEST = 32  # levels that LMDB follows
-_TRIES = 10  # while another process writes: what it freed before, it may write over
+_TRIES = 100  # while another process writes: what it freed before, it may write over
 _AT_ONCE = 2048  # pages of a level looked at together
 
 _DATABASE = np.dtype(

@@ -1,6 +1,7 @@
 """The script's key and its store of wheels, with an environment and wheels of our own: nothing is built here."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -24,8 +25,9 @@ class Environment:
         # pip and what Horovod needs, from the environment of the tests
         (self.packages / "outer.pth").write_text(str(Path(pytest.__file__).parents[1]) + "\n")
         self.set_torch("9.9.0")
+        pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.M))
         for name in ("cloudpickle", "psutil", "cffi"):  # or pip would fetch them
-            self.write_package(name, "99.0")
+            self.write_package(name, pinned.get(name, "99.0"))
 
     def write_package(self, name: str, version: str) -> None:
         info = self.packages / f"{name}-{version}.dist-info"

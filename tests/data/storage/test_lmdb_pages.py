@@ -217,6 +217,7 @@ def test_a_database_that_is_being_written_to_is_not_taken_for_damaged(tmp_path):
             with env.begin(write=True) as txn:
                 for key in rng.integers(0, 3000, 40).tolist():
                     txn.put(f"key {key}".encode(), bytes(int(rng.integers(1, 6000))))
+            time.sleep(0.02)
 
     writer = threading.Thread(target=write)
     writer.start()

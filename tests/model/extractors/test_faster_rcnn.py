@@ -326,8 +326,8 @@ def test_the_config_in_lower_case_and_its_defaults(tmp_path):
         ("roi_box_head: {pooler_type: Max}", "pooler_type: found Max"),
         ("model: {pixel_mean: none}", "model.pixel_mean: found 'none'"),
         ("rpn: {nms_thresh: [1, 2]}", "rpn.nms_thresh: found"),
-        ("- 1", "expected the sections"),
-        ("{", "cannot be read as YAML"),
+        ("- 1", "holds a list, expected an object; .*the sections model, resnets"),
+        ("{", "the file is not YAML"),
     ],
 )
 def test_bad_configs(tmp_path, text, message):

@@ -126,7 +126,7 @@ def test_the_mix_is_the_given_one_the_checkpoints_or_none(reranker, tmp_path, ca
         assert mix_for(folder) == 0
         assert capsys.readouterr().err.count("does not say which mix") == 1
     (folder / "val.json").write_text('{"mix": "much"}')
-    with pytest.raises(BadInput, match=r"val\.json: mix is 'much', expected a number"):
+    with pytest.raises(BadInput, match=r"val\.json: mix: found the text 'much', expected a number or null"):
         mix_for(folder)
 
 
