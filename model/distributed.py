@@ -285,12 +285,24 @@ class TorchRanks(Ranks):
         self._dist.destroy_process_group()
 
 
+def check_horovod_environment() -> None:
+    """What horovodrun puts into the environment are numbers, and ranks are below their sizes: Horovod's own code ends the process
+    otherwise. Raises BadInput."""
+    for kind in ("", "LOCAL_", "CROSS_"):
+        rank, size = f"HOROVOD_{kind}RANK", f"HOROVOD_{kind}SIZE"
+        if rank in os.environ or size in os.environ:
+            found = number_in_environment(rank), number_in_environment(size)
+            if found[0] >= found[1]:
+                raise BadInput(f"{rank} in the environment: found {found[0]}, expected less than {size}, {found[1]}; start with horovodrun")
+
+
 class HorovodRanks(Ranks):
     """Horovod, with operations of its own instead of its optimizer: nothing hooks into backward or step."""
 
     backend = "horovod"
 
     def __init__(self, uses_gpu: bool, timeout: float):
+        check_horovod_environment()
         # no fusion: gradients come in buckets already, and the order of a sum would depend on when tensors arrive
         os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(int(timeout / 2), 1)))

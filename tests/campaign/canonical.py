@@ -77,7 +77,8 @@ def lmdb_content(folder: Path) -> bytes:
             if key == b"crc/header":  # of a header with its time
                 continue
             if value[:1] == b"{" and key in (b"header", b"meta", b"__meta__"):
-                value = json.dumps(lasting(json.loads(value)), sort_keys=True).encode()
+                kept = {name: each for name, each in lasting(json.loads(value)).items() if name != "commits"}  # an interrupted update makes more
+                value = json.dumps(kept, sort_keys=True).encode()
             whole.write(hashlib.blake2b(key, digest_size=8).digest() + hashlib.blake2b(value, digest_size=8).digest())
     return whole.getvalue()
 

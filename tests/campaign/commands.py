@@ -33,8 +33,8 @@ WRITING = {
     "build_captions": Writing([*CAPTIONS, "--annotations", "captions.jsonl"], ["tokenizer", "captions.jsonl"]),
     "train_tokenizer": Writing(["scripts/train_tokenizer.py", "--annotations", "captions.jsonl", "--vocab-size", "300", "--out", "out"], ["captions.jsonl"]),
     "make_scenes": Writing(["scripts/make_scenes.py", "--out", "out", "--train", "6", "--val", "2", "--test", "2", "--size", "64", "--workers", "2"], []),
-    "extract_regions": Writing([*EXTRACT[:-1], "2", *SMALL[:-2], "--photos", "photos"], ["photos"]),
-    "extract_regions in one process": Writing([*EXTRACT, *SMALL[:-2], "--photos", "photos.tar"], ["photos.tar"]),
+    "extract_regions": Writing([*EXTRACT[:-1], "2", *SMALL[:-2], "--photos", "photos"], ["photos"], again=True),
+    "extract_regions in one process": Writing([*EXTRACT, *SMALL[:-2], "--photos", "photos.tar"], ["photos.tar"], again=True),
     "build_index": Writing([*INDEX, "--regions", "regions", "--out", "out", "--batch-size", "2"], ["fine", "regions"]),
     "build_index --update": Writing([*INDEX, "--regions", "regions", "--out", "img", "--update", "replace"], ["fine", "regions", "img", "queries.txt"], ["img"]),
     "build_index --delete": Writing([*INDEX, "--delete", "delete.txt", "--out", "img"], ["fine", "img", "delete.txt", "queries.txt"], ["img"], again=True),
@@ -50,7 +50,7 @@ WRITING = {
     "prepare": Writing(["scripts/prepare.py", "--photos", "photos", "--captions", "captions.jsonl", "--out", "out", "--vocab-size", "200", "--extractor", "random-conv", "--extract", "feature-dim=32", "num-labels=11", "size=64", "workers=1"], ["photos", "captions.jsonl"]),
     "translate": Writing(["scripts/translate.py", "--captions", "db/val", "--model", "marian", "--tokenizer", "tokenizer", "--languages", "de", "en", "--max-length", "8", "--num-beams", "1", "--device", "cpu", "--out", "out"], ["db/val", "marian", "tokenizer"], weight=0.5),
     "download": Writing(["scripts/download.py", "x", "--sources", "served.yaml", "--out", "out", "--retries", "1"], ["captions.zip", "captions.tar", "photos.tar"], served=True),
-    "download_pictures": Writing(["scripts/download_pictures.py", "served.tsv", "--out", "out", "--workers", "3"], ["photo"], served=True),
+    "download_pictures": Writing(["scripts/download_pictures.py", "served.tsv", "--out", "out", "--workers", "3"], ["photo"], ["out/files.tsv"], served=True),
 }  # fmt: skip
 
 # What is typed: every command that can run here in about a second, for words that it does not expect.

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 ESCAPED = "ESCAPED"  # a file of this name must never appear
+HUGE = "a sparse file of 256 GB"
 BOMB = 1 << 31  # bytes that a few million stand for
 
 
@@ -81,7 +82,7 @@ def unreadable(path: Path) -> str:
 def huge(path: Path) -> str:
     with open(path, "wb") as file:
         file.truncate(1 << 38)
-    return "a sparse file of 256 GB"
+    return HUGE
 
 
 def nothing(path: Path) -> str:

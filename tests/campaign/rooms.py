@@ -117,6 +117,8 @@ def judge(ended: Ended, clean: Clean, room: Room, outputs: Iterable[str], may_di
         return "memory", f"{(ended.peak - clean.peak) >> 20} MB more than undamaged\n{last}"
     if ended.status == 2:
         said = [line for line in ended.errors.splitlines() if line.startswith("error: ") or "\rerror: " in line]
+        if len(said) == 2 and said[1].startswith("error: stopped at: "):  # a command that starts others; the first line is that one's
+            said = said[1:]
         return ("refused", last) if len(said) == 1 and ended.errors.splitlines()[-1] == said[0] else ("untidy", last)
     if ended.status in (75, 130):
         return "noticed", last

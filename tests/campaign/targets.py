@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.campaign import hostile
 from tests.campaign.containers import REWRITTEN
 from tests.campaign.damage import damage_file, exchange
 from tests.campaign.outcomes import Result
@@ -78,6 +79,8 @@ class DamagedFile:
         may_differ = bool(self.free) or (self.rewritable and REWRITTEN in done) or any(path.match(each) for each in self.unchecked)
         ended = room.run(self.words, max(30, 20 * clean.seconds))
         outcome, detail = judge(ended, clean, room, self.outputs, may_differ, False)
+        if outcome == "memory" and ended.status == 2 and hostile.HUGE in done:  # its size warrants it
+            outcome = "refused"
         if escaped := room.escaped():
             outcome, detail = "escaped", escaped
         return Result(self.name, number, outcome, done, detail, self.words, ended.seconds)

@@ -176,6 +176,22 @@ def test_backends_need_their_launcher(monkeypatch):
             start_ranks("horovod", False, 10)
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"HOROVOD_SIZE": "--"}, "HOROVOD_RANK in the environment: found None"),
+        ({"HOROVOD_SIZE": "--", "HOROVOD_RANK": "0"}, "HOROVOD_SIZE in the environment: found '--'"),
+        ({"HOROVOD_SIZE": "0", "HOROVOD_RANK": "0"}, "HOROVOD_RANK in the environment: found 0, expected less than HOROVOD_SIZE, 0"),
+        ({"HOROVOD_LOCAL_SIZE": "2", "HOROVOD_LOCAL_RANK": "2"}, "HOROVOD_LOCAL_RANK"),
+    ],
+)
+def test_what_horovod_would_end_the_process_for_is_refused_before_it_starts(monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=said):
+        start_ranks("horovod", False, 10)
+
+
 @pytest.mark.horovod
 def test_horovod_without_horovodrun_is_refused():
     """It would silently make worlds of one."""
