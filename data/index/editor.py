@@ -11,7 +11,6 @@ since readers hold no locks: who reads meanwhile goes on reading what was opened
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +67,6 @@ class IndexEditor:
         except BaseException:
             self._store.close(keep=False)
             raise
-        self._changes = hashlib.sha256(self.header["data"].encode())
         return self
 
     def __exit__(
@@ -78,7 +76,8 @@ class IndexEditor:
             if kind is None:
                 self.header["commits"] += 1
                 self.header["created"].pop("contents", None)  # rows of another state of the database, or of another one
-                self.header["data"] = self._changes.hexdigest()[:16]
+                self._store.commit()
+                self.header["data"] = self._store.digest()
                 self._store.publish(gone=[name for name, row in self._rows.items() if row is None])
         finally:
             self._store.close(keep=False)
@@ -89,7 +88,6 @@ class IndexEditor:
         vectors = self._store.as_stored(ids, vectors)
         self._trust_rows()
         check_new_ids(ids, lambda name: self._row(name) is not None, self.folder)
-        self._note("add", ids, vectors)
         while ids:
             row = self.header["count"]
             taken = self._store.append(ids, vectors)
@@ -112,7 +110,6 @@ class IndexEditor:
         ids = list(ids)
         vectors = self._store.as_stored(ids, vectors)
         rows = self._rows_of(ids)
-        self._note("replace", ids, vectors)
         for row, name, vector in zip(rows, ids, vectors, strict=True):
             self._put_row(row, name, vector)
 
@@ -120,7 +117,6 @@ class IndexEditor:
         """Take ids away; the last rows move into their places. Raises BadInput for an absent id."""
         ids = list(ids)
         rows = self._rows_of(ids)
-        self._note("delete", ids, np.empty(0, np.float32))
         for row, name in sorted(zip(rows, ids, strict=True), reverse=True):  # so the last row is never one that goes later
             self._rows[name] = None
             last_name, vector = self._take_last_row()
@@ -155,9 +151,6 @@ class IndexEditor:
 
     def _row(self, name: str) -> int | None:
         return self._rows[name] if name in self._rows else self._store.committed_row(name)
-
-    def _note(self, change: str, ids: list[str], vectors: np.ndarray) -> None:
-        self._changes.update("\0".join([change, *ids]).encode() + vectors.tobytes())
 
     def _bound_memory(self) -> None:
         if self._store.num_changed > BLOCKS_AT_ONCE:

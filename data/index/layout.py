@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,18 @@ def block_values(number: int, ids: list[str], vectors: np.ndarray, dtype: str) -
     values = {b"ids": offsets.tobytes() + b"".join(names), b"int8": scales.tobytes() + codes.tobytes()}
     if dtype != "int8":
         values[b"vec"] = encode(vectors, dtype).tobytes()
-    values[b"crc"] = b"".join(crc32(values[kind]).to_bytes(4, "little") for kind in _CHECKED if kind in values)
+    values[b"crc"] = _sums_of(values.get(kind) for kind in _CHECKED)
     return {block_key(kind, number): value for kind, value in values.items()}
+
+
+def block_sums(txn: lmdb.Transaction, number: int, folder: Path) -> bytes:
+    """The checksums of a block; those of its values where it was made before they were written."""
+    sums = stored_value(txn, block_key(b"crc", number), folder)
+    return bytes(sums) if sums is not None else _sums_of(stored_value(txn, block_key(kind, number), folder) for kind in _CHECKED)
+
+
+def _sums_of(values: Iterable[bytes | memoryview | None]) -> bytes:
+    return b"".join(crc32(value).to_bytes(4, "little") for value in values if value is not None)
 
 
 def header_values(header: dict) -> dict[bytes, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ from data.index.layout import (
     BlockIds,
     block_key,
     block_keys,
+    block_sums,
     block_values,
     check_block,
     check_row,
@@ -166,6 +168,14 @@ class BlockStore:
             return dequantize(*split_codes(np.frombuffer(codes, "i1"), size))
         value = stored_value(txn, block_key(b"vec", number), self.folder)
         return decode(np.frombuffer(value, DTYPES[self.header["dtype"]]), self.header["dtype"]).reshape(size, -1)
+
+    def digest(self) -> str:
+        """Short hex of all ids and vectors as they were committed, by the checksums of their blocks."""
+        total, blocks = hashlib.sha256(), -(-self.header["count"] // self.header["rows_per_block"])
+        with self._env.begin(buffers=True) as txn:
+            for number in range(blocks):
+                total.update(block_sums(txn, number, self.folder))
+        return total.hexdigest()[:16]
 
     # ---- changing it ---------------------------------------------------------------------------------------------------
 

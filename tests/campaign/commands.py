@@ -18,7 +18,6 @@ class Writing:
         outputs: what it writes
         weight: share of the cases
         again: status 2 is right when it is given once more behind its end: there is nothing left to do
-        differs_twice: what it does twice is not what it does once: vectors that are replaced again are written again
         served: it asks a server, whose address {server} in its words stands for
     """
 
@@ -27,7 +26,6 @@ class Writing:
     outputs: list[str] = field(default_factory=lambda: ["out"])
     weight: float = 1.0
     again: bool = False
-    differs_twice: bool = False
     served: bool = False
 
 
@@ -38,7 +36,7 @@ WRITING = {
     "extract_regions": Writing([*EXTRACT[:-1], "2", *SMALL[:-2], "--photos", "photos"], ["photos"], again=True),
     "extract_regions in one process": Writing([*EXTRACT, *SMALL[:-2], "--photos", "photos.tar"], ["photos.tar"], again=True),
     "build_index": Writing([*INDEX, "--regions", "regions", "--out", "out", "--batch-size", "2"], ["fine", "regions"]),
-    "build_index --update": Writing([*INDEX, "--regions", "regions", "--out", "img", "--update", "replace"], ["fine", "regions", "img", "queries.txt"], ["img"], differs_twice=True),
+    "build_index --update": Writing([*INDEX, "--regions", "regions", "--out", "img", "--update", "replace"], ["fine", "regions", "img", "queries.txt"], ["img"]),
     "build_index --delete": Writing([*INDEX, "--delete", "delete.txt", "--out", "img"], ["fine", "img", "delete.txt", "queries.txt"], ["img"], again=True),
     "build_index again": Writing([*INDEX, "--checkpoint", "other/best", "--regions", "regions", "--out", "img"], ["fine", "other", "regions", "img", "queries.txt"], ["img/data.mdb"]),
     "extract_regions again": Writing(["scripts/extract_regions.py", "--out", "regions", "--workers", "0", *SMALL[:-2], "--photos", "photo", "--overwrite"], ["photo", "regions"], ["regions"]),

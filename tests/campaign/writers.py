@@ -79,8 +79,8 @@ class Disturbed:
             return "identical", ""
         if ended.status == 2:
             return "broken", f"the same command does not go on:\n{last_lines(ended)}"
-        outcome, detail = judge(ended, clean, room, self.writing.outputs, self.writing.differs_twice, False)
-        if outcome == "noticed" and found != clean.outputs and not self.writing.differs_twice:
+        outcome, detail = judge(ended, clean, room, self.writing.outputs, False, False)
+        if outcome == "noticed" and found != clean.outputs:
             outcome, detail = "silent", f"another end than undisturbed, with: {detail}"
         if outcome in ("identical", "noticed") and (left := left_over(room.box)):
             return "broken", f"left over: {', '.join(left)}"

@@ -94,6 +94,29 @@ def test_edits_against_a_dictionary(tmp_path, dtype):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
+def test_the_data_of_an_edited_index_are_what_it_holds_and_not_how_it_came_there(tmp_path):
+    vectors = np.random.default_rng(3).standard_normal((600, 8)).astype(np.float32)
+    ids = EmbeddingIndex(write(tmp_path / "index", vectors).folder).ids()
+
+    def data_after(edit):
+        with IndexEditor(tmp_path / "index", "m0") as editor:
+            edit(editor)
+        return EmbeddingIndex(tmp_path / "index").header["data"]
+
+    first = data_after(lambda editor: editor.replace(ids[:300], vectors[:300]))
+    assert data_after(lambda editor: editor.replace(ids[200:500], vectors[200:500])) == first  # given again, it is the same
+    changed = data_after(lambda editor: editor.replace(ids[400:401], -vectors[400:401]))
+    renamed = data_after(lambda editor: (editor.delete(ids[-1:]), editor.add(["other.npz"], vectors[-1:])))
+    assert len({first, changed, renamed}) == 3
+    data_after(lambda editor: (editor.replace(ids[400:401], vectors[400:401]), editor.delete(["other.npz"])))
+    assert data_after(lambda editor: editor.add(ids[-1:], vectors[-1:])) == first
+    close_env(tmp_path / "index")
+    with lmdb.open(str(tmp_path / "index"), lock=False) as env, env.begin(write=True) as txn:
+        for number in range(3):
+            txn.delete(b"crc/%08d" % number)  # as in an index of before
+    assert data_after(lambda editor: editor.replace(ids[:1], vectors[:1])) == first
+
+
 def test_an_id_that_left_can_come_back_in_the_same_edit(tmp_path):
     vectors = np.random.default_rng(1).standard_normal((300, 8)).astype(np.float32)
     write(tmp_path / "index", vectors)
