@@ -8,7 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from data.regions.db import BoxOptions, Regions
+from data.regions.writer import RegionWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,16 +30,22 @@ def group(leader: int) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("name", ["make_scenes", "make_scenes in one process", "extract_regions", "prepare"])
+@pytest.mark.parametrize("name", ["make_scenes", "make_scenes in one process", "extract_regions", "inspect_db", "prepare"])
 def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
     extract = ["--photos", small_world / "photos", "--out", tmp_path / "out", "--feature-dim", 32, "--num-labels", 11]
     words, started = {
         "make_scenes": (["--out", tmp_path, "--train", 50_000, "--workers", 2], "rendering"),
         "make_scenes in one process": (["--out", tmp_path, "--train", 50_000, "--workers", 1], "rendering"),
         "extract_regions": ([*extract, "--size", 1200, "--workers", 2], None),
+        "inspect_db": ([tmp_path / "many", "--verify", "--workers", 2], None),
         "prepare": (["--photos", small_world / "photos", "--captions", small_world / "captions.jsonl", "--out", tmp_path / "out",
                      "--extract", "size=1200", "workers=2", "feature-dim=32"], "%"),
     }[name]  # fmt: skip
+    if name == "inspect_db":
+        regions = Regions(np.ones((12, 32)), np.tile([0.0, 0.0, 1.0, 1.0, 1.0, 1.0], (12, 1)), np.ones(12))
+        with RegionWriter(tmp_path / "many", BoxOptions()) as writer:
+            for number in range(100_000):  # some seconds' work
+                writer.add(f"{number}.npz", regions)
     command = [sys.executable, str(ROOT / "scripts" / f"{name.split()[0]}.py"), *map(str, words)]
     log = tmp_path / "log"
     with open(log, "w") as said:
