@@ -100,7 +100,7 @@ def plan_data(
 
 def _plan_of(corpus: Corpus, recipe: Recipe, told: tuple[int, int | None] | None, pairs: float, widths: Widths) -> dict:
     folders = [Path(recipe.data_root, name) for name in corpus.captions]
-    captions, images = told or (_count(folders, "id2len.json"), _count(folders, "img2txts.json"))
+    captions, images = told or num_captions_and_images(recipe.data_root, corpus.captions)
     there = [size_of_regions(Path(recipe.data_root, name), recipe.boxes) for name in corpus.regions]
     size: DiskSize | None = None
     if None not in there and all(folder.is_dir() for folder in folders):
@@ -147,6 +147,8 @@ def _listed(names: str | list[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _count(folders: list[Path], name: str) -> int | None:
-    files = [folder / name for folder in folders]
-    return sum(len(read_json(path)) for path in files) if all(path.is_file() for path in files) else None
+def num_captions_and_images(root: str, captions: str | list[str]) -> tuple[int | None, int | None]:
+    """How many captions text DBs have together, and images; None where they are not here."""
+    tables = [[Path(root, name, table) for name in _listed(captions)] for table in ("id2len.json", "img2txts.json")]
+    found = [sum(len(read_json(path)) for path in paths) if all(path.is_file() for path in paths) else None for paths in tables]
+    return found[0], found[1]

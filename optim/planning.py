@@ -11,7 +11,6 @@ from torch import nn
 
 from data.downloads.hub import SIZES, local_folder
 from data.errors import BadInput
-from data.storage.text_files import read_json
 from model import checkpoints, costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work
@@ -24,7 +23,7 @@ from model.objectives.uniter_teacher import UniterTeacher, taught_by
 from model.text_encoders import choose_text_encoder
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, RerankerModelOptions, UniterConfig
-from optim.data_plan import Recipe, Widths, plan_data
+from optim.data_plan import Recipe, Widths, num_captions_and_images, plan_data
 from optim.tasks.pretraining import PretrainConfig
 from optim.tasks.reranking import RerankingConfig
 from optim.tasks.retrieval import RetrievalConfig
@@ -334,25 +333,16 @@ def _workload(recipe: Recipe, machine: Machine, sizes: DataSizes) -> tuple[Load,
 
 
 def _captions_of(recipe: RetrievalConfig | RerankingConfig) -> int:
-    captions = 0
-    for path in _caption_files(recipe, "id2len.json"):
-        if not path.is_file():
-            raise BadInput(
-                f"{path}: not here, so the length of an epoch is unknown; give --captions (Flickr30k: 145000)"
-            )
-        captions += len(read_json(path))
+    captions = num_captions_and_images(recipe.data_root, recipe.train_captions)[0]
+    if captions is None:
+        names = [recipe.train_captions] if isinstance(recipe.train_captions, str) else recipe.train_captions
+        files = [Path(recipe.data_root, name, "id2len.json") for name in names]
+        absent = next(path for path in files if not path.is_file())
+        raise BadInput(f"{absent}: not here, so the length of an epoch is unknown; give --captions (Flickr30k: 145000)")
     return captions
 
 
 def _captions_per_image(recipe: RetrievalConfig) -> float:
     """Five, as Flickr30k and COCO have, where the databases are not here."""
-    files = _caption_files(recipe, "id2len.json"), _caption_files(recipe, "img2txts.json")
-    if not all(path.is_file() for paths in files for path in paths):
-        return 5
-    captions, images = (sum(len(read_json(path)) for path in paths) for paths in files)
-    return captions / images
-
-
-def _caption_files(recipe: RetrievalConfig | RerankingConfig, file: str) -> list[Path]:
-    names = recipe.train_captions
-    return [Path(recipe.data_root, name, file) for name in ([names] if isinstance(names, str) else names)]
+    captions, images = num_captions_and_images(recipe.data_root, recipe.train_captions)
+    return captions / images if captions and images else 5

@@ -54,6 +54,20 @@ def test_steps_of_fine_tuning_come_from_its_captions(tmp_path):
     assert plan_of(FINETUNE, count=4, set=both)["steps"] == 10 * 3  # 513 captions
 
 
+def test_an_image_that_captions_share_is_encoded_once_on_paper_too(tmp_path):
+    def flops(**options) -> float:
+        return plan_of(FINETUNE, **options)["tasks"]["cmr"]["flops_per_rank"]
+
+    apart, together = flops(captions=1000), flops(captions=1000, set=["captions_together=true"])
+    (tmp_path / "train").mkdir()
+    for name, count in (("id2len", 1000), ("img2txts", 100)):
+        (tmp_path / "train" / f"{name}.json").write_text(json.dumps({str(n): 5 for n in range(count)}))
+    ten = flops(set=["captions_together=true", f"train_captions={tmp_path}/train"])
+    images = (apart - together) / (1 - 1 / 5)  # five captions an image, where the database is not here
+    assert 0.4 * apart < images < 0.9 * apart
+    assert ten == pytest.approx(apart - images * (1 - 1 / 10))
+
+
 def test_sizes_come_from_folders_that_are_there(tmp_path):
     values = {"model_type": "bert", "vocab_size": 77, "hidden_size": 64, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(values))
