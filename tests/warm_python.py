@@ -20,7 +20,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,30 +124,32 @@ def become(words: list[str], where: str, environment: dict[str, str], files: dic
     os.chdir(where)
     os.environ.clear()
     os.environ.update(environment)
-    status = 1
     while words[0].startswith("-") and words[0] not in ("-c", "-m"):
         words = words[1:]  # of the interpreter, as multiprocessing gives them
-    try:
-        if words[0] == "-c":
-            sys.argv = ["-c", *words[2:]]
-            exec(words[1], {"__name__": "__main__"})
-        elif words[0] == "-m":
-            sys.argv = words[1:]
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = list(words)
-            runpy.run_path(words[0], run_name="__main__")
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        import traceback
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        status = exit_status(lambda: exec(words[1], {"__name__": "__main__"}))
+    elif words[0] == "-m":
+        sys.argv = words[1:]
+        status = exit_status(lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True))
+    else:
+        sys.argv = list(words)
+        status = exit_status(lambda: runpy.run_path(words[0], run_name="__main__"))
+    with contextlib.suppress(Exception):
+        sys.stdout.flush(), sys.stderr.flush()
+    os._exit(status)
 
+
+def exit_status(run: Callable[[], object]) -> int:
+    """Run what the interpreter would run → the status that it would exit with; a traceback is printed."""
+    try:
+        run()
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
         traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
+        return 1
 
 
 if __name__ == "__main__":

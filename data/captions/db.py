@@ -33,7 +33,7 @@ from data.errors import BadInput
 from data.storage.columns import load_columns
 from data.storage.contents import content_digest
 from data.storage.inflating import inflate_lz4
-from data.storage.lmdb_env import Records
+from data.storage.lmdb_env import Records, stored_value
 from data.storage.record_sums import FirstReads, read_sums
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json
@@ -144,10 +144,7 @@ def read_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> dict:
 
 def stored_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> bytes | memoryview:
     """The bytes of a record. Raises BadInput when it is absent, or its page is damaged."""
-    try:
-        value = txn.get(caption_id.encode())
-    except lmdb.Error as error:
-        raise BadInput(f"{folder}: caption {caption_id!r} cannot be read ({error}); copy the database again") from None
+    value = stored_value(txn, caption_id, f"{folder}: caption {caption_id!r}")
     if value is None:
         raise BadInput(f"{folder}: no caption {caption_id!r}; check the id or build the database again")
     return value

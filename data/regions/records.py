@@ -9,7 +9,7 @@ import numpy as np
 
 from data.errors import BadInput
 from data.regions.codec import MEMBERS, decode_compressed, decode_plain
-from data.storage.lmdb_env import Records
+from data.storage.lmdb_env import Records, stored_value
 from data.storage.record_sums import read_sums
 
 
@@ -36,10 +36,7 @@ def stored_arrays(txn: lmdb.Transaction, folder: Path, key: str, compressed: boo
 
 def stored_record(txn: lmdb.Transaction, folder: Path, key: str) -> memoryview:
     """The bytes that are stored under `key`. Raises BadInput when it is absent, or its page is damaged."""
-    try:
-        value = txn.get(key.encode())
-    except lmdb.Error as error:
-        raise BadInput(f"{folder}: key {key!r} cannot be read ({error}); copy the database again") from None
+    value = stored_value(txn, key, f"{folder}: key {key!r}")
     if value is None:
         raise BadInput(f"{folder}: key {key!r} is listed but not stored; build the database again")
     return memoryview(value)

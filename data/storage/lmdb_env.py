@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -169,6 +170,14 @@ def _close(opened: _Opened) -> None:
 def promised_bytes(env: lmdb.Environment) -> int:
     """How long the file must be by its header; one that is shorter is truncated, and reading it can kill the process."""
     return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+
+
+def stored_value(txn: lmdb.Transaction, key: str, what: str) -> Any:
+    """The value of a key, None where it is absent. Raises BadInput, about ``what``, when its page is damaged."""
+    try:
+        return txn.get(key.encode())
+    except lmdb.Error as error:
+        raise BadInput(f"{what} cannot be read ({error}); copy the database again") from None
 
 
 def is_whole(folder: str | Path) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.campaign.isolation import FILE_SIZE, ROOT, become_nobody, set_limits
+from tests.warm_python import exit_status
 
 
 def import_commands() -> None:
@@ -121,16 +122,7 @@ class Command:
         os.environ.clear()
         os.environ.update(kept | {"HOME": str(folder), "TMPDIR": str(folder / "tmp"), "XDG_CACHE_HOME": str(folder / "cache")} | environment)
         sys.argv = [str(ROOT / words[0]), *words[1:]]
-        status = 1
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            self._leave(status)
+        self._leave(exit_status(lambda: runpy.run_path(sys.argv[0], run_name="__main__")))
 
     def _leave(self, status: int) -> None:
         import atexit
