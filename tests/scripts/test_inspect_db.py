@@ -53,7 +53,7 @@ def test_image_db(tmp_path, capsys, compressed):
     (folder / "extractor.json").write_text(json.dumps(made_by))
     assert "extractor       random-conv --seed 3\n" in run(capsys, tmp_path)
     (folder / "extractor.json").write_text("{")
-    assert "a bad extractor.json" in run(capsys, tmp_path, wrong="")
+    assert "a bad extractor.json" in run(capsys, tmp_path, wrong="problem")
 
 
 def test_several_layouts_and_a_folder_of_another_name(tmp_path, capsys):
