@@ -11,12 +11,15 @@ from pathlib import Path
 import torch
 
 from data.captions.db import CaptionDB
+from data.downloads.hub import TENSORS, Needed, local_folder
 from data.errors import BadInput, reason_of
 from data.progress import ProgressBar
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input
 from data.storage.regular_files import check_folder, open_regular
 from data.storage.shapes import check_shape
 from data.storage.text_files import parse_json
+
+MARIAN = Needed("translation model", ("*.json", "*.spm", *TENSORS), weights=True)
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,11 @@ class Translator:
     def __init__(self, name: str, settings: TranslationSettings, device: torch.device):
         from transformers import MarianMTModel, MarianTokenizer  # slow to import
 
-        check_folder(name)
+        folder = local_folder(name, MARIAN)
+        check_folder(folder)
         try:
-            self.tokenizer = MarianTokenizer.from_pretrained(name)
-            self.model = MarianMTModel.from_pretrained(name).to(device).eval()
+            self.tokenizer = MarianTokenizer.from_pretrained(folder, local_files_only=True)
+            self.model = MarianMTModel.from_pretrained(folder, local_files_only=True).to(device).eval()
         except Exception as error:  # transformers raises nearly anything here
             raise BadInput(
                 f"--model {name}: cannot be loaded as a Marian model ({reason_of(error)}); give a folder, "

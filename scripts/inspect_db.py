@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli
 from data.checks.inspection import inspect_database
 from data.checks.records import InspectionOptions
+from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.regions.db import BoxOptions
 from data.storage.locks import claim_output
@@ -48,7 +49,7 @@ def main(options: Options) -> None:
     if options.json:
         claim_output(options.json)
     reading = InspectionOptions(options.verify, options.workers, options.first, options.regions, options.boxes)
-    reports = inspect_database(Path(options.path), reading)
+    reports = inspect_database(local_folder(options.path, DATASET), reading)
     if options.regions and reports[0].kind != "text DB":
         raise BadInput(f"{options.path}: found {reports[0].kind}, but --regions is for a text DB; leave it out")
     for report in reports:

@@ -19,6 +19,7 @@ from data.annotations.records import (
     require,
 )
 from data.errors import BadInput
+from data.progress import ProgressBar
 from data.storage.text_files import is_utf8, read_json
 
 
@@ -50,7 +51,7 @@ def captions_of_coco(
         require(isinstance(value, list), str(path), name, value, "a list, as in COCO's captions_*.json")
     names = _names_of_pictures(path, content["images"], settings)
     annotations: dict[str, list[tuple[str, str, dict]]] = defaultdict(list)
-    for n, annotation in enumerate(content["annotations"]):
+    for n, annotation in enumerate(ProgressBar(content["annotations"], f"looking through {path}", unit="annotations")):
         where = f"{path}: annotations[{n}]"
         try:
             right = isinstance(annotation, dict) and {"id", "image_id", "caption"} <= annotation.keys()

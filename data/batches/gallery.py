@@ -15,7 +15,7 @@ import numpy as np
 from data.batches.joined import same_pictures, short_names
 from data.batches.pairs import JoinedPairs, PairDataset
 from data.captions.db import CaptionDB
-from data.downloads.hub import DATASET, local_folder
+from data.downloads.hub import folder_under
 from data.errors import BadInput
 from data.notices import say_once
 from data.regions.db import BoxOptions, RegionDB, layout_of
@@ -160,8 +160,7 @@ def open_gallery(
     Raises:
         BadInput: as `open_pairs` does; captions of which some say their language and some do not.
     """
-    start = local_folder(root, DATASET)
-    folders = [local_folder(start / name, DATASET) for name in galleries]
+    folders = [folder_under(root, name) for name in galleries]
     texts = [folder for folder in folders if not is_image_db(folder)]
     if len(regions) not in (1, len(texts)):
         raise BadInput(f"{len(texts)} text DBs among the galleries need one image DB or as many, found {len(regions)}: {', '.join(regions)}")
@@ -171,7 +170,7 @@ def open_gallery(
         return opened.get(folder.resolve()) or opened.setdefault(folder.resolve(), RegionDB(folder, options))
 
     parts = [
-        PairDataset(CaptionDB(folder), region_db(local_folder(start / regions[n % len(regions)], DATASET)), -1, languages, split.image_captions)
+        PairDataset(CaptionDB(folder), region_db(folder_under(root, regions[n % len(regions)])), -1, languages, split.image_captions)
         for n, folder in enumerate(texts)
     ]
     return GalleryPairs(split, parts, [region_db(folder) for folder in folders if is_image_db(folder)])

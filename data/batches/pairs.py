@@ -12,7 +12,7 @@ import numpy as np
 from data.batches.batch import Examples
 from data.batches.joined import JoinedRegions, ListColumn, distinct_databases, names_apart, short_names
 from data.captions.db import CaptionDB
-from data.downloads.hub import DATASET, local_folder
+from data.downloads.hub import DATASET, PREFIX, folder_under, is_on_hub, local_folder
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
 from data.storage.columns import SelectedStrings, Strings
@@ -351,11 +351,10 @@ def open_pairs(
     texts, images = ([each] if isinstance(each, str | Path) else list(each) for each in (captions, regions))
     if len(images) not in (1, len(texts)):
         raise BadInput(f"{len(texts)} text DBs ({texts}) need one image DB or as many, found {len(images)} ({images})")
-    folder = local_folder(root, DATASET)
-    region_dbs = {name: RegionDB(Path(folder, name), options) for name in dict.fromkeys(images)}
+    region_dbs = {name: RegionDB(folder_under(root, name), options) for name in dict.fromkeys(images)}
     view = open_image_captions(image_captions, caption_weight, root)
     parts = [
-        PairDataset(CaptionDB(Path(folder, text)), region_dbs[images[n % len(images)]], max_txt_len, languages, view)
+        PairDataset(CaptionDB(folder_under(root, text)), region_dbs[images[n % len(images)]], max_txt_len, languages, view)
         for n, text in enumerate(texts)
     ]
     return parts[0] if len(parts) == 1 else JoinedPairs(parts)
@@ -367,8 +366,10 @@ def check_databases_exist(databases: Iterable[str | Sequence[str] | None], root:
     Args:
         databases: folders, or several each, text DBs and image DBs; relative ones start at ``root``
     """
-    folders = [name for each in databases if each for name in ([each] if isinstance(each, str | Path) else each)]
-    absent = [str(path) for path in dict.fromkeys(Path(root, name) for name in folders) if not path.exists()]
+    names = [str(name) for each in databases if each for name in ([each] if isinstance(each, str | Path) else each)]
+    start = local_folder(root, DATASET)
+    folders = dict.fromkeys(Path(start, name) for name in names if not name.startswith(PREFIX))
+    absent = [str(path) for path in folders if not path.exists() and not is_on_hub(str(path))]
     if len(absent) > 1:
         raise BadInput(f"{len(absent)} databases are not there: {', '.join(absent)}; build them, or correct data_root or their paths")
 
@@ -390,4 +391,4 @@ def open_image_captions(folder: str | None, weight: float, root: str = ".") -> I
             f"image_captions {folder}, caption_score_weight {weight}: the third view needs both, a weight above 0 and at "
             "most 1"
         )
-    return None if folder is None else ImageCaptions(CaptionDB(Path(local_folder(root, DATASET), folder)), weight)
+    return None if folder is None else ImageCaptions(CaptionDB(folder_under(root, folder)), weight)

@@ -24,6 +24,7 @@ from data.checks.records import (
     walked_keys,
 )
 from data.checks.report import Findings, Report
+from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.regions.db import layout_of, read_keys, stored_keys
 from data.storage.record_sums import is_as_written
@@ -76,7 +77,7 @@ def inspect_captions(folder: Path, options: InspectionOptions) -> Report:
 
 
 def _check_pictures(folder: Path, tables: dict[str, dict], regions: str, report: Report) -> None:
-    path = Path(regions)
+    path = local_folder(regions, DATASET)
     keys = set(read_keys(path)) if layout_of(path.name) and (path / "data.mdb").exists() else stored_keys(path)
     missing = (
         f"{folder.name}: caption {i!r} is about {key!r}" for i, key in tables["txt2img"].items() if key not in keys

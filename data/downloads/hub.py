@@ -4,6 +4,7 @@
     local_folder("user/lightningdot-flickr30k")                   # a repository of the hub → its copy in the hub's cache
     local_folder("bert-base-cased@main", TOKENIZER)               # a revision: branch, tag or commit; what a tokenizer needs
     local_folder("hf:user/photos@v2/db/test", DATASET)            # hf: a name of the hub whatever is here, and a folder within it
+    folder_under("user/photos", "db/test")                        # a database of a recipe, below its data_root
 
 What is there is taken as it is, without the hub. `huggingface_hub` downloads, and keeps what it has in its cache (``HF_HOME``): with
 ``HF_HUB_OFFLINE=1`` nothing else is asked. ``HF_ENDPOINT`` is another server that speaks as the hub does, ``HF_TOKEN`` opens what is private.
@@ -50,8 +51,8 @@ class Needed:
 
 _WORDS = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "config.json")
 TOKENIZER = Needed("tokenizer", _WORDS)
-_CHECKPOINT = ("model*.safetensors", "model.safetensors.index.json", "heads.safetensors", "data.json", "val.json")
-WEIGHTS = Needed("model", (*_WORDS, *_CHECKPOINT), weights=True)
+TENSORS = ("model*.safetensors", "model.safetensors.index.json")
+WEIGHTS = Needed("model", (*_WORDS, *TENSORS, "heads.safetensors", "data.json", "val.json"), weights=True)
 SIZES = Needed("model", ("config.json",))
 DATASET = Needed("dataset", repo_type="dataset")
 
@@ -105,6 +106,20 @@ def local_folder(name: str | Path, needed: Needed = WEIGHTS) -> Path:
     if near := near_folders(word):
         raise BadInput(f"{word}: no such folder; did you mean {' or '.join(near)}?")
     return Path(name)
+
+
+def folder_under(root: str | Path, name: str | Path, needed: Needed = DATASET) -> Path:
+    """As `local_folder`, of a name in a recipe: a relative one starts at ``root``, which may be a name on the hub itself; one with
+    ``hf:`` in front starts nowhere."""
+    return local_folder(name if str(name).startswith(PREFIX) else Path(local_folder(root, needed), name), needed)
+
+
+def is_on_hub(word: str, needed: Needed = DATASET) -> bool:
+    """Whether a word that is no folder is a name on the hub; what it names is downloaded then."""
+    try:
+        return hub_name(word) is not None and local_folder(word, needed).is_dir()
+    except BadInput:
+        return False
 
 
 def near_folders(word: str) -> list[str]:

@@ -201,7 +201,7 @@ def read_keys(folder: Path) -> list[str]:
 
 def stored_keys(img_db: str | Path) -> set[str]:
     """Keys of all LMDB folders of an image DB, whatever boxes they hold."""
-    folders = [path.parent for path in sorted(Path(img_db).glob("*/data.mdb")) if layout_of(path.parent.name)]
+    folders = [path.parent for path in sorted(local_folder(img_db, DATASET).glob("*/data.mdb")) if layout_of(path.parent.name)]
     if not folders:
         raise BadInput(f"{img_db}: no image DB, expected a folder such as feat_th0.2_max100_min10 in it")
     return {key for folder in folders for key in read_keys(folder)}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.regions.db import BoxOptions, Found, Problem, Regions, find_layout, read_keys
 from data.regions.extractor_record import PRECOMPUTED, ExtractorRecord, read_extractor
@@ -48,6 +49,7 @@ def given_images(
     Raises:
         BadInput: as `PrecomputedImages`; settings that an image DB does not need.
     """
+    source = str(local_folder(source, DATASET))
     if not list(Path(source).glob("*/data.mdb")):
         return PrecomputedImages(source, options), ExtractorRecord(PRECOMPUTED), None
     if options != PrecomputedOptions(num_labels=options.num_labels, max_bb=options.max_bb):

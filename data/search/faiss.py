@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +31,8 @@ from data.storage.locks import only_writer
 
 VERSION = 3  # of the files beside an index
 ADDED_AT_ONCE = 1000  # vectors between two moves of the progress bar
+SEARCHED_AT_ONCE = 256  # queries between two moves, when an index is tuned
+HALVINGS = 3  # trials between the effort that reaches a target and its half
 TARGET_RECALL = 0.99
 SHARE_KEPT = 0.95  # of the vectors' directions, by the axes that a graph is built over
 TRAINED_WITH = 65536  # vectors that quantisers are trained with
@@ -243,25 +245,37 @@ class FaissSearch(FeatureIndexBackend):
             queries = self.index.vectors(rows).sum(axis=0)  # as far from any vector as captions are from images
         queries = np.ascontiguousarray(np.asarray(queries)[:TUNED_WITH], np.float32)
         k = min(10, self.count)
-        worst = self._exact.search(queries, k)[0][:, -1:]
+        parts = [queries[first : first + SEARCHED_AT_ONCE] for first in range(0, len(queries), SEARCHED_AT_ONCE)]
+        with ProgressBar(what=f"tuning {self.name}", total=(2 + HALVINGS) * len(queries), unit="queries") as bar:
 
-        def recall(effort: int) -> tuple[float, float]:
-            """The share of the exact top k, and what it is at least."""
-            shares = (self.search(queries, k, effort)[0] >= worst).mean(axis=1)
-            return float(shares.mean()), float(shares.mean() - shares.std() / len(shares) ** 0.5)
+            def scores(search: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+                found = []
+                for part in parts:
+                    found.append(search(part)[0])
+                    bar.update(len(part))
+                return np.concatenate(found)
 
-        low, high = 0, 8
-        found, surely = recall(8)
-        while surely < target and high < MOST_EFFORT:
-            low, high = high, 2 * high
-            found, surely = recall(high)
-        while high - low > max(1, high // 16):
-            middle = (low + high) // 2
-            share, at_least = recall(middle)
-            if at_least >= target:
-                high, found = middle, share
-            else:
-                low = middle
+            worst = scores(lambda part: self._exact.search(part, k))[:, -1:]
+
+            def recall(effort: int) -> tuple[float, float]:
+                """The share of the exact top k, and what it is at least."""
+                bar.say(remark=f"effort {effort}")
+                shares = (scores(lambda part: self.search(part, k, effort)) >= worst).mean(axis=1)
+                return float(shares.mean()), float(shares.mean() - shares.std() / len(shares) ** 0.5)
+
+            low, high = 0, 8
+            found, surely = recall(8)
+            while surely < target and high < MOST_EFFORT:
+                low, high = high, 2 * high
+                bar.total += len(queries)
+                found, surely = recall(high)
+            while high - low > max(1, high // 16):
+                middle = (low + high) // 2
+                share, at_least = recall(middle)
+                if at_least >= target:
+                    high, found = middle, share
+                else:
+                    low = middle
         if found < target:
             print(
                 f"{self._file}: finds {found:.2%} of the exact top {k} at the most, not {target:.2%}: the exact search answers",

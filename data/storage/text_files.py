@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import zlib
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 import yaml
 
 from data.errors import BadInput, reason_of
+from data.progress import ProgressBar
 from data.storage.atomic import atomic_file
 from data.storage.bounded_yaml import BoundedLoader
 from data.storage.inflating import most_inflated
@@ -25,6 +27,8 @@ from data.storage.shapes import check_shape
 
 DEEPEST = 100  # levels of lists and objects in JSON
 LONGEST_LINE = 64 << 20  # characters of a line of compressed text
+LONG = 16 << 20  # characters of JSON whose reading shows how far it is
+BETWEEN_MOVES = 4096  # objects
 
 
 def read_lines(path: str | Path, advice: str = "check the path") -> Iterator[str]:
@@ -76,7 +80,7 @@ def read_json(path: str | Path, advice: str = "check the path", expected: Any = 
     Raises:
         BadInput: the file cannot be read, is not JSON, or holds something of another shape.
     """
-    content = parse_json(read_text(path, advice), f"{path}: the file", advice)
+    content = parse_json(read_text(path, advice), f"{path}: the file", advice, progress=f"reading {path}")
     check_shape(content, expected, str(path), advice)
     return content
 
@@ -108,23 +112,41 @@ def _read_some(read: Callable[[int], str], most: int, what: str) -> str:
     return text
 
 
-def parse_json(text: str, where: str, advice: str = "", unique: bool = False) -> Any:
+def parse_json(text: str, where: str, advice: str = "", unique: bool = False, progress: str = "") -> Any:
     """The value that a text in JSON stands for.
 
     Args:
         where: what the text is, as the message's subject: ``captions.jsonl: line 2``
         unique: refuse an object that has a key twice, of which the last alone would be kept; takes twice the time
+        progress: what is done, for the bar of a long text; empty: without one
 
     Raises:
         BadInput: it is not JSON, or nested more deeply than anybody's data.
     """
     try:
-        content = json.loads(text, object_pairs_hook=_unique_keys if unique else None)
+        if progress and not unique and len(text) >= LONG:
+            content = _parsed_with_bar(text, progress)
+        else:
+            content = json.loads(text, object_pairs_hook=_unique_keys if unique else None)
         if text.count("[") + text.count("{") > DEEPEST:
             _check_depth(content)
         return content
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not JSON ({error})" + f"; {advice}" * bool(advice)) from None
+
+
+def _parsed_with_bar(text: str, what: str) -> Any:
+    """What `json.loads` returns. The objects that it has made are counted, of as many as there are opening braces: those within a
+    string make the total a little too large."""
+    count = itertools.count(1).__next__
+    with ProgressBar(what=what, total=text.count("{"), unit="objects") as bar:
+
+        def counted(made: dict) -> dict:
+            if count() % BETWEEN_MOVES == 0:
+                bar.update(BETWEEN_MOVES)
+            return made
+
+        return json.loads(text, object_hook=counted)
 
 
 def _check_depth(content: Any) -> None:

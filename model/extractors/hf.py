@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from data.downloads.hub import TENSORS, Needed, local_folder
 from data.errors import BadInput, reason_of
 from data.regions.conversion import window_side
 from data.storage.regular_files import check_folder
@@ -18,6 +20,7 @@ from model.extractors.base import Detections, Extractor, ExtractorOptions
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a model does not say its own
 _SIDE = (None, int, [int], {str: (int, None)})
 _PREPROCESSOR = {"image_mean?": (None, [float]), "image_std?": (None, [float]), "size?": _SIDE, "crop_size?": _SIDE}
+BACKBONE = Needed("vision backbone", ("config.json", "preprocessor_config.json", *TENSORS), weights=True)
 MAX_PREFIX = 16  # [CLS], distillation and register tokens in front of a transformer's patches
 
 
@@ -30,7 +33,7 @@ class HfBackbone(Extractor):
     at most `max_bb` regions.
 
     Args:
-        name: folder or Hugging Face name
+        name: folder, or name on the Hugging Face hub (`data.downloads.hub`)
         max_bb: most regions of a picture
 
     Raises:
@@ -49,15 +52,16 @@ class HfBackbone(Extractor):
         super().__init__()
         from transformers import AutoModel  # slow to import, and no other extractor needs it
 
-        check_folder(name)
+        folder = local_folder(name, BACKBONE)
+        check_folder(folder)
         try:
-            model = AutoModel.from_pretrained(name, trust_remote_code=False)
-        except Exception as error:  # no folder, no network, an unknown type: whatever the library raises
+            model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # no folder, an unknown type: whatever the library raises
             raise BadInput(f"--extractor hf:{name}: cannot be loaded ({reason_of(error)}); give a folder or a name") from None
         self.name, self.max_bb = name, max_bb
         self.model = getattr(model, "vision_model", model).eval().requires_grad_(False)
         config = getattr(model.config, "vision_config", model.config)
-        settings = _preprocessor(name)
+        settings = _preprocessor(folder)
         self.side = _side(getattr(config, "image_size", None) or settings.get("crop_size") or settings.get("size"))
         patch = getattr(config, "patch_size", None)
         self.patch = _side(patch) if patch else None
@@ -104,15 +108,10 @@ def grid_boxes(rows: int, columns: int, k: int = 1) -> torch.Tensor:
     return torch.stack(corners, 1)
 
 
-def _preprocessor(name: str) -> dict:
+def _preprocessor(folder: Path) -> dict:
     """`preprocessor_config.json`, or nothing; read as JSON, since transformers' own classes want torchvision."""
-    from transformers.utils import cached_file  # as above
-
-    try:
-        path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):  # no network, for instance
-        return {}
-    return read_json(path, "copy the model again", _PREPROCESSOR) if path else {}
+    path = folder / "preprocessor_config.json"
+    return read_json(path, "copy the model again", _PREPROCESSOR) if path.is_file() else {}
 
 
 def _side(size: int | list | tuple | dict | None) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ImageOps
 
 from data.captions.db import CaptionDB
+from data.downloads.hub import folder_under
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.pictures import PictureFiles, read_pictures
@@ -61,7 +62,7 @@ class Failures:
     @cached_property
     def _captions(self) -> CaptionDB | None:
         config = self.report.results.get("config", {})
-        return _if_there(lambda: CaptionDB(Path(config.get("data_root", "."), config["captions"])))
+        return _if_there(lambda: CaptionDB(folder_under(config.get("data_root", "."), config["captions"])))
 
     @cached_property
     def _pictures(self) -> PictureFiles | None:

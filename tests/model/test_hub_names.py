@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 from hub_server import Repository, asked_hub
 
+from data.batches.gallery import open_gallery
+from data.batches.pairs import check_databases_exist, open_pairs
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
-from data.regions.db import RegionDB
+from data.errors import BadInput
+from data.regions.db import BoxOptions, RegionDB, stored_keys
 from model.bi_encoder import LightningDOT
 from model.evaluation.folders import evaluations_folder
 from model.initial import ModelOptions, build_model
 from model.made_from import read_made_from
 from model.text_encoders import choose_text_encoder
+from scripts import inspect_db
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +48,25 @@ def test_readers_take_names(hub, small_world, pretrained):
     assert built.state_dict().keys() == model.state_dict().keys()
     assert choose_text_encoder(pretrained / "last") is choose_text_encoder("user/towers")
     assert evaluations_folder("user/towers@v1") == Path("eval/user--towers@v1")
+
+
+def test_databases_of_a_recipe_are_names(hub, small_world, capsys):
+    """Below a `data_root` that is one, and with ``hf:`` in front below any other."""
+    hub.datasets["user/world"] = Repository()
+    hub.datasets["user/world"].add_folder(small_world, "v1")
+    own = open_pairs(str(small_world / "db/test"), str(small_world / "regions"), BoxOptions())
+    there = "hf:user/world@v1"
+    for root, captions, regions in ((there, "db/test", "regions"), ("/data", f"{there}/db/test", f"{there}/regions")):
+        check_databases_exist([captions, [regions]], root)
+        found = open_pairs(captions, regions, BoxOptions(), root=root)
+        assert found.captions.fingerprint() == own.captions.fingerprint() and found.regions.keys == own.regions.keys
+        gallery = open_gallery(own, [captions.replace("test", "train")], [regions], BoxOptions(), root=root)
+        assert gallery.num_queries == len(own) < len(gallery)
+    with pytest.raises(BadInput, match=r"^2 databases are not there: .*/db/tset, user/none;"):
+        check_databases_exist([f"{there}/db/test", "/data/db/tset", "user/none"], ".")
+    assert stored_keys(f"{there}/regions") == stored_keys(small_world / "regions")
+    inspect_db.main(inspect_db.Options(f"{there}/db/test", regions=f"{there}/regions"))
+    assert "text DB" in capsys.readouterr().out
 
 
 def test_commands_take_names(hub, small_world, finetuned, tmp_path):

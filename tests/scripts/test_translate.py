@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from hub_server import Repository, asked_hub
 from tiny_marian import make_marian
 from transformers import MarianMTModel, MarianTokenizer
 
@@ -18,7 +20,7 @@ from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.errors import BadInput
-from model.translation import read_journal
+from model.translation import TranslationSettings, Translator, read_journal
 from scripts import translate
 
 GERMAN = [
@@ -54,6 +56,17 @@ def world(marian, tmp_path):
     words = ["--captions", tmp_path / "db", "--tokenizer", vocabulary, "--model", f"{marian}/opus-mt-{{language}}-en"]
     words += ["--max-length", 12, "--tokens-per-batch", 30, "--device", "cpu"]
     return tmp_path, [str(word) for word in words]
+
+
+def test_a_model_of_the_hub_at_a_revision(marian, tmp_path, monkeypatch):
+    settings = TranslationSettings("user/opus-mt-{language}-en@v1", 1, 12, 30, None)
+    with asked_hub(tmp_path, monkeypatch) as hub:
+        hub.models["user/opus-mt-de-en"] = Repository()
+        hub.models["user/opus-mt-de-en"].add_folder(marian / "opus-mt-de-en", "v1")
+        of_hub, own = (Translator(str(each), settings, torch.device("cpu")) for each in (settings.model_of("de"), marian / "opus-mt-de-en"))
+        assert of_hub.translate(GERMAN) == own.translate(GERMAN)
+        with pytest.raises(BadInput, match=r"^user/opus-mt-fr-en@v1: no such folder, and the hub has no translation model user/opus-mt-fr-en"):
+            Translator(settings.model_of("fr"), settings, torch.device("cpu"))
 
 
 def run(words, out):

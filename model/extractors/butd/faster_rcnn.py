@@ -16,7 +16,6 @@ bare pickle of numpy arrays (both are read), and the letter case of `config.yaml
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from data.downloads.hub import Needed, local_folder
 from data.errors import BadInput
 from data.regions.db import BoxOptions, count_boxes
 from model.extractors.base import Detections, Extractor, ExtractorOptions
@@ -33,6 +33,7 @@ from model.extractors.butd.resnet_c4 import ResNetC4, make_stage
 from model.extractors.weight_files import read_weights
 
 PUBLISHED = "unc-nlp/frcnn-vg-finetuned"  # where its weights are when no others are given
+FILES = ("config.yaml", "pytorch_model.bin")
 STRIDE = 16  # input pixels per pixel of res4's map
 CLASS_NMS = 0.3  # bottom-up attention's own, whatever config.yaml says
 CHUNK = 64  # boxes that go through res5 at once: 50 MB a layer
@@ -198,12 +199,16 @@ class FasterRcnn(Extractor):
 
 
 def load_butd(source: str, boxes: BoxOptions | None = None) -> FasterRcnn:
-    """The detector of a folder with `config.yaml` and `pytorch_model.bin`, or of a Hugging Face name.
+    """The detector of a folder with `config.yaml` and `pytorch_model.bin`, or of a name on the Hugging Face hub.
 
     Raises:
-        BadInput: a file is missing or damaged, or weights are missing, left over or of another shape: all are listed.
+        BadInput: there is no such folder or name, a file is missing or damaged, or weights are missing, left over or of another shape: all are listed.
     """
-    config_path, weights_path = (find_file(source, name) for name in ("config.yaml", "pytorch_model.bin"))
+    folder = local_folder(source, Needed("detector", FILES))
+    for path in (folder / name for name in FILES):
+        if not path.is_file():
+            raise BadInput(f"--weights {source}: {path} is not there; give a folder with {' and '.join(FILES)}, such as {PUBLISHED} of the hub")
+    config_path, weights_path = (folder / name for name in FILES)
     model = FasterRcnn(read_config(config_path), boxes)
     weights, expected = read_weights(weights_path), model.state_dict()
     counters = {name for name in {**weights, **expected} if name.endswith("num_batches_tracked")}  # no weights
@@ -218,21 +223,3 @@ def load_butd(source: str, boxes: BoxOptions | None = None) -> FasterRcnn:
         raise BadInput(f"{weights_path}: does not fit {config_path}: {'; '.join(wrong)}")
     model.load_state_dict({name: weights[name] for name in expected if name not in counters}, strict=False)
     return model
-
-
-def find_file(source: str, name: str) -> Path:
-    """A file of a folder, or else of a Hugging Face repository (downloaded once)."""
-    if Path(source).is_dir():
-        if not Path(source, name).is_file():
-            raise BadInput(f"--weights {source}: no {name} in this folder; give one with config.yaml and pytorch_model.bin")
-        return Path(source, name)
-    from huggingface_hub import hf_hub_download  # slow to import, and only needed to download
-
-    try:
-        return Path(hf_hub_download(source, name))
-    except Exception as error:  # no such name, no network, no permission: whatever the library raises
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(
-            f"--weights {source}: no such folder, and {name} cannot be fetched from Hugging Face ({reason}); "
-            "download unc-nlp/frcnn-vg-finetuned and give its folder"
-        ) from None

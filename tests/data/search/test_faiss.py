@@ -1,5 +1,7 @@
 """HNSW and IVFPQ: true dot products, what they find and do not find, files beside an index, faiss beside torch in one process."""
 
+import io
+import re
 import resource
 import subprocess
 import sys
@@ -8,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import progress
 from data.errors import BadInput
 from data.index.editor import IndexEditor
-from data.search import BACKENDS, open_backend
+from data.search import BACKENDS, faiss, open_backend
 from data.search.base import FeatureIndexBackend, SearchOptions
 from data.search.exact import ExactSearch
 from data.search.faiss import HnswIndex, HnswOptions, main_axes
@@ -158,6 +161,18 @@ def test_stored_search_reaches_its_target_and_is_used_again(tmp_path, vectors, b
     assert better.about["effort"] > first.about["effort"] and better.about["recall"] == 1
     assert (tmp_path / "index" / f"{backend}.faiss").stat().st_mtime_ns == before
     assert capsys.readouterr().err == ""
+
+
+def test_tuning_shows_how_far_it_is_and_does_not_depend_on_it(tmp_path, vectors, monkeypatch):
+    log, whole = io.StringIO(), prepared("hnsw", write(tmp_path / "whole", vectors), 0.999).about
+    for name, least in (("DELAY", 0), ("BETWEEN_LINES", 0), ("BETWEEN_LOOKS", {True: 0, False: 0})):
+        monkeypatch.setattr(progress, name, least)
+    monkeypatch.setattr("sys.stderr", log)
+    monkeypatch.setattr(faiss, "SEARCHED_AT_ONCE", 100)
+    in_parts = prepared("hnsw", write(tmp_path / "in_parts", vectors), 0.999).about
+    assert all(in_parts[name] == whole[name] for name in ("effort", "recall", "exact", "tuned_with"))
+    assert re.search(r"^tuning hnsw: \d+% of \d+ queries \[.* queries/s, effort \d+\]$", log.getvalue(), re.MULTILINE), log.getvalue()
+    assert re.search(r"^tuning hnsw: (9\d|100)%", log.getvalue(), re.MULTILINE), "the total is what it comes to"
 
 
 @pytest.mark.parametrize("backend", LOCAL)

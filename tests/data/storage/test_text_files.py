@@ -1,11 +1,13 @@
 """The one reader of lines and the one reader and writer of JSON."""
 
 import gzip
+import io
 import json
 import os
 
 import pytest
 
+from data import progress
 from data.errors import BadInput
 from data.storage import inflating, text_files
 from data.storage.text_files import parse_json, read_json, read_lines, read_yaml, write_json
@@ -76,6 +78,23 @@ def test_json_that_is_nested_deeper_than_data():
     for text in ("[" * 101 + "]" * 101, '{"a": ' * 101 + "1" + "}" * 101, "[" + "[], " * 500 + "[" * 100 + "]" * 101, "[" * 1_000_000):
         with pytest.raises(BadInput, match=r"^x is not JSON \("):
             parse_json(text, "x")
+
+
+def test_long_json_is_read_as_short_is_and_shows_how_far_it_is(tmp_path, monkeypatch):
+    value = {"images": [{"id": n, "of": {"name": "a {brace"}} for n in range(50)], "twice": {}}
+    path, log = tmp_path / "x.json", io.StringIO()
+    write_json(path, value)
+    for name, least in (("DELAY", 0), ("BETWEEN_LINES", 0), ("BETWEEN_LOOKS", {True: 0, False: 0})):
+        monkeypatch.setattr(progress, name, least)
+    monkeypatch.setattr("sys.stderr", log)
+    assert text_files.read_json(path) == value and log.getvalue() == ""
+    monkeypatch.setattr(text_files, "LONG", 100)
+    monkeypatch.setattr(text_files, "BETWEEN_MOVES", 10)
+    assert text_files.read_json(path) == value
+    assert log.getvalue().startswith(f"reading {path}: ") and " of 152 objects [" in log.getvalue()
+    path.write_text(path.read_text()[:-3])
+    with pytest.raises(BadInput, match=r"x\.json: the file is not JSON"):
+        text_files.read_json(path)
 
 
 def test_compressed_text_that_becomes_too_much(tmp_path, monkeypatch):

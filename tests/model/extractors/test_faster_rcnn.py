@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from hub_server import Repository, asked_hub
 from PIL import Image
 
 from data.errors import BadInput
@@ -337,11 +338,24 @@ def test_bad_configs(tmp_path, text, message):
 
 
 def test_missing_files(tmp_path, monkeypatch):
-    with pytest.raises(BadInput, match=r"no config\.yaml in this folder"):
+    with pytest.raises(BadInput, match=r"config\.yaml is not there; give a folder with config\.yaml and pytorch_model\.bin, such as unc-nlp/"):
         load_butd(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInput, match=r"no such folder, and config\.yaml cannot be fetched from Hugging Face"):
+    with pytest.raises(BadInput, match=r"^nobody/nothing: no such folder, and the hub's cache .* HF_HUB_OFFLINE is set"):
         load_butd("nobody/nothing")
+
+
+def test_weights_of_the_hub_at_a_revision(model, folder, tmp_path, monkeypatch):
+    with asked_hub(tmp_path, monkeypatch) as hub:
+        hub.models["user/detector"] = repo = Repository()
+        repo.add_folder(folder, "v1")
+        repo.commit({"config.yaml": b"{}", "README.md": b"no weights"})
+        loaded = build_extractor("butd", ExtractorOptions(weights="user/detector@v1"))
+        assert loaded.weights_digest() == model.weights_digest()
+        with pytest.raises(BadInput, match=r"^--weights user/detector: .*pytorch_model\.bin is not there"):
+            build_extractor("butd", ExtractorOptions(weights="user/detector"))
+        with pytest.raises(BadInput, match=r"^user/detector@v2: user/detector of the hub has no revision v2$"):
+            build_extractor("butd", ExtractorOptions(weights="user/detector@v2"))
 
 
 @pytest.mark.parametrize("size", [(3000, 4), (4, 1000), (4096, 5)])

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from hub_server import Repository, asked_hub
 from PIL import Image
 
 from data.errors import BadInput
@@ -103,6 +105,23 @@ def test_patches_beyond_max_bb_are_averaged(tmp_path):
         window = grid[rows : rows + 2, columns : columns + 2].flatten(0, 1)
         torch.testing.assert_close(coarse.features[number], window.mean(0))
     torch.testing.assert_close(coarse.boxes[8], torch.tensor([240.0, 160, 300, 200]))
+
+
+def test_a_backbone_of_the_hub_at_a_revision(tmp_path, monkeypatch):
+    with asked_hub(tmp_path, monkeypatch) as hub:
+        hub.models["user/vit"] = repo = Repository()
+        save(Path("old"), "vit", image_mean=[0.1, 0.2, 0.3], image_std=[0.2, 0.2, 0.2])
+        save(Path("new"), "deit")
+        repo.add_folder(Path("old"), "v1")
+        repo.add_folder(Path("new"))
+        for name, folder in {"user/vit@v1": "old", "user/vit": "new"}.items():
+            of_hub, own = (build_extractor(f"hf:{each}", ExtractorOptions()) for each in (name, folder))
+            assert of_hub.weights_digest() == own.weights_digest()
+            torch.testing.assert_close(of_hub([patches_of()])[0].features, own([patches_of()])[0].features, rtol=0, atol=0)
+        with pytest.raises(BadInput, match=r"^user/vit@v2: user/vit of the hub has no revision v2$"):
+            build_extractor("hf:user/vit@v2", ExtractorOptions())
+        with pytest.raises(BadInput, match=r"^user/none: no such folder, and the hub has no vision backbone user/none"):
+            build_extractor("hf:user/none", ExtractorOptions())
 
 
 def test_what_is_no_vision_backbone(tmp_path):
