@@ -40,7 +40,7 @@ class Options:
 
     Args:
         annotations: annotation file; of Multi30K the folder of its repository; of STAIR and COCO-CN theirs too
-        tokenizer: Hugging Face BERT-family folder, or a vocab.txt
+        tokenizer: Hugging Face BERT-family folder or name, or a vocab.txt
         out: folder to write; databases of the same splits in it are replaced. report.json in it says what was left out
         format: jsonl (lines of image, captions, split), karpathy (dataset_*.json), coco, token (Flickr30k's), multi30k, multi30k-task1,
             multi30k-task2, stair, coco-cn, pairs (tsv, json, jsonl), visual-genome, image-meta (the original's *_meta.json)

@@ -50,7 +50,7 @@ class Options:
         extractor: random-conv (frozen random network, boxes from the pixels; needs no weights), butd (bottom-up attention's
             Faster R-CNN), torchvision:NAME (its detectors), hf:NAME (patches of a Hugging Face vision backbone) or
             precomputed (features that are there already)
-        weights: butd: folder of config.yaml and pytorch_model.bin, or a Hugging Face name; torchvision: file of weights
+        weights: butd: folder of config.yaml and pytorch_model.bin, or its name on the hub; torchvision: file of weights
         image_key: key of a photo: {stem} its name without extension, {lower} in lower case, {parent} its folder, {parents} all
         compressed: write compressed values: smaller, slower to read
         soft_labels: keep them, or none: a record of 2,048 features and 1,601 classes is 44% smaller, and mrckl and mrc cannot read it

@@ -29,7 +29,7 @@ class Options:
     Args:
         path: folder of the database
         verify: read every record, not a sample
-        workers: processes that read with --verify; 0 reads in this one; null: one a CPU
+        workers: processes that read with --verify; 0 reads in this one; none: one a CPU
         first: records shown
         regions: image DB that a text DB is checked against
         json: file to write the whole report to

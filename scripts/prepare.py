@@ -47,7 +47,7 @@ class Options:
         languages: keep only these; default is all
         shares: how pictures are split when the captions name no split, or one only
         seed: of that
-        tokenizer: Hugging Face BERT-family folder, or a vocab.txt; default is to train one on the captions
+        tokenizer: Hugging Face BERT-family folder or name, or a vocab.txt; default is to train one on the captions
         vocab_size: word pieces of one that is trained
         extractor: of regions, as in scripts/extract_regions.py; default is the best for photographs that can run here
         extract: its other options, NAME=VALUE; image-key={parent}_{stem}.npz tells pictures of one name apart by their folders, and

@@ -38,7 +38,7 @@ class Options:
 
     Args:
         captions: text DB
-        tokenizer: of the English model: Hugging Face BERT-family folder, or a vocab.txt
+        tokenizer: of the English model: Hugging Face BERT-family folder or name, or a vocab.txt
         out: text DB to write
         model: Marian model, a folder or a name on the Hugging Face hub; {language} is the caption's
         languages: keep only these; default is all
