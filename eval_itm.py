@@ -2,9 +2,9 @@
 """Recall of a checkpoint: encode every image and caption once into feature indexes, then rank by dot product.
 
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions         # on a GPU where there is one
-python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --device cpu
-python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --device cuda:0 --precision bf16
+python eval_itm.py --checkpoint user/lightningdot-flickr30k --captions db/captions/val --regions db/regions --precision bf16
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --coco-1k
+python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --device cuda:1
 python eval_itm.py --checkpoint runs/coco/best --captions db/coco_test5k --regions db/coco_test2014 --search hnsw
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --reranker runs/uniter/best
 python eval_itm.py --checkpoint runs/photos/best --captions db/captions/val --regions db/regions --rerank-scores scores.npz

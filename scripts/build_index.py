@@ -47,7 +47,7 @@ class Options:
         dtype: how vectors are stored; int8 has one scale per vector
         precision: how the model computes
         workers: processes that read the database
-        device: "cpu", "cuda", or "auto" for a GPU when there is one
+        device: auto, cpu, cuda or cuda:N
         distributed: processes that share the work: "auto" takes the launcher (torchrun, horovodrun), when there is one
         distributed_timeout: seconds to wait for another process
         boxes: which boxes of the region database are used; those that are not given are the checkpoint's

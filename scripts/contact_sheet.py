@@ -44,7 +44,7 @@ class Options:
         captions: caption database (text LMDB): captions stand under the pictures; without --queries random ones of them are the
             queries, whose own pictures are right
         n: number of random captions, each of another picture; or as many as there are
-        tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
+        tokenizer: folder, hub name or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: pictures per query
         reranker: folder of a re-ranker, which sorts the first results anew (needs --regions)
         regions: region database that it looks the images up in

@@ -34,7 +34,7 @@ class Options:
             layer_norm_eps; none: hidden_size / 64 heads, gelu, 1e-12
         image_config: the same of the image encoder (UNITER's JSON)
         cls_token_id: the word that starts an image sequence; default 101
-        tokenizer: folder or vocab.txt of the tokenizer that the model was trained with; copied, so that search.py works
+        tokenizer: folder, hub name or vocab.txt of the tokenizer that the model was trained with; copied, so that search.py works
     """
 
     src: str

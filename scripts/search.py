@@ -43,7 +43,7 @@ class Options:
         index: feature index: of images for a text query, of captions for --image; with backend milvus the name of the
             collection
         checkpoint: the checkpoint folder that made the index, or its name on the Hugging Face hub
-        tokenizer: folder or vocab.txt of the tokenizer; none: the one that the checkpoint carries
+        tokenizer: folder, hub name or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: number of results
         image: key of an image in --regions to find captions for, instead of a text; or a picture file of one's own
         extractor_weights: for a picture file: weights of the extractor of the training regions; none: where they were then
