@@ -32,6 +32,7 @@ from data.errors import BadInput
 from data.index.dtypes import DTYPES, encode, quantize
 from data.storage.lmdb_env import MAX_KEY_BYTES
 from data.storage.shapes import check_shape
+from data.storage.text_files import is_utf8
 
 VERSION = 2
 KINDS = ("img", "txt")
@@ -97,8 +98,8 @@ def stored_value(txn: lmdb.Transaction, key: bytes, folder: Path) -> Any:
 
 def stored_row(txn: lmdb.Transaction, name: str, folder: Path) -> int | None:
     """The row that the record of an id says, None where there is none; whether the id stands there is for the caller to see."""
-    if len(name.encode()) > MAX_ID_BYTES:
-        return None  # LMDB refuses longer keys
+    if not is_utf8(name) or len(name.encode()) > MAX_ID_BYTES:
+        return None  # none is stored: LMDB refuses longer keys
     value = stored_value(txn, row_key(name), folder)
     return None if value is None else int.from_bytes(value, "little")
 

@@ -27,7 +27,7 @@ from data.storage.atomic import flush
 from data.storage.digest import cache_folder, hash_of_key
 from data.storage.file_facts import file_crc32
 from data.storage.regular_files import open_regular
-from data.storage.text_files import read_json
+from data.storage.text_files import is_utf8, read_json
 
 STORED_FROM = 100_000  # rows; what is smaller is built from its sources in about a second
 _CHUNK = 1 << 14  # rows made into Python objects at a time
@@ -111,7 +111,7 @@ class Strings(Column):
 
     def find(self, name: str) -> int:
         """Its row; -1 when it is absent."""
-        if isinstance(name, str):
+        if isinstance(name, str) and is_utf8(name):
             wanted = np.uint64(_hash(name.encode()))
             at = int(self._hashes.searchsorted(wanted))
             while at < len(self) and self._hashes[at] == wanted:

@@ -5,7 +5,6 @@ Whatever is wrong with them is ``BadInput``, one sentence, wrong types too: they
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -21,6 +20,7 @@ from data.errors import BadInput
 from data.storage.text_files import read_lines
 
 _SHOWN = 60  # characters of a query in a message
+LARGEST_MIX = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,16 @@ def checked_count(value: Any, name: str, least: int = 1) -> int:
         raise BadInput(f"{name} is {described(value)}, expected a whole number of at least {least}")
     value = operator.index(value)
     if value < least:
-        raise BadInput(f"{name} is {value}, expected at least {least}")
+        raise BadInput(f"{name} is {described(value)}, expected at least {least}")
     return value
 
 
 def checked_mix(value: Any) -> float:
-    """The weight of the bi-encoder's score. Raises BadInput unless it is a finite number of at least 0."""
+    """The weight of the bi-encoder's score. Raises BadInput unless it is a number of 0 to a million, beyond which a re-ranker's score
+    is lost in float32."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-    if not is_number or not math.isfinite(value) or value < 0:
-        raise BadInput(f"mix is {described(value)}, expected a number of at least 0: the weight of the bi-encoder's score")
+    if not is_number or not 0 <= value <= LARGEST_MIX:
+        raise BadInput(f"mix is {described(value)}, expected a number of at least 0, at most {LARGEST_MIX:,}: the weight of the bi-encoder's score")
     return float(value)
 
 
@@ -126,6 +127,8 @@ def check_argument(name: str, value: Any, expected: str, *kinds: type) -> None:
 
 def described(value: Any) -> str:
     """A wrong value with its type, for a message."""
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return "a huge number"
     text = ascii(value) if isinstance(value, str | bytes) else repr(value)
     kind = type(value).__name__
     return text if kind in ("NoneType", "bool") or isinstance(value, numbers.Number) else f"{' '.join(text.split())[:_SHOWN]} ({kind})"

@@ -99,5 +99,5 @@ def _one_of(name: str, value: Any, expected: Mapping[str, Any] | tuple[str, ...]
 
 def _at_most(name: str, value: int, most: int) -> int:
     if value > most:
-        raise BadInput(f"{name} is {value if value < 10**12 else 'a huge number'}, expected at most {most:,}")
+        raise BadInput(f"{name} is {described(value)}, expected at most {most:,}")
     return value

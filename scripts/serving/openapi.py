@@ -6,63 +6,47 @@ from typing import Any, get_args, get_type_hints
 
 from model.serving.failures import Choice
 from model.serving.gallery import SIZES
-from scripts.serving.asking import CHARACTERS, RERANKED, RESULTS, TEXTS
+from scripts.serving import schemas
+from scripts.serving.guard import COOKIE
 from scripts.serving.parameters import LISTED
+from scripts.serving.schemas import BYTES, TEXT, WHOLE, Schema
 
-NUMBER, WHOLE, TEXT, FLAG = ({"type": name} for name in ("number", "integer", "string", "boolean"))
-
-
-def _list(items: dict) -> dict:
-    return {"type": "array", "items": items}
-
-
-def _object(**properties: dict) -> dict:
-    return {"type": "object", "properties": properties}
-
-
-def _answer(description: str, schema: dict | None = None, kind: str = "application/json") -> dict:
-    return {"description": description, "content": {kind: {"schema": schema or {"type": "object"}}}}
-
-
-_ERROR = _answer("One sentence that says what is wrong.", _object(error=TEXT) | {"required": ["error"]})
-_BUSY = _ERROR | {"headers": {"Retry-After": {"schema": WHOLE, "description": "Seconds."}}}
-_RESULT = _object(
-    rank=WHOLE, id=TEXT, score=NUMBER, captions=_list(TEXT), text=TEXT, language=TEXT, image=TEXT, first_rank=WHOLE, first_score=NUMBER
-)  # fmt: skip
-_CAPTION = _object(id=TEXT, text=TEXT, language=TEXT)
-_REGION = _object(box=_list(NUMBER) | {"description": "x1 y1 x2 y2, shares of width and height"}, confidence=NUMBER)
-_MILLISECONDS = _object(wait=NUMBER, encode=NUMBER, search=NUMBER, rerank=NUMBER, total=NUMBER)
-_FOUND = _object(
-    results=_list(_list(_RESULT)), milliseconds=_MILLISECONDS, notes=_list(TEXT),
-    queries=_list(_object(text=TEXT, unknown_words=_list(TEXT))), count=WHOLE, find=TEXT, k=WHOLE, backend=TEXT, model=TEXT,
-    rerank=WHOLE, mix=NUMBER,
-)  # fmt: skip
-_CHOICES = {
-    "k": {"type": "integer", "minimum": 1, "maximum": RESULTS, "default": 10, "description": "Results of each query."},
-    "backend": TEXT | {"description": "What searches, one of /api/info's.", "default": "exact"},
-    "model": {"type": "string", "enum": ["a", "b"], "default": "a", "description": "The first checkpoint or the second."},
-    "find": {"type": "string", "enum": ["images", "captions"], "description": "Of a picture; a text finds images."},
+WRONG = {
+    "304": "The picture is the one of If-None-Match.",
+    "400": "What is asked is wrong, or is no HTTP.",
+    "401": "The service has a token, and the request does not say it.",
+    "403": "The page of another site asks.",
+    "404": "There is no such thing.",
+    "408": "The body did not arrive in time.",
+    "413": "The body has more bytes than it may.",
+    "415": "The body is neither JSON nor a form.",
+    "421": "The Host of the request is no name of the service.",
+    "503": "Too many wait, or Milvus does not answer: ask again.",
 }
-_ASKED = _object(
-    text={"oneOf": [TEXT | {"maxLength": CHARACTERS}, _list(TEXT) | {"maxItems": TEXTS}], "description": "What to find images for."},
-    image=TEXT | {"description": "Id of the gallery: find its captions, or pictures like it."},
-    rerank={"type": "integer", "minimum": 0, "maximum": RERANKED, "description": "How many of the best are sorted anew; 0: none."},
-    mix={"type": "number", "minimum": 0, "description": "Weight of the dot product in the re-ranker's order."},
-    **_CHOICES,
-) | {"additionalProperties": False}  # fmt: skip
-_FORM = _object(picture={"type": "string", "format": "binary"}, **_CHOICES) | {"required": ["picture"], "additionalProperties": False}
+EVERYWHERE = ("401", "413", "421")  # where the guard refuses
 
 
-def _get(summary: str, answer: dict, *parameters: dict, errors: tuple[str, ...] = ()) -> dict:
-    found = {"summary": summary, "responses": {"200": answer} | dict.fromkeys(errors, _ERROR)}
+def _answer(description: str, schema: Schema, kind: str = "application/json") -> Schema:
+    return {"description": description, "content": {kind: {"schema": schema}}}
+
+
+def _refused(*statuses: str) -> Schema:
+    found = {status: _answer(WRONG[status], schemas.ERROR) for status in sorted({*statuses, *EVERYWHERE})}
+    if "503" in found:
+        found["503"]["headers"] = {"Retry-After": {"schema": WHOLE, "description": "Seconds."}}
+    return found
+
+
+def _get(summary: str, answer: Schema, *parameters: Schema, errors: tuple[str, ...] = ()) -> Schema:
+    found = {"summary": summary, "responses": {"200": answer} | _refused(*errors)}
     return {"get": found | ({"parameters": list(parameters)} if parameters else {})}
 
 
-def _parameter(name: str, schema: dict, description: str, place: str = "query") -> dict:
+def _parameter(name: str, schema: Schema, description: str, place: str = "query") -> Schema:
     return {"name": name, "in": place, "schema": schema, "description": description, "required": place == "path"}
 
 
-def _failures() -> dict:
+def _failures() -> Schema:
     hints = get_type_hints(Choice)
     choices = [
         _parameter(name, {"type": "string", "enum": list(get_args(hints[name])), "default": getattr(Choice, name)}, description)
@@ -73,15 +57,11 @@ def _failures() -> dict:
         )
     ]
     numbers = [
-        _parameter("k", WHOLE | {"default": 1}, "Within how many results an answer counts as found."),
-        _parameter("offset", WHOLE | {"default": 0}, "The first one."),
-        _parameter("limit", WHOLE | {"default": 20, "maximum": LISTED}, "How many."),
+        _parameter("k", WHOLE | {"default": 1, "minimum": 1, "maximum": 1000}, "Within how many results an answer counts as found."),
+        _parameter("offset", WHOLE | {"default": 0, "minimum": 0}, "The first one."),
+        _parameter("limit", WHOLE | {"default": 20, "minimum": 1, "maximum": LISTED}, "How many."),
     ]
-    before = _list(TEXT) | {"nullable": True}
-    query = _object(
-        id=TEXT, right=_list(TEXT), rank=WHOLE, before=before, second_rank=WHOLE, second_before=before, texts={"type": "object"}
-    )  # fmt: skip
-    answer = _answer("Queries by the rank of their right answer, and what stood before it.", _object(total=WHOLE, queries=_list(query)))
+    answer = _answer("Queries by the rank of their right answer, and what stood before it.", schemas.FAILURES)
     language = _parameter("language", TEXT, "Task of the evaluation; the first where it is left out.")
     return _get("What an evaluation's queries did not find.", answer, *choices, language, *numbers, errors=("400", "404"))
 
@@ -92,27 +72,29 @@ def openapi() -> dict[str, Any]:
         "summary": "Images of a text, captions of an image or a picture, pictures like one.",
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _ASKED}, "multipart/form-data": {"schema": _FORM}},
+            "content": {"application/json": {"schema": schemas.ASKED}, "multipart/form-data": {"schema": schemas.FORM}},
         },
-        "responses": {"200": _answer("Of each query the results, best first.", _FOUND)}
-        | dict.fromkeys(("400", "404", "408", "413", "415"), _ERROR)
-        | {"503": _BUSY},
+        "responses": {"200": _answer("Of each query the results, best first.", schemas.FOUND)}
+        | _refused("400", "403", "404", "408", "415", "503"),
     }
     key = _parameter("id", TEXT, "Of the gallery.", "path")
     size = _parameter("size", {"type": "integer", "minimum": SIZES[0], "maximum": SIZES[1], "default": 512}, "Of the longer side.")
-    item = _object(id=TEXT, captions=_list(_CAPTION), regions=_list(_REGION) | {"nullable": True}, picture=FLAG)
-    picture = _answer("The picture, never enlarged.", {"type": "string", "format": "binary"}, "image/jpeg")
-    recall = _object(evaluations=_list(_object(path=TEXT, recall={}, intervals={}, queries={}, chance={})))
+    picture = _get("A picture of the gallery.", _answer("The picture, never enlarged.", BYTES, "image/jpeg"), key, size, errors=("400", "404"))
+    picture["get"]["responses"]["304"] = {"description": WRONG["304"]}
     paths = {
         "/api/search": {"post": search},
-        "/api/image/{id}": _get("A picture of the gallery.", picture, key, size, errors=("400", "404")),
-        "/api/item/{id}": _get("What is known of an image.", _answer("Captions and regions.", item), key, errors=("404",)),
-        "/api/healthz": _get("Whether the service answers.", _answer("It does.", _object(status=TEXT))),
-        "/api/stats": _get("How many and how fast, since the start.", _answer("Counts, milliseconds, indexes, versions.")),
-        "/api/info": _get("What is served.", _answer("Models, languages, backends, limits.")),
+        "/api/image/{id}": picture,
+        "/api/item/{id}": _get("What is known of an image.", _answer("Captions and regions.", schemas.ITEM), key, errors=("404",)),
+        "/api/healthz": _get("Whether the service answers.", _answer("It does.", schemas.HEALTH)),
+        "/api/stats": _get("How many and how fast, since the start.", _answer("Counts, milliseconds, indexes, versions.", schemas.STATS)),
+        "/api/info": _get("What is served.", _answer("Models, languages, backends, limits.", schemas.INFO)),
         "/api/failures": _failures(),
-        "/api/recall": _get("Recall of the evaluations, with 95% intervals.", _answer("Tables.", recall), errors=("404",)),
-        "/api/openapi.json": _get("This document.", _answer("OpenAPI 3.0.")),
+        "/api/recall": _get("Recall of the evaluations, with 95% intervals.", _answer("Tables.", schemas.RECALL), errors=("404",)),
+        "/api/openapi.json": _get("This document.", _answer("OpenAPI 3.1.", {"type": "object"})),
     }
     about = {"title": "LightningDOT", "version": "1", "description": "Search of images by text, and of captions by image."}
-    return {"openapi": "3.0.3", "info": about, "paths": paths}
+    known = {"bearer": {"type": "http", "scheme": "bearer"}, "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE}}
+    return {
+        "openapi": "3.1.0", "info": about, "paths": paths, "components": {"securitySchemes": known},
+        "security": [{}, {"bearer": []}, {"cookie": []}],
+    }  # fmt: skip

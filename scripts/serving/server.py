@@ -5,9 +5,13 @@ from __future__ import annotations
 import signal
 import socket
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from data.errors import BadInput
+from scripts.serving.bodies import refusal
+from scripts.serving.guard import HEADERS
 
 BACKLOG = 1024  # connections that wait to be accepted
 STOP_WITHIN = 30  # seconds for requests in flight
@@ -33,11 +37,22 @@ def address_of(listening: socket.socket, host: str) -> str:
     return f"http://{name}:{listening.getsockname()[1]}/"
 
 
+class Protocol(H11Protocol):
+    """HTTP/1.1, where what is none is answered as everything else that is refused."""
+
+    def send_400_response(self, msg: str) -> None:
+        answer = refusal(400, "the request is no HTTP/1.1 that can be read")
+        headers = [*answer.headers.items(), *HEADERS.items(), ("connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.Data(data=answer.body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+
 def serve(app, listening: socket.socket) -> None:
     """Answer until SIGTERM or Ctrl-C; requests in flight are answered."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=STOP_WITHIN, ws="none", backlog=BACKLOG,
+        timeout_graceful_shutdown=STOP_WITHIN, http=Protocol, ws="none", backlog=BACKLOG,
     )  # fmt: skip
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:  # uvicorn takes the signals while it runs, and sends itself those that it got again when it has stopped

@@ -45,6 +45,7 @@ def test_rows_ids_and_vectors(tmp_path, monkeypatch):
     assert ids[0] in index and "no" not in index and "x" * 600 not in index
     with pytest.raises(BadInput, match=r"no id 'nobody'"):
         index.row_of("nobody")
+    assert "\ud800" not in index  # half of a surrogate pair, which no id can hold
     for rows in ([-1], [900]):
         with pytest.raises(IndexError):
             index.ids(rows)

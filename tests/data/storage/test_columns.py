@@ -58,7 +58,7 @@ def check_strings(names):
     for part in (slice(None), slice(2, 5), slice(None, None, 3), slice(5, 1, -2), slice(50, 60)):
         assert table[part] == names[part]
     assert [table.find(name) for name in names] == list(range(len(names)))
-    for absent in ("c", "a.np", "b.npz ", 3, None, b"a"):
+    for absent in ("c", "a.np", "b.npz ", "\ud800", 3, None, b"a"):
         assert absent not in table and table.find(absent) == -1
     for row in (len(names), -len(names) - 1):
         with pytest.raises(IndexError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator, validate
 from PIL import Image
 
 from data.captions.db import CaptionDB
@@ -158,6 +159,9 @@ BAD = [
     (b'{"text": "a", "model": ["a"]}', "expected one of a, b"),
     (b'{"text": "a", "rerank": 5}', "rerank is 5, and there is no re-ranker"),
     (b'{"text": "a", "mix": NaN}', "mix is nan"),
+    (b'{"text": "a", "mix": 1e308}', "mix is 1e+308, expected a number of at least 0, at most 1,000,000"),
+    (b'{"text": "a", "mix": 1' + b"0" * 400 + b"}", "mix is a huge number, expected a number"),
+    (b'{"text": "a", "k": -1' + b"0" * 400 + b"}", "k is a huge number, expected at least 1"),
     (b'{"text": "a", "find": "captions"}', "a text finds images"),
     (b'{"image": 5}', "image is 5, expected a text"),
     (b'{"image": "scene_000002.npz", "model": "b", "find": "captions"}', "without an index of captions"),
@@ -174,6 +178,7 @@ def test_bad_input_is_4xx_and_one_sentence(client, body, sentence):
 def test_other_errors_are_sentences_too(client, world):
     for reply, status in (
         (client.search(image="no such"), 404),
+        (client.search(image="\ud800"), 404),
         (client.get("/api/nothing"), 404),
         (client.get("/nothing.js"), 404),
         (client.request("DELETE", "/api/search"), 405),
@@ -183,6 +188,13 @@ def test_other_errors_are_sentences_too(client, world):
         (client.send_picture(b"no picture"), 400),
         (client.send_picture(b"x", name="file"), 400),
         (client.send_picture(as_png(Image.new("1", (9000, 9000)))), 400),
+        (client.request("POST", "/api/search", b"", {"Content-Type": "multipart/form-data; boundary=edge", "Content-Length": str(21 << 20)}), 413),
+        (client.request("POST", "/api/search", b"x", {"Content-Type": "multipart/form-data"}), 400),
+        (client.request("POST", "/api/search", b"x", {"Content-Type": "multipart/form-data; boundary=edge"}), 400),
+        (client.get("/%00"), 404),
+        (client.get("/api/image/%ff%00"), 404),
+        (client.search({"Origin": "http://["}, text="a"), 403),
+        (client.request("G{T", "/"), 400),  # is no HTTP
         (client.get("/api/failures?lnguage=en"), 400),
         (client.get("/api/failures?language=fr"), 400),
         (client.get("/api/failures?k=-1"), 400),
@@ -190,6 +202,7 @@ def test_other_errors_are_sentences_too(client, world):
         (client.get(f"/api/image/{world.ids[0]}?size=x"), 400),
     ):
         assert reply.status == status and list(reply.json) == ["error"] and str(world.data) not in reply.json["error"], reply
+        assert reply.headers["content-security-policy"].startswith("default-src 'self'"), reply
 
 
 def as_png(image: Image.Image) -> bytes:
@@ -266,18 +279,57 @@ def test_the_recall_table_has_its_intervals(client, world):
 # ---- what is told ----------------------------------------------------------------------------------------------------
 
 
+def described(document, path, method, status, kind="application/json"):
+    """The schema of an answer of a route."""
+    return document["paths"][path][method]["responses"][str(status)]["content"][kind]["schema"]
+
+
 def test_the_document_describes_every_route_and_what_they_answer(client, world):
     served = Application(None, None, Reading(None, None, None, {}), None).asgi().routes
     paths = {route.path.replace(":path", "") for route in served if route.path.startswith("/api")}
     document = client.get("/api/openapi.json").json
     assert document == openapi() and set(document["paths"]) == paths
-    schema = document["paths"]["/api/search"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-    known = schema["properties"]["results"]["items"]["items"]["properties"]
-    for found in (client.search(text="a star").json, client.search(image=world.ids[0]).json):
-        assert set(found) == set(schema["properties"]) and {name for each in found["results"][0] for name in each} <= set(known)
-    for path, asked in (("/api/failures", ""), ("/api/recall", ""), ("/api/item/{id}", ""), ("/api/healthz", "")):
-        answer = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
-        assert set(answer) <= set(client.get(path.replace("{id}", world.ids[0]) + asked).json)
+    for path, asked in (
+        ("/api/failures", "?limit=9"), ("/api/failures", "?direction=i2t&language=de&only=all"), ("/api/recall", ""), ("/api/item/{id}", ""),
+        ("/api/healthz", ""), ("/api/stats", ""), ("/api/info", ""), ("/api/openapi.json", ""),
+    ):  # fmt: skip
+        answer = client.get(path.replace("{id}", world.ids[0]) + asked)
+        validate(answer.json, described(document, path, "get", answer.status), Draft202012Validator)
+        for parameter in document["paths"][path]["get"].get("parameters", []):
+            if parameter["in"] == "query" and "enum" in parameter["schema"]:  # what stands in the document is what may be asked
+                assert client.get(f"{path}?{parameter['name']}={parameter['schema']['enum'][-1]}").status == 200
+    picture = client.get(f"/api/image/{world.ids[0]}")
+    assert picture.headers["content-type"] in document["paths"]["/api/image/{id}"]["get"]["responses"]["200"]["content"]
+    properties = described(document, "/api/search", "post", 200)["properties"]["results"]["items"]["items"]["properties"]
+    seen = set()
+    for asked in ({"text": ["a star", "☃"]}, {"image": world.ids[0]}, {"image": world.ids[1], "find": "images", "k": 3}):
+        validate(asked, document["paths"]["/api/search"]["post"]["requestBody"]["content"]["application/json"]["schema"], Draft202012Validator)
+        answer = client.search(**asked)
+        validate(answer.json, described(document, "/api/search", "post", answer.status), Draft202012Validator)
+        seen |= {name for found in answer.json["results"] for each in found for name in each}
+    assert set(properties) - seen == {"first_rank", "first_score"}  # of a re-ranker, which is not served here
+
+
+def test_what_is_refused_is_in_the_document_too(client, world):
+    document = openapi()
+    as_json = {"Content-Type": "application/json"}
+    for path, method, reply in (
+        ("/api/search", "post", client.request("POST", "/api/search", b"{", as_json)),
+        ("/api/search", "post", client.search(image="no such")),
+        ("/api/search", "post", client.search({"Origin": "http://evil.example"}, text="a star")),
+        ("/api/search", "post", client.request("POST", "/api/search", b"a", {"Content-Type": "text/plain"})),
+        ("/api/search", "post", client.request("POST", "/api/search", b" " * 300_000, as_json)),
+        ("/api/image/{id}", "get", client.get("/api/image/nothing")),
+        ("/api/image/{id}", "get", client.get(f"/api/image/{world.ids[0]}?size=1")),
+        ("/api/item/{id}", "get", client.get("/api/item/nothing")),
+        ("/api/failures", "get", client.get("/api/failures?k=0")),
+        ("/api/stats", "get", client.get("/api/stats", Host="evil.example")),
+    ):
+        validate(reply.json, described(document, path, method, reply.status), Draft202012Validator)
+    schema = document["paths"]["/api/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    refused = [{}, {"text": "a", "image": "b"}, {"text": []}, {"text": "a", "k": 0}, {"text": "a", "k": 1001}, {"text": "a", "rerenk": 5}]
+    for asked in refused:
+        assert not Draft202012Validator(schema).is_valid(asked) and client.search(**asked).status == 400, asked
 
 
 def test_what_is_served_and_how_it_goes_is_told(client, world):
