@@ -43,9 +43,22 @@ class RegionReranker:
         at_once = PAIRS_ON_CPU if torch.device(device).type == "cpu" else PAIRS_AT_ONCE
         self.scorer, self.regions = PairScorer(model.to(device).eval(), device, precision, at_once), regions
 
+    def look_up(self, keys: Sequence[str]) -> None:
+        """Open the database once more where it lacked one of these images. Raises BadInput where it still does."""
+        if (self.regions.keys.match(keys) >= 0).all():
+            return
+        found = RegionDB(self.regions.img_db, self.regions.boxes)
+        absent = np.flatnonzero(found.keys.match(keys) < 0)
+        if len(absent):
+            raise BadInput(
+                f"{found.folder}: the re-ranker has no regions of {len(absent):,} of {len(keys):,} images, the first: {keys[absent[0]]}; extract them"
+            )
+        self.regions = found
+
     def rerank_images(self, text_ids: list[int], keys: list[str]) -> list[float]:
         """[CLS] words [SEP] and n image keys → n scores."""
-        images = [self.regions.get(key, soft_labels=False) for key in keys]
+        regions = self.regions
+        images = [regions.get(key, soft_labels=False) for key in keys]
         return self.scorer.score([np.array(text_ids)], images, np.zeros(len(keys), np.int64), np.arange(len(keys))).tolist()
 
 

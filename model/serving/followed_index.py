@@ -21,6 +21,7 @@ from data.index.reader import EmbeddingIndex
 from data.notices import say
 from data.search import open_backend
 from data.search.base import SearchOptions
+from model.retrieval.region_reranker import RegionReranker
 from model.retrieval.retriever import Retriever, check_kind
 
 
@@ -62,7 +63,7 @@ class FollowedIndex:
         refused: why what is on the disk now is not taken up; None where it is
 
     Raises:
-        BadInput: the index is missing, damaged, of another kind or of another model.
+        BadInput: the index is missing, damaged, of another kind or of another model, or has images that a re-ranker has no regions of.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class FollowedIndex:
     def _opened(self) -> IndexState:
         index = EmbeddingIndex(self.folder)
         try:
+            if self.kind == "img" and isinstance(self._retriever.reranker, RegionReranker):
+                self._retriever.reranker.look_up(index.ids())
             found = {}
             for name, options in self._searches.items():
                 backend = open_backend(self._collection if name == "milvus" else index, options)

@@ -4,15 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
+from data.regions.db import RegionDB, Regions
+from data.regions.writer import RegionWriter
 from data.search.base import SearchOptions
+from model.retrieval.region_reranker import RegionReranker
 from model.retrieval.retriever import Retriever
 from model.serving.followed_index import FollowedIndex
+from model.transformer import EncoderConfig
+from model.uniter import Reranker, UniterConfig
 from tests.gallery import KEYS, WORDS, small_model
 
 VECTORS = np.random.default_rng(0).standard_normal((12, 24)).astype(np.float32)
@@ -114,3 +120,44 @@ def test_what_is_not_the_models_is_refused_and_the_index_before_it_answers(retri
 def test_an_index_of_another_model_is_not_opened(retriever, tmp_path):
     with pytest.raises(BadInput, match="was made by model"):
         FollowedIndex(write_index(tmp_path / "there", "0123", 3), "img", retriever, {"exact": SearchOptions()})
+
+
+def write_regions(folder, number):
+    drawn = np.random.default_rng(1)
+    with RegionWriter(folder) as writer:
+        for key in KEYS[:number]:
+            arrays = drawn.random((12, 16)), drawn.random((12, 6)), np.linspace(0.9, 0.3, 12)
+            writer.add(key, Regions(*(array.astype(np.float16) for array in arrays), None))
+    return RegionDB(folder)
+
+
+def publish(made, folder):
+    """Files of one folder into another, each at once."""
+    for path in sorted(path for path in made.rglob("*") if path.is_file()):
+        path.replace(folder / path.relative_to(made))
+
+
+def test_an_index_of_images_that_the_re_ranker_lacks_waits_for_their_regions(retriever, tmp_path):
+    torch.manual_seed(0)
+    sizes = EncoderConfig(len(WORDS) + 5, 16, 1, 2, 32, max_position_embeddings=40)
+    retriever.reranker = RegionReranker(Reranker(UniterConfig(sizes, 16, 5)), write_regions(tmp_path / "regions", 12))
+    folder = write_index(tmp_path / "small", retriever.model.fingerprint, 12)
+    index = FollowedIndex(folder, "img", retriever, {"exact": SearchOptions()})
+    more = [*KEYS, "new.npz"]
+    with IndexEditor(folder, model=retriever.model.fingerprint) as editor:
+        editor.add(["new.npz"], VECTORS[:1])
+    assert not taken_up(index) and "the re-ranker has no regions of 1 of 13 images, the first: new.npz" in index.refused
+    with index.use() as state:
+        assert state.index.count == 12
+    write_regions(tmp_path / "other", 12)
+    with RegionWriter(tmp_path / "made") as writer:
+        for key in more:
+            writer.add(key, RegionDB(tmp_path / "other").get(KEYS[0]))
+    publish(tmp_path / "made", tmp_path / "regions")
+    with IndexEditor(folder, model=retriever.model.fingerprint) as editor:
+        editor.replace(["new.npz"], VECTORS[1:2])
+    assert taken_up(index) and index.refused is None
+    with index.use() as state:
+        query = state["exact"].read_texts(["a dog"])[0]
+        hits = state["exact"].nearest(VECTORS[:1], 13)[0]
+        assert {hit.id for hit in state["exact"].reranked(query, hits, 0.5)} == set(more)
