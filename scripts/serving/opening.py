@@ -11,10 +11,10 @@ from typing import Any
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.regions.db import BoxChoice, RegionDB
+from data.regions.db import RegionDB
 from data.regions.pictures import PictureFiles, read_pictures
 from data.search.base import SearchOptions
-from model.made_from import boxes_for, read_made_from
+from model.made_from import read_made_from
 from model.precision import Precision, choose_device
 from model.retrieval.retriever import Retriever
 from model.serving.followed_index import FollowedIndex
@@ -22,6 +22,7 @@ from model.serving.searching import ServedModel
 from optim.run import environment
 from scripts.serving.asking import LIMITS
 from scripts.serving.bodies import PICTURE_BYTES, PIXELS
+from scripts.serving.checkpoints import Checkpoint
 from scripts.serving.first_index import build_where_absent
 
 
@@ -33,7 +34,6 @@ class Searching:
         backends: what a search may choose from
         target_recall: of the approximate ones
         uri, token: of Milvus
-        collections: its collections of images and of captions
         device, precision: of the models
     """
 
@@ -41,7 +41,6 @@ class Searching:
     target_recall: float | None
     uri: str | None
     token: str
-    collections: tuple[str, str]
     device: str
     precision: Precision
 
@@ -55,29 +54,6 @@ class Searching:
         return found
 
 
-@dataclass
-class Checkpoint:
-    """A checkpoint with what belongs to it.
-
-    Attributes:
-        name: of the model in a search
-        folder, index, captions_index: the checkpoint and its indexes
-        reranker, rerank, mix: as of ``Retriever.from_pretrained``
-        regions: that the re-ranker looks at
-        extractor_weights: for pictures of one's own
-    """
-
-    name: str
-    folder: str
-    index: str
-    captions_index: str | None = None
-    reranker: str | None = None
-    rerank: int = 50
-    mix: float | None = None
-    regions: RegionDB | None = None
-    extractor_weights: str | None = None
-
-
 def open_model(given: Checkpoint, searching: Searching) -> ServedModel:
     """Read a checkpoint and open its indexes. Raises BadInput as ``Retriever.from_pretrained`` does."""
     build_where_absent(given.index, given.folder, given.regions, searching.device, searching.precision)
@@ -86,12 +62,14 @@ def open_model(given: Checkpoint, searching: Searching) -> ServedModel:
         given.folder, index, given.reranker, given.regions, device=searching.device, precision=searching.precision,
         rerank=given.rerank, extractor_weights=given.extractor_weights, mix=given.mix,
     )  # fmt: skip
-    options, of_images, of_captions = searching.options(), *searching.collections
-    images = FollowedIndex(given.index, "img", retriever, options, of_images)
-    captions = None
-    if given.captions_index is not None:
-        own = {name: each for name, each in options.items() if name != "milvus" or of_captions}
-        captions = FollowedIndex(given.captions_index, "txt", retriever, own, of_captions)
+    options = searching.options()
+
+    def followed(folder: str, kind: str, collection: str) -> FollowedIndex:
+        own = {name: each for name, each in options.items() if name != "milvus" or collection}
+        return FollowedIndex(folder, kind, retriever, own, collection)
+
+    images = followed(given.index, "img", given.collections[0])
+    captions = None if given.captions_index is None else followed(given.captions_index, "txt", given.collections[1])
     index.close()
     return ServedModel(given.name, Path(given.folder), retriever, images, captions)
 
@@ -108,11 +86,6 @@ def open_captions(folders: Sequence[str], index: str | None) -> list[CaptionDB]:
     if found and len(problems) == len(found):
         raise problems[0]
     return found
-
-
-def open_regions(folder: str | None, checkpoint: str, boxes: BoxChoice) -> RegionDB | None:
-    """The image DB, with the boxes that the checkpoint was trained on."""
-    return None if folder is None else RegionDB(folder, boxes_for(checkpoint, boxes))
 
 
 def open_photos(folder: str | None, index: str, regions: RegionDB | None) -> PictureFiles | None:

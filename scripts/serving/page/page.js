@@ -83,17 +83,23 @@ function showControls() {
   byId("photo").hidden = isText;
   if (state.q !== shownWords) byId("q").value = shownWords = state.q; // what is being typed stays
   byId("k").value = numeric(state.k);
-  const reranking = info.models[modelsOf(state)[0]];
-  byId("reranking").hidden = !reranking?.reranker || !isText;
-  const rerank = state.rerank === "" ? reranking?.rerank ?? 0 : state.rerank;
-  byId("rerank-on").checked = rerank !== 0;
-  byId("rerank").value = numeric(rerank || reranking?.rerank);
-  byId("mix").value = numeric(state.mix === "" ? reranking?.mix : state.mix);
-  byId("rerank").disabled = byId("mix").disabled = rerank === 0;
+  const reranking = modelsOf(state).map((model) => info.models[model]).filter((model) => model?.reranker);
+  byId("reranking").hidden = !reranking.length || !isText;
+  byId("rerank-on").checked = state.rerank !== 0;
+  showNumber("rerank", state.rerank === 0 ? "" : state.rerank, reranking);
+  showNumber("mix", state.mix, reranking);
+  byId("rerank").disabled = byId("mix").disabled = state.rerank === 0;
   showAsked();
 }
 
 const numeric = (value) => (typeof value === "number" ? value : "");
+
+/** What the address says of re-ranking; where it says nothing, what the re-rankers were started with, of two that differ each. */
+function showNumber(name, value, reranking) {
+  const each = [...new Set(reranking.map((model) => model[name]))];
+  byId(name).value = numeric(value === "" && each.length === 1 ? each[0] : value);
+  byId(name).placeholder = each.length > 1 ? each.join(" · ") : "";
+}
 
 /** The picture that is asked with, and how another one is given. */
 function showAsked() {

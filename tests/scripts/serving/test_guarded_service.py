@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from jsonschema import validate
 
 from configs import cli
 from data.batches.pairs import open_pairs
@@ -20,6 +21,7 @@ from model.retrieval.retriever import Retriever
 from model.retrieval.sources import image_source
 from model.uniter import RerankerModelOptions, build_reranker
 from scripts import serve
+from scripts.serving.openapi import openapi
 from tests.served import serving
 
 TOKEN = "a secret of the tests"
@@ -46,7 +48,9 @@ def world(small_world, pretrained, tmp_path_factory):
 def client(world, pretrained, small_world):
     served = ["--checkpoint", pretrained / "last", "--index", world / "img", "--regions", small_world / "regions"]
     queue = ["--service.batch-ms", 400, "--service.batch-size", 64, "--service.waiting", WAITING]
-    with serving(*served, "--reranker", world / "uniter", "--rerank", 5, "--token", TOKEN, *queue) as client:
+    second = ["--second-checkpoint", pretrained / "last", "--second-index", world / "img", "--second-reranker", world / "uniter"]
+    others = ["--second-rerank", 3, "--second-mix", 2.5, "--host", "0.0.0.0", "--token", TOKEN]
+    with serving(*served, "--reranker", world / "uniter", "--rerank", 5, *second, *others, *queue) as client:
         yield client
 
 
@@ -64,6 +68,17 @@ def test_a_re_ranker_sorts_as_the_retrievers_does(client, world, pretrained, sma
         }
         assert (found.json["milliseconds"]["rerank"] > 0) == (found.json["rerank"] > 0)
     assert found.json["rerank"] == 5 and client.search(KNOWN, text="a star").json["mix"] == 0.5
+
+
+def test_the_second_checkpoint_has_a_re_ranker_of_its_own(client, world, pretrained, small_world):
+    twin = Retriever.from_pretrained(pretrained / "last", world / "img", world / "uniter", small_world / "regions", rerank=3, mix=2.5)
+    for asked in ({}, {"rerank": 8, "mix": 0}):
+        found, expected = client.search(KNOWN, text="a red circle", k=8, model="b", **asked).json, twin.search("a red circle", 8, **asked)
+        assert [each["id"] for each in found["results"][0]] == [hit.id for hit in expected.hits[0]]
+        assert (found["rerank"], found["mix"]) == (asked.get("rerank", 3), asked.get("mix", 2.5))
+    validate(found, openapi()["paths"]["/api/search"]["post"]["responses"]["200"]["content"]["application/json"]["schema"])
+    models = client.get("/api/info", **KNOWN).json["models"]
+    assert [(models[name]["rerank"], models[name]["mix"]) for name in "ab"] == [(5, 0.5), (3, 2.5)]
 
 
 def test_who_does_not_know_the_token_gets_nothing(client):
@@ -126,6 +141,7 @@ def test_sigterm_answers_what_is_in_flight_and_exits_with_0(client):
     out, err = client.process.communicate(timeout=30)
     assert [reply.status for reply in replies if reply.status != 503] and {reply.status for reply in replies} <= {200, 503}
     assert client.process.returncode == 0 and "Traceback" not in err and TOKEN not in out + err
+    assert "warning: --host 0.0.0.0: other machines reach the service; what they send and get is not encrypted\n" in err
 
 
 @pytest.mark.parametrize(
@@ -134,6 +150,8 @@ def test_sigterm_answers_what_is_in_flight_and_exits_with_0(client):
         (["--host", "0.0.0.0"], "--token: others reach --host 0.0.0.0"),
         (["--host", "0.0.0.0", "--token", "short"], "at least 16 characters"),
         (["--second-checkpoint", "x"], "--second-checkpoint and --second-index go together"),
+        (["--second-reranker", "x"], "--second-reranker says something of a second checkpoint: give --second-checkpoint, too"),
+        (["--second-checkpoint", "x", "--second-index", "y", "--second-mix", "1"], "belong to --second-reranker"),
         (["--backends", "hnsw"], "expected exact among them"),
         (["--second-evaluation", "x"], "give both"),
         (["--service.batch-size", "0"], "batch_size is 0"),

@@ -38,10 +38,15 @@ class World:
         shutil.copytree(root / "a" / "img", root / "img")  # is replaced by a test
         self.index, self.other_index = root / "img" / "data.mdb", root / "b" / "img" / "data.mdb"
         self.bare = ["--checkpoint", self.first, "--index", root / "img"]
+        self.other = [
+            "--second-checkpoint", self.second, "--second-index", root / "b/img", "--second-reranker", root / "uniter",
+            "--regions", small_world / "regions",
+        ]  # fmt: skip
         self.words = [
             *self.bare, "--captions-index", root / "a/txt", "--captions", small_world / "db/train",
             "--regions", small_world / "regions", "--photos", small_world / "photos", "--reranker", root / "uniter", "--rerank", 20,
             "--second-checkpoint", self.second, "--second-index", root / "b/img", "--second-captions-index", root / "b/txt",
+            "--second-reranker", root / "uniter", "--second-rerank", 15, "--second-mix", 0.25,
             "--evaluation", root / "a", "--second-evaluation", root / "b", "--backends", "exact", "hnsw",
         ]  # fmt: skip
 
@@ -74,7 +79,7 @@ class Tab:
         self.address = f"http://127.0.0.1:{client.port}/"
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **settings)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)  # a busy machine is slow, and nothing waits for long where all is well
         self.errors, self.hosts, self.expected = [], set(), ()
         self.page.on("console", lambda line: self.errors.append(line.text) if line.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -243,7 +248,7 @@ def test_two_checkpoints_side_by_side(tab, client):
     page = tab.open(f"?q={QUERY}&k=6&rerank=0", ".grid .result")
     page.check("input[value=ab]", force=True)
     page.wait_for_selector('[data-model="b"] .result')
-    a, b = (expected_ids(client, text=QUERY, k=6, rerank=0, model="a"), expected_ids(client, text=QUERY, k=6, model="b"))
+    a, b = (expected_ids(client, text=QUERY, k=6, rerank=0, model="a"), expected_ids(client, text=QUERY, k=6, rerank=0, model="b"))
     assert (ids_of(page), ids_of(page, "b")) == (a, b)
     common = [key for key in a if key in b]
     assert common and len(common) < 6, "the two find the same or nothing in common: the test shows nothing"
@@ -255,6 +260,24 @@ def test_two_checkpoints_side_by_side(tab, client):
     focused = page.evaluate("() => [document.activeElement.dataset.id, document.activeElement.closest('.grid').dataset.model]")
     assert focused == [common[0], "b"] and page.locator("li.linked").count() == 2
     assert page.locator(".timing").count() == 2
+
+
+def test_each_of_two_checkpoints_has_its_re_ranker(tab, client):
+    page = tab.open(f"?q={QUERY}&k=12&models=ab", '[data-model="b"] .moved')
+    for model in "ab":
+        found = client.search(text=QUERY, k=12, model=model).json["results"][0]
+        assert ids_of(page, model) == [each["id"] for each in found]
+        by = [each["first_rank"] - each["rank"] for each in found]
+        assert page.locator(f'[data-model="{model}"] .moved').all_inner_texts() == ["=" if not n else f"{'▲' if n > 0 else '▼'}{abs(n)}" for n in by]
+    assert ids_of(page, "b") != expected_ids(client, text=QUERY, k=12, model="b", rerank=0), "it moves nothing: nothing is shown"
+    assert [(page.input_value(name), page.get_attribute(name, "placeholder")) for name in ("#rerank", "#mix")] == [("", "20 · 15"), ("", "0 · 0.25")]
+    page.fill("#rerank", "12")
+    page.press("#rerank", "Enter")
+    page.wait_for_url("**rerank=12**")
+    for model, mix in (("a", 0), ("b", 0.25)):
+        wait_for_ids(page, expected_ids(client, text=QUERY, k=12, rerank=12, mix=mix, model=model), model)
+    page.check("input[value=b]", force=True)
+    page.wait_for_function("() => document.querySelector('#mix').value === '0.25'")
 
 
 def test_failures_are_listed_below_the_recall(tab, client, world):
@@ -337,7 +360,7 @@ def test_a_link_shows_the_same_and_back_and_forward_work(browser, client, tab):
         again = other.open(link.removeprefix(other.address), "dialog[open] .its-captions")
         again.wait_for_selector('[data-model="b"] .result')
         assert (ids_of(again), ids_of(again, "b"), again.locator(".moved").all_inner_texts()) == shown
-        assert again.inner_text("#large-name") == key and "no re-ranker is served for B" in text_of(again, "[aria-label='Results of B'] .notice")
+        assert again.inner_text("#large-name") == key and again.locator("[aria-label='Results of B'] .moved").count() == 7
         values = [again.input_value(name) for name in ("#q", "#k", "#rerank", "#mix", ".among select")]
         assert values == [QUERY, "7", "9", "0.5", "hnsw"] and again.is_checked("input[value=ab]")
     finally:
@@ -500,7 +523,7 @@ def test_an_index_of_another_model_is_said_while_the_old_one_answers(tab, world)
 
 
 def test_a_service_with_a_token_and_without_pictures(browser, world):
-    with serving(*world.bare, "--token", TOKEN) as client:
+    with serving(*world.bare, *world.other, "--token", TOKEN) as client:
         tab = Tab(browser, client)
         page = tab.open(f"?q=circle&token={TOKEN.replace(' ', '+')}", ".grid .result")
         assert page.url == f"{tab.address}?q=circle"
@@ -510,4 +533,9 @@ def test_a_service_with_a_token_and_without_pictures(browser, world):
         assert [text.strip() for text in page.locator(".actions a").all_inner_texts()] == ["Find pictures like it"]
         page.click(".close")
         page.wait_for_selector("dialog", state="hidden")
+        assert page.locator("#rerank-on").is_hidden()
+        page.check("input[value=ab]", force=True)
+        page.wait_for_selector('[data-model="b"] .moved')
+        assert "no re-ranker is served for A" in text_of(page, "[aria-label='Results of A'] .notice") and page.locator("#rerank-on").is_checked()
+        assert page.locator('[data-model="a"] .moved').count() == 0 and page.locator('[data-model="b"] li.both').count()
         tab.close()
