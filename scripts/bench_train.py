@@ -74,6 +74,7 @@ class Options(Sizes):
     threads: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         unknown = [task for task in self.tasks if task not in OBJECTIVES]
         if unknown:
             raise BadInput(f"tasks: unknown task {unknown[0]!r}; tasks are {', '.join(OBJECTIVES)}")

@@ -79,3 +79,15 @@ def finetuned(small_world, pretrained, command) -> Path:
     words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last"]
     command("train_itm.py", *words, "--out", small_world / "finetuned")
     return small_world / "finetuned"
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a home directory, as in containers that run under any number."""
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)

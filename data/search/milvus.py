@@ -306,7 +306,8 @@ def _client(uri: str, token: str, timeout: float, must_exist: bool = False) -> A
         from pymilvus import MilvusClient  # optional: only who asks for Milvus needs it
     except ImportError as error:
         raise BadInput(f"Milvus needs pymilvus ({error}): pip install pymilvus milvus-lite") from None
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of each error, also of those that become one line
+    for name in ("pymilvus", "milvus_lite.adapter", "milvus_lite.server_manager"):  # they log a traceback of each error that becomes one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     is_file = "://" not in uri
     if is_file and not uri.endswith(".db"):
         raise BadInput(f"{uri}: expected a file name ending in .db, or a server as in http://localhost:19530")

@@ -19,6 +19,7 @@ from data.errors import BadInput
 from data.storage.text_files import read_json, write_json
 
 FILE = "digest.json"
+NOWHERE = Path(os.devnull, "lightningdot")  # below no folder
 BITS = 256
 _REMEMBERED = {"size?": int, "mtime_ns?": int, "inode?": int, "digest?": str}
 
@@ -92,8 +93,12 @@ def _cache_file(folder: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where notes go about files in folders that cannot be written, or are not ours to write."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lightningdot")
+    """Where notes go about files in folders that cannot be written, or are not ours to write. A user without a home directory has
+    none: then it is a place where nothing can be, so that every attempt to write there fails with OSError."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lightningdot")
+    except RuntimeError:  # HOME is not set, and the system knows no user of this number, as in many containers
+        return NOWHERE
 
 
 def file_identity(path: Path) -> dict:

@@ -30,6 +30,8 @@ from data.regions.photos import Photo, find_photos
 from data.regions.pictures import pictures_of
 from data.regions.records import CheckedRecords
 from data.regions.writer import was_begun
+from data.storage.digest import NOWHERE
+from data.storage.digest import cache_folder as user_cache
 from data.storage.locks import only_writer
 from data.storage.text_files import read_json, write_json
 from model.bi_encoder import LightningDOT
@@ -78,11 +80,12 @@ class PhotoIndex:
 
 def cache_folder(photos: str | Path, own: OwnPictures) -> Path:
     """Where photographs are made searchable when nobody says it: a folder for these photographs and the checkpoint's extractor and boxes
-    below ``XDG_CACHE_HOME/lightningdot``, else below ``~/.cache/lightningdot``."""
+    below ``XDG_CACHE_HOME/lightningdot``, else below ``~/.cache/lightningdot``. Raises BadInput for a user without a home directory."""
     place = os.path.realpath(photos)
     known = json.dumps([place, own.record.kind, own.record.options, own.record.weights, vars(own.made_from.boxes)], sort_keys=True)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "lightningdot" / f"{Path(place).name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    if (root := user_cache()) == NOWHERE:
+        raise BadInput(f"{photos}: nowhere to keep what is found in them, since this user has no home directory; set XDG_CACHE_HOME to a folder")
+    return root / f"{Path(place).name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
 
 def index_photos(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from data.batches.batch import Batch
 from data.batches.masking import NOT_MASKED
 from data.batches.ragged import Images, Layout, Predicted, Texts
+from data.errors import BadInput
 from model.objectives.smrm import MaskedRegions
+
+FIRST_WORD = 1000  # of the vocabulary that is drawn
 
 
 @dataclass(kw_only=True)
@@ -41,12 +45,19 @@ class Sizes:
     num_labels: int = 1601
     project_dim: int = 768
 
+    def __post_init__(self):
+        for size in dataclasses.fields(Sizes):
+            if getattr(self, size.name) < 1:
+                raise BadInput(f"{size.name}: found {getattr(self, size.name)}, expected at least 1")
+        if self.vocab_size <= FIRST_WORD:
+            raise BadInput(f"vocab_size: found {self.vocab_size}, expected more than {FIRST_WORD}: words are drawn from there on")
+
 
 def random_batch(sizes: Sizes, task: str, pairs: int, device: torch.device) -> Batch:
     """``pairs`` pairs of one length, masked for ``task``."""
     generator = torch.Generator().manual_seed(0)
     length = sizes.words + 2
-    input_ids = torch.randint(1000, sizes.vocab_size, (pairs, length), generator=generator)
+    input_ids = torch.randint(FIRST_WORD, sizes.vocab_size, (pairs, length), generator=generator)
     features = torch.randn(pairs * sizes.regions, sizes.feature_dim, generator=generator).half()
     batch = Batch(
         Texts(input_ids.flatten(), Layout.of([length] * pairs)),

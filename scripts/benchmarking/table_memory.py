@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import queue
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from data.batches.pairs import PairDataset, open_pairs
 from data.batches.samplers import epoch_draws, token_batches
 from data.captions.db import CaptionDB, read_table
 from data.captions.tables import JSON_TABLES
+from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
 from data.storage.processes import starting_workers
 from scripts.benchmarking.synthetic_databases import COUNTS
@@ -58,12 +60,12 @@ def open_database(root: Path, dicts: bool = False) -> PairDataset | list:
     return open_pairs("txt", "img", BOXES, root=str(root))
 
 
-def time_first_opening(root: Path, results: multiprocessing.Queue) -> None:
+def time_first_opening(_number: int, _barrier, root: Path) -> dict[str, float]:
     """Open both databases once, which stores their columns."""
     started = time.perf_counter()
     CaptionDB(root / "txt")
     RegionDB(root / "img", BOXES)
-    results.put({"seconds": time.perf_counter() - started, "peak": process_memory()["peak"]})
+    return {"seconds": time.perf_counter() - started, "peak": process_memory()["peak"]}
 
 
 def look_up(dataset: PairDataset, indices: np.ndarray) -> dict[str, float]:
@@ -74,7 +76,7 @@ def look_up(dataset: PairDataset, indices: np.ndarray) -> dict[str, float]:
     return process_memory()
 
 
-def measure_training(number: int, work: TableWork, barrier, results: multiprocessing.Queue) -> None:
+def measure_training(number: int, barrier, work: TableWork) -> dict[str, float | dict]:
     """What one training process does with the tables."""
     found: dict[str, float | dict] = {"process": number, "imports": process_memory()}
     started = time.perf_counter()
@@ -99,22 +101,51 @@ def measure_training(number: int, work: TableWork, barrier, results: multiproces
         found["worker"] = {name: max(size[name] for size in sizes[-2 * work.workers :]) for name in sizes[0]}
         barrier.wait()
         del drawn, drawn_batches
-    results.put(found)
+    return found
 
 
-def run_processes(target: Callable, number: int, *arguments) -> list[dict]:
-    """What ``number`` fresh processes put into their queue."""
+def run_processes(target: Callable[..., dict], number: int, *arguments) -> list[dict]:
+    """What a function returns in each of ``number`` fresh processes. Its arguments are the number of the process, a barrier of all
+    of them, and these.
+
+    Raises:
+        BadInput: as the function; or a process ended without an answer.
+    """
     context = multiprocessing.get_context("spawn")
-    results, barrier = context.Queue(), context.Barrier(number)
-    extra = [(barrier, results)] if target is measure_training else [(results,)]
-    processes = [
-        context.Process(target=target, args=(*((n,) if target is measure_training else ()), *arguments, *extra[0]))
-        for n in range(number)
-    ]
+    answers, barrier = context.Queue(), context.Barrier(number)
+    processes = [context.Process(target=_answer, args=(answers, target, n, barrier, *arguments)) for n in range(number)]
     with starting_workers():
         for process in processes:
             process.start()
-    found = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
+    try:
+        found = [_next_answer(answers, processes) for _ in processes]
+    except BadInput:
+        for process in processes:
+            process.kill()  # those that wait for the one that failed
+        raise
+    finally:
+        for process in processes:
+            process.join()
     return sorted(found, key=lambda measured: measured.get("process", 0))
+
+
+def _answer(answers: multiprocessing.Queue, target: Callable[..., dict], *arguments) -> None:
+    try:
+        answers.put(target(*arguments))
+    except BadInput as error:
+        answers.put(str(error))
+
+
+def _next_answer(answers: multiprocessing.Queue, processes: list) -> dict:
+    """What the next process answers. Raises BadInput when it could not, and when one has ended without an answer."""
+    while True:
+        ended = [process.exitcode for process in processes if process.exitcode]  # before the look at what it may have answered
+        try:
+            answer = answers.get(timeout=1)
+        except queue.Empty:
+            if not ended:
+                continue
+            answer = f"a process that measures ended with status {ended[0]}; what it wrote says why"
+        if isinstance(answer, str):
+            raise BadInput(answer)
+        return answer

@@ -34,7 +34,7 @@ CASES = {  # boxes of an image; bottom-up attention's have 10 to 100, 36 in the 
 def make_whole_databases(root: Path, images: int) -> None:
     """Write for each case an image DB of 2,048 features and 1,601 soft labels, and one text DB of a caption for each image."""
     try:
-        if read_json(root / "whole.json") == [images, *CASES]:
+        if read_json(root / "whole.json", expected=list) == [images, *CASES]:
             return
     except BadInput:
         pass
@@ -76,14 +76,19 @@ def measure_reading(root: Path, batch: int, rounds: int, seconds: float, checkou
 
     Returns: case → checkout → spread; GB of features a second, beside those that this process copies from memory to memory;
         and how many times as fast the first checkout is as each other
+
+    Raises:
+        BadInput: a checkout cannot read them.
     """
     found: dict[str, dict[str, list]] = {name: {which: [] for which in checkouts} for name in CASES}
     for _ in ProgressBar(range(rounds), "reading", unit="round"):
         for name in CASES:
             for which, folder in checkouts.items():
-                words = [sys.executable, READER, root / "whole", "txt", name, str(batch), str(seconds)]
+                words = [sys.executable, READER, root.resolve() / "whole", "txt", name, str(batch), str(seconds)]
                 env = os.environ | {"PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}
-                done = subprocess.run(words, env=env, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+                done = subprocess.run(words, env=env, cwd=folder, stdout=subprocess.PIPE, text=True)
+                if done.returncode:
+                    raise BadInput(f"{root / 'whole' / name}: its reader, of {folder}, ended with status {done.returncode}; what it wrote says why")
                 found[name][which].append(json.loads(done.stdout))
     first = next(iter(checkouts))
     report: dict[str, dict] = {}

@@ -50,7 +50,7 @@ class Card:
         """The file, header and text."""
         parts = [f"---\n{yaml.safe_dump(self.header(), sort_keys=False, allow_unicode=True)}---", f"# {self.name.rpartition('/')[2]}"]
         parts += [self._purpose(), *self._recall(), *self._use(), *self._training(), f"## Citation\n\n```bibtex\n{CITATION}\n```"]
-        return ("\n\n".join(parts) + "\n").replace(f"{Path.home()}{os.sep}", "~/")
+        return without_home("\n\n".join(parts) + "\n")
 
     def header(self) -> dict[str, Any]:
         """What the hub reads."""
@@ -120,6 +120,12 @@ class Card:
             makers = ["an extractor that is not known" if each is None else f"`{each.described()}`" for each in self.made_from.extractors]
             boxes = self.made_from.boxes
             yield "regions", f"by {' and '.join(makers)}, {boxes.min_bb} to {boxes.max_bb} of an image, those above confidence {boxes.conf_th}"
+
+
+def without_home(text: str) -> str:
+    """A text with ``~`` in the place of this user's home directory, if it has one: not where that is /, as in many containers."""
+    home = os.path.expanduser("~").rstrip(os.sep)
+    return text.replace(f"{home}{os.sep}", f"~{os.sep}") if os.path.isabs(home) else text
 
 
 def _indexed(evaluation: EvaluationReport) -> dict[str, Any]:

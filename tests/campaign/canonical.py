@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tests.campaign.children import Child
+
 # Keys whose values are times, speeds, places or versions.
 PASSING = re.compile(
     r"(^|[/_.])(time|times|created|command|host|git|git_revision|versions?|python|gpu|threads|seconds|milliseconds|speed|mtime_ns|inode"
@@ -21,6 +23,7 @@ PASSING = re.compile(
 )
 ADDRESS = re.compile(rb"127\.0\.0\.1:\d+")
 UNREAD = (".lock", ".partial", ".html", ".png", "digest.json")
+EXPORTED = "exported"  # name of a collection of milvus-lite
 UNREAD_FOLDERS = {"tensorboard", "cache", "tmp"}
 
 
@@ -29,6 +32,9 @@ def canonical_outputs(folder: Path, outputs: Iterable[str]) -> dict[str, str]:
     found = {}
     for output in outputs:
         top = folder / output
+        if top.suffix == ".db" and top.is_dir():
+            found[output] = Child(lambda path=top: exported(path)).result()
+            continue
         paths = sorted(top.rglob("*")) if top.is_dir() else [top]
         for path in paths:
             name = str(path.relative_to(folder))
@@ -81,6 +87,21 @@ def lmdb_content(folder: Path) -> bytes:
                 value = json.dumps(kept, sort_keys=True).encode()
             whole.write(hashlib.blake2b(key, digest_size=8).digest() + hashlib.blake2b(value, digest_size=8).digest())
     return whole.getvalue()
+
+
+def exported(path: Path) -> str:
+    """Digest of what a search finds in an export to milvus-lite; why there is none, where it cannot be read."""
+    import logging
+
+    from data.search import SearchOptions, open_backend
+
+    logging.disable(logging.CRITICAL)
+    try:
+        index = open_backend(EXPORTED, SearchOptions("milvus", uri=str(path)))
+        scores, rows = index.search(np.eye(index.dim, dtype=np.float32)[:8], index.count)
+        return hashlib.blake2b(repr(index.ids(rows)).encode() + scores.tobytes(), digest_size=8).hexdigest()
+    except Exception as error:
+        return f"unreadable: {type(error).__name__}: {error}"
 
 
 def lasting(value: Any) -> Any:

@@ -26,6 +26,7 @@ def import_commands() -> None:
     import faiss  # noqa: F401
     import h5py  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
+    import pymilvus  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     import transformers
     import transformers.models.marian  # noqa: F401
@@ -110,7 +111,7 @@ class Command:
         self._descriptor = os.pidfd_open(self.pid)
 
     def _become(self, words: list[str], folder: Path, environment: dict[str, str], file_size: int) -> None:
-        os.setsid()
+        os.setpgid(0, 0)  # and not a session: where Linux groups tasks by session, a low priority would end there
         become_nobody()
         os.chdir(folder)
         for number, name in ((0, os.devnull), (1, f"{self.log}.out"), (2, self.log)):
@@ -161,12 +162,13 @@ class Command:
         return sum(int(fields[11]) + int(fields[12]) for fields in self._group())
 
     def group_ends(self, seconds: float) -> bool:
-        """Whether all that it started ends within so long, itself having ended."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        """Whether all that it started ends, itself having ended, within so long; six times as long where it is still at work, since a
+        worker that is being started imports first, which takes long on a machine that others use."""
+        started, before = time.monotonic(), self.work()
+        while time.monotonic() - started < (seconds if self.work() == before else 6 * seconds):
             if not self._group():
                 return True
-            time.sleep(0.02)
+            time.sleep(0.1)
         return False
 
     def wait(self, seconds: float, end_group: bool = True) -> Ended:

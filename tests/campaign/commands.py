@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tests.campaign.targets import CAPTIONS, CONVERT, EVALUATE, EXTRACT, INDEX, INSPECT, SEARCH, TESTED, TRAIN, TRAINED
+from tests.campaign.targets import (
+    CAPTIONS,
+    CONVERT,
+    EVALUATE,
+    EXPORT,
+    EXTRACT,
+    INDEX,
+    INSPECT,
+    PUBLISH,
+    REPRODUCE,
+    SEARCH,
+    TESTED,
+    TRAIN,
+    TRAINED,
+)
 from tests.campaign.world import SEARCHED, SMALL
+
+SMALLEST = ["--hidden-size", "32", "--num-hidden-layers", "1", "--num-attention-heads", "2", "--intermediate-size", "64", "--feature-dim", "16", "--vocab-size", "2000"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,8 @@ WRITING = {
     "convert_checkpoint": Writing(CONVERT, ["original.pt", "bert.json"], again=True),
     "prepare": Writing(["scripts/prepare.py", "--photos", "photos", "--captions", "captions.jsonl", "--out", "out", "--vocab-size", "200", "--extractor", "random-conv", "--extract", "feature-dim=32", "num-labels=11", "size=64", "workers=1"], ["photos", "captions.jsonl"]),
     "translate": Writing(["scripts/translate.py", "--captions", "db/val", "--model", "marian", "--tokenizer", "tokenizer", "--languages", "de", "en", "--max-length", "8", "--num-beams", "1", "--device", "cpu", "--out", "out"], ["db/val", "marian", "tokenizer"], weight=0.5),
+    "export_index": Writing(EXPORT, ["img"], ["out.db"]),
+    "push_to_hub --out": Writing(PUBLISH, ["fine"], again=True),
     "download": Writing(["scripts/download.py", "x", "--sources", "served.yaml", "--out", "out", "--retries", "1"], ["captions.zip", "captions.tar", "photos.tar"], served=True),
     "download_pictures": Writing(["scripts/download_pictures.py", "served.tsv", "--out", "out", "--workers", "3"], ["photo"], ["out/files.tsv"], served=True),
 }  # fmt: skip
@@ -75,5 +93,11 @@ TYPED = {
     "plan": (["scripts/plan.py", "--config", "pretrain.yaml", "--gpu", "h100", "--json", "out.json"], ["pretrain.yaml", "db"]),
     "retrieval_table": (["scripts/retrieval_table.py", "--results", "measured.json"], ["measured.json"]),
     "prepare": (WRITING["prepare"].words, ["photos", "captions.jsonl", "tokenizer"]),
+    "export_index": (EXPORT, ["img"]),
+    "push_to_hub": (PUBLISH, ["fine"]),
+    "reproduce": (REPRODUCE, ["recipes"]),
+    "bench_data": (["scripts/bench_data.py", "--out", "out", "--records", "6", "--batch", "3", "--rounds", "1", "--seconds", "0.01"], []),
+    "bench_train": (["scripts/bench_train.py", *SMALLEST, "--batch", "2", "--rounds", "1", "--seconds", "0.001", "--words", "5", "--regions", "6", "--num-labels", "7", "--device", "cpu", "--out", "out.json"], []),
+    "bench_retrieval": (["scripts/bench_retrieval.py", *SMALLEST, "--galleries", "300", "--encoded", "20", "--rerank-top", "5", "--rounds", "1", "--seconds", "0.01", "--regions", "12", "--device", "cpu", "--work", "work", "--out", "out.json"], []),
     "download": (["scripts/download.py", "x", "--sources", "sources.yaml", "--out", "out"], ["sources.yaml"]),
 }  # fmt: skip

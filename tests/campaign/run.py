@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -38,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
-    parser.add_argument("--only", default="", help="targets whose name has this in it")
+    parser.add_argument("--only", default="", help="targets in whose name this regular expression is found")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/campaign/results", help="files to write, without .json and .md")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so long; 0: after all cases")
     parser.add_argument("--target", help="with --case: run this one alone, and keep its folder")
@@ -138,7 +139,7 @@ def main() -> int:
     options = arguments()
     from tests.campaign.all_targets import TARGETS
 
-    targets = [target for target in TARGETS if options.only in target.name and (options.target or target.name) == target.name]
+    targets = [target for target in TARGETS if re.search(options.only, target.name) and (options.target or target.name) == target.name]
     if not targets:
         sys.exit(f"no such target; there are: {', '.join(target.name for target in TARGETS)}")
     import_commands()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.campaign import hostile
+from tests.campaign.canonical import EXPORTED
 from tests.campaign.containers import REWRITTEN
 from tests.campaign.damage import damage_file, exchange
 from tests.campaign.outcomes import Result
@@ -102,6 +103,9 @@ INSPECT = ["scripts/inspect_db.py", "--verify", "--workers", "0", "--json", "out
 EVALUATE = ["eval_itm.py", *EVALUATED, "--bootstrap", "20", "--output-dir", "out"]
 TRAIN = ["train_itm.py", "--config", "finetune.yaml", "--epochs", "1", "--output-dir", "out"]
 CONVERT = ["scripts/convert_checkpoint.py", "original.pt", "out", "--text-config", "bert.json", "--image-config", "bert.json", "--cls-token-id", "2"]
+EXPORT = ["scripts/export_index.py", "--index", "img", "--uri", "out.db", "--collection", EXPORTED]
+PUBLISH = ["scripts/push_to_hub.py", "fine/best", "user/name", "--out", "out"]
+REPRODUCE = ["scripts/reproduce.py", "flickr30k", "--recipes", "recipes", "--data-root", ".", "--dry-run"]
 WEIGHTS = ["out/last/model.safetensors", "out/metrics.jsonl"]
 TRAINED = ["db", "regions", "pre", "finetune.yaml"]
 TESTED = ["fine", "db/test", "regions"]
@@ -139,12 +143,15 @@ DATABASES = [
     DamagedFile("feature index, build_index --update", [*INDEX, "--regions", "regions", "--out", "img", "--update", "replace"], ["fine", "img", "regions"], ["img/data.mdb"] * 4 + ["img/*"], ["img"], unchecked=("*.json",)),
     DamagedFile("feature index, build_index --delete", [*INDEX, "--delete", "delete.txt", "--out", "img"], ["fine", "img", "delete.txt"], ["img/data.mdb"] * 4 + ["img/*"], ["img"], unchecked=("*.json",)),
     DamagedFile("feature index of captions, search", ["scripts/search.py", "--image", "scene_000020.npz", "--regions", "regions", "--index", "txt", "--checkpoint", "fine/best", "--captions", "db/test", "--json", "out.json"], [*TESTED, "txt"], ["txt/data.mdb"] * 3 + ["txt/*", "db/test/*"], unchecked=("*.json",)),
+    DamagedFile("feature index, export_index", EXPORT, ["img"], ["img/data.mdb"] * 4 + ["img/*"], ["out.db"], unchecked=("*.json",)),
+    DamagedFile("export to milvus-lite, search", ["scripts/search.py", "--queries", "queries.txt", "--backend", "milvus", "--uri", "out.db", "--index", EXPORTED, "--checkpoint", "fine/best", "--json", "out.json"], ["fine", "img", "queries.txt"], ["out.db/**/*.*"], prepare=EXPORT, free=OTHERS),
     DamagedFile("hnsw, search", [*SEARCH, "--backend", "hnsw"], ["fine", "img", "queries.txt"], ["img/hnsw.*"], prepare=[*SEARCH, "--backend", "hnsw"]),
     DamagedFile("ivfpq, search", [*SEARCH, "--backend", "ivfpq"], ["fine", "img", "queries.txt"], ["img/ivfpq.*"], prepare=[*SEARCH, "--backend", "ivfpq"]),
 ]  # fmt: skip
 MODELS = [
     DamagedFile("checkpoint, search", SEARCH, ["fine", "img", "queries.txt"], ["fine/best/*.json", "fine/best/*.safetensors", "fine/best/*.safetensors", "fine/best/tokenizer/*"], weight=3, exchanged={"fine/best/model.safetensors": "other/best/model.safetensors", "fine/best/config.json": "pre/last/config.json"}),
     DamagedFile("checkpoint, build_index", [*INDEX, "--regions", "regions", "--out", "out"], ["fine", "regions"], ["fine/best/*.json", "fine/best/*.safetensors"], exchanged={"fine/best/model.safetensors": "other/best/model.safetensors"}),
+    DamagedFile("checkpoint, push_to_hub", PUBLISH, ["fine"], ["fine/best/*.json", "fine/best/*.safetensors", "fine/best/tokenizer/*", "fine/*.*"], free="a card says what stands in files without a checksum"),
     DamagedFile("re-ranker, eval_itm", [*EVALUATE, "--reranker", "uniter/best", "--rerank-top", "4"], [*TESTED, "uniter"], ["uniter/best/*.json", "uniter/best/*.safetensors"], weight=0.7, exchanged={"uniter/best/model.safetensors": "fine/best/model.safetensors"}),
     DamagedFile("stopped pre-training, pretrain", ["pretrain.py", "--config", "pretrain.yaml", "--output-dir", "stopped"], ["db", "regions", "stopped", "pretrain.yaml"], ["stopped/last/*.*", "stopped/last/*.pt", "stopped/last/*.pt", "stopped/config.yaml"], ["stopped/last", "stopped/best", "stopped/checkpoints"], rewritable=True, weight=0.7),
     DamagedFile("stopped fine-tuning, train_itm", ["train_itm.py", "--config", "finetune.yaml", "--output-dir", "stopped_fine"], [*TRAINED, "stopped_fine"], ["stopped_fine/last/*.*", "stopped_fine/last/*.pt", "stopped_fine/config.yaml"], ["stopped_fine/last", "stopped_fine/best", "stopped_fine/checkpoints"], rewritable=True, weight=0.7),
@@ -202,6 +209,7 @@ REGIONS = [
 TEXTS = [
     DamagedFile("recipe of pre-training, plan", ["scripts/plan.py", "--config", "pretrain.yaml", "--gpu", "h100", "--json", "out.json"], ["pretrain.yaml", "db"], ["pretrain.yaml"], free=TEXT),
     DamagedFile("recipe of fine-tuning, plan", ["scripts/plan.py", "--config", "finetune.yaml", "--kind", "finetune", "--gpu", "h100", "--json", "out.json"], ["finetune.yaml", "db", "pre"], ["finetune.yaml"], free=TEXT),
+    DamagedFile("recipes of tables, reproduce", REPRODUCE, ["recipes"], ["recipes/*/*"], free=TEXT),
     DamagedFile("recipe of evaluation, eval_itm", ["eval_itm.py", "--config", "eval.yaml"], [*TESTED, "eval.yaml"], ["eval.yaml"], free=TEXT),
     DamagedFile("original's config, convert_config", ["scripts/convert_config.py", "original.json", "--out", "out.yaml"], ["original.json"], ["original.json"], ["out.yaml"], free=TEXT, weight=2),
     DamagedFile("benchmark's results, retrieval_table", ["scripts/retrieval_table.py", "--results", "measured.json"], ["measured.json"], ["measured.json"], free=TEXT),

@@ -15,7 +15,7 @@ import yaml
 
 from tests.campaign import foreign
 from tests.campaign.children import Child, Command
-from tests.campaign.isolation import become_nobody
+from tests.campaign.isolation import ROOT, become_nobody
 from tests.tiny_marian import make_marian
 
 TINY = {
@@ -137,6 +137,10 @@ def write_files(folder: Path) -> None:
     for path in sorted((folder / "photos").iterdir())[:5]:
         (folder / "photo" / path.name).write_bytes(path.read_bytes())
     write_scores(folder / "scores", [name for name in captions.ids], sorted({captions[name]["img_fname"] for name in captions.ids}))
+    for kind in ("pretrain", "finetune", "eval"):
+        (folder / "recipes" / kind).mkdir(parents=True)
+        for path in (ROOT / "configs" / kind).glob("*flickr30k*.yaml" if kind != "pretrain" else "paper.yaml"):
+            shutil.copyfile(path, folder / "recipes" / kind / path.name)
     shutil.copytree(Path(__file__).resolve().parents[1] / "fixtures/uniter_db/txt", folder / "uniter_db/txt")
     foreign.write_uniter_db(folder / "uniter_db/img", regions)
     for path in sorted((Path(__file__).resolve().parents[2] / "benchmarks").glob("retrieval*.json"))[:1]:

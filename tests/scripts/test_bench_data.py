@@ -1,6 +1,8 @@
 """scripts/bench_data.py runs and says what it measured; the numbers themselves are not asserted."""
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from configs import cli
 from data.errors import BadInput
 from scripts import bench_data
+from scripts.benchmarking.table_memory import run_processes
 
 
 def test_every_state_of_a_process_is_measured_with_columns_and_with_dicts(tmp_path, capsys):
@@ -29,7 +32,8 @@ def test_every_state_of_a_process_is_measured_with_columns_and_with_dicts(tmp_pa
 def test_reading_is_measured_in_turns_with_another_checkout(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("scripts.benchmarking.whole_records.CASES", {"36 boxes, plain": (36, False), "few, packed": (None, True)})
     other = Path(bench_data.__file__).parents[1]
-    words = ["--out", str(tmp_path), "--records", "12", "--batch", "5", "--rounds", "1", "--seconds", "0.01", "--against", str(other)]
+    monkeypatch.chdir(tmp_path.parent)  # as one types it: the readers run in the folder of their checkout
+    words = ["--out", tmp_path.name, "--records", "12", "--batch", "5", "--rounds", "1", "--seconds", "0.01", "--against", str(other)]
     bench_data.main(cli.parse(bench_data.Options, words))
     cases = json.loads((tmp_path / "bench_reading.json").read_text())["cases"]
     assert list(cases) == ["36 boxes, plain", "few, packed"]
@@ -37,5 +41,28 @@ def test_reading_is_measured_in_turns_with_another_checkout(tmp_path, capsys, mo
         assert found["this"]["times_as_fast"]["median"] == 1 and found["other"]["times_as_fast"]["median"] > 0
         assert found["this"]["gb_per_s"] > 0 and found["this"]["examples_per_s"]["median"] > 0
     assert "few, packed                 other" in capsys.readouterr().out
+    damaged = tmp_path / "whole/few, packed/feat_th0.2_max100_min10_compressed/data.mdb"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    with pytest.raises(BadInput, match=r"/whole/few, packed: its reader, of \S+, ended with status 1"):
+        bench_data.main(cli.parse(bench_data.Options, words))
     with pytest.raises(BadInput, match="is no checkout of this repository"):
         bench_data.Options(out=str(tmp_path), against=str(tmp_path))
+
+
+def refuses(number, barrier):
+    if number == 1:
+        raise BadInput("x.json: damaged")
+    barrier.wait()
+
+
+def dies(number, barrier):
+    if number == 1:
+        os._exit(7)
+    barrier.wait()
+
+
+@pytest.mark.parametrize("target, message", [(refuses, "^x.json: damaged$"), (dies, "ended with status 7")])
+def test_a_process_that_does_not_answer_ends_the_measurement(target, message):
+    with pytest.raises(BadInput, match=message):
+        run_processes(target, 2)
+    assert not multiprocessing.active_children()

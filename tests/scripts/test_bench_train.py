@@ -73,3 +73,9 @@ def test_every_objective_has_something_to_predict():
 def test_unknown_tasks_are_refused():
     with pytest.raises(BadInput, match="unknown task 'itm'"):
         bench_train.Options(tasks=["itm"])
+
+
+@pytest.mark.parametrize("sizes, message", [({"vocab_size": 500}, "found 500, expected more than 1000"), ({"regions": 0}, "^regions: found 0")])
+def test_sizes_that_give_no_batch_are_refused(sizes, message):
+    with pytest.raises(BadInput, match=message):
+        bench_train.Options(**sizes)

@@ -13,6 +13,7 @@ from data.storage.text_files import read_json, write_json
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import METRICS
 from scripts import push_to_hub
+from scripts.publishing.card import without_home
 
 
 @pytest.fixture
@@ -105,3 +106,15 @@ def test_a_converted_checkpoint_has_a_card_too(run, tmp_path):
     text = (tmp_path / "published" / "README.md").read_text()
     assert "It was not measured." in text and "Training data" not in text
     assert json.loads((tmp_path / "published" / "config.json").read_text())["fingerprint"]
+
+
+@pytest.mark.parametrize("home, shown", [("/home/me", "~/runs of ../x, https://a.b//c"), ("/", None), ("", None), ("here", None)])
+def test_the_home_directory_is_not_in_the_card(home, shown, monkeypatch):
+    monkeypatch.setenv("HOME", home)
+    text = "/home/me/runs of ../x, https://a.b//c"
+    assert without_home(text) == (shown or text)
+
+
+def test_a_user_without_a_home_directory_publishes_too(run, tmp_path, homeless):
+    push(run / "best", "user/flickr", "--out", tmp_path / "published")
+    assert (tmp_path / "published/README.md").is_file()

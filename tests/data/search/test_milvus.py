@@ -107,6 +107,24 @@ def test_an_export_that_is_killed_between_two_calls_goes_on(tmp_path, monkeypatc
 
 
 @pytest.mark.milvus
+@pytest.mark.parametrize("damaged", ["*/schema.json", "*_*/partitions/_default/data/*.parquet"])
+def test_a_damaged_file_of_the_embedded_engine_is_one_line(tmp_path, caplog, damaged):
+    from milvus_lite.server_manager import server_manager_instance  # optional
+
+    vectors = np.random.default_rng(2).standard_normal((50, 8)).astype(np.float32)
+    uri = str(tmp_path / "m.db")
+    export_to_milvus(write(tmp_path / "index", vectors), uri, "img")
+    server_manager_instance.release_all()  # it keeps in memory what it has open
+    for path in (tmp_path / "m.db" / "collections").glob(damaged):
+        if "header" not in str(path):
+            path.write_bytes(b"\xff" * 40)
+    with pytest.raises(BadInput, match=r"m\.db: Milvus does not answer or refuses: "):
+        opened(uri, "img").search(vectors[:3], 10)
+    logged = [record for record in caplog.records if not record.name.startswith("grpc")]  # which has a handler that writes nothing
+    assert not any(record.exc_info for record in logged), "the engine logs a traceback"
+
+
+@pytest.mark.milvus
 def test_refused(tmp_path):
     index, uri = write(tmp_path / "index", np.eye(4, dtype=np.float32)), str(tmp_path / "m.db")
     with pytest.raises(BadInput, match="no such file"):

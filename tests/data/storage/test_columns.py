@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pickle
+import platform
 import shutil
 
 import numpy as np
@@ -176,6 +177,15 @@ def test_large_ones_are_stored_once_and_mapped(source, large):
     sent = pickle.dumps(tables[0])
     again = pickle.loads(sent)
     assert again == NAMES and is_mapped(again) and len(sent) < 2000 and b"npz" not in sent  # file names, not contents
+
+
+def test_a_user_without_a_home_directory_reads_them_too(source, large, homeless):
+    built = Built(source)
+    assert opened(source, built) == NAMES and is_mapped(opened(source, built)) and built.times == 1
+    shutil.rmtree(source.parent / "columns")
+    (source.parent / f".columns.{platform.node()}.{os.getpid()}.partial").touch()  # as in a folder that cannot be written
+    table = opened(source, built)
+    assert table == NAMES and not is_mapped(table)
 
 
 def test_stale_ones_are_built_again(source, large):

@@ -37,6 +37,11 @@ def test_a_large_file_is_read_once_until_it_changes(tmp_path, find):
     assert [find(), find()] == [("other", 1), ("other", 0)]
 
 
+def test_a_user_without_a_home_directory_has_it_read_each_time(tmp_path, find, homeless):
+    write_long_ago(tmp_path / "file", "first", 10)
+    assert [find(), find()] == [("first", 1)] * 2
+
+
 def test_a_file_that_was_written_just_now_is_read_again(tmp_path, find):
     (tmp_path / "file").write_text("first")
     assert [find(), find()] == [("first", 1), ("first", 1)]

@@ -38,6 +38,11 @@ def extracted(monkeypatch):
     return names
 
 
+def test_without_a_home_directory_it_says_what_to_set(finetuned, photos, homeless):
+    with pytest.raises(BadInput, match=r"photos: nowhere to keep .* set XDG_CACHE_HOME"):
+        index_photos(photos, finetuned / "best", options=QUIET)
+
+
 def test_a_folder_is_searched_as_its_database_is(small_world, finetuned, photos, tmp_path, capsys):
     checkpoint, texts = finetuned / "best", ["a red circle", "two blue squares", "a green star"]
     retriever = Retriever.from_photos(photos, checkpoint, captions=texts, out=tmp_path / "out", options=QUIET)
