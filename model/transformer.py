@@ -217,14 +217,15 @@ def compile_blocks(model: nn.Module, on: bool = True) -> None:
     and layer norm. Attention is one kernel already, and depends on the lengths. Dropout draws other numbers then.
 
     Raises:
-        BadInput: torch.compile does not work here; on a CPU it needs a C++ compiler.
+        BadInput: torch.compile does not work here: on a CPU it needs a C++ compiler, everywhere a user with a name, or a cache folder.
     """
     if on:
         try:
             torch.compile(torch.neg)(torch.ones(3))
         except Exception as error:  # whatever inductor and its compiler raise
             reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"compile: torch.compile does not work here ({reason}); install a C++ compiler, or leave it out") from None
+            advice = "it needs a C++ compiler, and TORCHINDUCTOR_CACHE_DIR for a user whom the system does not know; or leave it out"
+            raise BadInput(f"compile: torch.compile does not work here ({reason}); {advice}") from None
     for part in model.modules():
         if isinstance(part, Block):
             part.compiled = on

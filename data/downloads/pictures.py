@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -67,9 +66,8 @@ def _known(folder: Path, again: bool) -> set[str]:
         path = folder / name
         if not path.exists():
             continue
+        _drop_torn_end(path)
         lines = list(read_lines(path))
-        if lines and not _has_whole_lines(path):
-            lines.pop()
         lines = [] if name == GONE and again else [line for line in lines if line.count("\t") == 1]
         with atomic_file(path) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -77,10 +75,14 @@ def _known(folder: Path, again: bool) -> set[str]:
     return known
 
 
-def _has_whole_lines(path: Path) -> bool:
+def _drop_torn_end(path: Path) -> None:
+    """Cut off what stands behind the last whole line; it may end within a letter."""
     with open_regular(path) as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
+        content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with atomic_file(path) as partial:
+            partial.write_bytes(whole)
 
 
 def _note(done: Iterable[Future[Fetched]], tables: dict) -> Iterator[Fetched]:

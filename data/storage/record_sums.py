@@ -7,6 +7,7 @@ number and the number of records tell. Databases of others, and ours of before, 
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,8 @@ def not_as_written(folder: Path, key: str) -> BadInput:
 
 
 class FirstReads:
-    """Compares each record with its checksum when this process reads it first.
+    """Compares each record with its checksum when it is read first: by this process, or by any that it has forked since, such as data
+    workers, which share one note of what was compared. Picklable; a process that was spawned compares for itself.
 
     Args:
         folder: of the database
@@ -81,7 +83,7 @@ class FirstReads:
 
     def __init__(self, folder: Path, sums: np.ndarray):
         self._folder, self._sums = folder, Numbers(sums)
-        self._unread = bytearray(b"\xff") * (-(-len(sums) // 8))  # a bit of each row
+        self._unread = _bits_of_all(len(sums))
 
     def check(self, row: int, key: str, value: bytes | memoryview) -> None:
         """Raise BadInput where the record is not what was written."""
@@ -89,7 +91,21 @@ class FirstReads:
         if self._unread[byte] & bit:
             if not is_as_written(value, int(self._sums.array[row])):
                 raise not_as_written(self._folder, key)
-            self._unread[byte] &= ~bit
+            self._unread[byte] &= ~bit  # two processes at once may lose one of two changes; that record is then compared again
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_unread": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state | {"_unread": _bits_of_all(len(state["_sums"]))}
+
+
+def _bits_of_all(rows: int) -> mmap.mmap:
+    """A bit of each row, all set, in memory that forked processes share."""
+    size = max(-(-rows // 8), 1)
+    bits = mmap.mmap(-1, size)
+    bits.write(b"\xff" * size)
+    return bits
 
 
 class SumsWriter:

@@ -2,7 +2,7 @@
 """Damage what the commands read, kill them, fill their disk: and say what became of each case.
 
 python tests/campaign/run.py --cases 10000                        # as make campaign CASES=10000
-python tests/campaign/run.py --cases 500 --only 'index'           # targets whose name has this in it
+python tests/campaign/run.py --cases 500 --only 'index'           # targets in whose name this regular expression is found
 python tests/campaign/run.py --target 'hnsw, search' --case 17    # one case again; its folder stays
 
 Status 1 when there is a finding. OUT.json has every case, OUT.md the table of targets and outcomes.

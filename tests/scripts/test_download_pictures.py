@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ from configs import cli
 from data.annotations.web_pairs import read_downloaded
 from data.errors import BadInput
 from scripts import download_pictures
+from tests.kill_points import run_killed
 
 
 def picture(form):
@@ -82,9 +84,9 @@ def test_what_came_and_what_is_gone(site, tmp_path, capsys):
     assert gone[f"{site.url}/gone.jpg"] == "Not Found" and "no picture" in gone[f"{site.url}/page.jpg"]
 
     site.asked.clear()
-    for torn in (f"{site.url}/to", f"{site.url}/gone.jpg\t000"):
-        with open(tmp_path / "out/files.tsv", "a") as file:
-            file.write(torn)  # a run that was killed while it wrote
+    for torn in (f"{site.url}/to", f"{site.url}/gone.jpg\t000", "http://x/ä"):
+        with open(tmp_path / "out/files.tsv", "ab") as file:
+            file.write(torn.encode()[:-1])  # a run that was killed while it wrote
         fetch(table, "--out", tmp_path / "out")
         assert lines(tmp_path / "out/files.tsv") == came
     assert site.asked == [] and "7 were done before" in capsys.readouterr().out
@@ -92,6 +94,27 @@ def test_what_came_and_what_is_gone(site, tmp_path, capsys):
     fetch(table, "--out", tmp_path / "out", "--again")
     assert lines(tmp_path / "out/files.tsv") == came | {f"{site.url}/gone.jpg": "000000/000000002.jpg"}
     assert len(lines(tmp_path / "out/gone.tsv")) == 4 and "/a.jpg" not in site.asked
+
+
+def test_killed_before_any_change_of_a_file_it_goes_on(site, tmp_path):
+    table, out = tmp_path / "list.tsv", tmp_path / "out"
+    table.write_text("".join(f"a caption\t{site.url}/{name}\n" for name in ("a.jpg", "b", "gone.jpg")))
+
+    def main():
+        fetch(table, "--out", out, "--workers", 1)
+
+    def content():
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "report.json"}
+
+    main()
+    whole, number = content(), 0
+    shutil.rmtree(out)
+    while run_killed(main, out, number):
+        main()
+        assert content() == whole, f"killed before change {number}"
+        shutil.rmtree(out)
+        number += 1
+    assert number > 8
 
 
 def test_sbus_list(site, tmp_path, capsys):

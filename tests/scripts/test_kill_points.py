@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import eval_itm
 from configs import cli
 from data.annotations.records import Caption
 from data.captions.db import CaptionDB
@@ -18,6 +19,9 @@ from data.captions.writer import write_caption_db
 from data.downloads.archives import unpack_archive
 from data.errors import BadInput
 from data.regions.db import RegionDB
+from model.bi_encoder import LightningDOT
+from model.evaluation.settings import EvalConfig
+from model.uniter import Reranker, UniterConfig
 from scripts import (
     build_captions,
     build_index,
@@ -25,6 +29,7 @@ from scripts import (
     extract_regions,
     make_scenes,
     prepare,
+    score_pairs,
     train_tokenizer,
 )
 from tests.kill_points import assert_goes_on, run_killed
@@ -82,6 +87,20 @@ def test_build_index(world, tmp_path, is_there):
             run_killed(lambda: build_index.main(options), tmp_path / "index", None)
 
     assert_goes_on(lambda: build_index.main(options), tmp_path / "index", before)
+
+
+def test_eval_itm_with_the_index_that_it_builds(world, tmp_path):
+    words = ["--checkpoint", str(world / "model"), "--captions", str(world / "db/val"), "--regions", str(world / "regions"), "--device", "cpu"]
+    options = cli.parse(EvalConfig, [*words, "--workers", "0", "--bootstrap", "0", "--output-dir", str(tmp_path / "eval")])
+    assert assert_goes_on(lambda: eval_itm.main(options), tmp_path / "eval", every=3) > 20
+
+
+def test_score_pairs(world, tmp_path):
+    sizes = LightningDOT.from_pretrained(world / "model").config.txt
+    Reranker(UniterConfig(sizes, 16, 5)).save_pretrained(world / "uniter")
+    words = ["--reranker", str(world / "uniter"), "--checkpoint", str(world / "model"), "--captions", str(world / "db/val"), "--top", "2"]
+    options = cli.parse(score_pairs.Options, [*words, "--regions", str(world / "regions"), "--device", "cpu", "--out", str(tmp_path / "scores.npz")])
+    assert_goes_on(lambda: score_pairs.main(options), tmp_path / "scores.npz")
 
 
 def test_train_tokenizer(world, tmp_path):

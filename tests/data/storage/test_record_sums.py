@@ -1,5 +1,6 @@
 """Checksums of records: written with a database, compared when a record is read first, never a false alarm."""
 
+import os
 import pickle
 import random
 import shutil
@@ -20,7 +21,7 @@ from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
 from data.storage import columns
 from data.storage.lmdb_env import LmdbWriter, close_env, reader
-from data.storage.record_sums import FILE, hash_of_key, read_sums
+from data.storage.record_sums import FILE, FirstReads, hash_of_key, read_sums
 from tests.flipped_bits import assert_noticed_or_harmless, flips
 
 KEYS = [f"{n:02}.npz" for n in range(12)]
@@ -144,6 +145,21 @@ def test_a_record_is_compared_once(tmp_path):
         db.get(KEYS[2])
         with pytest.raises(BadInput, match="is not what was written"):
             RegionDB(tmp_path).get(KEYS[2])
+
+
+def test_what_a_forked_process_compared_is_not_compared_again(tmp_path):
+    first_reads = FirstReads(tmp_path, np.array([0, zlib.crc32(b"right"), zlib.crc32(b"right")], np.uint32))
+    child = os.fork()
+    if child == 0:
+        first_reads.check(1, "one", b"right")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    first_reads.check(1, "one", b"wrong")  # passes: a view of what the child compared would be right
+    with pytest.raises(BadInput, match="two"):
+        first_reads.check(2, "two", b"wrong")
+    sent = pickle.loads(pickle.dumps(first_reads))
+    with pytest.raises(BadInput, match="one"):
+        sent.check(1, "one", b"wrong")
 
 
 def test_databases_without_checksums_are_read_without_a_word(tmp_path, capsys):
