@@ -75,8 +75,7 @@ class Options(Sizes):
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = [task for task in self.tasks if task not in OBJECTIVES]
-        if unknown:
+        if unknown := [task for task in self.tasks if task not in OBJECTIVES]:
             raise BadInput(f"tasks: unknown task {unknown[0]!r}; tasks are {', '.join(OBJECTIVES)}")
         if min(self.rounds, *self.batch) < 1:
             raise BadInput("rounds and batch must be at least 1")
