@@ -317,8 +317,6 @@ def _workload(recipe: Recipe, machine: Machine, sizes: DataSizes) -> tuple[Load,
         shares = {task: ratio / sum(ratios.values()) for task, ratio in ratios.items()}
         return dataclasses.replace(load, pairs=pairs), shares, recipe.num_steps
     reranks = isinstance(recipe, RerankingConfig)
-    if not reranks:
-        load = dataclasses.replace(load, regions=load.regions * (1 - recipe.region_dropout))
     load = dataclasses.replace(
         load,
         pairs=recipe.batch_size,

@@ -17,7 +17,6 @@ from data.batches.identity import digests_of_pairs, pairs_changed
 from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, check_databases_exist, check_languages, open_pairs
 from data.batches.samplers import PairDraw, epoch_draws, tempered_order
-from data.batches.thinning import Thinning
 from data.errors import BadInput
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
@@ -181,7 +180,6 @@ class Finetuning(ABC):
     prepare: Callable[[Examples], Batch]  # runs in the data workers
     miner_changes: bool  # with training, so that its ranking has to be made anew
     mines_third_view = True  # where there is one
-    thinning: Thinning | None = None
 
     def __init__(
         self,
@@ -296,7 +294,7 @@ class Finetuning(ABC):
             len(self.train), config.batch_size, config.seed, epoch, self.done, ranks.rank, ranks.size,
             self.hard_negatives.draw, self.order(epoch),
         )  # fmt: skip
-        make = functools.partial(_make_batch, self.prepare, self.train, self.thinning, epoch)
+        make = functools.partial(_make_batch, self.prepare, self.train)
         group = []
         for drawn in batch_loader(make, draws, config.workers, self.device.type == "cuda"):
             group.append(drawn)
@@ -330,10 +328,5 @@ class Finetuning(ABC):
         )
 
 
-def _make_batch(
-    prepare: Callable[[Examples], Batch], dataset: PairDataset, thinning: Thinning | None, epoch: int, draw: PairDraw
-) -> Batch:
-    examples = dataset.examples(draw.indices, num_pairs=draw.num_pairs, image_indices=draw.image_indices)
-    if thinning is not None:
-        thinning.thin(examples, epoch, draw.indices if draw.image_indices is None else draw.image_indices)
-    return prepare(examples)
+def _make_batch(prepare: Callable[[Examples], Batch], dataset: PairDataset, draw: PairDraw) -> Batch:
+    return prepare(dataset.examples(draw.indices, num_pairs=draw.num_pairs, image_indices=draw.image_indices))

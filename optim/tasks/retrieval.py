@@ -14,7 +14,6 @@ from torch import Tensor
 from data.batches.identity import digests_of_pairs
 from data.batches.samplers import image_order
 from data.batches.teacher import read_teacher_scores
-from data.batches.thinning import Thinning
 from data.errors import BadInput
 from data.storage.contents import file_digest
 from model.distributed import Meeting, Ranks
@@ -84,7 +83,6 @@ class RetrievalConfig(FinetuningSettings):
         grad_cache: pairs embedded at a time, so that a batch may be larger than memory; 0: all at once
         captions_together: all captions of an image come in the same batch, so that the image is encoded once for them. They are no
             negatives of one another: give a batch_size of more pairs
-        region_dropout: share of an image's regions that training leaves out, drawn anew in each epoch; at least one stays
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -98,11 +96,9 @@ class RetrievalConfig(FinetuningSettings):
     distill: DistillOptions = field(default_factory=DistillOptions)
     grad_cache: int = 0
     captions_together: bool = False
-    region_dropout: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        self.thinning()  # the share is checked
         if self.captions_together and self.language_temperature != 1:
             raise BadInput("captions_together takes all captions of an image, language_temperature some of them: leave one out")
         if self.third_view == "loss" and self.val_image_captions is not None:
@@ -114,11 +110,6 @@ class RetrievalConfig(FinetuningSettings):
             )
         if self.model.similarity is not None:
             self.loss.check_similarity(self.model.similarity)
-
-    def thinning(self) -> Thinning | None:
-        """What training leaves out; None: nothing."""
-        thinning = Thinning(self.region_dropout, self.seed)
-        return thinning if self.region_dropout else None
 
 
 class Retrieval(Finetuning):
@@ -160,7 +151,6 @@ class Retrieval(Finetuning):
             )
         )
         self.prepare = self.objective.prepare
-        self.thinning = config.thinning()
         self.mines_third_view = not in_loss_only
         if distill.scores:
             self.data["training teacher scores"] = file_digest(distill.scores)
