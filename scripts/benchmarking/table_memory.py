@@ -106,10 +106,7 @@ def measure_training(number: int, barrier, work: TableWork) -> dict[str, float |
 
 def run_processes(target: Callable[..., dict], number: int, *arguments) -> list[dict]:
     """What a function returns in each of ``number`` fresh processes. Its arguments are the number of the process, a barrier of all
-    of them, and these.
-
-    Raises:
-        BadInput: as the function; or a process ended without an answer.
+    of them, and these. Raises BadInput as the function does, and when a process has ended without an answer.
     """
     context = multiprocessing.get_context("spawn")
     answers, barrier = context.Queue(), context.Barrier(number)
