@@ -197,6 +197,21 @@ def export_to_milvus(
         client.close()
 
 
+def delete_from_milvus(uri: str, collection: str, token: str = "", timeout: float = TIMEOUT) -> None:
+    """Remove an export, whole or half, with its header, and nothing of another name. Where there is none, nothing happens.
+
+    Raises:
+        BadInput: pymilvus is not installed, Milvus cannot be reached or refuses.
+    """
+    client = _client(uri, token, timeout, must_exist=True)
+    headers = _read_headers(client, uri, collection)
+    with _talking(uri):
+        for header in headers.values():
+            client.drop_collection(header.get("collection", collection))
+        client.drop_collection(f"{collection}_header")
+        client.close()
+
+
 def _is_same(header: dict, wanted: dict) -> bool:
     return {name: header.get(name) for name in wanted} == wanted
 

@@ -50,6 +50,19 @@ class Synthetic:
         return (6 * found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
+def write_drawn_index(
+    folder: Path, shape: Synthetic, rng: np.random.Generator, count: int, model: str, info: dict | None = None
+) -> np.ndarray:
+    """An index of ``count`` drawn vectors; the first 2048 of them, [S,D]."""
+    some = np.empty((0, shape.dim), np.float32)
+    with IndexWriter(folder, "img", shape.dim, model=model, data="drawn", info=info) as writer:
+        for first in range(0, count, 16384):
+            part = shape.vectors(rng, min(16384, count - first))
+            some = part[:2048] if first == 0 else some
+            writer.add([f"{n:012d}.npz" for n in range(first, first + len(part))], part)
+    return some
+
+
 class Gallery:
     """An index with what searches it, and the calls to be timed.
 
@@ -62,12 +75,7 @@ class Gallery:
         self.count = count
         shape, rng = Synthetic(settings.dim), np.random.default_rng(count)
         started = time.perf_counter()
-        some = None
-        with IndexWriter(work / f"index_{count}", "img", settings.dim, model=fingerprint, data="drawn") as writer:
-            for first in range(0, count, 16384):
-                part = shape.vectors(rng, min(16384, count - first))
-                some = part[:2048] if some is None else some
-                writer.add([f"{n:012d}.npz" for n in range(first, first + len(part))], part)
+        some = write_drawn_index(work / f"index_{count}", shape, rng, count, fingerprint)
         self.index = EmbeddingIndex(work / f"index_{count}")
         self.facts: dict = {"index_seconds": time.perf_counter() - started, "index_bytes": _size(self.index.folder)}
         tuning, asked = (shape.queries(rng, some[rng.integers(len(some), size=1024)]) for _ in range(2))

@@ -19,12 +19,11 @@ import torch
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.index.writer import IndexWriter
 from data.storage.processes import starting_workers
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.retrieval.retriever import Retriever
 from model.transformer import EncoderConfig
-from scripts.benchmarking.galleries import Synthetic
+from scripts.benchmarking.galleries import Synthetic, write_drawn_index
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = 200  # different queries
@@ -118,10 +117,7 @@ def drawn_gallery(sizes: Sizes, work: Path, precision: str) -> ServedGallery:
     (folder / "tokenizer/vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     model, shape = LightningDOT.from_pretrained(folder), Synthetic(sizes.dim)
     settings = {"model_settings": model.config.of_vectors}
-    with IndexWriter(index, "img", sizes.dim, model=model.fingerprint, data="drawn", info=settings) as writer:
-        for first in range(0, sizes.images, 16384):
-            part = shape.vectors(rng, min(16384, sizes.images - first))
-            writer.add([f"{n:012d}.npz" for n in range(first, first + len(part))], part)
+    write_drawn_index(index, shape, rng, sizes.images, model.fingerprint, settings)
     texts = [" ".join(rng.choice(words, sizes.words)) for _ in range(TEXTS)]
     return _gallery(f"{sizes.images:,} x {sizes.dim}", folder, index, texts, [], precision)
 

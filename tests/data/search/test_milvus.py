@@ -13,7 +13,7 @@ from data.index.reader import EmbeddingIndex
 from data.search import open_backend
 from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
-from data.search.milvus import export_to_milvus
+from data.search.milvus import delete_from_milvus, export_to_milvus
 from tests.small_indexes import assert_same, galleries, naive_search, write
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -122,6 +122,34 @@ def test_a_damaged_file_of_the_embedded_engine_is_one_line(tmp_path, caplog, dam
         opened(uri, "img").search(vectors[:3], 10)
     logged = [record for record in caplog.records if not record.name.startswith("grpc")]  # which has a handler that writes nothing
     assert not any(record.exc_info for record in logged), "the engine logs a traceback"
+
+
+@pytest.mark.milvus
+@pytest.mark.parametrize("sent", ["all", "half"])
+def test_deleting_an_export_leaves_those_of_other_names(tmp_path, monkeypatch, sent):
+    vectors = np.random.default_rng(2).standard_normal((60, 8)).astype(np.float32)
+    index, uri = write(tmp_path / "index", vectors), str(tmp_path / "m.db")
+    export_to_milvus(index, uri, "img")
+    found = opened(uri, "img")
+    before = sorted(found._client.list_collections())
+    if sent == "half":
+
+        def dies(self, rows):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(EmbeddingIndex, "vectors", dies)
+            export_to_milvus(index, uri, "img_more")
+    else:
+        export_to_milvus(index, uri, "img_more")
+    assert len(found._client.list_collections()) == len(before) + 2
+    delete_from_milvus(uri, "img_more")
+    assert sorted(found._client.list_collections()) == before
+    assert_same(found.search(vectors[:3], 10), naive_search(vectors[:3], vectors, 10))
+    found.close()
+    delete_from_milvus(uri, "img")
+    with pytest.raises(BadInput, match="no collection 'img'"):
+        opened(uri, "img")
 
 
 @pytest.mark.milvus

@@ -1,6 +1,7 @@
 """A real Milvus server (PyPI's milvus, in an environment of its own that `make test` builds): everything that the embedded engine
 does otherwise, and what can happen to a server. One server for all of them; it is stopped and started by the last."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from data.search import open_backend
 from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
 from data.search.milvus import export_to_milvus
+from scripts import bench_milvus
+from tests.gallery import command as run
 from tests.served import serving
 from tests.small_indexes import assert_same, naive_search, write
 
@@ -146,6 +149,22 @@ def test_a_wrong_token_is_one_line_that_names_it(server, exported):
     for token in ("", "root:wrong"):
         with pytest.raises(BadInput, match="a server answers there: is --token user:password right"):
             server.open("edited", token)
+
+
+def test_the_benchmark_counts_ids_and_leaves_nothing_but_its_results(server, exported, tmp_path):
+    client = server.open("FLAT")
+    before = sorted(client._client.list_collections())
+    words = ["--uri", server.uri, "--token", TOKEN, "--images", 600, "--dim", 16, "--queries", 100, "--engines", "FLAT"]
+    run(bench_milvus, *words, "--out", tmp_path / "out.json", "--work", tmp_path / "work")
+    assert sorted(client._client.list_collections()) == before and not (tmp_path / "work").exists()
+    client.close()
+    text = (tmp_path / "out.json").read_text()
+    found = json.loads(text)
+    assert found["server"].startswith("v2") and found["export_seconds"].keys() == {"FLAT"} and found["export_seconds"]["FLAT"] > 0
+    for name in ("exact", "FLAT"):
+        each = found["search"][name]
+        assert each["same_ids"] == 1 and 0 < each["one"]["median"] <= each["one"]["95th"] and each["batch of 100"]["median"] > 0
+    assert TOKEN not in text and str(tmp_path) not in text and server.uri not in text
 
 
 @pytest.fixture(scope="module")
