@@ -32,6 +32,14 @@ GONE = 499  # the client has: nobody reads it, but it is counted
 READ_WITHIN = 30.0  # seconds that a body may take to arrive
 
 
+class WholeFiles(StaticFiles):
+    """Files that are small: a part that is asked for (`Range`) is answered with all of it, as HTTP allows, whatever the range says."""
+
+    async def __call__(self, scope, receive, send):
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__(scope | {"headers": headers}, receive, send)
+
+
 @dataclass
 class Application:
     """What the routes answer with.
@@ -53,7 +61,7 @@ class Application:
         routes = [
             Route("/api/search", self.search, methods=["POST"]),
             *self.reading.routes(),
-            Mount("/", StaticFiles(directory=PAGE, html=True)),
+            Mount("/", WholeFiles(directory=PAGE, html=True)),
         ]
         handlers = {
             BadInput: lambda request, error: refusal(400, str(error)),

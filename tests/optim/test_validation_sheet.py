@@ -82,6 +82,15 @@ def test_fine_tuning_gives_tensorboard_a_sheet_of_each_validation(small_world, p
             cli.parse(train_itm.CONFIGS, [*map(str, words), "--out", "x", f"--{name}", "-1"])
 
 
+def test_fp16_gives_tensorboard_its_loss_scale(small_world, pretrained, tmp_path):
+    words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last", "--device", "cpu", "--precision", "fp16"]
+    run_here(train_itm, train_itm.CONFIGS, *words, "--num-steps", 2, "--validation-sheet", 0, "--out", tmp_path / "run")
+    shown = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Scalars("loss_scale")
+    told = [(line["step"], line["loss_scale"]) for line in lines_of(tmp_path / "run") if "loss_scale" in line]
+    assert [(each.step, each.value) for each in shown] == told and [step for step, _ in told] == [1, 2]
+    assert all(scale in (2.0**n for n in range(17)) for _, scale in told)  # 65536 at first, halved where gradients overflow
+
+
 def test_pretraining_validates_recall_too(small_world, pretrained, tmp_path):
     settings = yaml.safe_load((small_world / "pretrain.yaml").read_text())
     words = ["--config", small_world / "pretrain.yaml", "--num-steps", 4, "--valid-every", 4, "--device", "cpu"]

@@ -378,6 +378,17 @@ def test_a_link_shows_the_same_and_back_and_forward_work(browser, client, tab):
     page.wait_for_function("() => document.querySelector('#q').value === 'blue'")
 
 
+def test_links_to_failures_and_to_pictures_like_one_show_them(tab, client, world):
+    page = tab.open("?view=failures&language=de&only=all&order=best&at=5", ".missed")
+    listed = client.get("/api/failures?language=de&only=all&order=best&k=5&limit=20").json["queries"]
+    expect(page.locator(".missed .query")).to_have_text([each["texts"][each["id"]] for each in listed])
+    chosen = {name: page.input_value(f"select[name={name}]") for name in ("direction", "language", "only", "order", "at")}
+    assert chosen == {"direction": "t2i", "language": "de", "only": "all", "order": "best", "at": "5"}
+    key = next(iter(world.captions.img2txts))
+    tab.open(f"?from=picture&image={key}&find=images&k=5", ".grid .result")
+    assert ids_of(page) == expected_ids(client, image=key, find="images", k=5) and text_of(page, "#asked .name") == key
+
+
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("address", [f"?q={QUERY}&models=ab", f"?q={QUERY}&open=KEY", "?from=picture&image=KEY", "?view=failures", ""])
 def test_nothing_is_wider_than_the_window(tab, world, width, address):

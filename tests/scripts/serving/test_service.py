@@ -347,6 +347,13 @@ def test_the_page_is_there_and_only_this_site_may_be_asked_for_more(client):
     assert reply.headers["x-content-type-options"] == "nosniff" and "server" not in reply.headers
 
 
+def test_a_file_of_the_page_comes_whole_whatever_range_is_asked_for(client):
+    whole = client.get("/page.js").body
+    for asked in ("bytes=0-3", "bytes=9-1", "bytes=99999999-", "lines=1", "bytes=", "\xff"):
+        reply = client.get("/page.js", Range=asked)
+        assert (reply.status, reply.body) == (200, whole), asked
+
+
 def test_other_hosts_and_other_sites_are_refused(client: Client):
     assert client.get("/api/info", Host="evil.example").status == 421
     assert client.get("/api/info", Host="evil.example:8000").status == 421
