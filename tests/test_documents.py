@@ -310,7 +310,8 @@ def test_options_that_a_text_names_are_there():
     defaults = re.findall(r"^\| `([\w.]+)` \| (\S+)", text_of("docs/settings.md"), re.MULTILINE)
     known = {name for name, _ in defaults} | {f"no_{name}" for name, default in defaults if default in ("`true`", "none")}
     known |= {"help", "help_all", "config", "model", "no_NAME", "model.kind"}
-    foreign = {"nproc_per_node", "max_restarts", "nnodes", "logdir", "ntasks_per_node", "sync_tensorboard"}
+    foreign = {"nproc_per_node", "max_restarts", "nnodes", "logdir", "ntasks_per_node", "sync_tensorboard",
+               "shutdown_timeout", "signals_to_handle"}  # fmt: skip
     assert {"optim.lr", "batch_size", "captions_index"} <= known
     for page in PAGES:
         if page not in ("docs/settings.md", "docs/from-original-settings.md"):

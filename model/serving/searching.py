@@ -141,7 +141,7 @@ class ServedModel:
         """Raises BadInput where there are no captions."""
         found = self.images if find == "images" else self.captions
         if found is None:
-            raise BadInput(f"find is captions, and model {self.name!r} is served without an index of captions")
+            raise BadInput(f"find is captions, and model {self.name!r} is served without an index of captions: build one (scripts/build_index.py --captions) and give it as --captions-index")
         return found
 
     def indexes_as_json(self) -> dict[str, dict | None]:

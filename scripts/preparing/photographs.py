@@ -27,7 +27,7 @@ def extract_with(extractor: str | None, photos: str, regions: Path, more: Sequen
         more: its other options, NAME=VALUE
     """
     if is_extracted(regions):
-        print(f"{regions}: is there already and used as it is; delete it to extract regions again")
+        print(f"{regions}: is there already and used as it is, without a look at --photos and --extract; delete it to extract regions again")
         return
     from model.extractors.choice import choose_extractor  # imports torch, which is slow
 

@@ -27,7 +27,7 @@ def test_every_recipe_loads(name):
 def test_recipes_are_where_the_readme_and_the_commands_look_for_them():
     expected = {
         "pretrain": {"paper", "original_pretrain", "demo", "photos_small"},
-        "finetune": {"flickr30k", "coco", "original_flickr30k", "original_coco", "demo", "photos_small"},
+        "finetune": {"flickr30k", "coco", "original_flickr30k", "original_coco", "demo", "photos", "photos_small"},
         "eval": {"flickr30k", "coco", "flickr30k_full", "coco_full", "demo"},
     }
     for folder, names in expected.items():

@@ -50,8 +50,9 @@ function controlsOf(state, current, info, go) {
 
 function recallTable(evaluations) {
   const names = evaluations.length > 1 ? ["A", "B"] : [""];
+  const languages = Object.keys(evaluations[0].recall).filter((task) => task !== "chance" && task !== "all");
   const rows = evaluations.flatMap((evaluation, number) => Object.entries(evaluation.recall)
-    .filter(([task], _, tasks) => task !== "chance" && (task !== "all" || tasks.length > 3)) // of one language "all" is the same
+    .filter(([task]) => task !== "chance" && (task !== "all" || languages.length !== 1)) // of one language "all" is the same
     .map(([task, recall]) => ({name: names[number], task, recall, intervals: evaluation.intervals?.[task], model: "ab"[number]})));
   const {chance} = evaluations[0].recall; // of the queries, whatever answers them
   if (chance) rows.push({name: "", task: "chance", recall: chance});
