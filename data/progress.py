@@ -83,6 +83,8 @@ class ProgressBar(tqdm):
 
     def close(self) -> None:
         """End it, with a last line where it is time for one."""
+        if not hasattr(self, "disable"):  # Ctrl-C came while it was made
+            return
         if not self.disable and not self.on_terminal and self.n != self.last_print_n:
             self.display()
         super().close()

@@ -3,6 +3,7 @@
 
 python scripts/bench_milvus.py --uri http://localhost:19530 --out benchmarks/milvus.json    # as many images as COCO has; minutes
 python scripts/bench_milvus.py --uri http://localhost:19530 --token USER:PASSWORD --images 5000 --engines FLAT
+python scripts/bench_milvus.py --uri milvus.db --images 5000 --engines FLAT    # the embedded engine
 
 Vectors and queries are drawn as a trained model's are (``scripts/benchmarking/galleries.py``), written as an index and exported as
 scripts/export_index.py does, to a collection of their own for each engine; its name is drawn, and it is deleted at the end. No other

@@ -37,5 +37,5 @@ def test_where_torch_cannot_compile_it_is_said_before_training(monkeypatch):
         raise RuntimeError("no working C++ compiler\nfound")
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(BadInput, match=r"compile: torch.compile does not work here .no working C\+\+ compiler found.; install"):
+    with pytest.raises(BadInput, match=r"compile: torch.compile does not work here .no working C\+\+ compiler found.; it needs a C\+\+ compiler"):
         compile_blocks(build()[0])

@@ -70,7 +70,7 @@ def test_the_command_takes_a_file(small_world, finetuned, index, command):
     [
         ({}, "does not say who made the regions of its training, so a picture of one's own cannot be read as they were"),
         ({"name": "butd", "options": {}, "source": "absent"},
-         r"its regions were made by butd, which cannot be loaded here: --weights absent: no such folder"),
+         r"its regions were made by butd, which cannot be loaded here: absent: no such folder"),
         ({"weights": "0" * 16}, r"was trained on random-conv \(weights 0{16}\), here is random-conv \(weights [0-9a-f]{16}\)"),
     ],
 )  # fmt: skip
