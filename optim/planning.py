@@ -56,6 +56,7 @@ def _gpu(fp32: float, fp16: float, bf16: float, memory: float, inside: float, ou
 # Rates, memory and links: NVIDIA's data sheet of each; where it gives a rate with sparsity, half of that; where it gives a
 # link's bandwidth in both directions, half of that. fp32 is without TF32, as PyTorch multiplies unless told otherwise.
 # Network: of the DGX system with that GPU, per GPU; for cards that come without one, 25 Gb/s a card is assumed.
+MOST_GPUS = 1_000_000
 GPUS = {
     "v100-16": _gpu(15.7, 125, 0, 16, 150, 6.25),  # V100 data sheet, SXM2; DGX-1: 4 x 100 Gb/s for 8
     "v100-32": _gpu(15.7, 125, 0, 32, 150, 6.25),  # the same
@@ -89,6 +90,10 @@ class Machine:
     count: int
     per_node: int
     efficiency: float
+
+    def __post_init__(self):
+        if max(self.count, self.per_node) > MOST_GPUS:
+            raise BadInput(f"expected at most {MOST_GPUS:,} GPUs, found {str(max(self.count, self.per_node))[:20]}")
 
 
 @dataclass(frozen=True)

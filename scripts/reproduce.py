@@ -21,6 +21,7 @@ from data.errors import BadInput
 from model.evaluation.ingredients import Pantry, read_ingredients
 from model.evaluation.published import Catalogue, PublishedTable, read_catalogue
 from model.evaluation.reproduction import Places, Planner, describe_needs
+from optim.planning import MOST_GPUS
 from scripts.reproducing.commands import ROOT, RecipeReader, command_of, path_from_here
 from scripts.reproducing.costs import Costs
 from scripts.reproducing.running import make_tables, run
@@ -64,8 +65,8 @@ class Options:
             raise BadInput("table all: every table has its own recipes; give another recipe for one table at a time, or --recipes")
         if self.recipes is not None and not Path(self.recipes).is_dir():
             raise BadInput(f"--recipes {self.recipes}: no such folder")
-        if self.gpus < 1:
-            raise BadInput(f"--gpus: found {self.gpus}, expected 1 or more")
+        if not 1 <= self.gpus <= MOST_GPUS:
+            raise BadInput(f"--gpus: found {str(self.gpus)[:20]}, expected 1 or more, at most {MOST_GPUS:,}")
 
 
 def main(options: Options) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from data.storage.shapes import check_shape
 from data.storage.text_files import read_json, read_yaml
-from model.evaluation.folders import evaluations_folder
+from model.evaluation.folders import RESULTS, evaluations_folder
 from model.made_from import read_made_from
 from scripts.publishing.card import Card
-from scripts.reporting.results import EvaluationReport, recall_rows
+from scripts.reporting.results import VALIDATED, EvaluationReport, recall_rows
 
 
 def read_card(checkpoint: Path, name: str, license: str | None = None) -> Card:
@@ -24,13 +25,15 @@ def read_card(checkpoint: Path, name: str, license: str | None = None) -> Card:
         results = read_json(path)
         if not isinstance(results.get("recall"), dict) or "config" not in results:
             continue
+        if "ranks" in results:
+            check_shape(results, RESULTS, str(path))
         if results.get("model") != config.get("fingerprint"):
             print(f"{path}: was made with other weights, and is left out of the card", file=sys.stderr)
             continue
         card.evaluations.append(EvaluationReport(path.parent.name, path.parent, results))
     if (checkpoint / "val.json").is_file():
-        validated = read_json(checkpoint / "val.json").get("recall")
-        card.validation = recall_rows({"recall": validated}, "") if isinstance(validated, dict) else []
+        validated = read_json(checkpoint / "val.json", expected=VALIDATED).get("recall")
+        card.validation = recall_rows({"recall": validated}, "") if validated else []
     run = checkpoint.resolve().parent.parent
     if checkpoint.resolve().parent.name == "checkpoints" and (run / "config.yaml").is_file():
         card.settings = read_yaml(run / "config.yaml")

@@ -14,6 +14,7 @@ from model.evaluation.folders import RESULTS
 from model.evaluation.recall import METRICS
 from optim.curves import Curve, read_curves
 
+VALIDATED = {"recall?": (None, {str: {str: float}})}  # val.json of a checkpoint
 WHERE = ("results.json", "*/results.json", "*/*/results.json", "eval/*/*/results.json", "checkpoints/*/eval/*/results.json")
 
 
@@ -129,7 +130,7 @@ def read_run(path: str | Path) -> RunReport:
             found.evaluations.append(EvaluationReport(name, file.parent, results))
     if not found.settings and not found.curves and not found.evaluations:
         raise BadInput(f"{path}: neither a run (config.yaml, metrics.jsonl) nor an evaluation (results.json of eval_itm.py)")
-    validated = _read_optional(path / "best" / "val.json", {"recall?": (None, {str: {str: float}})}).get("recall")
+    validated = _read_optional(path / "best" / "val.json", VALIDATED).get("recall")
     found.validation = recall_rows({"recall": validated}, "") if validated else []
     if not found.facts and found.evaluations:
         found.facts = found.evaluations[0].results.get("environment", {})

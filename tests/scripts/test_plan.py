@@ -163,3 +163,8 @@ def test_negatives_of_the_own_rank_send_no_embeddings(recipe):
     for negatives, is_sent in (("all_ranks", True), ("own_rank", False)):
         found = plan_of(recipe, count=4, captions=1000, set=[f"negatives={negatives}"])["tasks"]["cmr"]["sent_per_rank"]
         assert (found["embeddings"] > 0) == is_sent and found["gradients"] > 0
+
+
+def test_more_gpus_than_there_are_in_the_world_are_refused():
+    with pytest.raises(BadInput, match="expected at most 1,000,000 GPUs, found 1000000000"):
+        plan_of(FINETUNE, count=10**400, captions=1000)

@@ -118,3 +118,12 @@ def test_the_home_directory_is_not_in_the_card(home, shown, monkeypatch):
 def test_a_user_without_a_home_directory_publishes_too(run, tmp_path, homeless):
     push(run / "best", "user/flickr", "--out", tmp_path / "published")
     assert (tmp_path / "published/README.md").is_file()
+
+
+def test_a_damaged_validation_is_one_line(run, tmp_path):
+    path = run / "best" / "val.json"
+    values = json.loads(path.read_text())
+    values["recall"]["all"]["IR@10"] = [[1, 2], [3]]
+    path.write_text(json.dumps(values))
+    with pytest.raises(BadInput, match=r"val.json: recall.*IR@10.*: found .*, expected a number"):
+        push(run / "best", "user/x", "--out", tmp_path / "card")
