@@ -1,6 +1,7 @@
 """A world of 40 pictures, made once per session by the real commands: databases, and a tiny pre-trained model."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,15 @@ FINETUNE = {
     "train_captions": "db/train", "val_captions": "db/val", "train_regions": "regions",
     "optim": {"lr": 1e-3, "warmup_ratio": 0.1}, "batch_size": 16, "epochs": 2, "log_every": 1,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_handler_stays():
+    """A training that a test runs in this process takes the signals for good, as its command may."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

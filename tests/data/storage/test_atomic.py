@@ -102,7 +102,7 @@ for n in itertools.count():
         writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
         until = time.monotonic() + 30
         started, looks = path.stat().st_mtime_ns if path.exists() else None, 0
-        while looks < 200 and time.monotonic() < until:
+        while (looks < 200 or len(seen) < 2) and time.monotonic() < until:
             if path.exists() and path.stat().st_mtime_ns != started:  # at work
                 text = path.read_text()
                 assert len(text) == 2000 and set(text) == {text[0]}
@@ -110,7 +110,7 @@ for n in itertools.count():
                 looks += 1
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-        assert looks == 200
+        assert looks >= 200
         text = path.read_text()
         assert len(text) == 2000 and set(text) == {text[0]}
     assert len(seen) > 1
