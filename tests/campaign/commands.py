@@ -99,5 +99,6 @@ TYPED = {
     "bench_data": (["scripts/bench_data.py", "--out", "out", "--records", "6", "--batch", "3", "--rounds", "1", "--seconds", "0.01"], []),
     "bench_train": (["scripts/bench_train.py", *SMALLEST, "--batch", "2", "--rounds", "1", "--seconds", "0.001", "--words", "5", "--regions", "6", "--num-labels", "7", "--device", "cpu", "--out", "out.json"], []),
     "bench_retrieval": (["scripts/bench_retrieval.py", *SMALLEST, "--galleries", "300", "--encoded", "20", "--rerank-top", "5", "--rounds", "1", "--seconds", "0.01", "--regions", "12", "--device", "cpu", "--work", "work", "--out", "out.json"], []),
+    "bench_milvus": (["scripts/bench_milvus.py", "--uri", "milvus.db", "--images", "120", "--dim", "8", "--engines", "FLAT", "--queries", "100", "--k", "3", "--timeout", "5", "--work", "work", "--out", "out.json"], []),
     "download": (["scripts/download.py", "x", "--sources", "sources.yaml", "--out", "out"], ["sources.yaml"]),
 }  # fmt: skip

@@ -123,3 +123,15 @@ def test_every_target_has_its_share_and_the_table_says_what_became_of_it():
     found = [Result("x", n, outcome, "done") for n, outcome in enumerate([*GOOD, *BAD])]
     table = markdown(found, 3, {})
     assert f"{len(BAD)} findings" in table and "--target 'x' --seed 3 --case" in table
+
+
+def test_what_went_on_behind_a_kill_is_as_what_was_not_disturbed(tmp_path):
+    """Its report tells how much was there, the sums of its records how often they were committed."""
+    stores = {"whole": ({"written": 9}, 3, "xyz"), "again": ({"written": 9, "from_an_earlier_run": 9}, 4, "xyz"), "other": ({"written": 9}, 3, "xyy")}
+    outputs = []
+    for name, (report, transaction, records) in stores.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps({"from_an_earlier_run": 0} | report))
+        np.savez(tmp_path / name / "checksums.npz", transaction=transaction, digest=[transaction], sums=np.frombuffer(records.encode(), np.uint8))
+        outputs.append(list(canonical_outputs(tmp_path / name, ["report.json", "checksums.npz"]).values()))
+    assert outputs[0] == outputs[1] != outputs[2]

@@ -32,7 +32,7 @@ from scripts import (
     score_pairs,
     train_tokenizer,
 )
-from tests.kill_points import assert_goes_on, run_killed
+from tests.kill_points import assert_goes_on, run_killed, tree
 from tests.tiny_world import EXTRACTION, make_tiny_world
 
 
@@ -75,6 +75,21 @@ def test_extract_regions(world, tmp_path, more):
             run_killed(lambda: extract_regions.main(former), tmp_path / "db", None)
 
     assert_goes_on(lambda: extract_regions.main(options), tmp_path / "db", before, every=5 if more else 1)
+
+
+def test_a_finished_extraction_that_is_started_again_and_killed_stays_as_it_is(world, tmp_path):
+    options = cli.parse(extract_regions.Options, [*extraction(world), "--out", str(tmp_path / "db")])
+
+    def again() -> None:
+        with pytest.raises(BadInput, match="exists already"):
+            extract_regions.main(options)
+
+    run_killed(lambda: extract_regions.main(options), tmp_path / "db", None)
+    whole, number = tree(tmp_path / "db"), 0
+    while run_killed(again, tmp_path / "db", number):
+        assert tree(tmp_path / "db") == whole
+        number += 1
+    assert number and tree(tmp_path / "db") == whole and len(RegionDB(tmp_path / "db")) == 6
 
 
 @pytest.mark.parametrize("is_there", [False, True])
