@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.errors import BadInput, reason_of
 from data.progress import ProgressBar
-from data.storage.atomic import atomic_folder
+from data.storage.atomic import atomic_folder, cannot_write_is_bad_input
 from data.storage.inflating import check_inflated
 from data.storage.regular_files import check_regular
 from data.storage.tar_end import ends_as_a_tar
@@ -17,7 +17,8 @@ def unpack_archive(path: Path, folder: Path) -> int:
     """Unpack a zip or tar archive → number of its members, 0 where it was unpacked before; a mark of that stays in ``folder``.
 
     Raises:
-        BadInput: a damaged archive, one that would write outside of ``folder``, or one that becomes far more than it has bytes.
+        BadInput: a damaged archive, one that would write outside of ``folder`` or has a file where a folder stands there, or one that
+            becomes far more than it has bytes.
     """
     done = folder / f".{path.name}.unpacked"
     if done.exists() and done.stat().st_mtime >= path.stat().st_mtime:
@@ -46,7 +47,18 @@ def unpack_archive(path: Path, folder: Path) -> int:
         raise
     except Exception as error:  # whatever zip, tar and what they are packed with raise on damaged bytes
         raise BadInput(f"{path}: cannot be unpacked ({reason_of(error)}); delete it and fetch it again") from None
-    shutil.copytree(content, folder, dirs_exist_ok=True, copy_function=lambda old, new: Path(old).replace(new))
+    _move_into(folder, content)
     shutil.rmtree(content)
     done.touch()
     return len(names)
+
+
+def _move_into(folder: Path, content: Path) -> None:
+    """Move what ``content`` holds to ``folder``, links as links; files that are there are replaced, folders get what is new."""
+    for path in sorted(content.iterdir()):
+        target = folder / path.name
+        if path.is_dir() and not path.is_symlink() and target.is_dir():
+            _move_into(target, path)
+        else:
+            with cannot_write_is_bad_input(target):
+                path.replace(target)

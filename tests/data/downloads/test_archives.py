@@ -39,3 +39,41 @@ def test_a_pipe_is_no_archive(tmp_path):
     os.mkfifo(tmp_path / "a.zip")
     with pytest.raises(BadInput, match="a named pipe"):
         unpack_archive(tmp_path / "a.zip", tmp_path / "out")
+
+
+def tar_of(path, members: dict[str, str | None]):
+    """A tar of folders (``d/``), links (name → target) and files of one byte (None)."""
+    with tarfile.open(path, "w") as archive:
+        for name, target in members.items():
+            member = tarfile.TarInfo(name)
+            if name.endswith("/"):
+                member.type = tarfile.DIRTYPE
+            elif target is not None:
+                member.type, member.linkname = tarfile.SYMTYPE, target
+            else:
+                member.size = 1
+            archive.addfile(member, io.BytesIO(b"x") if member.size else None)
+    return path
+
+
+@pytest.mark.parametrize("target", ["d", ".", "nowhere", "a_link"])
+def test_links_of_an_archive_stay_links(tmp_path, target):
+    path, out = tar_of(tmp_path / "a.tar", {"a_link": target, "d/": None, "d/f": None}), tmp_path / "out"
+    (out / "d").mkdir(parents=True)
+    (out / "d/before").touch()
+    assert unpack_archive(path, out) == 3
+    assert os.readlink(out / "a_link") == target and sorted(os.listdir(out / "d")) == ["before", "f"]
+    (out / ".a.tar.unpacked").unlink()
+    assert unpack_archive(path, out) == 3 and sorted(os.listdir(out)) == [".a.tar.unpacked", "a_link", "d"]
+
+
+def test_a_file_in_the_way_of_an_archive_is_one_line(tmp_path):
+    path = tar_of(tmp_path / "a.tar", {"d/f": None})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/d").touch()
+    with pytest.raises(BadInput, match="out/d: cannot be written: Not a directory"):
+        unpack_archive(path, tmp_path / "out")
+    path = tar_of(tmp_path / "b.tar", {"g": None})
+    (tmp_path / "out/g").mkdir()
+    with pytest.raises(BadInput, match="out/g: cannot be written: Is a directory"):
+        unpack_archive(path, tmp_path / "out")
