@@ -18,6 +18,7 @@ from tests.campaign.targets import (
     TESTED,
     TRAIN,
     TRAINED,
+    TRANSLATE,
 )
 from tests.campaign.world import SEARCHED, SMALL
 
@@ -64,7 +65,7 @@ WRITING = {
     "score_pairs": Writing(["scripts/score_pairs.py", "--reranker", "uniter/best", "--checkpoint", "fine/best", "--captions", "db/val", "--regions", "regions", "--top", "3", "--languages", "en", "--device", "cpu", "--out", "out.npz"], ["fine", "uniter", "db/val", "regions"], ["out.npz"]),
     "convert_checkpoint": Writing(CONVERT, ["original.pt", "bert.json"], again=True),
     "prepare": Writing(["scripts/prepare.py", "--photos", "photos", "--captions", "captions.jsonl", "--out", "out", "--vocab-size", "200", "--extractor", "random-conv", "--extract", "feature-dim=32", "num-labels=11", "size=64", "workers=1"], ["photos", "captions.jsonl"]),
-    "translate": Writing(["scripts/translate.py", "--captions", "db/val", "--model", "marian", "--tokenizer", "tokenizer", "--languages", "de", "en", "--max-length", "8", "--num-beams", "1", "--device", "cpu", "--out", "out"], ["db/val", "marian", "tokenizer"], weight=0.5),
+    "translate": Writing(TRANSLATE, ["db/val", "marian", "tokenizer"], weight=0.5),
     "export_index": Writing(EXPORT, ["img"], ["out.db"]),
     "push_to_hub --out": Writing(PUBLISH, ["fine"], again=True),
     "download": Writing(["scripts/download.py", "x", "--sources", "served.yaml", "--out", "out", "--retries", "1"], ["captions.zip", "captions.tar", "photos.tar"], served=True),
@@ -100,5 +101,6 @@ TYPED = {
     "bench_train": (["scripts/bench_train.py", *SMALLEST, "--batch", "2", "--rounds", "1", "--seconds", "0.001", "--words", "5", "--regions", "6", "--num-labels", "7", "--device", "cpu", "--out", "out.json"], []),
     "bench_retrieval": (["scripts/bench_retrieval.py", *SMALLEST, "--galleries", "300", "--encoded", "20", "--rerank-top", "5", "--rounds", "1", "--seconds", "0.01", "--regions", "12", "--device", "cpu", "--work", "work", "--out", "out.json"], []),
     "bench_milvus": (["scripts/bench_milvus.py", "--uri", "milvus.db", "--images", "120", "--dim", "8", "--engines", "FLAT", "--queries", "100", "--k", "3", "--timeout", "5", "--work", "work", "--out", "out.json"], []),
+    "translate": (WRITING["translate"].words, WRITING["translate"].inputs),
     "download": (["scripts/download.py", "x", "--sources", "sources.yaml", "--out", "out"], ["sources.yaml"]),
 }  # fmt: skip

@@ -121,3 +121,20 @@ def write_archives(folder: Path, photos: Path) -> None:
         for name in ("captions.jsonl", "queries.txt"):
             archive.add(folder / name, name)
             zipped.write(folder / name, name)
+
+
+def write_models(folder: Path, vocab: Path) -> None:
+    """Models as transformers saves them: of pictures, and two of texts in our vocabulary, one of them in torch's own format."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    words = len(vocab.read_text(encoding="utf-8").splitlines())
+    transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(folder / "vit")
+    (folder / "vit/preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    text = {"vocab_size": words, "max_position_embeddings": 80}
+    transformers.DistilBertModel(transformers.DistilBertConfig(**text, dim=32, n_layers=1, n_heads=2, hidden_dim=48)).save_pretrained(folder / "text")
+    bert = transformers.BertModel(transformers.BertConfig(**text, **sizes))
+    bert.config.save_pretrained(folder / "bert")
+    torch.save(bert.state_dict(), folder / "bert/pytorch_model.bin")

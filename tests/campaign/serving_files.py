@@ -11,13 +11,15 @@ from typing import ClassVar
 
 import yaml
 
+from tests.campaign.damage import is_readable
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         path = self.server.folder / self.path.lstrip("/")
-        if not path.is_file():
+        if not is_readable(path):
             return self.send_error(404)
         content = path.read_bytes()
         asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))

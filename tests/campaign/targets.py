@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.campaign.containers import REWRITTEN
 from tests.campaign.damage import damage_file, exchange
 from tests.campaign.outcomes import Result
 from tests.campaign.rooms import Clean, Room, judge
+from tests.campaign.serving_files import FileServer
 from tests.campaign.world import EVALUATED, SEARCHED, SMALL
 
 # Why another output is no finding.
@@ -37,6 +39,7 @@ class DamagedFile:
         weight: share of the cases
         prepare: command that is run once in the box before
         exchanged: file → another of its kind, which now and then takes its place
+        served: it asks a server for the files in the box
     """
 
     name: str
@@ -50,12 +53,17 @@ class DamagedFile:
     weight: float = 1.0
     prepare: list[str] | Callable[[], None] | None = None
     exchanged: dict[str, str] = field(default_factory=dict)
+    served: bool = False
 
     def clean(self, room: Room) -> dict:
         room.fill([*self.inputs, *self.exchanged.values()])
         if self.prepare:
             self._prepare(room)
-        return room.clean_run(self.words, self.outputs)
+        with self.server(room):
+            return room.clean_run(self.words, self.outputs)
+
+    def server(self, room: Room) -> AbstractContextManager:
+        return FileServer(room.box) if self.served else nullcontext()
 
     def _prepare(self, room: Room) -> None:
         if callable(self.prepare):
@@ -70,6 +78,10 @@ class DamagedFile:
             room.fill_from(room.template(self.name))
         else:
             room.fill([*self.inputs, *self.exchanged.values()])
+        with self.server(room):
+            return self._run_damaged(room, clean, number, chance)
+
+    def _run_damaged(self, room: Room, clean: Clean, number: int, chance: random.Random) -> Result:
         path = self.chosen(room.box, chance)
         name = str(path.relative_to(room.box))
         if self.exchanged and chance.random() < 0.06:
@@ -108,7 +120,15 @@ PUBLISH = ["scripts/push_to_hub.py", "fine/best", "user/name", "--out", "out"]
 REPRODUCE = ["scripts/reproduce.py", "flickr30k", "--recipes", "recipes", "--data-root", ".", "--dry-run"]
 WEIGHTS = ["out/last/model.safetensors", "out/metrics.jsonl"]
 TRAINED = ["db", "regions", "pre", "finetune.yaml"]
+TRANSLATE = ["scripts/translate.py", "--captions", "db/val", "--model", "marian", "--tokenizer", "tokenizer", "--languages", "de", "en", "--max-length", "8", "--num-beams", "1", "--device", "cpu", "--out", "out"]  # fmt: skip
+PRETRAIN_ONE = ["pretrain.py", "--config", "pretrain.yaml", "--output-dir", "out", "--num-steps", "1", "--valid-every", "1"]
+PRETRAINED = ["db", "regions", "pretrain.yaml"]
 TESTED = ["fine", "db/test", "regions"]
+
+
+def make_parts(room: Room) -> None:
+    for shard in ("1/2", "2/2"):
+        room.clean_run([*EXTRACT, *SMALL, "--photos", "photo", "--shard", shard], [])
 
 
 def make_columns(room: Room) -> None:
@@ -217,4 +237,19 @@ TEXTS = [
     DamagedFile("queries, search", SEARCH, ["fine", "img", "queries.txt"], ["queries.txt"], free=TEXT),
     DamagedFile("ids to delete, build_index", [*INDEX, "--delete", "delete.txt", "--out", "img"], ["fine", "img", "delete.txt"], ["delete.txt"], ["img"], free=TEXT, weight=0.5),
 ]  # fmt: skip
-FILES = [*DATABASES, *MODELS, *SCORES, *ANNOTATIONS, *REGIONS, *TEXTS]
+OF_OTHERS = [
+    DamagedFile("archives, download", ["scripts/download.py", "x", "--sources", "served.yaml", "--out", "out", "--retries", "0"], ["captions.zip", "captions.tar", "photos.tar"], ["captions.*", "photos.tar", "served.yaml"], free=OTHERS, served=True),
+    DamagedFile("pictures and their list, download_pictures", ["scripts/download_pictures.py", "served.tsv", "--out", "out", "--workers", "3"], ["photo"], ["photo/*", "served.tsv"], free=OTHERS, served=True, weight=0.5),
+    DamagedFile("Marian model, translate", TRANSLATE, ["db/val", "marian", "tokenizer"], ["marian/*"], free=OTHERS, weight=0.7),
+    DamagedFile("text DB, translate", TRANSLATE, ["db/val", "marian", "tokenizer"], ["db/val/data.mdb", "db/val/*"], rewritable=True, unchecked=("*.json",), weight=0.5),
+    DamagedFile("transformers' vision model, extract_regions", [*EXTRACT, "--extractor", "hf:others/vit", "--photos", "photo"], ["photo", "others/vit"], ["others/vit/*"], free=OTHERS),
+    DamagedFile("transformers' text model, pretrain", [*PRETRAIN_ONE, "--model.txt-init", "others/text", "--model.txt-encoder", "auto"], [*PRETRAINED, "others/text"], ["others/text/*"], WEIGHTS, free=OTHERS, weight=0.7),
+    DamagedFile("BERT, pretrain", [*PRETRAIN_ONE, "--model.txt-init", "others/bert"], [*PRETRAINED, "others/bert"], ["others/bert/*"], WEIGHTS, free=OTHERS, weight=0.7),
+    DamagedFile("photograph, search", ["scripts/search.py", "--image", "asked.jpg", "--regions", "regions", "--index", "txt", "--checkpoint", "fine/best", "--captions", "db/test", "--json", "out.json"], ["fine", "txt", "db/test", "regions", "asked.jpg"], ["asked.jpg"], free=OTHERS),
+    DamagedFile("photographs, contact_sheet", ["scripts/contact_sheet.py", *SEARCHED, "--photos", "photos", "--captions", "db/test", "--n", "2", "--out", "out.png"], ["fine", "img", "photos", "db/test"], ["photos/*", "db/test/*", "img/data.mdb"], [], free=OTHERS, weight=0.7),
+    DamagedFile("parts, extract_regions --merge", [*EXTRACT, *SMALL, "--photos", "photo", "--merge"], ["photo"], ["out/part-*/*/*", "out/part-*/*.json"], ["out/feat_th0.2_max100_min10", "out/nbb_th0.2_max100_min10.json", "out/report.json"], rewritable=True, unchecked=("*.json",), prepare=make_parts),
+    DamagedFile("checkpoint, convert_checkpoint --to original", ["scripts/convert_checkpoint.py", "pre/last", "out.pt", "--to", "original"], ["pre"], ["pre/last/*.json", "pre/last/*.safetensors"], ["out.pt"], unchecked=("*.json",), weight=0.5),
+    DamagedFile("lists of splits, build_captions", [*CAPTIONS, "--annotations", "annotations/results.token", "--format", "token", "--split-lists", "train=lists/train.txt", "val=lists/val.txt", "--exclude", "lists/excluded.txt"], ["tokenizer", "annotations", "lists"], ["lists/*"], free=TEXT),
+    DamagedFile("re-ranker and index, search", [*SEARCH, "--reranker", "uniter/best", "--regions", "regions", "--k", "3", "--rerank", "5"], ["fine", "img", "queries.txt", "uniter", "regions"], ["uniter/best/*.json", "uniter/best/*.safetensors", "regions/*/data.mdb"], rewritable=True, unchecked=("*.json",), weight=0.5),
+]  # fmt: skip
+FILES = [*DATABASES, *MODELS, *SCORES, *ANNOTATIONS, *REGIONS, *TEXTS, *OF_OTHERS]

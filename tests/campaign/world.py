@@ -146,6 +146,12 @@ def write_files(folder: Path) -> None:
     for path in sorted((Path(__file__).resolve().parents[2] / "benchmarks").glob("retrieval*.json"))[:1]:
         shutil.copy(path, folder / "measured.json")
     make_marian(folder / "marian", [captions[name]["raw"] for name in captions.ids])
+    foreign.write_models(folder / "others", folder / "tokenizer/vocab.txt")
+    shutil.copyfile(sorted((folder / "photos").iterdir())[2], folder / "asked.jpg")
+    (folder / "lists").mkdir()
+    names = [line.split("#")[0] for line in (folder / "annotations/results.token").read_text().splitlines()]
+    for name, part in (("train", names[:12]), ("val", names[12:]), ("excluded", names[3:5])):
+        (folder / f"lists/{name}.txt").write_text("".join(f"{each}\n" for each in part))
     (folder / "delete.txt").write_text("\n".join(sorted(regions.keys)[:3]) + "\n")
     (folder / "pictures.txt").write_text("\n".join(path.name for path in sorted((folder / "photos").iterdir())[:6]) + "\n")
 
