@@ -46,6 +46,11 @@ def collect(x: Tensor, places: Tensor) -> Tensor:
     return _Collect.apply(x, places)
 
 
+def mean_of_sequences(x: Tensor, layout: Layout) -> Tensor:
+    """Rows ``x`` [T,h] of B sequences → the mean of each sequence's, [B,h] in fp32 at least."""
+    return torch.segment_reduce(x.to(torch.promote_types(x.dtype, torch.float32)), "mean", offsets=layout.offsets.long())
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, heads: int, dropout: float) -> Tensor:
     """Each sequence's queries over its own keys and values.
 

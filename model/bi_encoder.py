@@ -23,7 +23,7 @@ from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.storage.shapes import check_shape
 from model import checkpoints
-from model.attention import collect
+from model.attention import collect, mean_of_sequences
 from model.costs import Load, Work, trained
 from model.text_encoders import text_encoder_named
 from model.text_encoders.base import TextEncoderConfig
@@ -45,6 +45,8 @@ class LightningDOTConfig:
         num_labels: C, classes of the region detector, background included; 0 when the regions have no soft labels
         cls_token_id: the word that starts an image sequence
         similarity: of two embeddings, a dot product either way: "cosine" has them of length 1
+        pooling: what an encoder's hidden states become before the projection: that of position 0 ("cls", as the paper), or the mean
+            of all ("mean"), which sentence encoders are trained for
     """
 
     txt: TextEncoderConfig = field(default_factory=EncoderConfig)
@@ -54,6 +56,7 @@ class LightningDOTConfig:
     num_labels: int = 1601
     cls_token_id: int = 101
     similarity: Literal["dot", "cosine"] = "dot"
+    pooling: Literal["cls", "mean"] = "cls"
 
     @property
     def embedding_dim(self) -> int:
@@ -91,7 +94,7 @@ class LightningDOTConfig:
         return cls(*towers, **own)
 
 
-_SIZES = {"project_dim?": int, "feature_dim?": int, "num_labels?": int, "cls_token_id?": int, "similarity?": str}
+_SIZES = {"project_dim?": int, "feature_dim?": int, "num_labels?": int, "cls_token_id?": int, "similarity?": str, "pooling?": str}
 
 
 class RegionEmbeddings(nn.Module):
@@ -157,7 +160,7 @@ class ImageBert(Bert):
 
 
 class Tower(nn.Module):
-    """An encoder and the projection of its position 0 to the shared embedding space."""
+    """An encoder and the projection of what it makes of a sequence to the shared embedding space."""
 
     bert: Any  # whatever encoder it is
     encode_proj: Any  # a Sequential, or an Identity
@@ -177,7 +180,7 @@ class Tower(nn.Module):
         )
 
     def embed(self, hidden: Tensor) -> Tensor:
-        """Hidden states [B,h] of position 0 → embeddings [B,D]."""
+        """Pooled hidden states [B,h] → embeddings [B,D]."""
         return self.encode_proj(hidden)
 
     def projection_work(self, side: str, rows: float) -> list[Work]:
@@ -227,12 +230,14 @@ class LightningDOT(nn.Module):
         return self
 
     def text_work(self, rows: float, load: Load, first_only: bool = True) -> list[Work]:
-        """What ``rows`` texts cost in the text encoder."""
+        """What ``rows`` texts cost in the text encoder, of which the pooled state is asked for, or with ``first_only`` false all."""
+        first_only = first_only and self.config.pooling == "cls"
         return self.txt_model.bert.work("text", rows, load.txt_length, first_only, load)
 
     def image_work(self, rows: float, load: Load, first_only: bool = True, masked: bool = False) -> list[Work]:
         """What ``rows`` images cost in the image encoder; ``masked``: some of their regions are."""
         encoder = self.img_model.bert
+        first_only = first_only and self.config.pooling == "cls"
         works = encoder.work("image", rows, load.img_length, first_only, load)
         return [*works, encoder.img_embeddings.work(rows, masked, load)]
 
@@ -269,11 +274,24 @@ class LightningDOT(nn.Module):
 
     def embed_texts(self, texts: Texts) -> Tensor:
         """`encode_text` of texts that hold no padding: → [B,D]."""
-        return self._compared(self.txt_model.embed(self.txt_model.bert(texts, first_only=True)))
+        return self._compared(self.txt_model.embed(self.pool_texts(texts)))
 
     def embed_images(self, images: Images) -> Tensor:
         """`encode_image` of images that hold no padding: → [B,D]."""
-        return self._compared(self.img_model.embed(self.img_model.bert(images, first_only=True)))
+        return self._compared(self.img_model.embed(self.pool_images(images)))
+
+    def pool_texts(self, texts: Texts) -> Tensor:
+        """The text encoder's state of each text → [B,h]."""
+        return self._pooled(self.txt_model.bert, texts)
+
+    def pool_images(self, images: Images) -> Tensor:
+        """The image encoder's state of each image, [CLS] and regions → [B,h]."""
+        return self._pooled(self.img_model.bert, images)
+
+    def _pooled(self, encoder: nn.Module, sequences: Texts | Images) -> Tensor:
+        if self.config.pooling == "cls":
+            return encoder(sequences, first_only=True)  # the last block computes no more
+        return mean_of_sequences(encoder(sequences), sequences.layout)
 
     def _compared(self, embedding: Tensor) -> Tensor:
         """What the dot product takes: with cosine similarity, the unit vector, in fp32."""

@@ -47,6 +47,8 @@ def check_config(config: Any) -> None:
         )
     if config.similarity not in ("dot", "cosine"):
         raise BadInput(f"similarity {config.similarity!r} is neither dot nor cosine")
+    if config.pooling not in ("cls", "mean"):
+        raise BadInput(f"pooling {config.pooling!r} is neither cls nor mean")
 
 
 def one_checkpoint(folder: str | Path) -> Path:

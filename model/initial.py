@@ -64,6 +64,8 @@ class ModelOptions(EncoderOptions):
         project_dim: width of the shared embedding; 0 takes the hidden state as it is
         similarity: of two embeddings: dot (the paper) or cosine, which needs a loss with a temperature; none: as the
             checkpoint, else dot
+        pooling: of an encoder's hidden states: cls (position 0, as the paper) or mean, which sentence encoders are trained for; none:
+            as the checkpoint, else cls
         freeze_txt: the text tower stays as it is
         freeze_img: the image tower stays as it is
     """
@@ -75,6 +77,7 @@ class ModelOptions(EncoderOptions):
     cls_token_id: int | None = None
     project_dim: int = 768
     similarity: Literal["dot", "cosine"] | None = None
+    pooling: Literal["cls", "mean"] | None = None
     freeze_txt: bool = False
     freeze_img: bool = False
 
@@ -106,6 +109,8 @@ def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels:
         model = _from_towers(options, meta, feature_dim, num_labels)
     if options.similarity is not None:
         model.config.similarity = options.similarity
+    if options.pooling is not None:
+        model.config.pooling = options.pooling
     folders = [folder for folder in (options.txt_init, options.img_init) if folder]
     source = options.init or ", ".join(dict.fromkeys(folders)) or "model"
     check_model_fits(model.config, meta, feature_dim, source, regions)

@@ -128,6 +128,10 @@ class Task(Protocol):
     def is_better(self, score: float, best: float) -> bool:
         """Whether a validation's score is better than another's."""
 
+    def begin(self) -> None:
+        """What is done once before the first update of a run, which need not be done again when it goes on. What the first rank
+        makes of the weights, all get."""
+
     def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
         """Read weights and position from a checkpoint of this run; ``training`` is what `resume` and `state` were saved as.
         Of what was made from the data named in ``changed`` nothing is taken over: it begins anew."""
@@ -319,6 +323,7 @@ def _restored(task: Task, run: Run, updater: Updater) -> Progress:
     """Put everything back to where the run was saved; a fresh run starts at step 0."""
     saved = run.load()
     if saved is None:
+        task.begin()
         return Progress(0, task.worst_score)
     training, own = saved
     checkpoint = run.checkpoint

@@ -281,6 +281,8 @@ def towers_config(model: ModelOptions, sizes: DataSizes, notes: list[str]) -> Li
         config = LightningDOTConfig(
             **found, project_dim=model.project_dim, feature_dim=sizes.feature_dim, num_labels=sizes.num_labels
         )
+    if model.pooling is not None:
+        config.pooling = model.pooling
     if model.dropout is not None:
         config.txt.set_dropout(model.dropout)
         config.img.set_dropout(model.dropout)

@@ -95,7 +95,7 @@ class MaskedRegions(Objective):
         tokens = model.img_model.bert(batch.images, batch.masked_regions)  # [B+R,h]
         x0 = None
         if self.options.fusion != "none":
-            x0 = model.txt_model.bert(batch.texts, first_only=True)  # [B,h]
+            x0 = model.pool_texts(batch.texts)  # [B,h]
         return self.predict(model, heads, fuse(self.options.fusion, tokens, x0, batch.predicted), batch)
 
     def work(self, model: LightningDOT, heads: nn.ModuleDict, load: Load) -> list[Work]:

@@ -81,7 +81,7 @@ class MaskedWords(Objective):
         words = model.txt_model.bert(batch.texts)  # [T,h]
         z0 = None
         if self.options.fusion != "none":
-            z0 = model.img_model.bert(batch.images, first_only=True)  # [B,h]
+            z0 = model.pool_images(batch.images)  # [B,h]
         target = batch.word_labels[batch.predicted.rows]  # [N]
         hidden = fuse(self.options.fusion, words, z0, batch.predicted)  # [N,h]
         logits = heads["cls"]["predictions"](hidden, model.img_model.bert.embeddings.word_embeddings.weight)  # [N,V]

@@ -206,6 +206,8 @@ def _towers_to_file(source: Path, destination: Path, values: dict, own: dict, ex
         notes.append(f"{', '.join(of_loss)}: left out, the original's loss learns nothing itself")
     if config.similarity != "dot":
         notes.append("similarity cosine: the original compares by dot product, so that scores will be others there")
+    if config.pooling != "cls":
+        notes.append("warning: pooling mean: the original reads [CLS] alone, so that its embeddings, and its recall, will be others than ours")
     if config.cls_token_id != ORIGINAL_CLS:
         notes.append(
             f"warning: cls_token_id {config.cls_token_id}: the original begins every image sequence with word {ORIGINAL_CLS}, whatever "

@@ -232,6 +232,10 @@ class Finetuning(ABC):
     def is_better(self, score: float, best: float) -> bool:
         return score > best  # AR, the mean of the six recalls
 
+    def begin(self) -> None:
+        """As `optim.loop.Task.begin`."""
+        return  # the weights are ready, unless a task says otherwise
+
     def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
         self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict())
         has_same_pairs = not pairs_changed(changed, "training")

@@ -287,6 +287,9 @@ class Pretraining:
     def is_better(self, score: float, best: float) -> bool:
         return score < best  # mean loss
 
+    def begin(self) -> None:
+        """As `optim.loop.Task.begin`."""
+
     def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
         self.model.load_state_dict(LightningDOT.from_pretrained(checkpoint).state_dict())
         load_heads(self.heads, checkpoint)

@@ -25,6 +25,7 @@ from model.objectives.cmr import CrossModalRetrieval
 from model.objectives.contrastive.options import LossOptions
 from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import heads_of, start_heads_from
+from model.regions_as_words import check_reads_no_regions, read_regions_as_words
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import hard_negatives_of
 from model.retrieval.results import Found
@@ -81,6 +82,8 @@ class RetrievalConfig(FinetuningSettings):
             alone, as the original
         distill: learning the ranking of a re-ranker
         grad_cache: pairs embedded at a time, so that a batch may be larger than memory; 0: all at once
+        regions_as_words: the image tower, started from a text encoder (``model.img_init``), reads regions as words of the captions
+            from the first update on (model/regions_as_words.py)
         captions_together: all captions of an image come in the same batch, so that the image is encoded once for them. They are no
             negatives of one another: give a batch_size of more pairs
     """
@@ -95,10 +98,13 @@ class RetrievalConfig(FinetuningSettings):
     third_view: Literal["everywhere", "loss"] = "everywhere"
     distill: DistillOptions = field(default_factory=DistillOptions)
     grad_cache: int = 0
+    regions_as_words: bool = False
     captions_together: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        if self.regions_as_words and not self.model.img_init:
+            raise BadInput("regions_as_words needs an image tower that knows words and no regions yet: give model.img_init")
         if self.captions_together and self.language_temperature != 1:
             raise BadInput("captions_together takes all captions of an image, language_temperature some of them: leave one out")
         if self.third_view == "loss" and self.val_image_captions is not None:
@@ -127,6 +133,8 @@ class Retrieval(Finetuning):
         view = ThirdView(config.image_captions, config.val_image_captions, config.caption_score_weight, in_loss_only)
         train, val = open_training_data(config, ranks, view)
         regions = train.regions
+        if config.regions_as_words:
+            check_reads_no_regions(config.model.img_init)
         model = build_model(
             config.model, train.captions.meta, regions.feature_dim, regions.num_labels, str(regions.folder)
         )
@@ -160,6 +168,11 @@ class Retrieval(Finetuning):
         if any(True for _ in heads.parameters()):  # a loss that learns something itself
             self.heads = heads
         self.step = Backward(self.model, heads, ranks, config.precision, config.grad_cache)
+
+    def begin(self) -> None:
+        if self.config.regions_as_words and self.ranks.is_first:  # the others get what the first one has
+            explained = read_regions_as_words(self.model, self.train)
+            print(f"regions start as words: their features explain {explained:.0%} of the variance of images' mean words")
 
     def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
         super().load(checkpoint, training, changed)

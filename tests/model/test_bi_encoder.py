@@ -10,6 +10,7 @@ import transformers
 from data.batches.ragged import Layout, pack_images, pack_texts
 from data.errors import BadInput
 from model import checkpoints
+from model.attention import mean_of_sequences
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.transformer import Bert, EncoderConfig
 
@@ -347,3 +348,30 @@ def test_loading_lists_every_key_that_does_not_fit(tmp_path):
         "img_model.encode_proj.3.weight has shape [20, 63], expected [20, 64]",
     ):
         assert part in message
+
+
+def test_mean_pooling_is_the_mean_of_a_sequence_without_its_padding():
+    model = small_model(pooling="mean").double()
+    ids, mask = texts(50, 0)
+    words, found = model.txt_model, model.encode_text(ids, mask)
+    regions = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    features, positions = torch.randn(2, 5, 12, dtype=torch.double), torch.rand(2, 5, 7, dtype=torch.double)
+    images = model.encode_image(features, positions, regions)
+    for n, length in enumerate(mask.sum(1).tolist()):
+        alone = words.bert(pack_texts(ids[n : n + 1, :length], mask[n : n + 1, :length]))
+        torch.testing.assert_close(found[n], words.embed(alone.mean(0)), check_dtype=False)
+    for n, length in enumerate(regions.sum(1).tolist()):
+        alone = model.img_model.bert(pack_images(features[n : n + 1, :length], positions[n : n + 1, :length], regions[n : n + 1, :length]))
+        assert len(alone) == 1 + length  # with [CLS]
+        torch.testing.assert_close(images[n], model.img_model.embed(alone.mean(0)), check_dtype=False)
+    with pytest.raises(BadInput, match="pooling 'max' is neither cls nor mean"):
+        small_model(pooling="max")
+
+
+def test_the_gradient_of_mean_pooling_is_that_of_the_loop():
+    layout = Layout.of([3, 1, 4])
+    x = torch.randn(8, 5, requires_grad=True)
+    weight = torch.randn(3, 5)
+    (mean_of_sequences(x, layout) * weight).sum().backward()
+    expected = torch.cat([(weight[n] / length).expand(length, 5) for n, length in enumerate((3, 1, 4))])
+    torch.testing.assert_close(x.grad, expected)

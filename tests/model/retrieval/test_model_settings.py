@@ -21,7 +21,7 @@ from tests.gallery import KEYS, command
 
 CHANGES = {
     "similarity": {"similarity": "cosine"}, "cls_token_id": {"cls_token_id": 7}, "txt.num_attention_heads": {"txt": {"num_attention_heads": 4}},
-    "img.layer_norm_eps": {"img": {"layer_norm_eps": 1e-3}},
+    "pooling": {"pooling": "mean"}, "img.layer_norm_eps": {"img": {"layer_norm_eps": 1e-3}},
 }  # fmt: skip
 
 
