@@ -97,6 +97,8 @@ class Options:
             raise BadInput(f"--{alone[0].replace('_', '-')} says something of a second checkpoint: give --second-checkpoint, too")
         if self.second_reranker is None and (self.second_rerank, self.second_mix) != (None, None):
             raise BadInput("--second-rerank and --second-mix belong to --second-reranker: give it, too")
+        if self.mix is not None and self.reranker is None:
+            raise BadInput("--mix adds the bi-encoder's score to a re-ranker's: it needs --reranker")
         if "exact" not in self.backends:
             raise BadInput(f"--backends {' '.join(self.backends)}: expected exact among them")
         if self.second_evaluation is not None and self.evaluation is None:

@@ -30,6 +30,9 @@ export const milliseconds = (value) => (value < 10 ? value.toFixed(1) : Math.rou
 /** A score; the digits of search.py's. */
 export const score = (value) => value.toFixed(4);
 
+/** The name of a folder, which may break behind a slash. */
+export const folder = (path) => path.split("/").flatMap((part, place) => (place ? ["/", document.createElement("wbr"), part] : [part]));
+
 export const count = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
 /** Where a picture of the gallery is, with no side longer than `size` pixels. */

@@ -1,9 +1,10 @@
 // The queries of an evaluation whose right answer did not come first, with what stood before it; the recall above.
-import {ask} from "./api.js";
+import {Gone, ask} from "./api.js";
 import {byId, count, element, notice, picture} from "./elements.js";
 import {addressOf, changed} from "./state.js";
 import {follow} from "./results.js";
 
+const SLOW = 1000; // milliseconds after which the list says that it is still coming
 const SHOWN = 20; // queries of a page
 const THUMB = 192; // pixels
 const METRICS = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "AR"];
@@ -14,8 +15,9 @@ const CHOICES = {
   order: [["worst", "worst rank first"], ["best", "best rank first"]],
 };
 
-/** Fill the section of failures. `context` = {state, current, info, go, signal}; `current()` is the state by now. */
-export async function showFailures({state, current, info, go, signal}) {
+/** Fill the section of failures. `context` = {state, current, info, go, gone, signal}; `current()` is the state by now, `gone()` is called where
+ * nothing answers. */
+export async function showFailures({state, current, info, go, gone, signal}) {
   const section = byId("failures");
   if (!info.evaluation) {
     section.replaceChildren(notice("word", "The service was started without --evaluation: there is no list of failures."));
@@ -24,12 +26,17 @@ export async function showFailures({state, current, info, go, signal}) {
   const asked = new URLSearchParams({direction: state.direction, only: state.only, order: state.order, k: state.at, offset: state.offset, limit: SHOWN});
   if (state.language) asked.set("language", state.language);
   const controls = controlsOf(state, current, info, go);
+  const slow = setTimeout(() => section.prepend(element("p", {class: "faint", role: "status"}, "Still loading the list.")), SLOW);
+  signal.addEventListener("abort", () => clearTimeout(slow));
   try {
     const [list, recall] = await Promise.all([ask(`api/failures?${asked}`, {signal}), ask("api/recall", {signal})]);
     section.replaceChildren(...recallTable(recall.evaluations), controls, ...listOf(list, {state, info, go}));
   } catch (error) {
     if (error.name === "AbortError") return;
+    if (error instanceof Gone) return gone();
     section.replaceChildren(controls, notice("bad", error.message));
+  } finally {
+    clearTimeout(slow);
   }
 }
 
@@ -69,11 +76,15 @@ function recallTable(evaluations) {
 
 function listOf(list, {state, info, go}) {
   if (!list.total) return [notice("word", "There is no such query.")];
+  if (!list.queries.length) {
+    const start = element("button", {type: "button", on: {click: () => go(changed(state, {offset: 0}))}}, "To the first");
+    return [notice("word", `The list has ${count(list.total, "query", "queries")}, and ends before this place. `, start)];
+  }
   const first = list.offset + 1, last = list.offset + list.queries.length;
   const page = (offset, word, possible) => element("button", {type: "button", disabled: !possible, on: {click: () => go(changed(state, {offset}))}}, word);
   const pages = () => element("p", {class: "pages"},
     page(Math.max(0, list.offset - SHOWN), "‹ before", list.offset > 0),
-    `${first}–${last} of ${count(list.total, "query", "queries")}`,
+    `${first.toLocaleString("en")}–${last.toLocaleString("en")} of ${count(list.total, "query", "queries")}`,
     page(list.offset + SHOWN, "next ›", last < list.total));
   return [pages(), element("ol", {class: "missed"}, ...list.queries.map((query) => missed(query, {list, state, info, go}))), list.total > SHOWN && pages()].filter(Boolean);
 }

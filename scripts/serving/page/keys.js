@@ -15,6 +15,7 @@ export function listenToKeys(toBox) {
       event.preventDefault();
       toBox();
     } else if (event.key === "Escape" && isTyping) {
+      event.preventDefault(); // browsers empty the box
       event.target.blur();
     } else if (event.key in ARROWS && (!isTyping || (event.key === "ArrowDown" && event.target.id === "q")) && event.target.type !== "radio") {
       if (move(...ARROWS[event.key])) event.preventDefault();

@@ -16,7 +16,7 @@ export async function showLarge(context) {
     if (dialog.open) dialog.close();
     return;
   }
-  if (shown === id && dialog.open) return;
+  if (shown === id && dialog.open) return showSteps(dialog, context); // the results around it may have come meanwhile
   shown = id;
   dialog.replaceChildren(...parts(id, null, context));
   if (!dialog.open) dialog.showModal();
@@ -24,17 +24,28 @@ export async function showLarge(context) {
     const item = await ask(`api/item/${pathOf(id)}`);
     if (shown === id) dialog.replaceChildren(...parts(id, item, context));
   } catch (error) {
-    if (shown === id) dialog.append(notice("bad", error.message));
+    if (shown === id) dialog.querySelector(".about").replaceChildren(notice("bad", error.message));
   }
   if (shown === id) dialog.querySelector(".close").focus();
 }
 
-function parts(id, item, {state, info, go, neighbours}) {
-  const [before, after] = neighbours(id);
+/** What leads to the results before and after. */
+function steps({state, go, neighbours}) {
+  const [before, after] = neighbours(state.open);
   const step = (target, word, sign) => target !== undefined &&
     element("button", {class: `step ${word}`, type: "button", "aria-label": `${word} result`, on: {click: () => go({...state, open: target}, true)}}, sign);
+  return [step(before, "previous", "‹"), step(after, "next", "›")].filter(Boolean);
+}
+
+function showSteps(dialog, context) {
+  for (const each of dialog.querySelectorAll(".step")) each.remove();
+  dialog.querySelector(".stage").append(...steps(context));
+}
+
+function parts(id, item, context) {
+  const {state, info, go} = context;
   const canFind = Boolean(info.models[state.models === "b" ? "b" : "a"]?.captions);
-  const ask = (words, find) => {
+  const asking = (words, find) => {
     const target = changed(state, {from: "picture", image: id, own: "", find});
     return element("a", {class: "button", href: addressOf(target), on: {click: follow(go, target)}}, words);
   };
@@ -43,9 +54,9 @@ function parts(id, item, {state, info, go, neighbours}) {
       element("h2", {id: "large-name"}, id),
       element("button", {class: "close", type: "button", "aria-label": "Close", on: {click: () => byId("large").close()}}, "✕")),
     element("div", {class: "large-body"},
-      element("div", {class: "stage"}, step(before, "previous", "‹"), pictureWithRegions(id, item, info), step(after, "next", "›")),
+      element("div", {class: "stage"}, pictureWithRegions(id, item, info), ...steps(context)),
       element("div", {class: "about"},
-        element("p", {class: "actions"}, canFind && ask("Find its captions", "captions"), ask("Find pictures like it", "images")),
+        element("p", {class: "actions"}, canFind && asking("Find its captions", "captions"), asking("Find pictures like it", "images")),
         ...(item === null ? [notice("word", "…")] : [captionsOf(item, state, go), regionsOf(item)]))),
   ];
 }

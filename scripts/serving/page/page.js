@@ -1,6 +1,6 @@
 // The page: what the address says is shown, and what is done changes the address.
 import {Gone, ask, search} from "./api.js";
-import {byId, element, notice, picture} from "./elements.js";
+import {byId, element, folder, notice, picture} from "./elements.js";
 import {showFailures} from "./failures.js";
 import {listenToKeys} from "./keys.js";
 import {showLarge} from "./large.js";
@@ -16,6 +16,7 @@ let state = stateOf(location.search);
 let photo = null; // of one's own
 let photoAddress = ""; // blob: of it
 let asking = new AbortController(); // the search that is under way
+let openedIn = ""; // the checkpoint among whose results a picture was opened
 let shownFor = null; // the question whose answers are shown
 let shownWords = ""; // that the box was last filled with
 
@@ -24,6 +25,7 @@ let shownWords = ""; // that the box was last filled with
 /** Show another state, as a new entry of the browser's history, or in place of the one that is there. */
 function go(next, isReplacing = false) {
   const opens = next.open !== "" && state.open === "";
+  if (opens) openedIn = document.activeElement?.closest("[data-model]")?.dataset.model ?? "";
   state = next;
   history[isReplacing ? "replaceState" : "pushState"](opens || (isReplacing && history.state?.opened) ? {opened: true} : null, "", addressOf(state));
   show();
@@ -36,7 +38,7 @@ function leaveLarge() {
   state = {...state, open: ""};
   if (history.state?.opened) history.back();
   else go(state, true);
-  document.querySelector(`#results .result[data-id="${CSS.escape(open)}"]`)?.focus();
+  resultsWith(open).find((each) => each.dataset.id === open)?.focus();
 }
 
 window.addEventListener("popstate", () => {
@@ -48,7 +50,8 @@ function show() {
   const isSearch = state.view !== "failures";
   byId("search").hidden = !isSearch;
   byId("failures").hidden = isSearch;
-  for (const [id, isHere] of [["to-search", isSearch], ["to-failures", !isSearch]]) {
+  for (const [id, isHere, view] of [["to-search", isSearch, "search"], ["to-failures", !isSearch, "failures"]]) {
+    byId(id).href = addressOf(changed(state, {view}));
     if (isHere) byId(id).setAttribute("aria-current", "page");
     else byId(id).removeAttribute("aria-current");
   }
@@ -61,16 +64,22 @@ function show() {
     asking.abort();
     asking = new AbortController();
     if (isSearch) showSearch(asking.signal);
-    else showFailures({state, current: () => state, info, go, signal: asking.signal});
+    else showFailures({state, current: () => state, info, go, gone: showGone, signal: asking.signal});
   }
   showLarge({state, info, go, neighbours});
 }
 
-/** The results before and after one. */
+/** The pictures found among which one is; of two checkpoints, of that one where it was opened. */
+function resultsWith(id) {
+  const of = (model) => [...document.querySelectorAll(`#search:not([hidden]) .grid[data-model="${model}"] a.result`)];
+  return [openedIn, "a", "b"].map(of).find((results) => results.some((each) => each.dataset.id === id)) ?? [];
+}
+
+/** The ids before and after one. */
 function neighbours(id) {
-  const ids = [...document.querySelectorAll("#results .grid a.result")].map((each) => each.dataset.id);
+  const ids = resultsWith(id).map((each) => each.dataset.id);
   const place = ids.indexOf(id);
-  return place < 0 ? [] : [ids[place - 1], ids[place + 1]];
+  return [ids[place - 1], ids[place + 1]].map((each) => (place < 0 ? undefined : each));
 }
 
 // ---- the controls -----------------------------------------------------------------------------------------------------
@@ -144,7 +153,7 @@ function listenToControls() {
   byId("large").addEventListener("close", leaveLarge); // by Escape too
   byId("large").addEventListener("click", (event) => event.target === byId("large") && byId("large").close()); // beside it
   for (const each of document.querySelectorAll("a[data-go]")) {
-    each.addEventListener("click", (event) => follow(go, each.id === "to-search" ? changed(state, {view: "search"}) : stateOf(new URL(each.href).search))(event));
+    each.addEventListener("click", (event) => follow(go, stateOf(new URL(each.href).search))(event));
   }
 }
 
@@ -157,7 +166,7 @@ function askWith(file) {
 }
 
 function listenToDrops() {
-  const isFile = (event) => info?.models.a.own_pictures && [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const isFile = (event) => info?.models[modelsOf(state)[0]]?.own_pictures && [...(event.dataTransfer?.types ?? [])].includes("Files");
   const over = (event) => {
     if (!isFile(event)) return;
     event.preventDefault();
@@ -181,18 +190,22 @@ const questions = () => modelsOf(state).map((model) => questionOf(state, model, 
 async function showSearch(signal) {
   const asked = questions();
   const here = {...state};
-  byId("service").replaceChildren();
+  showServed();
   if (asked.some((each) => each === null) || (here.from === "picture" && here.own && !photo)) {
     byId("timings").replaceChildren();
-    byId("results").replaceChildren(here.own ? notice("word", `${here.own} was in this page alone: drop or choose it again.`) : await welcome());
     say("");
+    const first = here.own ? notice("word", `${here.own} was in this page alone: drop or choose it again.`) : await welcome();
+    if (signal.aborted) return;
+    byId("results").className = "";
+    byId("results").replaceChildren(first);
     return;
   }
   const ownPhoto = here.from === "picture" && here.own ? photo : null;
-  const slow = stillThere(signal);
+  const slow = stillThere(signal), most = info.limits.picture_bytes;
+  const waiting = (seconds, why) => slow.say(`${sentence(why)} It is asked again in ${seconds} s. `);
   const outcomes = await Promise.all(asked.map(async (question) => {
     try {
-      return await search(question, ownPhoto, {signal, waiting: (seconds) => slow.say(`The service is busy; it is asked again in ${seconds} s.`)});
+      return await search(question, ownPhoto, {signal, waiting, most});
     } catch (error) {
       return error;
     }
@@ -207,7 +220,7 @@ async function showSearch(signal) {
     name: isTwo ? answer.model.toUpperCase() : "", isPhoto: ownPhoto !== null,
     backends: info.models[answer.model][answer.find].backends, chooseBackend: (backend) => go(changed(state, {backend})),
   })));
-  const isCompared = isTwo && answers.length === 2 && answers[0].find === "images";
+  const isCompared = isTwo && answers.length === 2;
   say(isCompared ? inCommon(...answers) : "");
   byId("results").replaceChildren(...outcomes.map((outcome, number) => column(outcome, {
     state: here, hasPhotos: info.photos, go, name: isTwo ? "AB"[number] : "",
@@ -220,7 +233,7 @@ async function showSearch(signal) {
 
 /** The answer of one checkpoint, or why there is none. */
 function column(outcome, found) {
-  const heading = found.name && element("h2", {}, element("b", {class: `model ${found.name.toLowerCase()}`}, found.name), ` ${info.models[found.name.toLowerCase()].checkpoint}`);
+  const heading = found.name && element("h2", {}, element("b", {class: `model ${found.name.toLowerCase()}`}, found.name), " ", ...folder(info.models[found.name.toLowerCase()].checkpoint));
   const parts = outcome instanceof Error
     ? [notice("bad", sentence(outcome.message), " ", again(), state.backend && " ", state.backend && exactly())]
     : [...(found.isUnlike ? [`no re-ranker is served for ${found.name}: the order is the dot product's`] : []), ...outcome.notes].map((line) => notice("word", sentence(line))).concat(resultsOf({...found, answer: outcome}));
@@ -234,21 +247,24 @@ const exactly = () => element("button", {type: "button", on: {click: () => go(ch
 const again = () => element("button", {type: "button", on: {click: askAgain}}, "Try again");
 
 function askAgain() {
+  if (info === null) return start();
+  showServed();
   shownFor = null;
   show();
 }
 
-/** Tells after a second that a search is under way, with a way to stop it. */
+/** Tells after a second that a search is under way, with a way to stop it; at once where it must wait, and why. */
 function stillThere(signal) {
   const started = performance.now();
   let word = "";
   byId("results").classList.add("waiting");
   const stop = element("button", {type: "button", on: {click: () => (asking.abort(), end(), say("Stopped. ", again()))}}, "Stop");
-  const line = element("span", {});
+  const line = element("span", {}), otherwise = exactly();
   const tell = () => {
     if (signal.aborted) return;
     line.textContent = word || `Still searching, ${Math.round((performance.now() - started) / 1000)} s. `;
-    if (!line.isConnected) say(line, " ", stop);
+    if (!line.isConnected) say(line, stop);
+    if (word && state.backend && !otherwise.isConnected) stop.after(" ", otherwise);
   };
   const timer = setInterval(tell, SLOW);
   function end() {
@@ -264,13 +280,15 @@ const say = (...parts) => byId("status").replaceChildren(...parts.filter((part) 
 /** Nothing answers: look for it until it is back. */
 async function showGone() {
   byId("service").replaceChildren(notice("bad", "The service does not answer. When it is back, this page goes on. ", again()));
+  asking.abort(); // who looked for it before
+  asking = new AbortController();
   const {signal} = asking;
   while (!signal.aborted) {
     await new Promise((resolve) => setTimeout(resolve, AGAIN));
     if (signal.aborted) return;
     try {
       await ask("api/healthz", {signal});
-      return info === null ? start() : askAgain();
+      return askAgain();
     } catch (error) {
       if (!(error instanceof Gone)) return;
     }
@@ -299,7 +317,7 @@ function showServed() {
   const hasTwo = "b" in info.models;
   byId("models").hidden = !hasTwo;
   byId("to-failures").hidden = !info.evaluation;
-  byId("served").textContent = hasTwo ? "" : info.models.a.checkpoint;
+  byId("served").replaceChildren(...(hasTwo ? [] : folder(info.models.a.checkpoint)));
   const refused = Object.values(info.models).flatMap((model) => [model.images, model.captions]).map((index) => index?.refused).filter(Boolean);
   byId("service").replaceChildren(...refused.map((why) => notice("bad", `What is on the disk now is not searched, but the index that was there before: ${why}`)));
 }
@@ -311,6 +329,7 @@ async function start() {
     if (error instanceof Gone) return showGone();
     return byId("service").replaceChildren(notice("bad", sentence(error.message)));
   }
+  for (const name of ["k", "rerank"]) byId(name).max = info.limits[name];
   byId("settings").open = matchMedia("(min-width: 700px)").matches;
   showServed();
   show();

@@ -7,7 +7,7 @@ const THUMB = 96;
 
 /** The results of an answer.
  *
- * `found` = {answer, state, hasPhotos, go, twins, other}: twins = id → rank in the answer beside this one, null where there is none.
+ * `found` = {answer, state, hasPhotos, go, twins}: twins = id → rank in the answer beside this one, null where there is none.
  */
 export function resultsOf(found) {
   const hits = found.answer.results[0];
@@ -32,20 +32,22 @@ function pictureCard(hit, found) {
     element("span", {class: "frame"}, picture(hit.id, CARD, text || hit.id, hasPhotos)),
     element("span", {class: "line"}, element("b", {class: "rank"}, hit.rank), moved(hit), element("span", {class: "score"}, score(hit.score))),
     element("span", {class: "caption"}, text || hit.id));
-  return element("li", {class: twins ? (twins.has(hit.id) ? "both" : "single") : "", data: {id: hit.id}}, link, twins && twinOf(hit, found));
+  return element("li", {class: twinKind(hit, found), data: {id: hit.id}}, link, twins && twinOf(hit, found));
 }
 
-/** Where the other checkpoint has the same picture. */
+const twinKind = (hit, {twins}) => (twins ? (twins.has(hit.id) ? "both" : "single") : "");
+
+/** Where the other checkpoint has the same picture or caption. */
 function twinOf(hit, {answer, twins}) {
   const other = answer.model === "a" ? "b" : "a";
   const name = other.toUpperCase();
   if (!twins.has(hit.id)) return element("span", {class: "twin none"}, `only ${answer.model.toUpperCase()}`);
-  const seek = () => document.querySelector(`[data-model="${other}"] a.result[data-id="${CSS.escape(hit.id)}"]`).focus();
+  const seek = () => document.querySelector(`[data-model="${other}"] .result[data-id="${CSS.escape(hit.id)}"]`).focus();
   return element("button", {class: "twin", type: "button", on: {click: seek}, title: `show it among the results of ${name}`}, `${name}: ${twins.get(hit.id)}`);
 }
 
 function captionLine(hit, found) {
-  const {state, hasPhotos, go} = found;
+  const {state, hasPhotos, go, twins} = found;
   const target = changed(state, {from: "text", q: hit.text ?? "", image: "", own: "", find: "captions"});
   const isOwn = hit.image !== undefined && hit.image === state.image;
   const words = element("span", {class: "words", lang: hit.language || null}, hit.text ?? hit.id);
@@ -56,9 +58,9 @@ function captionLine(hit, found) {
     element("span", {class: "text"}, words, isOwn && element("span", {class: "own"}, "written for this picture")),
   ];
   const properties = {class: "result", data: {id: hit.id}};
-  return element("li", {class: isOwn ? "right" : ""}, hit.text
+  return element("li", {class: `${isOwn ? "right" : ""} ${twinKind(hit, found)}`.trim(), data: {id: hit.id}}, hit.text
     ? element("a", {...properties, href: addressOf(target), title: "find pictures for these words", on: {click: follow(go, target)}}, ...inside)
-    : element("span", properties, ...inside));
+    : element("span", properties, ...inside), twins && twinOf(hit, found));
 }
 
 /** How far the re-ranker moved a result. */
@@ -90,7 +92,8 @@ export const ranksOf = (answer) => new Map(answer.results[0].map((hit) => [hit.i
 export function inCommon(a, b) {
   const [ranks, others] = [ranksOf(a), ranksOf(b)];
   const both = [...ranks.keys()].filter((id) => others.has(id)).length;
-  return `${both} in common, ${count(ranks.size - both, "picture", "pictures")} only in A, ${others.size - both} only in B`;
+  const things = a.find === "images" ? ["picture", "pictures"] : ["caption", "captions"];
+  return `${both} in common, ${count(ranks.size - both, ...things)} only in A, ${others.size - both} only in B`;
 }
 
 /** Shows on both sides the result that is pointed at or focused on one of them. */

@@ -8,7 +8,7 @@ const DEFAULTS = {
   own: "", // name of a photo of one's own, that is asked; the photo itself is nowhere but in this page
   find: "captions", // of a picture; or "images": pictures like it
   k: 24,
-  backend: "", // the first that is served
+  backend: "", // exact
   rerank: "", // how many, 0 for none; "": as the service was started
   mix: "", // as the service was started
   models: "a", // "b", or "ab": side by side

@@ -1,4 +1,4 @@
-// What a search took: this one, and median and 95th percentile of the last 20 with the same checkpoint and backend.
+// What a search took: this one, and median and 95th percentile of the last 20 of the same kind: checkpoint, backend, re-ranked or not.
 import {count, element, milliseconds} from "./elements.js";
 
 const LAST = 20;
@@ -12,7 +12,7 @@ export function addTiming(answer, isPhoto) {
   taken.set(key, [...times, answer.milliseconds].slice(-LAST));
 }
 
-const keyOf = (answer, isPhoto) => [answer.model, answer.find, answer.backend, answer.queries.length, isPhoto].join();
+const keyOf = (answer, isPhoto) => [answer.model, answer.find, answer.backend, answer.rerank > 0, answer.queries.length, isPhoto].join();
 
 /** The value below which a share of the values are; between two of them in proportion, as numpy's percentile. */
 export function quantile(values, share) {

@@ -21,6 +21,7 @@ from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
 from data.search.milvus import export_to_milvus
 from scripts import bench_milvus
+from tests.browsing import Tab, chromium, ids_of, text_of
 from tests.gallery import command as run
 from tests.served import serving
 from tests.small_indexes import assert_same, naive_search, write
@@ -188,9 +189,47 @@ def test_the_search_service_answers_from_the_server_what_it_finds_itself(service
     assert found_by(service, "milvus") == found_by(service, "exact")
 
 
-def test_a_server_that_stops_is_one_line_and_what_it_held_is_there_when_it_comes_back(server, vectors, exported, service):
+@pytest.fixture
+def tab(service):
+    with chromium() as browser:
+        tab = Tab(browser, service)
+        yield tab
+        tab.close()
+
+
+@pytest.mark.browser
+def test_the_page_shows_from_the_server_what_the_exact_search_finds(service, tab):
+    exact = service.search(text="a red circle", k=5, backend="exact").json["results"][0]
+    page = tab.open("?q=a red circle&k=5", ".grid .result")
+    page.select_option(".among select", "milvus")
+    page.wait_for_url("**backend=milvus**")
+    page.wait_for_function("() => document.querySelector('.among select').value === 'milvus' && !document.querySelector('#results.waiting')")
+    assert ids_of(page) == [hit["id"] for hit in exact]
+    shown = [float(score) for score in page.locator(".grid .score").all_inner_texts()]
+    assert shown == pytest.approx([hit["score"] for hit in exact], abs=2e-4)  # four decimals are shown
+
+
+@pytest.fixture(scope="module")
+def client(server, exported, service):
+    """Who opened the server, which is stopped now; `service` did, too."""
     client = server.open("FLAT")
     server.stop()
+    return client
+
+
+@pytest.mark.browser
+def test_the_page_says_that_the_server_is_stopped_and_offers_the_exact_search(client, service, tab):
+    tab.expected = ("status of 503",)
+    page = tab.open("?q=a red circle&k=5&backend=milvus", "text=It is asked again in 5 s.")
+    said = text_of(page, "#status")
+    assert "Milvus does not answer" in said and TOKEN not in said
+    page.click("text=Search with exact")
+    page.wait_for_selector(".grid .result")
+    assert ids_of(page) == [hit["id"] for hit in service.search(text="a red circle", k=5).json["results"][0]]
+    assert text_of(page, "#status") == "" and page.input_value(".among select") == "exact"
+
+
+def test_a_server_that_stops_is_one_line_and_what_it_held_is_there_when_it_comes_back(server, vectors, client, service):
     with pytest.raises(BadInput, match=r"127\.0\.0\.1:\d+: Milvus does not answer"):
         client.search(vectors[:3], 10)
     reply = service.search(text="a red circle", backend="milvus")  # not the asker's fault, and it may work later

@@ -152,6 +152,7 @@ def test_sigterm_answers_what_is_in_flight_and_exits_with_0(client):
         (["--second-checkpoint", "x"], "--second-checkpoint and --second-index go together"),
         (["--second-reranker", "x"], "--second-reranker says something of a second checkpoint: give --second-checkpoint, too"),
         (["--second-checkpoint", "x", "--second-index", "y", "--second-mix", "1"], "belong to --second-reranker"),
+        (["--mix", "1"], "it needs --reranker"),
         (["--backends", "hnsw"], "expected exact among them"),
         (["--second-evaluation", "x"], "give both"),
         (["--service.batch-size", "0"], "batch_size is 0"),

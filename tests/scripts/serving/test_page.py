@@ -1,128 +1,28 @@
 """The page in a real browser: what a person does with it, on the service itself. No request leaves the machine, no error is logged."""
 
 import base64
-import json
-import os
-import shutil
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from data.captions.db import CaptionDB
-from data.captions.tokenizers import CaptionTokenizer
-from model.transformer import EncoderConfig
-from model.uniter import Reranker, UniterConfig
+from tests.browsing import IDS, Tab, expected_ids, ids_of, text_of, wait_for_ids
+from tests.page_world import PageWorld
 from tests.served import serving
 
 pytestmark = pytest.mark.browser
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOKEN = "a long enough secret"
 QUERY = "a big red circle"
-IDS = "nodes => nodes.map(node => node.dataset.id)"
-
-
-class World:
-    """What is served: two checkpoints with evaluations, a re-ranker of random weights; the caption DB."""
-
-    def __init__(self, root: Path, small_world: Path, finetuned: Path, command):
-        self.data, self.first, self.second = small_world, finetuned / "last", small_world / "pretrained/last"
-        shared = ["--captions", small_world / "db/train", "--regions", small_world / "regions", "--bootstrap", 20]
-        for name, checkpoint in (("a", self.first), ("b", self.second)):
-            command("eval_itm.py", "--checkpoint", checkpoint, *shared, "--out", root / name)
-        vocabulary = len(CaptionTokenizer.from_pretrained(self.first / "tokenizer").vocabulary())
-        sizes = EncoderConfig(vocabulary, 32, 1, 2, 64, max_position_embeddings=80, initializer_range=0.3)
-        Reranker(UniterConfig(sizes, 32, 11)).save_pretrained(root / "uniter")
-        self.captions = CaptionDB(small_world / "db/train")
-        self.results = [json.loads((root / name / "results.json").read_text()) for name in "ab"]
-        shutil.copytree(root / "a" / "img", root / "img")  # is replaced by a test
-        self.index, self.other_index = root / "img" / "data.mdb", root / "b" / "img" / "data.mdb"
-        self.bare = ["--checkpoint", self.first, "--index", root / "img"]
-        self.other = [
-            "--second-checkpoint", self.second, "--second-index", root / "b/img", "--second-reranker", root / "uniter",
-            "--regions", small_world / "regions",
-        ]  # fmt: skip
-        self.words = [
-            *self.bare, "--captions-index", root / "a/txt", "--captions", small_world / "db/train",
-            "--regions", small_world / "regions", "--photos", small_world / "photos", "--reranker", root / "uniter", "--rerank", 20,
-            "--second-checkpoint", self.second, "--second-index", root / "b/img", "--second-captions-index", root / "b/txt",
-            "--second-reranker", root / "uniter", "--second-rerank", 15, "--second-mix", 0.25,
-            "--evaluation", root / "a", "--second-evaluation", root / "b", "--backends", "exact", "hnsw",
-        ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, small_world, pretrained, finetuned, command):
-    return World(tmp_path_factory.mktemp("page"), small_world, finetuned, command)
+    return PageWorld(tmp_path_factory.mktemp("page"), small_world, finetuned, command)
 
 
 @pytest.fixture(scope="module")
 def client(world):
     with serving(*world.words) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        yield found
-        found.close()
-
-
-class Tab:
-    """A tab at the service, with what it logged and asked for."""
-
-    def __init__(self, browser, client, **settings):
-        self.address = f"http://127.0.0.1:{client.port}/"
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **settings)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)  # a busy machine is slow, and nothing waits for long where all is well
-        self.errors, self.hosts, self.expected = [], set(), ()
-        self.page.on("console", lambda line: self.errors.append(line.text) if line.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda asked: self.hosts.add(asked.url.split("/")[2]) if not asked.url.startswith("blob:") else None)
-
-    def open(self, address="", until=""):
-        self.page.goto(self.address + address)
-        if until:
-            self.page.wait_for_selector(until)
-        return self.page
-
-    def close(self):
-        """End, and look at what was logged: what is ``expected`` aside, nothing may be."""
-        self.context.close()
-        assert self.hosts == {self.address.split("/")[2]}
-        assert not [line for line in self.errors if not any(words in line for words in self.expected)]
-
-
-@pytest.fixture
-def tab(browser, client):
-    found = Tab(browser, client)
-    yield found
-    found.close()
-
-
-def ids_of(page, model="a"):
-    return page.eval_on_selector_all(f'[data-model="{model}"] .result', IDS)
-
-
-def wait_for_ids(page, ids, model="a"):
-    """Until these are the results, in this order."""
-    shown = "([model, ids]) => [...document.querySelectorAll(`[data-model='${model}'] .result`)].map(node => node.dataset.id).join() === ids.join()"
-    page.wait_for_function(shown, arg=[model, ids])
-
-
-def expected_ids(client, **asked):
-    reply = client.search(**asked)
-    assert reply.status == 200, reply.body
-    return [each["id"] for each in reply.json["results"][0]]
-
-
-def text_of(page, selector):
-    return " ".join(page.inner_text(selector).split())
 
 
 # ---- a search, and what is behind a click ----------------------------------------------------------------------------
@@ -199,6 +99,25 @@ def test_the_pictures_that_words_found_are_asked_for_captions_by_a_click(tab, cl
     assert page.input_value("#q") == words and ids_of(page) == expected_ids(client, text=words, k=4, rerank=0)
 
 
+def test_examples_that_come_late_do_not_cover_what_was_found(tab):
+    held = []
+    tab.page.route("**/api/failures?*", lambda route: held.append(route))
+    page = tab.open("?k=4&models=ab")
+    page.wait_for_function("() => !document.querySelector('#ask fieldset#models').hidden")
+    page.fill("#q", QUERY)
+    page.press("#q", "Enter")
+    page.wait_for_selector('[data-model="b"] .result')
+    with page.expect_response("**/api/failures?*"):
+        held[0].continue_()
+    page.unroute("**/api/failures?*")
+    page.fill("#q", "")
+    page.press("#q", "Enter")
+    page.wait_for_selector(".examples a")
+    assert page.get_attribute("#results", "class") == "" and page.locator(".result").count() == 0
+    page.go_back()
+    page.wait_for_selector('[data-model="b"] .result')
+
+
 def test_a_photo_is_dropped_or_chosen(tab, client, world):
     photo = sorted((world.data / "photos").iterdir())[30]
     expected = [each["id"] for each in client.send_picture(photo.read_bytes(), find="captions", k=6).json["results"][0]]
@@ -262,6 +181,19 @@ def test_two_checkpoints_side_by_side(tab, client):
     assert page.locator(".timing").count() == 2
 
 
+def test_captions_of_two_checkpoints_are_linked_as_pictures_are(tab, client, world):
+    key = next(iter(world.captions.img2txts))
+    page = tab.open(f"?from=picture&image={key}&k=6&models=ab", '.captions[data-model="b"] .result')
+    a, b = (expected_ids(client, image=key, find="captions", k=6, model=model) for model in "ab")
+    common = [name for name in a if name in b]
+    assert common and len(common) < 6, "the two find the same or nothing in common: the test shows nothing"
+    assert text_of(page, "#status") == f"{len(common)} in common, {6 - len(common)} caption{'s' * (len(common) < 5)} only in A, {6 - len(common)} only in B"
+    found = ["only A" if name not in b else f"B: {b.index(name) + 1}" for name in a]
+    assert page.locator('.captions[data-model="a"] .twin').all_inner_texts() == found
+    page.locator('.captions[data-model="a"] li.both .twin').first.click()
+    assert page.evaluate("() => document.activeElement.closest('.captions').dataset.model") == "b" and page.locator("li.linked").count() == 2
+
+
 def test_each_of_two_checkpoints_has_its_re_ranker(tab, client):
     page = tab.open(f"?q={QUERY}&k=12&models=ab", '[data-model="b"] .moved')
     for model in "ab":
@@ -316,6 +248,31 @@ def test_failures_are_listed_below_the_recall(tab, client, world):
     expect(page.locator(".missed > li").first.locator(".outcome").first.locator(".right .words")).to_have_text([best["texts"][name] for name in best["right"]])
 
 
+def test_the_list_of_failures_waits_goes_on_and_ends(tab, client):
+    tab.expected = ("ERR_INTERNET_DISCONNECTED",)
+    held = []
+    tab.page.route("**/api/failures?*", lambda route: held.append(route))
+    page = tab.open("?view=failures&only=all&offset=5000&q=blue", "#failures [role=status]")
+    assert "Still loading" in text_of(page, "#failures")
+    held[0].continue_()
+    page.unroute("**/api/failures?*")
+    page.wait_for_selector("#failures .notice")
+    total = client.get("/api/failures?only=all").json["total"]
+    assert text_of(page, "#failures .notice") == f"The list has {total:,} queries, and ends before this place. To the first"
+    tab.context.set_offline(True)
+    page.click("text=To the first")
+    page.wait_for_selector("#service .notice.bad")
+    tab.context.set_offline(False)
+    page.wait_for_selector(".missed")
+    assert page.locator("#service .notice").count() == 0 and f"1–20 of {total:,} queries" in text_of(page, ".pages >> nth=0")
+    page.click("#to-search")
+    page.wait_for_selector(".grid .result")
+    assert page.input_value("#q") == "blue"
+    page.click("#to-failures")
+    page.wait_for_selector(".missed")
+    assert "only=all" in page.url
+
+
 # ---- keys, links, sizes ----------------------------------------------------------------------------------------------
 
 
@@ -346,7 +303,7 @@ def test_the_whole_search_by_keys(tab):
     page.keyboard.press("/")
     assert page.evaluate("() => document.activeElement.id") == "q"
     page.keyboard.press("Escape")
-    assert page.evaluate("() => document.activeElement.id") != "q"
+    assert page.evaluate("() => document.activeElement.id") != "q" and page.input_value("#q") == QUERY
 
 
 def test_a_link_shows_the_same_and_back_and_forward_work(browser, client, tab):
@@ -433,104 +390,7 @@ def test_texts_can_be_read_by_day_and_by_night(browser, client, scheme):
     tab.close()
 
 
-# ---- when something is not as it should be ---------------------------------------------------------------------------
-
-
-def test_words_that_the_model_does_not_know_are_said(tab):
-    page = tab.open("?q=☃ circle&k=2", ".grid .result")
-    assert "not in the model's vocabulary, and so not looked for: '☃'" in text_of(page, ".notice")
-
-
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [("k=5000", "k is 5000, expected at most 1,000"), ("k=many", "k is 'many'"), ("backend=faiss", "expected one of those served"), ("rerank=-1", "rerank is -1"), ("models=c", "model is 'c'")],
-)
-def test_a_link_that_asks_for_what_is_not_there_says_so(tab, address, words):
-    tab.expected = ("status of 400",)
-    page = tab.open(f"?q={QUERY}&{address}", ".notice.bad")
-    assert words in text_of(page, ".notice.bad")
-    if "backend" in address:
-        page.click("text=Search with exact")
-        page.wait_for_selector(".grid .result")
-
-
-def test_an_answer_without_results_says_that_nothing_was_found(tab):
-    def emptied(route):
-        answer = route.fetch()
-        route.fulfill(response=answer, json=answer.json() | {"results": [[]], "count": 0})
-
-    tab.page.route("**/api/search", emptied)
-    page = tab.open(f"?q={QUERY}", "#results .notice")
-    assert text_of(page, "#results .notice").startswith("Nothing found")
-
-
-def test_what_is_typed_is_shown_as_text(tab):
-    page = tab.open("", ".welcome")
-    page.fill("#q", "<img src=x onerror=alert(1)> circle")
-    page.press("#q", "Enter")
-    page.wait_for_selector(".grid .result")
-    assert page.locator("img[src=x]").count() == 0
-
-
-def test_a_busy_service_is_asked_again(tab):
-    tab.expected = ("status of 503",)
-    answers = iter([503, 503])
-
-    def busy_twice(route):
-        if (status := next(answers, None)) is None:
-            route.continue_()
-        else:
-            route.fulfill(status=status, headers={"Retry-After": "1"}, json={"error": "too many wait"})
-
-    tab.page.route("**/api/search", busy_twice)
-    page = tab.open(f"?q={QUERY}&k=2", "#status span")
-    assert "busy; it is asked again in 1 s" in text_of(page, "#status")
-    page.wait_for_selector(".grid .result")
-    assert text_of(page, "#status") == ""
-
-
-def test_a_slow_answer_says_that_it_is_waited_for_and_can_be_stopped(tab):
-    held = []
-    tab.page.route("**/api/search", lambda route: held.append(route))
-    page = tab.open(f"?q={QUERY}&k=2", "#status button")
-    assert "Still searching" in text_of(page, "#status")
-    page.click("text=Stop")
-    assert "Stopped" in text_of(page, "#status")
-    page.unroute("**/api/search")
-    page.click("text=Try again")
-    page.wait_for_selector(".grid .result")
-    assert len(held) == 1
-
-
-def test_a_service_that_is_gone_is_waited_for(tab):
-    tab.expected = ("ERR_INTERNET_DISCONNECTED",)
-    page = tab.open(f"?q={QUERY}&k=2", ".grid .result")
-    tab.context.set_offline(True)
-    page.fill("#q", "blue")
-    page.press("#q", "Enter")
-    page.wait_for_selector("#service .notice.bad")
-    assert "does not answer" in text_of(page, "#service")
-    tab.context.set_offline(False)
-    page.wait_for_selector("#service .notice", state="detached")
-    page.wait_for_function("() => document.querySelector('#results').className === '' && document.querySelector('.grid')")
-
-
-def test_an_index_of_another_model_is_said_while_the_old_one_answers(tab, world):
-    page = tab.open(f"?q={QUERY}&k=2", ".grid .result")
-    kept = world.index.with_name("kept")
-    os.rename(world.index, kept)
-    shutil.copy(world.other_index, world.index)
-    try:
-        for _ in range(40):
-            with page.expect_response("**/api/info") as info:
-                page.press("#q", "Enter")
-            if info.value.json()["models"]["a"]["images"]["refused"]:
-                break
-            page.wait_for_timeout(250)
-        page.wait_for_selector("#service .notice.bad")
-        assert "is not searched" in text_of(page, "#service") and page.locator(".grid .result").count() == 2
-    finally:
-        os.replace(kept, world.index)
+# ---- a service with less --------------------------------------------------------------------------------------------
 
 
 def test_a_service_with_a_token_and_without_pictures(browser, world):
