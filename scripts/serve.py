@@ -44,15 +44,12 @@ def main(options: Options) -> None:
 
 def open_application(options: Options, latencies: Latencies, uploads: Path) -> Application:
     """Everything that is served, open and checked."""
-    searching = opening.Searching(
-        options.backends, options.target_recall, options.milvus_uri, options.milvus_token, options.device, options.precision
-    )  # fmt: skip
     given = checkpoints(options)
     regions = given[0].regions
     captions = opening.open_captions(options.captions, options.captions_index)
     gallery = Gallery(opening.open_photos(options.photos, options.index, regions), captions, regions)
     failures = None if options.evaluation is None else Failures(options.evaluation, options.second_evaluation)
-    models = {each.name: opening.open_model(each, searching) for each in given}
+    models = {each.name: opening.open_model(each, options) for each in given}
     facts = {"photos": gallery.photos is not None, "captions": bool(captions), "regions": regions is not None}
     facts["evaluation"] = None if failures is None else {"languages": failures.languages, "second": failures.b is not None}
     service = SearchService(models, options.service, latencies)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from data.regions.db import RegionDB
 from data.regions.pictures import PictureFiles, read_pictures
 from data.search.base import SearchOptions
 from model.made_from import read_made_from
-from model.precision import Precision, choose_device
+from model.precision import choose_device
 from model.retrieval.retriever import Retriever
 from model.serving.followed_index import FollowedIndex
 from model.serving.searching import ServedModel
@@ -24,48 +23,30 @@ from scripts.serving.asking import LIMITS
 from scripts.serving.bodies import PICTURE_BYTES, PIXELS
 from scripts.serving.checkpoints import Checkpoint
 from scripts.serving.first_index import build_where_absent
+from scripts.serving.options import Options
 
 
-@dataclass
-class Searching:
-    """How indexes are searched, and where models compute.
-
-    Attributes:
-        backends: what a search may choose from
-        target_recall: of the approximate ones
-        uri, token: of Milvus
-        device, precision: of the models
-    """
-
-    backends: Sequence[str]
-    target_recall: float | None
-    uri: str | None
-    token: str
-    device: str
-    precision: Precision
-
-    def options(self) -> dict[str, SearchOptions]:
-        """Backend → how it searches."""
-        device = str(choose_device(self.device))
-        found = {}
-        for name in self.backends:
-            engine = {"uri": self.uri, "token": self.token} if name == "milvus" else {}
-            found[name] = SearchOptions(name, self.target_recall, device=device, **engine)
-        return found
+def search_options(options: Options) -> dict[str, SearchOptions]:
+    """Backend → how it searches."""
+    device, found = str(choose_device(options.device)), {}
+    for name in options.backends:
+        engine = {"uri": options.milvus_uri, "token": options.milvus_token} if name == "milvus" else {}
+        found[name] = SearchOptions(name, options.target_recall, device=device, **engine)
+    return found
 
 
-def open_model(given: Checkpoint, searching: Searching) -> ServedModel:
+def open_model(given: Checkpoint, options: Options) -> ServedModel:
     """Read a checkpoint and open its indexes. Raises BadInput as ``Retriever.from_pretrained`` does."""
-    build_where_absent(given.index, given.folder, given.regions, searching.device, searching.precision)
+    build_where_absent(given.index, given.folder, given.regions, options.device, options.precision)
     index = EmbeddingIndex(given.index)
     retriever = Retriever.from_pretrained(
-        given.folder, index, given.reranker, given.regions, device=searching.device, precision=searching.precision,
+        given.folder, index, given.reranker, given.regions, device=options.device, precision=options.precision,
         rerank=given.rerank, extractor_weights=given.extractor_weights, mix=given.mix,
     )  # fmt: skip
-    options = searching.options()
+    backends = search_options(options)
 
     def followed(folder: str, kind: str, collection: str) -> FollowedIndex:
-        own = {name: each for name, each in options.items() if name != "milvus" or collection}
+        own = {name: each for name, each in backends.items() if name != "milvus" or collection}
         return FollowedIndex(folder, kind, retriever, own, collection)
 
     images = followed(given.index, "img", given.collections[0])
