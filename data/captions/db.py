@@ -34,7 +34,7 @@ from data.storage.columns import load_columns
 from data.storage.contents import content_digest
 from data.storage.inflating import inflate_lz4
 from data.storage.lmdb_env import Records, stored_value
-from data.storage.record_sums import FirstReads, read_sums
+from data.storage.record_sums import SUM, FirstReads, read_sums
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json
 
@@ -67,7 +67,7 @@ class CaptionDB:
         self._records = Records(self.folder)
         self.meta: dict = read_table(self.folder, "meta.json")
         arrays = load_columns(self.folder, "columns", column_files(self.folder), self._build, rows="length")
-        self._first_reads = FirstReads(self.folder, arrays["sum"]) if "sum" in arrays else None
+        self._first_reads = FirstReads(self.folder, arrays) if SUM in arrays else None
         tables = CaptionTables(arrays)
         self.ids = tables.ids
         self.lengths: Mapping[str, int] = tables.lengths

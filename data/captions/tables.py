@@ -105,7 +105,7 @@ def store_columns(folder: Path, tables: Mapping[str, Mapping], sums: RecordSums)
 
 def columns_with_sums(arrays: dict[str, np.ndarray], sums: RecordSums | None) -> dict[str, np.ndarray]:
     """Columns, and with them the checksum of each caption's record, where there are any."""
-    return arrays if sums is None else arrays | {"sum": sums.of_strings(Strings(arrays, "id"))}
+    return arrays if sums is None else arrays | sums.columns(Strings(arrays, "id"))
 
 
 def column_files(folder: Path) -> list[Path]:

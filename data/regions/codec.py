@@ -72,12 +72,7 @@ def decode_plain(value: memoryview, members: Sequence[str]) -> dict[str, np.ndar
     Damaged bytes raise whatever msgpack or numpy raise. Parsing costs as much as copying does, so it is done once for all
     values that differ in nothing but the bytes of their arrays.
     """
-    layout = _plain_layouts.get(len(value))
-    if layout is None or not layout.fits(value):
-        layout = _parse_plain(value)
-        if len(_plain_layouts) >= _MOST_LAYOUTS:
-            _plain_layouts.clear()
-        _plain_layouts[len(value)] = layout
+    layout = _layout_of(value)
     arrays = {}
     for name in members:
         stored = layout.arrays.get(name.encode())
@@ -86,6 +81,26 @@ def decode_plain(value: memoryview, members: Sequence[str]) -> dict[str, np.ndar
             flat = np.frombuffer(value[stored.start : stored.stop], np.dtype(stored.type.decode()))
             arrays[name] = _as_fp16(flat.reshape(stored.shape))
     return arrays
+
+
+def bytes_before_labels(value: bytes) -> int:
+    """How many bytes of a plain value come before those of its soft labels, the last there are. All else that it holds is among them,
+    also where the soft labels begin and end. 0: something comes behind the soft labels, or it is no such value."""
+    try:
+        labels = _layout_of(memoryview(value)).arrays.get(b"soft_labels")
+    except Exception:  # whatever msgpack raises: of `__keys__`, or of damaged bytes, which are not compared by parts
+        return 0
+    return labels.start if labels is not None and labels.stop == len(value) else 0
+
+
+def _layout_of(value: memoryview) -> _PlainLayout:
+    layout = _plain_layouts.get(len(value))
+    if layout is None or not layout.fits(value):
+        layout = _parse_plain(value)
+        if len(_plain_layouts) >= _MOST_LAYOUTS:
+            _plain_layouts.clear()
+        _plain_layouts[len(value)] = layout
+    return layout
 
 
 def _parse_plain(value: memoryview) -> _PlainLayout:

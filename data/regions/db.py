@@ -35,7 +35,7 @@ from data.storage.columns import Numbers, Strings, Table, json_parts, load_colum
 from data.storage.contents import content_digest
 from data.storage.lmdb_env import Records, damage_is_bad_input
 from data.storage.record_sums import FILE as SUMS_FILE
-from data.storage.record_sums import FirstReads, read_sums
+from data.storage.record_sums import SUM, FirstReads, read_sums
 from data.storage.shapes import check_shape
 from data.storage.text_files import is_utf8, parse_json, read_json
 
@@ -268,8 +268,8 @@ class RegionDB:
         rule = "_".join(map(str, dataclasses.astuple(self.boxes)))
         arrays = load_columns(self.folder, f"columns_{rule}", sources, build, rows="count")
         self.keys = Strings(arrays, "key")
-        if "sum" in arrays:
-            self._first_reads = FirstReads(self.folder, arrays["sum"])
+        if SUM in arrays:
+            self._first_reads = FirstReads(self.folder, arrays)
         if (none := arrays["count"] < 1).any():
             key, source = self.keys[int(none.argmax())], nbb_path or self.folder
             raise BadInput(
@@ -291,8 +291,8 @@ class RegionDB:
             raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
         arrays = string_arrays("key", keys)
         if (sums := read_sums(self.folder, self._records.txn)) is not None:
-            arrays["sum"] = sums.of_strings(Strings(arrays, "key"))
-            self._first_reads = FirstReads(self.folder, arrays["sum"])
+            arrays |= sums.columns(Strings(arrays, "key"))
+            self._first_reads = FirstReads(self.folder, arrays)
         if nbb_path:
             counts: Sequence[int] | np.ndarray = self._read_nbb(nbb_path, keys)
         elif self.boxes.conf_th == -1:
@@ -369,7 +369,7 @@ class RegionDB:
         """The asked members that are stored, all rows, fp16."""
         value = stored_record(self._records.txn, self.folder, key)
         if self._first_reads is not None:
-            self._first_reads.check(row, key, value)
+            self._first_reads.check(row, key, value, only_head="soft_labels" not in members)
         return decoded_arrays(value, self.folder, key, self.compressed, members)
 
     def fingerprint(self) -> str:

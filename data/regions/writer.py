@@ -13,7 +13,7 @@ import numpy as np
 
 from data.errors import BadInput
 from data.progress import ProgressBar
-from data.regions.codec import MEMBERS, encode_compressed, encode_plain
+from data.regions.codec import MEMBERS, bytes_before_labels, encode_compressed, encode_plain
 from data.regions.db import BoxOptions, Regions, count_boxes, layout_names, layout_of
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
 from data.regions.extractor_record import ExtractorRecord, described_apart, read_extractor
@@ -66,7 +66,8 @@ class RegionWriter(LmdbWriter):
         self._boxes = boxes or BoxOptions()
         name, nbb_name = layout_names(self._boxes)
         folder = Path(img_db, name + "_compressed" * compressed)
-        super().__init__(folder, commit_every=1000 if settings is None else 32, keep=settings is not None)
+        heads = None if compressed else bytes_before_labels
+        super().__init__(folder, commit_every=1000 if settings is None else 32, keep=settings is not None, head_bytes=heads)
         self._settings = settings
         self.made_by: ExtractorRecord | None = None
         self.pictures: Pictures | None = None

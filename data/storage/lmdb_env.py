@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,13 +248,21 @@ class LmdbWriter:
         commit_every: records per transaction
         keep: when the block ends with an exception, or the process is killed, what was committed stays in `partial`, and
             the next writer goes on from there
+        head_bytes: as `SumsWriter` takes it
 
     Raises:
         CannotWrite: the disk is full or not writable.
         BadInput: a key is empty or too long, `folder` holds something else, another process is writing it.
     """
 
-    def __init__(self, folder: str | Path, map_size: int = 1 << 30, commit_every: int = 1000, keep: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        map_size: int = 1 << 30,
+        commit_every: int = 1000,
+        keep: bool = False,
+        head_bytes: Callable[[bytes], int] | None = None,
+    ):
         self.folder = Path(folder)
         self.partial, self._replaced = beside(self.folder, "", ".partial"), beside(self.folder, ".", ".replaced")
         self.commit_every = commit_every
@@ -264,7 +272,7 @@ class LmdbWriter:
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
         self._digest: RecordsDigest | None = None  # of what is committed
-        self._sums = SumsWriter()
+        self._sums = SumsWriter(head_bytes)
 
     def __enter__(self) -> LmdbWriter:
         if self.folder.exists() and not (self.folder / "data.mdb").exists() and any(self.folder.iterdir()):

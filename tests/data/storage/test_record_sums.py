@@ -5,8 +5,11 @@ import pickle
 import random
 import shutil
 import zlib
+from contextlib import suppress
+from dataclasses import replace
 
 import lmdb
+import msgpack_numpy
 import numpy as np
 import pytest
 
@@ -20,6 +23,7 @@ from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
 from data.storage import columns
+from data.storage.array_digest import write_arrays
 from data.storage.lmdb_env import LmdbWriter, close_env, reader
 from data.storage.record_sums import FILE, FirstReads, hash_of_key, read_sums
 from tests.flipped_bits import assert_noticed_or_harmless, flips
@@ -106,6 +110,42 @@ def test_an_interrupted_database_goes_on_with_all_its_checksums(tmp_path):
     assert sums_of(tmp_path / "db").of(hashes).tolist() == [zlib.crc32(b"%d" % n * 9) for n in range(100)]
 
 
+def heads_of(folder):
+    """Key → (bytes, CRC-32) of the head in the file of checksums."""
+    records = stored(folder)
+    with np.load(folder / FILE) as file:
+        by_hash = dict(zip(file["keys"].tolist(), file["heads"].tolist(), strict=True))
+    return {key.decode(): by_hash[hash_of_key(key)] for key in records}
+
+
+def test_what_precedes_soft_labels_has_a_checksum_of_its_own(tmp_path):
+    """Also in a database that was written in two goes."""
+    rng = np.random.default_rng(0)
+    given = {key: regions_of(rng, boxes=3 + n) for n, key in enumerate(KEYS)}
+    for keys in (KEYS[:5], KEYS):
+        with suppress(InterruptedError), RegionWriter(tmp_path, BoxOptions(), settings={}) as writer:
+            for key in keys:
+                if key not in writer.done:
+                    writer.add(key, given[key])
+            writer._commit()
+            if keys != KEYS:
+                raise InterruptedError
+    for key, head in heads_of(writer.folder).items():
+        value = stored(writer.folder)[key.encode()]
+        rest = b"" if key == "__keys__" else given[key].soft_labels.tobytes()
+        assert value.endswith(rest)
+        before = value[: len(value) - len(rest)] if rest else b""
+        assert head == [len(before), zlib.crc32(before)], key
+
+
+def test_databases_without_soft_labels_and_compressed_ones_have_one_checksum_a_record(tmp_path):
+    with np.load(write_images(tmp_path / "compressed", compressed=True) / FILE) as file:
+        assert "heads" not in file
+    with RegionWriter(tmp_path / "bare") as writer:
+        writer.add("a.npz", replace(regions_of(np.random.default_rng(0)), soft_labels=None))
+    assert heads_of(writer.folder) == {"a.npz": [0, 0], "__keys__": [0, 0]}
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +162,62 @@ def test_a_flipped_bit_of_a_picture_is_noticed(tmp_path, monkeypatch, compressed
         assert db.get(KEYS[4]).features.shape == (6, 8)
         with pytest.raises(BadInput, match=f"^{folder}: key '05.npz' is damaged: it is not what was written, by its checksum in {FILE}"):
             db.get(KEYS[5])
+
+
+def place_of_labels(folder, key):
+    """Where in the file the soft labels of a record stand."""
+    place = place_of(folder, key)
+    with open(folder / "data.mdb", "rb") as file:
+        file.seek(place["start"])
+        value = file.read(place["stop"] - place["start"])
+    labels = msgpack_numpy.unpackb(value)["soft_labels"].tobytes()
+    return {"start": place["start"] + value.rindex(labels), "stop": place["stop"]}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_only_what_is_asked_for_is_compared(tmp_path, monkeypatch, large):
+    """Damaged soft labels are noticed where they are asked for, also of a record that was read without them; all else always."""
+    monkeypatch.setattr(columns, "STORED_FROM", 1 if large else 1000)
+    folder = write_images(tmp_path)
+    record, labels = place_of(folder, KEYS[5]), place_of_labels(folder, KEYS[5])
+    right = RegionDB(tmp_path).get(KEYS[5]).features.copy()
+    assert labels["stop"] - labels["start"] == 6 * 5 * 2
+    for _ in flips(folder / "data.mdb", 4, **labels):
+        for read_before in (False, True):
+            db = pickle.loads(pickle.dumps(RegionDB(tmp_path)))
+            if read_before:
+                assert np.array_equal(db.get(KEYS[5], soft_labels=False).features, right)
+            for _ in range(2):
+                with pytest.raises(BadInput, match="is not what was written"):
+                    db.get(KEYS[5])
+    for _ in flips(folder / "data.mdb", 12, start=record["start"], stop=labels["start"]):
+        for soft_labels in (False, True):
+            with pytest.raises(BadInput, match="is not what was written"):
+                RegionDB(tmp_path).get(KEYS[5], soft_labels)
+
+
+def test_a_database_whose_checksums_are_of_whole_records_is_compared_whole(tmp_path):
+    """As they were written at first, without `heads`."""
+    folder = write_images(tmp_path)
+    with np.load(folder / FILE) as file:
+        arrays = {name: file[name] for name in ("keys", "sums", "transaction")}
+    write_arrays(folder / FILE, arrays, compress=False)
+    for _ in flips(folder / "data.mdb", 2, **place_of_labels(folder, KEYS[5])):
+        db = RegionDB(tmp_path)
+        for _ in range(2):
+            with pytest.raises(BadInput, match="is not what was written"):
+                db.get(KEYS[5], soft_labels=False)
+
+
+@pytest.mark.parametrize("name, change", [("sums", lambda sums: sums[1:]), ("sums", np.float32), ("heads", lambda heads: heads[:, :1])])
+def test_checksums_that_do_not_belong_together_are_said(tmp_path, capsys, name, change):
+    folder = write_images(tmp_path)
+    expected = str(all_pictures(tmp_path))
+    with np.load(folder / FILE) as file:
+        arrays = {each: file[each] for each in ("keys", "sums", "heads", "transaction")}
+    write_arrays(folder / FILE, arrays | {name: change(arrays[name])}, compress=False)
+    assert str(all_pictures(tmp_path)) == expected
+    assert f"{folder / FILE}: its arrays do not belong together: records are read without checksums" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -148,7 +244,7 @@ def test_a_record_is_compared_once(tmp_path):
 
 
 def test_what_a_forked_process_compared_is_not_compared_again(tmp_path):
-    first_reads = FirstReads(tmp_path, np.array([0, zlib.crc32(b"right"), zlib.crc32(b"right")], np.uint32))
+    first_reads = FirstReads(tmp_path, {"sum": np.array([0, zlib.crc32(b"right"), zlib.crc32(b"right")], np.uint32)})
     child = os.fork()
     if child == 0:
         first_reads.check(1, "one", b"right")
