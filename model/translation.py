@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from data.storage.atomic import atomic_file, cannot_write_is_bad_input
 from data.storage.regular_files import check_folder, open_regular
 from data.storage.shapes import check_shape
 from data.storage.text_files import parse_json
+from model.transformers_folder import check_all_were_loaded, check_folder_settings
 
 MARIAN = Needed("translation model", ("*.json", "*.spm", *TENSORS), weights=True)
 
@@ -57,16 +59,21 @@ class Translator:
 
         folder = local_folder(name, MARIAN)
         check_folder(folder)
+        check_folder_settings(folder)
         try:
             self.tokenizer = MarianTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model = MarianMTModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+            model, report = MarianMTModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         except Exception as error:  # transformers raises nearly anything here
             raise BadInput(
                 f"--model {name}: cannot be loaded as a Marian model ({reason_of(error)}); give a folder, "
                 f"as of `hf download {name} --local-dir FOLDER`, and have sentencepiece installed"
             ) from None
-        longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
-        self.cut = {"truncation": True, "max_length": longest}  # tokens of a source
+        check_all_were_loaded(model, report, f"--model {name}")
+        self.name, self.model = name, model.to(device).eval()
+        limits = self.tokenizer.model_max_length, self.model.config.max_position_embeddings
+        if not all(isinstance(most, int | float) and most >= 1 for most in limits):
+            raise BadInput(f"--model {name}: model_max_length {limits[0]!r}, max_position_embeddings {limits[1]!r}: expected 1 or more; copy it again")
+        self.cut = {"truncation": True, "max_length": min(limits)}  # tokens of a source
         self.search = {"max_length": settings.max_length}
         if settings.num_beams:
             self.search["num_beams"] = settings.num_beams
@@ -74,12 +81,24 @@ class Translator:
     @torch.inference_mode()
     def translate(self, texts: list[str]) -> list[str]:
         """The translations of a few texts of about one length."""
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, **self.cut).to(self.model.device)
-        return self.tokenizer.batch_decode(self.model.generate(**batch, **self.search), skip_special_tokens=True)
+        with self._its_errors_are_bad_input():
+            batch = self.tokenizer(texts, return_tensors="pt", padding=True, **self.cut).to(self.model.device)
+            return self.tokenizer.batch_decode(self.model.generate(**batch, **self.search), skip_special_tokens=True)
+
+    @contextmanager
+    def _its_errors_are_bad_input(self) -> Iterator[None]:
+        """A vocabulary or generation settings that do not belong to the weights: transformers raises nearly anything then."""
+        try:
+            yield
+        except (BadInput, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise BadInput(f"--model {self.name}: cannot translate ({reason_of(error)}); its files do not fit one another: copy it again") from None
 
     def batches(self, texts: list[str], tokens: int) -> Iterator[list[int]]:
         """Positions of texts of like length, longest first."""
-        lengths = [len(ids) for ids in self.tokenizer(texts, **self.cut)["input_ids"]]
+        with self._its_errors_are_bad_input():
+            lengths = [len(ids) for ids in self.tokenizer(texts, **self.cut)["input_ids"]]
         batch: list[int] = []
         for position in sorted(range(len(texts)), key=lambda i: (-lengths[i], i)):
             if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:

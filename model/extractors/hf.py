@@ -16,11 +16,13 @@ from data.regions.conversion import window_side
 from data.storage.regular_files import check_folder
 from data.storage.text_files import read_json
 from model.extractors.base import Detections, Extractor, ExtractorOptions
+from model.transformers_folder import check_all_were_loaded, check_folder_settings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a model does not say its own
 _SIDE = (None, int, [int], {str: (int, None)})
 _PREPROCESSOR = {"image_mean?": (None, [float]), "image_std?": (None, [float]), "size?": _SIDE, "crop_size?": _SIDE}
 BACKBONE = Needed("vision backbone", ("config.json", "preprocessor_config.json", *TENSORS), weights=True)
+LARGEST_SIDE = 4096  # pixels of the square that a backbone sees
 MAX_PREFIX = 16  # [CLS], distillation and register tokens in front of a transformer's patches
 
 
@@ -54,10 +56,12 @@ class HfBackbone(Extractor):
 
         folder = local_folder(name, BACKBONE)
         check_folder(folder)
+        check_folder_settings(folder)
         try:
-            model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model, report = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, output_loading_info=True)
         except Exception as error:  # no folder, an unknown type: whatever the library raises
             raise BadInput(f"--extractor hf:{name}: cannot be loaded ({reason_of(error)}); give a folder or a name") from None
+        check_all_were_loaded(model, report, f"--extractor hf:{name}")
         self.name, self.max_bb = name, max_bb
         self.model = getattr(model, "vision_model", model).eval().requires_grad_(False)
         config = getattr(model.config, "vision_config", model.config)
@@ -66,9 +70,16 @@ class HfBackbone(Extractor):
         patch = getattr(config, "patch_size", None)
         self.patch = _side(patch) if patch else None
         mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise BadInput(f"{folder / 'preprocessor_config.json'}: image_mean {mean}, image_std {std}: expected three numbers each, the latter above 0")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self.feature_dim = self([Image.new("RGB", (self.side, self.side))])[0].features.shape[1]
+        try:
+            self.feature_dim = self([Image.new("RGB", (self.side, self.side))])[0].features.shape[1]
+        except (BadInput, MemoryError):
+            raise
+        except Exception as error:  # settings that do not belong together: whatever the library raises
+            raise BadInput(f"--extractor hf:{name}: takes no picture ({reason_of(error)}); copy the model again") from None
 
     def detect(self, picture: Image.Image) -> Detections:
         seen = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
@@ -120,4 +131,6 @@ def _side(size: int | list | tuple | dict | None) -> int:
         size = list(size.values())
     if isinstance(size, (list, tuple)):
         size = size[0] if size else None
+    if size and not 0 < size <= LARGEST_SIDE:
+        raise BadInput(f"a vision backbone's image_size or patch_size is {size}, expected 1 to {LARGEST_SIDE} pixels; copy the model again")
     return int(size) if size else 224

@@ -25,6 +25,7 @@ from model.attention import collect
 from model.costs import Load, Work, trained
 from model.text_encoders.base import TextEncoder
 from model.transformer import empty_weights
+from model.transformers_folder import check_all_were_loaded, check_folder_settings, check_transformers_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -163,6 +164,7 @@ def read_auto_encoder(folder: str | Path) -> tuple[AutoEncoderConfig, dict[str, 
 
     folder = local_folder(folder)
     check_folder(folder)
+    check_folder_settings(folder)
     try:
         model, report = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
@@ -172,10 +174,7 @@ def read_auto_encoder(folder: str | Path) -> tuple[AutoEncoderConfig, dict[str, 
         raise BadInput(
             f"{folder}/config.json: model_type {kind!r}: transformers cannot read the folder as an encoder: {reason_of(error)}"
         ) from None
-    absent = [name for name in report["missing_keys"] if "pooler." not in name]
-    wrong = [str(name) for name in (*sorted(absent), *report["mismatched_keys"])]
-    if wrong:
-        raise BadInput(f"{folder}: {len(wrong)} weights of its {model.config.model_type} are missing or mis-shaped: {'; '.join(wrong)}")
+    check_all_were_loaded(model, report, str(folder))
     if model.config.is_encoder_decoder:
         raise BadInput(f"{folder}: {model.config.model_type} is an encoder with a decoder; a text tower is an encoder alone")
     _check_position_0_sees_all(model.eval(), folder)
@@ -207,6 +206,7 @@ def _built(settings: dict[str, Any], **how: Any) -> PreTrainedModel:
     """The model of these settings, with random weights. Raises BadInput where transformers makes none."""
     from transformers import AutoModel  # slow to import, and only such towers need it
 
+    check_transformers_settings(settings, "text encoder auto")
     try:
         return AutoModel.from_config(_transformers_config(settings), trust_remote_code=False, **how)
     except BadInput:
