@@ -19,13 +19,13 @@ from configs import cli
 from data.annotations import FORMATS, FormatName, selection
 from data.annotations.jsonl import write_jsonl
 from data.annotations.records import Caption, ReadingOptions
-from data.annotations.splits import draw_splits, parse_shares
 from data.captions.build import keep_extracted
 from data.checks.inspection import require_sound
 from data.errors import BadInput
 from data.storage.locks import claim_output
 from data.storage.text_files import write_json
-from scripts.preparing.commands import print_commands, search_command, training_commands, typed_path
+from scripts.preparing.commands import print_commands, search_command, training_commands, typed_path, warn_of_untrained
+from scripts.preparing.earlier import DEFAULT, drawn_splits, keeps_tokenizer, say_stale_indexes
 from scripts.preparing.photographs import extract_as, extract_with, index_as, run_script
 
 
@@ -42,7 +42,7 @@ class Options:
         captions: annotation file; a line of JSON lines may lack the split; none: pictures alone, with --checkpoint
         checkpoint: folder of a trained model, or its name on the Hugging Face hub: regions are made as those of its training, and with
             captions its tokenizer is taken and training goes on from it
-        out: folder to write, data_sets/NAME_OF_PHOTOS by default; regions that are there already are used
+        out: folder to write, data_sets/NAME_OF_PHOTOS by default; given again, it takes up photographs and captions that are new
         format: of the captions, as in scripts/build_captions.py
         languages: keep only these; default is all
         shares: how pictures are split when the captions name no split, or one only
@@ -61,8 +61,8 @@ class Options:
     out: str | None = None
     format: FormatName = "jsonl"
     languages: list[str] | None = None
-    shares: list[str] = field(default_factory=lambda: ["train=0.8", "val=0.1", "test=0.1"])
-    seed: int = 0
+    shares: list[str] = field(default_factory=lambda: list(DEFAULT["shares"]))
+    seed: int = DEFAULT["seed"]
     tokenizer: str | None = None
     vocab_size: int = 2000
     extractor: str | None = None
@@ -82,6 +82,7 @@ def main(options: Options) -> None:
     if options.captions is None:
         index_as(options.checkpoint, options.photos, out, options.extract)
         print_commands({"search": search_command(options.checkpoint, out, options.photos)})
+        warn_of_untrained(out / "regions")
         return
     claim_output(out)
     report, source = {}, options.captions
@@ -93,12 +94,12 @@ def main(options: Options) -> None:
     else:
         extract_with(options.extractor, options.photos, regions, options.extract)
     captions = keep_extracted(captions, regions, Path(options.photos), source, report)
-    captions = choose_splits(captions, options, report)
+    captions = choose_splits(captions, options, out, report)
     write_jsonl(out / "captions.jsonl", captions)
 
     tokenizer = options.tokenizer or options.checkpoint or str(out / "tokenizer")
     annotations = ["--annotations", str(out / "captions.jsonl")]
-    if tokenizer == str(out / "tokenizer"):
+    if tokenizer == str(out / "tokenizer") and not keeps_tokenizer(out):
         run_script("scripts/train_tokenizer.py", [*annotations, "--vocab-size", str(options.vocab_size), "--out", tokenizer])
     words = [*annotations, "--tokenizer", tokenizer, "--regions", str(regions), "--out", str(out / "db")]
     words += ["--former-splits", "remove"]  # all of OUT/db is made of OUT/captions.jsonl
@@ -107,15 +108,16 @@ def main(options: Options) -> None:
     for folder, of_regions in [(regions, None), *((out / "db" / name, str(regions)) for name in splits)]:
         report["checks"] |= require_sound(folder, of_regions)
     write_json(out / "report.json", report)
+    say_stale_indexes(out, splits)
     print(f"report: {out / 'report.json'}\n")
     print_commands(training_commands(out, options.photos, options.config, splits, options.checkpoint))
+    warn_of_untrained(regions)
 
 
-def choose_splits(captions: list[Caption], options: Options, report: dict) -> list[Caption]:
+def choose_splits(captions: list[Caption], options: Options, out: Path, report: dict) -> list[Caption]:
     """The splits of the file, a picture in one of them; drawn by picture when it has one split or none."""
     if len({c.split for c in captions}) == 1:
-        captions = draw_splits(captions, parse_shares(options.shares), options.seed)
-        print(f"{options.captions}: splits are drawn by picture, {' '.join(options.shares)}, seed {options.seed}")
+        captions, report["drawn"] = drawn_splits(captions, options.captions, out, options.shares, options.seed)
     captions = selection.settle_splits(captions, FORMATS[options.format].photo_of, report)
     splits = Counter(c.split for c in captions)
     for name in ("train", "val"):

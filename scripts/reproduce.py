@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
+from data.downloads.hub import repository_of
 from data.errors import BadInput
 from model.evaluation.ingredients import Pantry, read_ingredients
 from model.evaluation.published import Catalogue, PublishedTable, read_catalogue
@@ -34,7 +35,8 @@ class Options:
     Args:
         table: a table of configs/published.yaml; demo: what `make demo` made; all: every table but demo; none: list them
         data_root: relative folders of databases start here; none: as the recipes say
-        checkpoints: folder of weights: pretrained, flickr30k, coco (converted, or trained elsewhere), bert-base-cased ...
+        checkpoints: folder of weights: pretrained, flickr30k, coco (converted, or trained elsewhere), bert-base-cased ...; or a
+            repository of such folders on the Hugging Face hub, USER/NAME; what it lacks is looked for in checkpoints/
         out: folder of the runs, of TABLE.json and TABLE.md; trainings that were stopped go on. Default is runs/reproduce, with
             demo runs/reproduce_demo, which then holds databases and weights too
         recipes: folder with recipes that take the place of those of the same name in configs/: RECIPES/finetune/flickr30k.yaml
@@ -114,7 +116,9 @@ def chosen_tables(catalogue: Catalogue, name: str) -> dict[str, PublishedTable]:
 def places_of(options: Options) -> Places:
     out = options.out or ("runs/reproduce_demo" if options.demo else "runs/reproduce")
     own = (f"{out}/data", f"{out}/checkpoints") if options.demo else (None, "checkpoints")
-    return Places(options.data_root or own[0], options.checkpoints or own[1], out)
+    repository = repository_of(options.checkpoints) if options.checkpoints else None
+    folder = options.checkpoints if options.checkpoints and repository is None else own[1]
+    return Places(options.data_root or own[0], folder, out, repository)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -111,8 +112,14 @@ def check_one_source(given: Mapping[str, object], form: str) -> None:
             raise BadInput(f"--split {given['--split']}: {form} says the split of every picture; choose with --splits")
 
 
-def draw_splits(captions: Iterable[Caption], shares: Mapping[str, float], seed: int) -> list[Caption]:
+def draw_splits(
+    captions: Iterable[Caption], shares: Mapping[str, float], seed: int, former: Mapping[str, str] | None = None
+) -> list[Caption]:
     """Give the captions splits that are drawn by picture: the same for the same pictures, shares and seed, whatever their order.
+
+    Args:
+        former: picture -> its split of an earlier drawing of some of the pictures, where it stays: the others are drawn so that the
+            splits get their shares of all
 
     Raises:
         BadInput: shares that do not add up to 1, or pictures too few for each to have one.
@@ -126,7 +133,10 @@ def draw_splits(captions: Iterable[Caption], shares: Mapping[str, float], seed: 
     if (sizes < 1).any():
         raise BadInput(f"{len(names)} pictures are too few for the shares {dict(shares)}: a split would be empty")
     order = np.random.default_rng([seed, 6]).permutation(len(names))
-    split_of = dict(zip((names[i] for i in order), np.repeat(list(shares), sizes).tolist(), strict=True))
+    split_of = {name: former[name] for name in names if former and former.get(name) in shares}
+    taken = Counter(split_of.values())
+    wanted = [split for split, size in zip(shares, sizes.tolist(), strict=True) for _ in range(max(size - taken[split], 0))]
+    split_of |= zip((names[i] for i in order if names[i] not in split_of), wanted, strict=False)  # more are wanted where a split has too many
     return [replace(caption, split=split_of[caption.image]) for caption in captions]
 
 

@@ -114,6 +114,14 @@ def folder_under(root: str | Path, name: str | Path, needed: Needed = DATASET) -
     return local_folder(name if str(name).startswith(PREFIX) else Path(local_folder(root, needed), name), needed)
 
 
+def repository_of(word: str) -> str | None:
+    """``hf:USER/NAME``, with its revision and folder, where a word is no folder here and means a repository of a user on the hub."""
+    meant = None if os.path.lexists(word) else hub_name(word)
+    if meant is None or "/" not in meant.repo:
+        return None
+    return PREFIX + meant.repo + (f"@{meant.revision}" if meant.revision else "") + (f"/{meant.inside}" if meant.inside else "")
+
+
 def is_on_hub(word: str, needed: Needed = DATASET) -> bool:
     """Whether a word that is no folder is a name on the hub; what it names is downloaded then."""
     try:
@@ -141,6 +149,10 @@ def near_folders(word: str) -> list[str]:
 _unreachable: dict[str, BaseException] = {}  # server → why: a process that could not reach it does not wait for it again
 
 
+class NotInRepository(BadInput):
+    """A repository of the hub is there, and has no such folder."""
+
+
 @functools.cache
 def _downloaded(word: str, meant: HubName, needed: Needed) -> Path:
     """The copy in the cache; asked for once a process, so that all that read it read one revision."""
@@ -148,7 +160,7 @@ def _downloaded(word: str, meant: HubName, needed: Needed) -> Path:
     snapshot = _snapshot(word, meant, needed, patterns)
     folder = snapshot / meant.inside
     if not folder.is_dir():
-        raise BadInput(f"{word}: the hub's {needed.what} {meant.repo} has no folder {meant.inside}")
+        raise NotInRepository(f"{word}: the hub's {needed.what} {meant.repo} has no folder {meant.inside}")
     if needed.weights and not any(folder.glob("*.safetensors")):
         folder = _snapshot(word, meant, needed, [str(Path(meant.inside, "pytorch_model.bin"))]) / meant.inside
         if not (folder / "pytorch_model.bin").is_file():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.batches.gallery import is_image_db
 from data.captions.db import CaptionDB
+from data.downloads.hub import PREFIX, SIZES, NotInRepository, folder_under, local_folder
 from data.errors import BadInput
 from data.regions.db import BoxChoice, BoxOptions, RegionDB
 from model.checkpoints import read_settings
@@ -30,11 +32,13 @@ class Places:
         data_root: relative folders of databases start here; None: as the recipes say
         checkpoints: folder of weights
         out: folder of the runs
+        repository: on the hub, ``hf:USER/NAME``, with folders of weights that are taken before those here; None: there is none
     """
 
     data_root: str | None
     checkpoints: str
     out: str
+    repository: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,11 +166,22 @@ class Planner:
     def _weights(self, names: str | list[str], plan: TablePlan) -> Path:
         """The folder of weights: of several names the first that is there, else the last. What is not there is planned, or needed."""
         choices = [names] if isinstance(names, str) else names
-        name = next((each for each in choices if Path(self._places.checkpoints, each).exists()), choices[-1])
-        path = Path(self._places.checkpoints, name)
-        made = not path.exists() and name in self._catalogue.checkpoints
+        there = {each: path for each in choices if (path := self._found(each)) is not None}
+        name = next(iter(there), choices[-1])
+        path = there.get(name, Path(self._places.checkpoints, name))
+        made = name not in there and name in self._catalogue.checkpoints
         self._need(path, f"CHECKPOINTS/{name}", lambda: _check_weights(path), made)
         return self._plan_training(name, plan) if made else path
+
+    def _found(self, name: str) -> Path | None:
+        """Where weights are: in the repository of the hub, else in the folder here; None: in neither."""
+        if self._places.repository is not None:
+            word = f"{self._places.repository}/{name}"
+            with suppress(NotInRepository):
+                local_folder(word, SIZES)
+                return Path(word)
+        path = Path(self._places.checkpoints, name)
+        return path if path.exists() else None
 
     def _step(self, kind: str, recipe: Recipe, job: Job, inputs: Inputs, folder: Path) -> Step:
         words = [SCRIPTS[kind], "--config", recipe.path, "--data-root", str(self._data_root(recipe))]
@@ -184,9 +199,9 @@ class Planner:
             boxes = boxes.settled(BoxOptions())
         for captions, regions in databases_of(recipe.config, root):
             for name in captions:
-                self._need(root / name, f"DATA/{name}", lambda path=root / name: CaptionDB(path))
+                self._need(root / name, f"DATA/{name}", lambda name=name: CaptionDB(folder_under(root, name)))
             for name in regions:
-                self._need(root / name, f"DATA/{name}", lambda path=root / name: RegionDB(path, boxes))
+                self._need(root / name, f"DATA/{name}", lambda name=name: RegionDB(folder_under(root, name), boxes))
 
     def _need(self, path: Path, key: str, check: Callable[[], Any], made: bool = False) -> None:
         """Note what has to be at ``path``, once; ``check`` raises what is wrong with it."""
@@ -261,6 +276,9 @@ def _setting(config: Any, name: str) -> Any:
 
 
 def _check_weights(folder: Path) -> None:
+    if str(folder).startswith(PREFIX):
+        read_settings(local_folder(folder, SIZES) / "config.json")
+        return  # whose weights are downloaded when they are read
     read_settings(folder / "config.json")
     if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
         raise BadInput(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,3 +128,14 @@ def to_regions(found: Detections, width: int, height: int) -> Regions:
     arrays = (found.features, norm_boxes(found.boxes, width, height), found.conf, found.soft_labels)
     with np.errstate(over="ignore"):
         return Regions(*(a if a is None else a.cpu().numpy().astype(np.float16) for a in arrays))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As scripts/extract_regions.py computes: the same sums in the same order give the same regions."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,11 +9,11 @@ import torch
 
 from data.errors import BadInput
 from data.regions.db import BoxOptions, Problem, Regions, count_boxes
-from data.regions.extractor_record import ExtractorRecord, described_apart
+from data.regions.extractor_record import ExtractorRecord
 from data.regions.photos import PICTURE_SUFFIXES, Photo
-from model.extractors.base import Extractor, ExtractorOptions
-from model.extractors.extraction import build_extractor, extractor_record
-from model.extractors.pool import regions_of_photo, set_up_worker
+from model.extractors.base import Extractor
+from model.extractors.photo_folder import rebuilt_extractor
+from model.extractors.pool import one_thread, regions_of_photo, set_up_worker
 from model.made_from import MadeFrom, read_made_from
 
 
@@ -43,6 +40,11 @@ class OwnPictures:
         return read_made_from(self.checkpoint) or MadeFrom(BoxOptions(), (None,))
 
     @property
+    def boxes(self) -> BoxOptions:
+        """Which boxes of its training it reads."""
+        return self.made_from.boxes
+
+    @property
     def record(self) -> ExtractorRecord:
         """Who made the regions of its training. Raises BadInput where it does not say so, or where several did."""
         known = self.made_from.extractors
@@ -58,19 +60,7 @@ class OwnPictures:
     @cached_property
     def extractor(self) -> Extractor:
         """The extractor of the training regions. Raises BadInput where it is not known, or its weights are not here."""
-        record = self.record
-        options = ExtractorOptions(boxes=replace(self.made_from.boxes), weights=self.weights or record.source)
-        for name, value in record.options.items():
-            setattr(options.boxes if name == "max_bb" else options, name, value)
-        try:
-            extractor = build_extractor(record.name, options)
-        except BadInput as error:
-            raise BadInput(f"{self.checkpoint}: its regions were made by {record.described()}, which cannot be loaded here: {error}") from None
-        found = extractor_record(record.name, extractor, options)
-        if not found.is_same(record):
-            now, then = described_apart(found, record)
-            raise BadInput(f"{self.checkpoint}: was trained on {then}, here is {now}; give the weights that it was")
-        return extractor
+        return rebuilt_extractor(self.record, self.boxes, self.weights, str(self.checkpoint), "was trained on")
 
     def regions(self, path: str | Path) -> Regions:
         """The regions of a picture file, as a database of the checkpoint's boxes would hold them.
@@ -84,16 +74,5 @@ class OwnPictures:
             found = regions_of_photo(Photo(str(path), Path(path).name, Path(path), Path(path).name))
         if isinstance(found, Problem):
             raise BadInput(f"{path}: {found.reason}")
-        count = count_boxes(found.conf, self.made_from.boxes)
+        count = count_boxes(found.conf, self.boxes)
         return Regions(found.features[:count], found.norm_bb[:count], found.conf[:count])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As scripts/extract_regions.py computes: the same sums in the same order give the same regions."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)

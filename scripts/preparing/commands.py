@@ -7,7 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.notices import say
 from data.regions.db import BoxOptions, layout_of
+from data.regions.extractor_record import read_extractor
 
 
 def typed_path(path: str | Path) -> Path:
@@ -19,7 +21,21 @@ def typed_path(path: str | Path) -> Path:
 def print_commands(commands: Mapping[str, Sequence[str]]) -> None:
     """Print commands by their names, one a line."""
     for name, words in commands.items():
-        print(f"{name + ':':<9} python {shlex.join(map(str, words))}")
+        print(f"{name + ':':<9} python {shlex.join(map(str, words))}", flush=True)
+
+
+def warn_of_untrained(regions: Path) -> None:
+    """Warn, as the last line, of regions that an untrained extractor made; and say what to give instead."""
+    made_by = next((each for path in sorted(regions.iterdir()) if layout_of(path.name) and (each := read_extractor(path))), None)
+    if made_by is None or made_by.kind != "random-conv":
+        return
+    from model.extractors.choice import usual_extractors  # imports torch, which is slow
+
+    others = " or ".join(each.name for each in usual_extractors() if each.name != made_by.kind)
+    say(
+        f"warning: {regions}: its regions are random-conv's, an untrained network's: recall on photographs will be near chance; delete {regions} and "
+        f"give --extractor {others}, or a --checkpoint that was trained on regions of one of them"
+    )
 
 
 def search_command(checkpoint: str | Path, out: Path, photos: str, captions: Sequence[Path] = ()) -> list[str]:
@@ -27,6 +43,12 @@ def search_command(checkpoint: str | Path, out: Path, photos: str, captions: Seq
     words = ["scripts/serve.py", "--checkpoint", str(checkpoint), "--index", str(out / "index"), "--regions", str(out / "regions")]
     words += ["--photos", photos] if Path(photos).is_dir() else []
     return words + (["--captions", *map(str, captions)] if captions else [])
+
+
+def boxes_of(regions: Path) -> BoxOptions:
+    """Which boxes of prepared photographs readers use, as the folder's name says them."""
+    layouts = [layout for path in sorted(regions.iterdir()) if (layout := layout_of(path.name))]
+    return next((boxes for boxes, _ in layouts if boxes is not None), BoxOptions())
 
 
 def training_commands(
@@ -40,9 +62,8 @@ def training_commands(
         checkpoint: that training starts from; None: as the recipe says
     """
     regions, best = out / "regions", out / "run" / "best"
-    layouts = [layout for path in sorted(regions.iterdir()) if (layout := layout_of(path.name))]
-    boxes = next((boxes for boxes, _ in layouts if boxes is not None), None)
-    names = () if boxes is None or boxes == BoxOptions() else ("conf_th", "max_bb", "min_bb")
+    boxes = boxes_of(regions)
+    names = () if boxes == BoxOptions() else ("conf_th", "max_bb", "min_bb")
     told = [word for name in names for word in (f"--boxes.{name.replace('_', '-')}", str(getattr(boxes, name)))]
     shared = ["--data-root", str(out), *told]
     start = ["--model.init", checkpoint] if checkpoint is not None else []

@@ -4,14 +4,18 @@ import json
 import os
 import shlex
 import shutil
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import train_itm
 from configs import cli
 from data.captions.db import CaptionDB
 from data.errors import BadInput
+from data.index.writer import IndexWriter
+from data.regions.db import RegionDB
 from scripts import prepare
 from tests.served import serving
 
@@ -73,9 +77,63 @@ def test_bad_input_is_left_out_and_the_rest_goes_on(own, capfd):
     assert {found["records"] for found in report["checks"].values()} == {12, 30, 3}
 
     again = run(*own, *SMALL, "--languages", "en", "--shares", "train=0.5", "val=0.5")
-    assert "is there already and used as it is" in capfd.readouterr().out
+    assert "data/regions: up to date, 12 photographs" in capfd.readouterr().err
     assert set(CaptionDB("data/db/val").languages.values()) == {"en"} and len(CaptionDB("data/db/val").img2txts) == 6
     assert again["pictures_without_regions"]["count"] == 2
+
+
+def test_the_same_command_takes_up_more_photographs_and_captions(own, small_world, capfd):
+    run(*own, *SMALL)
+    before = {name: set(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")}
+    more = sorted((small_world / "photos").iterdir())[12:21]
+    shutil.copyfile(more.pop(), "photos/p0.jpg")
+    for n, photo in enumerate(more):
+        shutil.copyfile(photo, f"photos/p{12 + n}.jpg")
+    os.remove("photos/p1.jpg")
+    write([*lines()[:1], *lines()[2:], *({"image": f"p{12 + n}.jpg", "captions": {"en": ["one more circle"]}} for n in range(8))])
+    IndexWriter("data/index", "img", 2, "model", "data", "fp32", {"contents": "other"}).__enter__().__exit__(None, None, None)
+    os.makedirs("data/run/best")
+    vocabulary = open("data/tokenizer/vocab.txt").read()
+    capfd.readouterr()
+    run(*own)
+    shown = capfd.readouterr()
+    assert "data/regions: of 19 photographs 8 are new and 1 changed, their regions are extracted; gone: 1" in shown.err
+    assert "data/index: is not of the photographs as they are now; rm -r data/index" in shown.err
+    assert "11 pictures stay where an earlier call put them" in shown.out
+    after = {name: set(CaptionDB(f"data/db/{name}").img2txts) for name in before}
+    assert all(keys - {"p1.npz"} <= after[name] for name, keys in before.items())
+    assert [len(after[name]) for name in ("train", "val", "test")] == [15, 2, 2]
+    assert "data/tokenizer: is kept as it is, since data/run was trained" in shown.out and open("data/tokenizer/vocab.txt").read() == vocabulary
+    own[5] = "anew"
+    prepare.main(cli.parse(prepare.Options, [*own, *SMALL]))
+    taken_up, anew = RegionDB("data/regions"), RegionDB("anew/regions")
+    assert taken_up.keys == anew.keys and taken_up.made_by.is_same(anew.made_by)
+    for key in anew.keys:
+        for name in ("features", "norm_bb", "conf", "soft_labels"):
+            np.testing.assert_array_equal(getattr(taken_up[key], name), getattr(anew[key], name))
+
+
+def test_what_cannot_be_added_to_regions_is_refused(own, small_world, capfd):
+    run(*own, *SMALL)
+    shutil.copytree("data", "copy")
+    with pytest.raises(BadInput, match=r"--extractor butd: data/regions holds regions of random-conv .*--feature-dim 16 .* delete data/regions"):
+        run(*own, "--extractor", "butd")
+    with pytest.raises(BadInput, match=r"--extract size=96: data/regions holds regions made with size=64; leave that out, give another --out"):
+        run(*own, "--extract", "size=96")
+    with pytest.raises(BadInput, match=r"--extract image-key={lower}.npz: data/regions holds regions made with image-key={stem}.npz"):
+        run(*own, "--extract", "image-key={lower}.npz")
+    run(*own, "--extract", "conf-th=0.20", "compressed=false")
+    with pytest.raises(BadInput, match=r"data/regions: holds the photographs of .*/photos, and .*/regions/../photos has none of them"):
+        run(*own, "--photos", str(small_world / "regions/../photos"))
+    states = json.load(open("copy/regions/photos.json"))
+    json.dump({"photos": {}, "since": time.time()}, open("copy/regions/photos.json", "w"))  # as when killed behind the extraction
+    prepare.main(cli.parse(prepare.Options, [*own, "--out", "copy"]))
+    assert json.load(open("copy/regions/photos.json")) == states and "copy/regions: up to date" in capfd.readouterr().err
+    os.remove("copy/regions/photos.json")  # as another command leaves it
+    shutil.copyfile("photos/p0.jpg", "photos/p12.jpg")
+    capfd.readouterr()
+    prepare.main(cli.parse(prepare.Options, [*own, "--out", "copy"]))
+    assert "copy/regions: is there already and used as it is, without 1 photographs, the first: photos/p12.jpg; delete it" in capfd.readouterr().err
 
 
 def test_two_photos_of_one_name_are_refused_and_told_apart_by_their_folders(own, capfd):
@@ -187,7 +245,11 @@ def test_photos_of_a_phone_are_each_a_photograph(own, capfd):
     write([line | {"image": f"20240101_1000{n:02d}.jpg"} for n, line in enumerate(lines())])
     for n in range(12):
         os.rename(f"photos/p{n}.jpg", f"photos/20240101_1000{n:02d}.jpg")
-    assert "in_several_splits" not in run(*own, *SMALL) and not capfd.readouterr().err.count("warning")
+    assert "in_several_splits" not in run(*own, *SMALL)
+    *before, last = capfd.readouterr().err.splitlines()
+    assert not any("warning" in line for line in before)
+    assert last.startswith("warning: data/regions: its regions are random-conv's, an untrained network's: recall on photographs will be near chance")
+    assert "--extractor butd or hf:facebook/dinov2-base or torchvision:" in last
     assert [len(CaptionDB(f"data/db/{name}").img2txts) for name in ("train", "val", "test")] == [10, 1, 1]
 
 

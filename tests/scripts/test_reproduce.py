@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hub_server import Repository, asked_hub
 
 from configs import cli
 from data.errors import BadInput
@@ -388,3 +389,26 @@ def test_a_file_of_tables_that_cannot_be(tmp_path, text, message):
     (tmp_path / "tables.yaml").write_text(text)
     with pytest.raises(BadInput, match=message):
         read_catalogue(tmp_path / "tables.yaml")
+
+
+def test_checkpoints_of_a_repository_of_the_hub_are_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = (ROOT / "tests/fixtures/keys_base.json").read_bytes()  # which nobody reads before the step does
+    with asked_hub(tmp_path, monkeypatch) as hub:
+        hub.models["user/weights"] = Repository()
+        hub.models["user/weights"].commit({"flickr30k/config.json": config, "flickr30k/model.safetensors": b"x"}, "v1")
+        hub.models["user/weights"].commit({"pretrained/config.json": config, "pretrained/model.safetensors": b"x"})
+        words = ["flickr30k", "--data-root", "DB", "--dry-run", "--checkpoints"]
+        reproduce_table(*words, "user/weights@v1")
+        shown = capsys.readouterr().out
+        assert "[ok]      hf:user/weights@v1/flickr30k" in shown and "train_itm.py" not in shown
+        ((script, evaluation),) = steps_in(shown)
+        assert script == "eval_itm.py" and evaluation[evaluation.index("--checkpoint") + 1] == "hf:user/weights@v1/flickr30k"
+        reproduce_table(*words, "hf:user/weights")
+        shown = capsys.readouterr().out
+        assert "[absent]  checkpoints/flickr30k" in shown and "[ok]      hf:user/weights/pretrained" in shown
+        training = dict(steps_in(shown))["train_itm.py"]
+        assert training[training.index("--model.init") + 1] == "hf:user/weights/pretrained"
+        with pytest.raises(BadInput, match=r"^hf:user/none/.*: no such folder, and the hub has no model user/none"):
+            reproduce_table(*words, "user/none")
+        assert not any("safetensors" in path for _, path in hub.asked)
