@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
-from data.notices import is_first_process
+from data.notices import is_first_process, say
 
 DELAY = 2.0  # seconds; what is done sooner shows nothing
 BETWEEN_LINES = 30.0  # seconds, where stderr is no terminal
@@ -88,6 +90,29 @@ class ProgressBar(tqdm):
         if not self.disable and not self.on_terminal and self.n != self.last_print_n:
             self.display()
         super().close()
+
+
+@contextmanager
+def said_when_slow(what: str) -> Iterator[None]:
+    """Say what is done in the block, and that there is no rate, where it takes longer than two seconds; and then how long it took. It is
+    for a single step of a library that does not tell how far it is, and lets other threads run meanwhile.
+    """
+    began = time.monotonic()
+    said = threading.Event()
+
+    def tell() -> None:
+        said.set()
+        say(f"{what}: one step without a rate")
+
+    timer = threading.Timer(DELAY, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if said.is_set():
+        say(f"{what}: done in {time.monotonic() - began:.0f} s")
 
 
 def print_above_bars(text: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import functools
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,9 @@ from torch import Tensor
 from data.errors import BadInput
 from data.storage.environment import number_in_environment
 from data.storage.locks import claim_output
+from data.storage.processes import end_with_launcher
 
+_SHOWN = 60  # characters of what an engine says
 Backend = Literal["auto", "torch", "horovod", "none"]
 
 
@@ -183,14 +186,19 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # what both engines raise
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise BadInput(
-                f"rank {self.rank} of {self.size}: another rank died, hangs, or is out of step ({reason}); see its output, and "
-                "start the same command again"
+                f"rank {self.rank} of {self.size}: another rank died, hangs, or is out of step; see its output, and start the same command "
+                f"again ({_shortened(error)})"
             ) from error
 
 
 SINGLE = Ranks()
+
+
+def _shortened(error: Exception) -> str:
+    """The beginning of what an engine says, without the place in its source."""
+    line = re.sub(r"^\[[^\]]*\]\s*", "", (str(error).strip().splitlines() or [repr(error)])[0])
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
 def _met(batches: Sequence[Announced], exchanged: Callable[[], np.ndarray]) -> list[Meeting]:
@@ -244,10 +252,12 @@ class TorchRanks(Ranks):
             backend = "nccl" if uses_gpu else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         except (ValueError, RuntimeError) as error:
-            raise BadInput(f"the ranks cannot find each other ({error}); start with torchrun") from error
+            raise BadInput(f"the ranks cannot find each other; start with torchrun ({_shortened(error)})") from error
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._host = dist.new_group(backend="gloo", timeout=limit) if uses_gpu else dist.group.WORLD
         self._beside = dist.new_group(timeout=limit)  # what is sent meanwhile holds up nothing else
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun, which ends its ranks unless it was killed
+            end_with_launcher(f"rank {rank} of {size}: torchrun, which started it, is gone, so it stops too; the same command goes on")
 
     def _all_gather(self, x: Tensor, sizes: list[int]) -> Tensor:
         padded = x.new_zeros(max(sizes), *x.shape[1:])

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.captions.db import read_meta
 from data.errors import BadInput
-from data.regions.disk_size import DiskSize, region_bytes, size_of_regions
+from data.regions.disk_size import DiskSize, region_bytes, size_of_regions, stored_widths
 from data.storage.text_files import read_json
+from model.initial import vocabulary_size
 from model.objectives import OBJECTIVES
 from optim.tasks.pretraining import PretrainConfig
 from optim.tasks.reranking import RerankingConfig
@@ -75,6 +77,17 @@ def parse_counts(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[
             raise BadInput(f"counts: found {match[1]}, the recipe has {', '.join(names)}")
         counts[match[1]] = int(match[2]), int(match[3])
     return counts
+
+
+def stored_sizes(recipe: Recipe) -> dict[str, int]:
+    """What the databases of a recipe say, as far as they are here: ``vocab_size``, ``feature_dim`` and ``num_labels``, the largest."""
+    corpora = corpora_of(recipe)
+    metas = [Path(recipe.data_root, name, "meta.json") for corpus in corpora for name in corpus.captions]
+    sizes = [vocabulary_size(read_meta(path.parent)) for path in metas if path.is_file()]
+    there = [stored_widths(Path(recipe.data_root, name), recipe.boxes) for corpus in corpora for name in corpus.regions]
+    widths = [each for each in there if each is not None]
+    found = {"vocab_size": max(sizes)} if sizes else {}
+    return found | ({"feature_dim": max(width for width, _ in widths), "num_labels": max(labels for _, labels in widths)} if widths else {})
 
 
 def plan_data(

@@ -23,7 +23,7 @@ from model.objectives.uniter_teacher import UniterTeacher, taught_by
 from model.text_encoders import choose_text_encoder
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, RerankerModelOptions, UniterConfig
-from optim.data_plan import Recipe, Widths, num_captions_and_images, plan_data
+from optim.data_plan import Recipe, Widths, num_captions_and_images, plan_data, stored_sizes
 from optim.tasks.pretraining import PretrainConfig
 from optim.tasks.reranking import RerankingConfig
 from optim.tasks.retrieval import RetrievalConfig
@@ -104,19 +104,44 @@ class DataSizes:
         mean_words: of a caption, in word pieces, [CLS] and [SEP] not included
         mean_regions: of an image
         captions: of a fine-tuning's training set; None: as its database says, where that is
-        vocab_size: of encoders that no folder tells of
-        feature_dim: of the regions
-        num_labels: classes of the region detector
+        vocab_size: of encoders that no folder tells of; None: as the recipe's databases say, or `ASSUMED` where they are not here
+        feature_dim: of the regions; None: the same
+        num_labels: classes of the region detector; None: the same
         counts: captions and images of corpora, NAME=CAPTIONS/IMAGES, whose databases are not here
     """
 
     mean_words: float
     mean_regions: float
     captions: int | None
+    vocab_size: int | None = None
+    feature_dim: int | None = None
+    num_labels: int | None = None
+    counts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Sizes(DataSizes):
+    """`DataSizes` of which none is None but the captions."""
+
     vocab_size: int
     feature_dim: int
     num_labels: int
-    counts: Sequence[str] = ()
+
+
+ASSUMED = {"vocab_size": (28996, "words"), "feature_dim": (2048, "numbers of a region's feature"), "num_labels": (1601, "classes of regions")}
+
+
+def _settled(recipe: Recipe, given: DataSizes) -> tuple[Sizes, list[str]]:
+    """The sizes that are given, else those of the recipe's databases, else what is assumed; and a line about what is, and counts."""
+    values = {each.name: getattr(given, each.name) for each in dataclasses.fields(given)}
+    stored = stored_sizes(recipe) if None in (given.vocab_size, given.feature_dim, given.num_labels) else {}
+    told = _settings_of(recipe.model.init) or {}
+    starts = [recipe.model.init or getattr(recipe.model, side, None) for side in ("txt_init", "img_init")]
+    counts = {"vocab_size": not all(map(_settings_of, starts)), "feature_dim": "feature_dim" not in told, "num_labels": "num_labels" not in told}
+    absent = [name for name in ASSUMED if values[name] is None and name not in stored]
+    assumed = [f"{ASSUMED[name][0]:,} {ASSUMED[name][1]}" for name in absent if counts[name]]
+    values |= {name: stored.get(name, assumption) for name, (assumption, _) in ASSUMED.items() if values[name] is None}
+    return Sizes(**values), [f"assumed, since the databases that say it are not here: {', '.join(assumed)}"] if assumed else []
 
 
 @dataclass
@@ -136,18 +161,20 @@ class _Planned:
     feature_dim: int
 
 
-def make_plan(recipe: Recipe, machine: Machine, sizes: DataSizes) -> dict:
+def make_plan(recipe: Recipe, machine: Machine, given: DataSizes) -> dict:
     """All numbers of the plan, as they are written to JSON.
 
     Raises:
         BadInput: a precision that the GPU does not have, towers that an objective cannot train, or an unknown epoch.
     """
-    gpu, precision, notes = GPUS[machine.gpu], recipe.precision, []
+    gpu, precision, notes = GPUS[machine.gpu], recipe.precision, list[str]()
     if precision not in gpu.tflops:
         raise BadInput(
             f"{machine.gpu} has no stated rate in {precision}; it has {', '.join(gpu.tflops)} (--set precision=...)"
         )
+    sizes, assumed = _settled(recipe, given)
     planned = _planned(recipe, sizes, notes)
+    notes += assumed
     load, ratios, steps = _workload(recipe, machine, sizes)
     memory = {}
     for name, saving in (("without", False), ("with", True)):
@@ -202,7 +229,7 @@ def _time_of(works: list[Work], load: Load, accumulation: int, precision: str, m
 # ---- what is trained -------------------------------------------------------------------------------------------------
 
 
-def _planned(recipe: Recipe, sizes: DataSizes, notes: list[str]) -> _Planned:
+def _planned(recipe: Recipe, sizes: Sizes, notes: list[str]) -> _Planned:
     if isinstance(recipe, RerankingConfig):
         config = reranker_config(recipe.model, sizes, notes)
         with empty_weights():
@@ -250,18 +277,18 @@ def _settings_of(folder: str | None) -> dict | None:
     return checkpoints.read_settings(path) if path.is_file() else None
 
 
-def _from_random(model: EncoderOptions, sizes: DataSizes) -> EncoderConfig:
+def _from_random(model: EncoderOptions, sizes: Sizes) -> EncoderConfig:
     base = EncoderConfig(vocab_size=sizes.vocab_size)
     shape = {f.name: getattr(model, f.name) for f in dataclasses.fields(base) if hasattr(model, f.name)}
     return dataclasses.replace(base, **shape)
 
 
-def _absent(what: str, folder: str, sizes: DataSizes, notes: list[str]) -> EncoderConfig:
+def _absent(what: str, folder: str, sizes: Sizes, notes: list[str]) -> EncoderConfig:
     notes.append(f"{what}: {folder} is not here; taken as BERT-base with {sizes.vocab_size:,} words")
     return EncoderConfig(vocab_size=sizes.vocab_size)
 
 
-def towers_config(model: ModelOptions, sizes: DataSizes, notes: list[str]) -> LightningDOTConfig:
+def towers_config(model: ModelOptions, sizes: Sizes, notes: list[str]) -> LightningDOTConfig:
     """The sizes that training would start with, as far as the folders named are there; ``notes`` gets what is assumed."""
     if _settings_of(model.init):
         folder = local_folder(model.init, SIZES)
@@ -290,7 +317,7 @@ def towers_config(model: ModelOptions, sizes: DataSizes, notes: list[str]) -> Li
 
 
 def reranker_config(
-    model: RerankerModelOptions, sizes: DataSizes, notes: list[str], name: str = "model.init"
+    model: RerankerModelOptions, sizes: Sizes, notes: list[str], name: str = "model.init"
 ) -> UniterConfig:
     """The same of a re-ranker, which may start from the text tower of a LightningDOT; ``name`` is the setting's."""
     values = _settings_of(model.init)
@@ -309,7 +336,7 @@ def reranker_config(
 # ---- how much of it --------------------------------------------------------------------------------------------------
 
 
-def _workload(recipe: Recipe, machine: Machine, sizes: DataSizes) -> tuple[Load, dict[str, float], int]:
+def _workload(recipe: Recipe, machine: Machine, sizes: Sizes) -> tuple[Load, dict[str, float], int]:
     """A rank's batch, the share of the steps that each task takes, and how many steps there are."""
     load = Load(
         1, sizes.mean_words, sizes.mean_regions, ranks=machine.count, low_precision=recipe.precision != "fp32",

@@ -43,9 +43,9 @@ class Options:
         mean_regions: of an image
         captions: of a fine-tuning's training set; none: as its database says, where that is
         counts: of corpora whose databases are not here, NAME=CAPTIONS/IMAGES, as in coco=566747/113287; a fine-tuning's is train
-        vocab_size: of towers that no folder tells of
-        feature_dim: of the regions
-        num_labels: classes of the region detector
+        vocab_size: of towers that no folder tells of; none: as the databases of the recipe say, where they are, else 28,996
+        feature_dim: of the regions; none: as their databases say, else 2,048
+        num_labels: classes of the region detector; none: as the databases of regions say, else 1,601
         json: file to write the plan to
     """
 
@@ -60,15 +60,15 @@ class Options:
     mean_regions: float = 36
     captions: int | None = None
     counts: list[str] = field(default_factory=list)
-    vocab_size: int = 28996
-    feature_dim: int = 2048
-    num_labels: int = 1601
+    vocab_size: int | None = None
+    feature_dim: int | None = None
+    num_labels: int | None = None
     json: str | None = None
 
     def __post_init__(self):
         for name in ("count", "gpus_per_node", "mean_words", "mean_regions", "vocab_size", "feature_dim"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"{name} must be above 0, found {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise BadInput(f"{name} must be above 0, found {value}")
         if not 0 < self.efficiency <= 1:
             raise BadInput(f"efficiency must be above 0 and at most 1, found {self.efficiency}")
 

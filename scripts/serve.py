@@ -24,6 +24,7 @@ from model.serving.searching import SearchService
 from scripts.serving import opening
 from scripts.serving.app import Application
 from scripts.serving.checkpoints import checkpoints
+from scripts.serving.first_index import build_captions_where_absent
 from scripts.serving.guard import Guard, is_loopback
 from scripts.serving.options import Options
 from scripts.serving.reading import Reading
@@ -46,6 +47,8 @@ def open_application(options: Options, latencies: Latencies, uploads: Path) -> A
     """Everything that is served, open and checked."""
     given = checkpoints(options)
     regions = given[0].regions
+    for each in given:
+        build_captions_where_absent(each.captions_index, each.folder, options.captions, options.device, options.precision)
     captions = opening.open_captions(options.captions, options.captions_index)
     gallery = Gallery(opening.open_photos(options.photos, options.index, regions), captions, regions)
     failures = None if options.evaluation is None else Failures(options.evaluation, options.second_evaluation)

@@ -41,6 +41,22 @@ from data.storage.text_files import read_json
 META = {"CLS": int, "SEP": int, "MASK": int, "UNK?": int, "PAD?": int, "v_range": [int]}
 
 
+def read_meta(folder: Path) -> dict:
+    """What a text DB says of its vocabulary: ids of the special tokens, and ``v_range``, the first id of a word and their end.
+
+    Raises:
+        BadInput: one of them is missing, or cannot be.
+    """
+    meta: dict = read_table(folder, "meta.json")
+    missing = {"CLS", "SEP", "MASK", "v_range"} - meta.keys()
+    if missing:
+        raise BadInput(f"{folder / 'meta.json'}: has no {', '.join(sorted(missing))}; build the database again")
+    check_shape(meta, META, str(folder / "meta.json"), "build the database again")
+    if len(meta["v_range"]) != 2 or not 0 <= meta["v_range"][0] < meta["v_range"][1]:
+        raise BadInput(f"{folder / 'meta.json'}: v_range is {meta['v_range']}, expected a first id and an end; build the database again")
+    return meta
+
+
 class CaptionDB:
     """Read a text DB. Picklable; usable in forked and spawned DataLoader workers.
 
@@ -65,7 +81,7 @@ class CaptionDB:
         self.folder = local_folder(folder, DATASET)
         self.max_words: int | None = None
         self._records = Records(self.folder)
-        self.meta: dict = read_table(self.folder, "meta.json")
+        self.meta: dict = read_meta(self.folder)
         arrays = load_columns(self.folder, "columns", column_files(self.folder), self._build, rows="length")
         self._first_reads = FirstReads(self.folder, arrays) if SUM in arrays else None
         tables = CaptionTables(arrays)
@@ -76,14 +92,6 @@ class CaptionDB:
         self.languages: Mapping[str, str] = tables.languages
         if not self.ids:
             raise BadInput(f"{self.folder}: the database is empty; build it from a split that has captions")
-        missing = {"CLS", "SEP", "MASK", "v_range"} - self.meta.keys()
-        if missing:
-            raise BadInput(
-                f"{self.folder / 'meta.json'}: has no {', '.join(sorted(missing))}; build the database again"
-            )
-        check_shape(self.meta, META, str(self.folder / "meta.json"), "build the database again")
-        if len(self.meta["v_range"]) != 2 or not 0 <= self.meta["v_range"][0] < self.meta["v_range"][1]:
-            raise BadInput(f"{self.folder / 'meta.json'}: v_range is {self.meta['v_range']}, expected a first id and an end; build the database again")
 
     def _build(self) -> dict[str, np.ndarray]:
         arrays = build_columns(self.folder, partial(read_table, self.folder))

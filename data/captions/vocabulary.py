@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from data.errors import BadInput
-from data.progress import ProgressBar
+from data.progress import ProgressBar, said_when_slow
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] is 0, as in BERT's vocabularies
 LETTERS = string.ascii_lowercase + string.digits
@@ -50,6 +51,12 @@ def train_vocabulary(texts: Sequence[str], size: int, lowercase: bool) -> list[s
         initial_alphabet=sorted(first),
         show_progress=False,
     )
-    backend.train_from_iterator(ProgressBar(texts, "counting words", unit="captions"), trainer)
+    with ExitStack() as merging:
+
+        def counted() -> Iterator[str]:
+            yield from ProgressBar(texts, "counting words", unit="captions")
+            merging.enter_context(said_when_slow("merging word pieces"))
+
+        backend.train_from_iterator(counted(), trainer)
     vocabulary = backend.get_vocab()
     return sorted(vocabulary, key=vocabulary.get)

@@ -135,7 +135,7 @@ class EmbeddingIndex:
         """Raise BadInput where the index was built from other contents of a database than ``contents``, its fingerprint. An
         index that was changed since, or that does not say, is let pass."""
         built_from = self.header["created"].get("contents")
-        if built_from is not None and built_from.partition("+")[0] != contents:  # behind a +, the captions of a third view
+        if built_from is not None and contents not in built_from.split("+"):  # of several databases, or those of a third view behind a +
             raise BadInput(
                 f"{database}: does not hold what {self.folder} was built from (contents {contents}, the index says {built_from}): "
                 "give the database of the index, or build the index again with scripts/build_index.py"

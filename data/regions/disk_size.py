@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data.regions.db import BoxOptions, find_layout
 from data.regions.records import stored_arrays
 from data.storage.lmdb_env import Records
@@ -33,16 +35,35 @@ def size_of_regions(img_db: str | Path, boxes: BoxOptions) -> DiskSize | None:
     Raises:
         BadInput: the database is damaged, or has other boxes.
     """
+    found = _first_record(img_db, boxes)
+    if found is None:
+        return None
+    folder, arrays = found
+    size = (folder / "data.mdb").stat().st_size
+    if "soft_labels" not in arrays:
+        return DiskSize(size, 0)
+    compressed = folder.name.endswith("_compressed")
+    return DiskSize(size, None if compressed else int(size * arrays["soft_labels"].nbytes / sum(a.nbytes for a in arrays.values())))
+
+
+def stored_widths(img_db: str | Path, boxes: BoxOptions) -> tuple[int, int] | None:
+    """Numbers of a region's feature, and classes of its soft labels (0: it has none), as the first record has them; None where the
+    database is not here, or empty. Raises BadInput as `size_of_regions`."""
+    found = _first_record(img_db, boxes)
+    if found is None or not found[1]:
+        return None
+    arrays = found[1]
+    return arrays["features"].shape[1], arrays["soft_labels"].shape[1] if "soft_labels" in arrays else 0
+
+
+def _first_record(img_db: str | Path, boxes: BoxOptions) -> tuple[Path, dict[str, np.ndarray]] | None:
+    """The LMDB that readers take, and the arrays of its first record, none where it is empty; None where it is not here."""
     if not list(Path(img_db).glob("*/data.mdb")):
         return None
     folder = find_layout(img_db, boxes)
-    size, txn = (folder / "data.mdb").stat().st_size, Records(folder).txn
+    txn = Records(folder).txn
     key = next((bytes(key).decode() for key in txn.cursor().iternext(values=False) if bytes(key) != b"__keys__"), None)
-    compressed = folder.name.endswith("_compressed")
-    arrays = {} if key is None else stored_arrays(txn, folder, key, compressed)
-    if "soft_labels" not in arrays:
-        return DiskSize(size, 0)
-    return DiskSize(size, None if compressed else int(size * arrays["soft_labels"].nbytes / sum(a.nbytes for a in arrays.values())))
+    return folder, {} if key is None else dict(stored_arrays(txn, folder, key, folder.name.endswith("_compressed")))
 
 
 def region_bytes(images: int, regions: float, feature_dim: int, num_labels: int) -> DiskSize:

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from data.errors import BadInput
 from data.index.derived import DerivedFiles
 from data.index.reader import EmbeddingIndex
-from data.progress import ProgressBar
+from data.progress import ProgressBar, said_when_slow
 from data.search.base import FeatureIndexBackend, SearchOptions
 from data.search.exact import ExactSearch
 from data.search.topk import ABSENT, checked_queries, exact_scores, in_order
@@ -220,7 +220,8 @@ class FaissSearch(FeatureIndexBackend):
         rows = np.random.default_rng(0).permutation(count)[:TRAINED_WITH]
         sample = self.index.vectors(np.sort(rows))
         mean, facts = self._untrained(sample)
-        self._found.train(np.resize(sample - mean, (max(256, len(sample)), self.dim)))
+        with said_when_slow(f"building {self.name}: learning from {len(sample):,} vectors"):
+            self._found.train(np.resize(sample - mean, (max(256, len(sample)), self.dim)))
         with ProgressBar(what=f"building {self.name}", total=count, unit="vector") as bar:
             for _, block in self.index.blocks():
                 for first in range(0, len(block), ADDED_AT_ONCE):

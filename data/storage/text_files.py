@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import yaml
 
 from data.errors import BadInput, reason_of
+from data.notices import say
 from data.progress import ProgressBar
 from data.storage.atomic import atomic_file
 from data.storage.bounded_yaml import BoundedLoader
@@ -28,6 +29,8 @@ from data.storage.shapes import check_shape
 DEEPEST = 100  # levels of lists and objects in JSON
 LONGEST_LINE = 64 << 20  # characters of a line of compressed text
 LONG = 16 << 20  # characters of JSON whose reading shows how far it is
+FLAT = 10_000  # characters an object: no more of them tell how far reading is
+SLOW = 100 << 20  # characters of JSON that take about two seconds
 BETWEEN_MOVES = 4096  # objects
 
 
@@ -138,8 +141,12 @@ def parse_json(text: str, where: str, advice: str = "", unique: bool = False, pr
 def _parsed_with_bar(text: str, what: str) -> Any:
     """What `json.loads` returns. The objects that it has made are counted, of as many as there are opening braces: those within a
     string make the total a little too large."""
-    count = itertools.count(1).__next__
-    with ProgressBar(what=what, total=text.count("{"), unit="objects") as bar:
+    count, objects = itertools.count(1).__next__, text.count("{")
+    if objects < len(text) / FLAT:
+        if len(text) >= SLOW:
+            say(f"{what}: {len(text) / 1e6:,.0f} MB in one step, without a rate")
+        return json.loads(text)
+    with ProgressBar(what=what, total=objects, unit="objects") as bar:
 
         def counted(made: dict) -> dict:
             if count() % BETWEEN_MOVES == 0:

@@ -98,6 +98,23 @@ def caption_source(model: LightningDOT, captions: CaptionDB, ids: Sequence[str])
     return Source("txt", ids, lengths, load, model.embed_texts, model, captions.folder, captions.fingerprint)
 
 
+def joined_captions(model: LightningDOT, databases: Sequence[CaptionDB]) -> Source:
+    """All captions of several caption databases; of those of one id the first counts.
+
+    Raises:
+        BadInput: when they are encoded, words that the model's vocabulary lacks.
+    """
+    owners = {name: captions for captions in reversed(databases) for name in captions.ids}
+    names = list(dict.fromkeys(name for captions in databases for name in captions.ids))
+    lengths = [owners[name].lengths[name] for name in names]
+    load = partial(_load_joined, owners, model.config.txt.vocab_size)
+
+    def fingerprint() -> str:
+        return "+".join(captions.fingerprint() for captions in databases)
+
+    return Source("txt", names, lengths, load, model.embed_texts, model, databases[0].folder, fingerprint)
+
+
 def text_source(model: LightningDOT, texts: Mapping[str, str], tokenizer: CaptionTokenizer) -> Source:
     """Texts that are in no database, by their ids.
 
@@ -157,6 +174,10 @@ def _load_captions(captions: CaptionDB, vocab_size: int, ids: list[str]) -> tupl
     texts = collate_texts([np.array([cls, *captions.input_ids(i), sep]) for i in ids])
     check_vocabulary(int(texts.ids.max()), vocab_size, captions.folder)
     return (texts,)
+
+
+def _load_joined(owners: Mapping[str, CaptionDB], vocab_size: int, ids: list[str]) -> tuple[Texts]:
+    return (collate_texts([_load_captions(owners[name], vocab_size, [name])[0].ids.numpy() for name in ids]),)
 
 
 def _load_texts(input_ids: Mapping[str, np.ndarray], names: list[str]) -> tuple[Texts]:

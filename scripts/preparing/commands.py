@@ -42,7 +42,7 @@ def search_command(checkpoint: str | Path, out: Path, photos: str, captions: Seq
     """The command that opens prepared photographs in a browser; a folder of photographs is shown, a tar file is not."""
     words = ["scripts/serve.py", "--checkpoint", str(checkpoint), "--index", str(out / "index"), "--regions", str(out / "regions")]
     words += ["--photos", photos] if Path(photos).is_dir() else []
-    return words + (["--captions", *map(str, captions)] if captions else [])
+    return words + (["--captions", *map(str, captions), "--captions-index", str(out / "index_captions")] if captions else [])
 
 
 def boxes_of(regions: Path) -> BoxOptions:

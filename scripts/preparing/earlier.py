@@ -50,7 +50,7 @@ def keeps_tokenizer(out: Path) -> bool:
 
 def say_stale_indexes(out: Path, splits: Iterable[str]) -> None:
     """Say which indexes of an earlier call are not of these databases any more, and how they are built again."""
-    databases: dict[str, Sequence[RegionDB | CaptionDB]] = {"index": [RegionDB(out / "regions", boxes_of(out / "regions"))], "captions": [CaptionDB(out / "db" / name) for name in splits]}
+    databases: dict[str, Sequence[RegionDB | CaptionDB]] = {"index": [RegionDB(out / "regions", boxes_of(out / "regions"))], "index_captions": [CaptionDB(out / "db" / name) for name in splits]}
     for name, contents in databases.items():
         if not (out / name / "data.mdb").is_file():
             continue

@@ -18,7 +18,7 @@ class Options:
     Args:
         checkpoint: the checkpoint folder that made the index, or its name on the Hugging Face hub
         index: feature index of the images, built of --regions where it is not there; what is published there later is taken up
-        captions_index: feature index of captions, to find captions of an image
+        captions_index: feature index of captions, to find captions of an image, built of --captions where it is not there
         captions: caption databases, to show what was said of the images
         regions: region database of the images, to show boxes; a re-ranker needs it
         photos: folder of the pictures, as the index (or --regions) says them

@@ -3,11 +3,13 @@
 import io
 import re
 from pathlib import Path
+from time import sleep
 
 import pytest
 
 from data import progress
-from data.progress import ProgressBar, print_above_bars
+from data.captions.vocabulary import train_vocabulary
+from data.progress import ProgressBar, print_above_bars, said_when_slow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,3 +120,18 @@ def test_all_progress_is_shown_in_this_one_way():
     files = [path for room in ("data", "model", "optim", "scripts", "configs") for path in (ROOT / room).rglob("*.py")]
     users = {str(path.relative_to(ROOT)) for path in files if re.search(r"^\s*(from|import) tqdm\b", path.read_text(encoding="utf-8"), re.MULTILINE)}
     assert users == {"data/progress.py"}
+
+
+def test_a_step_without_a_rate_is_told_when_it_is_slow(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "DELAY", 0.02)
+    with said_when_slow("thinking"):
+        sleep(0.2)
+    with said_when_slow("winking"):
+        pass
+    assert re.fullmatch(r"thinking: one step without a rate\nthinking: done in \d+ s\n", capsys.readouterr().err)
+
+
+def test_the_merging_of_word_pieces_is_such_a_step(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "DELAY", 0.001)
+    train_vocabulary([f"{n * 7919:b} {n:x}" for n in range(4000)], 4000, True)
+    assert "merging word pieces: one step without a rate\n" in capsys.readouterr().err

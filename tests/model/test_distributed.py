@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -154,8 +156,27 @@ def test_a_dead_rank_is_not_waited_for(tmp_path):
     assert ranks[1].wait(timeout=120) == 7
     ranks[0].wait(timeout=120)
     found = torch.load(tmp_path / "out.pt", weights_only=True)["dead"]
-    assert "rank 0 of 2: another rank died, hangs, or is out of step" in found["message"]
+    said, bracket, engine = found["message"].partition(" (")
+    assert said == "rank 0 of 2: another rank died, hangs, or is out of step; see its output, and start the same command again"
+    assert bracket and len(engine) < 65 and ".cc" not in engine and "\n" not in engine
     assert found["seconds"] < 40
+
+
+@pytest.mark.parametrize("launcher", [None, "torchrun"])
+def test_only_ranks_of_torchrun_watch_it(monkeypatch, launcher):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    if launcher:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
+    def watchers() -> int:
+        return [thread.name for thread in threading.enumerate()].count("launcher")
+
+    before = watchers()
+    start_ranks("auto", False, 10).close()
+    assert watchers() - before == bool(launcher)
 
 
 def test_one_process_on_its_own():

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.captions.db import CaptionDB
 from data.errors import BadInput
+from data.regions.db import RegionDB
 from model import costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.objectives import OBJECTIVES
@@ -15,6 +17,7 @@ from model.objectives.heads import PretrainingHeads
 from model.objectives.uniter_teacher import UniterTeacher
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, UniterConfig
+from optim.data_plan import stored_sizes
 from scripts import plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +76,9 @@ def test_sizes_come_from_folders_that_are_there(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     folder = [f"model.txt_init={tmp_path}", f"model.img_init={tmp_path}"]
     found = plan_of(PRETRAIN, set=folder)
-    assert found["parameters"]["text embeddings"] == (77 + 512 + 2 + 2) * 64 and found["notes"] == []
+    assert found["parameters"]["text embeddings"] == (77 + 512 + 2 + 2) * 64
+    features = "2,048 numbers of a region's feature, 1,601 classes of regions"
+    assert found["notes"] == [f"assumed, since the databases that say it are not here: {features}"]
     absent = plan_of(PRETRAIN, set=["model.txt_init=absent", "model.img_init=absent"], vocab_size=30_000)
     assert absent["notes"][0] == "model.txt: absent is not here; taken as BERT-base with 30,000 words"
     assert absent["parameters"]["text embeddings"] == (30_000 + 512 + 2 + 2) * 768
@@ -142,7 +147,7 @@ def test_every_gpu_has_a_plan():
 
 def test_a_teacher_costs_its_forward_pass_and_its_weights():
     plain, taught = (plan_of(PRETRAIN, count=2, set=each) for each in ([], ["teacher.checkpoint=not/there"]))
-    assert taught["notes"] == [*plain["notes"], "teacher.checkpoint: not/there is not here; taken as BERT-base with 28,996 words"]
+    assert taught["notes"] == ["teacher.checkpoint: not/there is not here; taken as BERT-base with 28,996 words", *plain["notes"]]
     config = UniterConfig(EncoderConfig())
     with empty_weights():
         teacher = UniterTeacher(config)
@@ -168,3 +173,20 @@ def test_negatives_of_the_own_rank_send_no_embeddings(recipe):
 def test_more_gpus_than_there_are_in_the_world_are_refused():
     with pytest.raises(BadInput, match="expected at most 1,000,000 GPUs, found 1000000000"):
         plan_of(FINETUNE, count=10**400, captions=1000)
+
+
+def test_sizes_come_from_the_databases_that_are_there(small_world):
+    """And are not said to be assumed; what is given goes before them."""
+    captions, regions = CaptionDB(small_world / "db/train"), RegionDB(small_world / "regions")
+    where = [f"data_root={small_world}", "train_captions=db/train", "train_regions=regions"]
+    found = plan_of("configs/finetune/own_small.yaml", set=where)
+    assert found["notes"] == []
+    assert found["corpora"]["train"]["captions"] == len(captions)
+    shape = LightningDOTConfig(feature_dim=regions.feature_dim, num_labels=regions.num_labels)
+    assert stored_sizes(plan.read_recipe(plan.Options(str(ROOT / "configs/finetune/own_small.yaml"), set=where))) == {
+        "vocab_size": captions.meta["v_range"][1], "feature_dim": shape.feature_dim, "num_labels": shape.num_labels,
+    }  # fmt: skip
+    larger = plan_of("configs/finetune/own_small.yaml", set=where, feature_dim=regions.feature_dim + 10)
+    assert larger["parameters"]["image regions"] > found["parameters"]["image regions"] and larger["notes"] == []
+    absent = plan_of("configs/finetune/own_small.yaml", set=[where[0], "train_captions=none", where[2]], captions=100)
+    assert absent["notes"] == ["assumed, since the databases that say it are not here: 28,996 words"]

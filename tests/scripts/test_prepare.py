@@ -9,13 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import train_itm
 from configs import cli
 from data.captions.db import CaptionDB
 from data.errors import BadInput
+from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
 from data.regions.db import RegionDB
+from model.bi_encoder import LightningDOT
+from model.retrieval.encoding import Encoding
+from model.retrieval.indexing import build_index
+from model.retrieval.sources import caption_source
 from scripts import prepare
 from tests.served import serving
 
@@ -331,7 +337,15 @@ def test_training_goes_on_from_a_checkpoint_and_the_page_opens_as_printed(own, f
     search = printed(shown.out, "search")
     assert not os.path.exists("data/index")
     with serving(*search, "--device", "cpu") as client:
-        assert len(client.search(text="a red circle", k=5).json["results"][0]) == 5
+        hits = client.search(text="a red circle", k=5).json["results"][0]
+        found = client.search(image=hits[0]["id"], k=100).json
+        assert len(hits) == 5 and found["find"] == "captions" and len(found["results"][0]) == 36  # of all splits
+        assert {each["text"] for each in found["results"][0]} == {"a red circle", "ein roter Kreis", *(f"shape {n}" for n in range(12))}
+    index, val = EmbeddingIndex("data/index_captions"), CaptionDB("data/db/val")
+    model = LightningDOT.from_pretrained("data/run/best")
+    alone = build_index(caption_source(model, val, val.ids), "alone", Encoding(torch.device("cpu"), progress=False))
+    for name in val.ids:
+        np.testing.assert_allclose(index.vectors(index.row_of(name)), alone.vectors(alone.row_of(name)), rtol=1e-4, atol=1e-5)
     shutil.rmtree("data/run")
 
 

@@ -126,3 +126,16 @@ def test_a_command_ends_with_a_parent_that_is_killed(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert ends([pid])
+
+
+@pytest.mark.parametrize("answer", ["pass", "signal.signal(signal.SIGTERM, lambda *_: None)"])
+def test_a_process_ends_with_the_launcher_that_started_it(answer):
+    """Also one that does not heed SIGTERM; and it says why."""
+    watch = "from data.storage.processes import end_with_launcher; end_with_launcher('the launcher is gone', 0.2)"
+    inner = command(f"import sys; sys.path.insert(0, {str(ROOT)!r})", watch, answer, "print(os.getpid(), flush=True)", "[time.sleep(0.1) for _ in range(600)]")
+    outer = command(f"import subprocess; subprocess.run({inner!r})")
+    with subprocess.Popen(outer, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        assert process.stderr.read() == "the launcher is gone\n"  # to its end: nobody holds it open any more
+        assert ends([pid])

@@ -97,6 +97,16 @@ def test_long_json_is_read_as_short_is_and_shows_how_far_it_is(tmp_path, monkeyp
         text_files.read_json(path)
 
 
+def test_a_long_table_without_objects_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(text_files, "LONG", 100)
+    monkeypatch.setattr(text_files, "SLOW", 1_000_000)
+    table = {str(n): n for n in range(100_000)}
+    for values in (table, dict(list(table.items())[:50_000])):
+        assert text_files.parse_json(json.dumps(values), "x", progress="reading x") == values
+    assert capsys.readouterr().err == "reading x: 2 MB in one step, without a rate\n"
+
+
+
 def test_compressed_text_that_becomes_too_much(tmp_path, monkeypatch):
     monkeypatch.setattr(inflating, "ALWAYS", 1000)
     monkeypatch.setattr(text_files, "LONGEST_LINE", 1000)
