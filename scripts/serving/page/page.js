@@ -119,9 +119,11 @@ function showAsked() {
   else if (state.own && photo) parts.push(element("img", {src: photoAddress, alt: state.own}), element("span", {class: "name"}, state.own));
   if (parts.length) {
     const kinds = state.own ? [] : [["captions", "its captions"], ["images", "pictures like it"]];
+    const found = findsCaptions() ? state.find : "images";
     parts.push(element("span", {class: "finds"}, ...kinds.map(([find, words]) => {
+      if (find === "captions" && !findsCaptions()) return element("span", {class: "faint", title: "serve.py was started without --captions-index"}, "no captions are served");
       const target = changed(state, {find});
-      return element("a", {href: addressOf(target), "aria-current": state.find === find && "true", on: {click: follow(go, target)}}, words);
+      return element("a", {href: addressOf(target), "aria-current": found === find && "true", on: {click: follow(go, target)}}, words);
     })));
   }
   byId("asked").replaceChildren(...parts);
@@ -185,7 +187,10 @@ function listenToDrops() {
 
 // ---- a search ---------------------------------------------------------------------------------------------------------
 
-const questions = () => modelsOf(state).map((model) => questionOf(state, model, info.models[model]?.reranker));
+const questions = () => modelsOf(state).map((model) => questionOf(state, model, info.models[model]?.reranker, info.models[model]?.captions));
+
+/** Whether a picture finds captions: an index of them is served. */
+const findsCaptions = () => modelsOf(state).some((model) => info.models[model]?.captions);
 
 async function showSearch(signal) {
   const asked = questions();
@@ -298,7 +303,7 @@ async function showGone() {
 /** What is shown before anything is asked: a few captions of the evaluation, where there is one, to begin with. */
 async function welcome() {
   const size = info.models.a.images.count.toLocaleString("en");
-  const parts = [element("p", {}, state.from === "text" ? `${size} pictures are here. Say in words what you look for.` : "A picture finds captions. One of the gallery is found with words first, and then clicked.")];
+  const parts = [element("p", {}, state.from === "text" ? `${size} pictures are here. Say in words what you look for.` : `A picture finds ${findsCaptions() ? "captions" : "pictures like it, since no captions are served"}. One of the gallery is found with words first, and then clicked.`)];
   if (info.evaluation) {
     const listed = await ask("api/failures?only=all&order=best&limit=60").catch(() => ({queries: []}));
     const ofPictures = new Map(listed.queries.map((query) => [query.right[0], query.texts[query.id]])); // one of each

@@ -42,11 +42,11 @@ export const changed = (state, change) => ({...state, open: "", ...change});
 export const modelsOf = (state) => (state.models === "ab" ? ["a", "b"] : [state.models]);
 
 /** The body of POST /api/search for one of the models; null where nothing is asked. Side by side each ranks again that can. */
-export function questionOf(state, model, canRerank) {
+export function questionOf(state, model, canRerank, hasCaptions) {
   const question = {k: state.k, model};
   if (state.backend) question.backend = state.backend;
   if (state.from === "picture" && (state.image || state.own)) {
-    question.find = state.find;
+    question.find = hasCaptions ? state.find : "images"; // where no captions are served
     if (state.image) question.image = state.image;
     return question;
   }

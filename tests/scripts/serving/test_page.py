@@ -402,8 +402,14 @@ def test_a_service_with_a_token_and_without_pictures(browser, world):
         page.locator(".grid .result").first.click()
         page.wait_for_selector("dialog[open] .about .faint")
         assert [text.strip() for text in page.locator(".actions a").all_inner_texts()] == ["Find pictures like it"]
-        page.click(".close")
-        page.wait_for_selector("dialog", state="hidden")
+        page.click("text=Find pictures like it")
+        page.wait_for_selector("#asked .finds")
+        assert text_of(page, "#asked .finds .faint") == "no captions are served"
+        page.goto(page.url.replace("&find=images", ""))  # a link from where there are captions
+        page.wait_for_selector(".grid .result")
+        assert text_of(page, "#asked [aria-current]") == "pictures like it" and not page.locator(".notice.bad").count()
+        page.goto(f"{tab.address}?q=circle")
+        page.wait_for_selector(".grid .result")
         assert page.locator("#rerank-on").is_hidden()
         page.check("input[value=ab]", force=True)
         page.wait_for_selector('[data-model="b"] .moved')
