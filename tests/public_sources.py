@@ -28,7 +28,7 @@ from PIL import Image
 from model.extractors.butd.faster_rcnn import FasterRcnn
 from model.extractors.butd.rcnn_config import read_config
 from tests.model.extractors.test_faster_rcnn import SMALL, randomise
-from tests.scripts.test_convert_checkpoint import PRETRAINED, base_shapes, random_tensors, tie
+from tests.original_weights import PRETRAINED, base_shapes, random_tensors, tie
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["a", "red", "blue", "old", "dog", "cat", "man", "tree", "runs", "sits", "under", "near", "the", "house", "ein", "une", "pes", "犬", "狗"]

@@ -25,7 +25,7 @@ from model.uniter import (
     check_reranker,
     forward_ranking,
 )
-from tests.scripts.test_convert_checkpoint import PRETRAINED, RETRIEVAL, random_tensors, small_shapes, tie
+from tests.original_weights import PRETRAINED, RETRIEVAL, random_tensors, small_shapes, tie
 
 
 def uniter_file(path, prefix="bert.", shapes=None):
