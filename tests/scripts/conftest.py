@@ -8,6 +8,7 @@ import pytest
 from configs import cli
 from scripts import build_captions, convert_config
 from tests.original_configs import COMMANDS
+from tests.photo_files import picture
 
 
 @pytest.fixture
@@ -44,3 +45,17 @@ def build(tmp_path):
         return json.loads((tmp_path / "db/report.json").read_text())
 
     return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five good photographs of different kinds."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    picture().save(folder / "b_rgb.jpg")
+    picture(90, 300, (30, 60, 200)).save(folder / "a.dotted.name.png")
+    picture().convert("L").save(folder / "more" / "grey.JPEG")
+    picture().convert("CMYK").save(folder / "cmyk.jpg")
+    picture().convert("P").save(folder / "palette.png", transparency=0)
+    (folder / "notes.txt").write_text("no photograph")
+    return folder
