@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,6 +83,17 @@ class Choice:
     classes: dict[str, type]
 
 
+def _say_why_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """What Python calls when a thread beside the command ends with an exception, TensorBoard's on a full disk for instance. What the
+    machine refuses is one line there, too."""
+    error = ended.exc_value
+    message = line_of_machine_error(error) if isinstance(error, OSError | MemoryError | RuntimeError) else None
+    if message is None:
+        threading.__excepthook__(ended)
+    else:
+        print(f"warning: what was written beside this command is not whole: {message}", file=sys.stderr)
+
+
 def run(
     main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = (), often: str = ""
 ) -> None:
@@ -94,6 +106,7 @@ def run(
         positional: as of `parse`
         often: names of the settings that people change, with spaces between, which ``--help`` shows; empty: all
     """
+    threading.excepthook = _say_why_a_thread_ended
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,26 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch, kind):
     monkeypatch.setattr(sys, "argv", ["x.py"])
     with pytest.raises(kind):
         cli.run(fail(kind("bug")), Options)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "events"), "warning: what was written beside this command is not whole: events: No space left"),
+        (ZeroDivisionError("bug"), "Exception in thread beside:\nTraceback"),
+    ],
+)
+def test_a_thread_that_the_machine_stops_is_one_line(monkeypatch, capsys, error, said):
+    def main(options):
+        thread = threading.Thread(target=fail(error), args=(options,), name="beside")
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # is put back at the end
+    cli.run(main, Options)
+    found = capsys.readouterr().err
+    assert found.startswith(said) and (found.count("\n") == 1) == (not isinstance(error, ZeroDivisionError))
 
 
 @pytest.mark.parametrize("word", ["caf\udce9", "\ud800"])
