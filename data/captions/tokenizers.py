@@ -183,6 +183,7 @@ def _from_tokenizer_json(folder: Path) -> CaptionTokenizer:
             backend = Tokenizer.from_str(text)
         except Exception as error:  # tokenizers raises nothing narrower
             raise BadInput(f"{folder}: cannot be loaded as a tokenizer ({str(error)[:200]})") from None
+    _check_ids(backend, folder)
     config = _read_config(folder)
     path = folder / "special_tokens_map.json"
     said = (read_json(path, "copy the tokenizer again", _CONFIG) if path.exists() else {}) | config
@@ -196,6 +197,14 @@ def _from_tokenizer_json(folder: Path) -> CaptionTokenizer:
         special_tokens[name] = token
     usual_config = {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens}
     return CaptionTokenizer(backend, special_tokens, folder.resolve().name, config or usual_config)
+
+
+def _check_ids(backend: Tokenizer, folder: Path) -> None:
+    """Ids count words: the library walks from 0 to the largest one when it writes them, and memory is taken for as many."""
+    ids = backend.get_vocab(with_added_tokens=True)
+    word, largest = max(ids.items(), key=lambda item: item[1], default=("", 0))
+    if largest >= 2 * len(ids) + 10_000:
+        raise BadInput(f"{folder / 'tokenizer.json'}: the id of {word!r} is {largest}, of {len(ids)} words; copy the tokenizer again")
 
 
 def _from_vocabulary(path: Path, lowercase: bool | None, config: dict) -> CaptionTokenizer:

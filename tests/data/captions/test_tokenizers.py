@@ -217,3 +217,15 @@ def test_a_vocabulary_with_a_byte_order_mark_and_windows_lines(tmp_path):
 def test_half_a_surrogate_pair_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"the text 'a \\ud83d' is no UTF-8 text"):
         read(write_vocabulary(tmp_path / "vocab.txt")).encode(["a dog", "a \ud83d"])
+
+
+@pytest.mark.parametrize("number", [2**31, 100_000])
+def test_an_id_far_beyond_the_words_is_one_line(tmp_path, number):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "runs"]) + "\n")
+    CaptionTokenizer.from_pretrained(tmp_path / "vocab.txt").save_pretrained(tmp_path / "own")
+    path = tmp_path / "own/tokenizer.json"
+    written = json.loads(path.read_text())
+    written["model"]["vocab"]["dog"] = number
+    path.write_text(json.dumps(written))
+    with pytest.raises(BadInput, match=rf"tokenizer\.json: the id of 'dog' is {number}, of 8 words"):
+        CaptionTokenizer.from_pretrained(tmp_path / "own")
