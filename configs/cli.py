@@ -26,7 +26,7 @@ from jsonargparse import ArgumentParser
 
 from configs import INTERRUPTED, INTERRUPTED_LINE
 from configs.help import Page, short_help, whole_help
-from configs.machine_errors import line_of_machine_error
+from configs.machine_errors import line_of_machine_error, say_why_a_thread_ended
 from configs.settings import (
     Settings,
     current_name,
@@ -55,8 +55,7 @@ from data.storage.text_files import is_utf8
 Config = typing.TypeVar("Config")
 REQUIRED = "the following arguments are required: "  # as argparse says it
 WRONG_VALUE = re.compile(r'Parser key "(?P<name>[^"]+)": .*(Got|Given) value: (?P<value>.*)')  # as jsonargparse says it
-
-
+LARGEST_WHOLE_NUMBER = 2**63 - 1  # that libraries take
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,6 @@ class Choice:
     classes: dict[str, type]
 
 
-def _say_why_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
-    """What Python calls when a thread beside the command ends with an exception, TensorBoard's on a full disk for instance. What the
-    machine refuses is one line there, too."""
-    error = ended.exc_value
-    message = line_of_machine_error(error) if isinstance(error, OSError | MemoryError | RuntimeError) else None
-    if message is None:
-        threading.__excepthook__(ended)
-    else:
-        print(f"warning: what was written beside this command is not whole: {message}", file=sys.stderr)
-
-
 def run(
     main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = (), often: str = ""
 ) -> None:
@@ -106,7 +94,7 @@ def run(
         positional: as of `parse`
         often: names of the settings that people change, with spaces between, which ``--help`` shows; empty: all
     """
-    threading.excepthook = _say_why_a_thread_ended
+    threading.excepthook = say_why_a_thread_ended
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -154,13 +142,16 @@ def parse(
         page: what ``--help`` says besides the settings
 
     Raises:
-        BadInput: an unknown key (with the nearest valid one), a value of the wrong type, an unreadable YAML file.
+        BadInput: an unknown key (with the nearest valid one), a value of the wrong type or too large, an unreadable YAML file.
     """
     for word in argv:
         _check_text(word, "the command line")
     found = _parsed(config, argv, positional, page or Page())
-    for name, value in _texts_of(found, ""):
-        _check_text(value, name)
+    for name, value in _values_of(found, ""):
+        if isinstance(value, str):
+            _check_text(value, name)
+        elif isinstance(value, int) and abs(value) > LARGEST_WHOLE_NUMBER:
+            raise BadInput(f"{name}: found a number of {value.bit_length():,} bits, expected at most {LARGEST_WHOLE_NUMBER:,}")
     return found
 
 
@@ -226,16 +217,16 @@ def _check_text(text: str, where: str) -> None:
         raise BadInput(f"{where}: {text!a} is not UTF-8 text; give a file or folder a name that is")
 
 
-def _texts_of(value: typing.Any, name: str) -> Iterator[tuple[str, str]]:
-    """Every text in resolved settings, with the dotted name of its setting."""
-    if isinstance(value, str):
-        yield name, value
-    elif dataclasses.is_dataclass(value):
+def _values_of(value: typing.Any, name: str) -> Iterator[tuple[str, typing.Any]]:
+    """Every plain value in resolved settings, with the dotted name of its setting."""
+    if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _texts_of(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+            yield from _values_of(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
     elif isinstance(value, list | dict):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts_of(inner, name)
+            yield from _values_of(inner, name)
+    else:
+        yield name, value
 
 
 def to_dict(config: typing.Any) -> dict:

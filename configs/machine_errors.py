@@ -1,6 +1,8 @@
 """What the machine that a command runs on refuses, said in one line: no space, no memory, a stack that is too deep."""
 
 import re
+import sys
+import threading
 
 _NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory")
 _WORKER = re.compile(r"DataLoader worker \(pid.* (killed|exited)")
@@ -17,3 +19,14 @@ def line_of_machine_error(error: OSError | MemoryError | RuntimeError) -> str | 
         return f"{said}; perhaps memory ran out: use fewer workers, and start the same command again" if _WORKER.match(said) else None
     names = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     return f"{names}: {error.strerror}" if names and error.strerror else f"{type(error).__name__}: {said}"
+
+
+def say_why_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """What Python calls when a thread beside the command ends with an exception, TensorBoard's on a full disk for instance. What the
+    machine refuses is one line there, too."""
+    error = ended.exc_value
+    message = line_of_machine_error(error) if isinstance(error, OSError | MemoryError | RuntimeError) else None
+    if message is None:
+        threading.__excepthook__(ended)
+    else:
+        print(f"warning: what was written beside this command is not whole: {message}", file=sys.stderr)

@@ -144,6 +144,8 @@ class _RegionLabels(MaskedRegions):
     def misfit(self, config: LightningDOTConfig) -> str | None:
         if not config.num_labels:
             return "soft labels of the regions; the model was made for a detector without (num_labels 0)"
+        if config.num_labels == 1:
+            return "classes of regions; num_labels 1 is the background alone"
         return super().misfit(config)
 
     def build_head(self, config: LightningDOTConfig) -> nn.Module:

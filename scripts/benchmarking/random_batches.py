@@ -49,6 +49,8 @@ class Sizes:
         for size in dataclasses.fields(Sizes):
             if getattr(self, size.name) < 1:
                 raise BadInput(f"{size.name}: found {getattr(self, size.name)}, expected at least 1")
+        if self.num_labels == 1:
+            raise BadInput("num_labels: found 1, which is the background alone, expected at least 2")
         if self.vocab_size <= FIRST_WORD:
             raise BadInput(f"vocab_size: found {self.vocab_size}, expected more than {FIRST_WORD}: words are drawn from there on")
 

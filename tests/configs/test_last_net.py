@@ -53,11 +53,13 @@ class Numbers:
 
     Args:
         count: a number
+        counts: numbers
         inner: more
         more: yet more
     """
 
     count: int | None = None
+    counts: list[int] = field(default_factory=list)
     inner: Inner = field(default_factory=Inner)
     more: list[Inner] = field(default_factory=list)
 
@@ -171,3 +173,9 @@ def test_a_full_screen_file_is_one_line_and_a_name_that_cannot_be_shown_is_none(
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr == "error: OSError: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("words", [["--count", "1" + "0" * 300], ["--count=-1" + "0" * 300], ["--counts", "[1,9223372036854775808]"]])
+def test_whole_numbers_that_no_library_takes_are_refused(words):
+    with pytest.raises(BadInput, match=r"count: found a number of [\d,]+ bits, expected at most 9,223,372,036,854,775,807|^counts: found a number of 64 bits"):
+        cli.parse(Numbers, words)

@@ -157,6 +157,9 @@ def test_labels_of_a_detector_without_any_are_refused():
     assert "region_classifier" not in PretrainingHeads(config, tasks=["mrfr"])
     with pytest.raises(BadInput, match="objective mrc needs soft labels of the regions"):
         PretrainingHeads(config, tasks=["mrc"])
+    for task in ("mrc", "mrckl"):
+        with pytest.raises(BadInput, match=f"objective {task} needs classes of regions; num_labels 1 is the background alone"):
+            PretrainingHeads(dataclasses.replace(towers(), num_labels=1), tasks=[task])
 
 
 def test_heads_do_not_depend_on_the_tasks_that_are_trained():
