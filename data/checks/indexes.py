@@ -23,6 +23,11 @@ def inspect_index(folder: Path, options: InspectionOptions) -> Report:
     report.facts |= {name: index.header[name] for name in names if name in index.header}
     report.facts |= {"size": file_size(folder), "created": json.dumps(index.header.get("created"))}
     done = check_records(report, functools.partial(check_vectors, folder=folder), list(range(index.count)), "row", options)
+    if options.verify:
+        try:
+            index.check_num_row_records()
+        except BadInput as error:
+            report.problems.add("records of rows that are not one an id", str(error))
     if index.count == 0:
         report.problems.add("an empty index", str(folder))
     report.notes.add_all("ids with equal vectors", duplicates(done.digests))

@@ -39,7 +39,8 @@ class IndexEditor:
         model: fingerprint of the model that made the new vectors; another than the index's is refused
 
     Raises:
-        BadInput: no index, another model, or another process changes it.
+        BadInput: no index, another model, or another process changes it; an id whose record does not lead to its row, or a record of
+            no id, which an edit would carry along.
     """
 
     def __init__(self, folder: str | Path, model: str | None):
@@ -47,7 +48,6 @@ class IndexEditor:
         self._model = model
         self._store = BlockStore(self.folder, beside(self.folder, ".", ".edit"))
         self._rows: dict[str, int | None] = {}  # of the ids that moved, came or, with None, went
-        self._rows_are_known = False
 
     @property
     def header(self) -> dict:
@@ -64,6 +64,7 @@ class IndexEditor:
         self._store.open(copy_of=self.folder / "data.mdb")
         try:
             self._store.header = self._store.committed_header()  # what was opened above may have been replaced since
+            self._check_rows()
         except BaseException:
             self._store.close(keep=False)
             raise
@@ -86,7 +87,6 @@ class IndexEditor:
         """Append vectors: as ``IndexWriter.add``."""
         ids = list(ids)
         vectors = self._store.as_stored(ids, vectors)
-        self._trust_rows()
         check_new_ids(ids, lambda name: self._row(name) is not None, self.folder)
         while ids:
             row = self.header["count"]
@@ -95,15 +95,13 @@ class IndexEditor:
             ids, vectors = ids[taken:], vectors[taken:]
             self._bound_memory()
 
-    def _trust_rows(self) -> None:
-        """Once: every id has a record that leads to its row, so that one without a record is new."""
-        if not self._rows_are_known:
-            index = EmbeddingIndex(self.folder)
-            try:
-                index.check_rows()
-            finally:
-                index.close()
-            self._rows_are_known = True
+    def _check_rows(self) -> None:
+        """Every id has a record that leads to its row, so that one without a record is new, and no row is another's."""
+        index = EmbeddingIndex(self.folder)
+        try:
+            index.check_rows()
+        finally:
+            index.close()
 
     def replace(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         """Other vectors for ids that the index holds, in their rows. Raises BadInput as `add`, or for an absent id."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ HEADER = {
     "complete": bool, "commits": int, "model": str, "data": str,
     "created": {"time?": str, "contents?": (str, None), "model_settings?": (dict, None)},
 }  # fmt: skip
+ROW_BYTES = 8
 MAX_ID_BYTES = MAX_KEY_BYTES - len(b"row/")
 _HEADER, _HEADER_SUM = b"header", b"crc/header"
 _SUM = struct.Struct("<QI")
@@ -101,7 +103,20 @@ def stored_row(txn: lmdb.Transaction, name: str, folder: Path) -> int | None:
     if not is_utf8(name) or len(name.encode()) > MAX_ID_BYTES:
         return None  # none is stored: LMDB refuses longer keys
     value = stored_value(txn, row_key(name), folder)
+    if value is not None and len(value) != ROW_BYTES:
+        raise BadInput(f"{folder}: damaged index, row/{name} has {len(value):,} bytes, expected {ROW_BYTES}: copy it again or build it again")
     return None if value is None else int.from_bytes(value, "little")
+
+
+def num_row_records(txn: lmdb.Transaction, folder: Path) -> int:
+    """How many ids have a record that says their row. BadInput where a page is damaged."""
+    try:
+        cursor, prefix = txn.cursor(), row_key("")
+        if not cursor.set_range(prefix):
+            return 0
+        return sum(1 for _ in takewhile(lambda key: bytes(key[: len(prefix)]) == prefix, cursor.iternext(values=False)))
+    except lmdb.Error as error:
+        raise BadInput(f"{folder}: damaged index ({error}): copy it again or build it again") from None
 
 
 def check_row(name: str, row: int, found: str | None, folder: Path) -> None:

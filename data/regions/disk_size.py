@@ -9,7 +9,7 @@ import numpy as np
 
 from data.regions.db import BoxOptions, find_layout
 from data.regions.records import stored_arrays
-from data.storage.lmdb_env import Records
+from data.storage.lmdb_env import Records, damage_is_bad_input
 
 BYTES = 2  # of a number, fp16
 AROUND = 260  # bytes of a plain record that are not its arrays, about
@@ -62,7 +62,8 @@ def _first_record(img_db: str | Path, boxes: BoxOptions) -> tuple[Path, dict[str
         return None
     folder = find_layout(img_db, boxes)
     txn = Records(folder).txn
-    key = next((bytes(key).decode() for key in txn.cursor().iternext(values=False) if bytes(key) != b"__keys__"), None)
+    with damage_is_bad_input(folder):
+        key = next((bytes(key).decode() for key in txn.cursor().iternext(values=False) if bytes(key) != b"__keys__"), None)
     return folder, {} if key is None else dict(stored_arrays(txn, folder, key, folder.name.endswith("_compressed")))
 
 

@@ -33,6 +33,7 @@ from data.progress import ProgressBar
 from data.search.base import SearchBackend, SearchOptions
 from data.search.topk import best_candidates, checked_queries
 from data.storage.atomic import cannot_write_is_bad_input
+from data.storage.regular_files import check_tree
 from data.storage.shapes import check_shape
 from data.storage.text_files import parse_json
 
@@ -331,6 +332,7 @@ def _client(uri: str, token: str, timeout: float, must_exist: bool = False) -> A
     if is_file:
         with cannot_write_is_bad_input(Path(uri)):
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        check_tree(uri)  # the engine reads its folder as it finds it
     try:
         with _talking(uri):
             return MilvusClient(uri=uri, token=token, timeout=timeout)

@@ -84,7 +84,10 @@ def _digest_of_keys(env: lmdb.Environment, keys: Iterable[bytes]) -> RecordsDige
     digest = RecordsDigest()
     with env.begin(buffers=True) as txn:
         for key in keys:
-            digest.add(key, txn.get(key))
+            value = txn.get(key)
+            if value is None:  # a damaged key stands beside, so that the order is no longer theirs
+                raise lmdb.CorruptedError(f"key {bytes(key)!r} is listed, but not found")
+            digest.add(key, value)
     return digest
 
 

@@ -48,6 +48,18 @@ def check_folder(path: str | Path) -> None:
             check_regular(os.path.join(path, entry))
 
 
+def check_tree(path: str | Path) -> None:
+    """The same of a file, or of every file at any depth below a folder; what is not there is left to the library.
+
+    Raises:
+        BadInput: one of them is a pipe, a device or a socket.
+    """
+    check_regular(path)
+    for folder, _, files in os.walk(path):
+        for name in sorted(files):
+            check_regular(os.path.join(folder, name))
+
+
 def _open_at_once(path: str, flags: int) -> int:
     handle = os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to opens as well
     try:

@@ -118,7 +118,11 @@ def test_feature_index(tmp_path, capsys):
         "vectors that are all zero": 1,
         "ids that lead to another row": 1,
     }
-    replace(tmp_path / "index", {"vec/00000000": None})
+    replace(tmp_path / "index", {"row/600.npz": b"x" * 100_000})
+    assert problems(tmp_path / "index", verify=True, workers=0)["records of rows that are not one an id"] == 1
+    replace(tmp_path / "index", {"row/9.npz": b"x" * 100_000})
+    assert problems(tmp_path / "index", verify=True, workers=0)["ids that lead to another row"] == 1
+    replace(tmp_path / "index", {"vec/00000000": None, "row/600.npz": None})
     assert problems(tmp_path / "index", verify=True, workers=0) == {"rows that cannot be read": 600}
 
 

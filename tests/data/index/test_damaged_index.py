@@ -112,27 +112,59 @@ def test_a_header_that_older_code_changed_is_no_damage(tmp_path):
         EmbeddingIndex(folder)
 
 
+@pytest.mark.parametrize("value", [b"", bytes(7), bytes(9), b"[" * 100_000])
+def test_a_row_record_of_another_length_is_one_line(tmp_path, value):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    change(folder, {b"row/id_00003.npz": value})
+    index = EmbeddingIndex(folder)
+    for use in (lambda: index.row_of(NAMES[3]), lambda: NAMES[3] in index, index.check_rows, IndexEditor(folder, "m0").__enter__):
+        with pytest.raises(BadInput, match=rf"index: damaged index, row/id_00003.npz has {len(value):,} bytes, expected 8"):
+            use()
+    assert index.row_of(NAMES[4]) == 4
+
+
+def test_an_edit_does_not_carry_the_damaged_row_of_another_id_along(tmp_path):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    name, third = b"row/id_00003.npz", (3).to_bytes(8, "little")
+    for records, message in (
+        ({name: None, b"row/id_00003.np{": third}, "row/id_00003.npz does not lead to row 3"),
+        ({name: None, b"rox/id_00003.npz": third}, "row/id_00003.npz does not lead to row 3"),
+        ({name: (4).to_bytes(8, "little")}, "row/id_00003.npz does not lead to row 3"),
+        ({b"row/id_00003.np{": third}, "601 row/ records for 600 ids"),
+    ):
+        change(folder, records)
+        before = records_of(folder)
+        for edit in (lambda e: e.delete([NAMES[9]]), lambda e: e.replace([NAMES[9]], VECTORS[:1]), lambda e: e.add(["new"], VECTORS[:1])):
+            with pytest.raises(BadInput, match=f"index: damaged index, {message}: copy it again"), IndexEditor(folder, "m0") as editor:
+                edit(editor)
+        assert records_of(folder) == before
+        change(folder, {key: None for key in records if key != name} | {name: third})
+    with IndexEditor(folder, "m0") as editor:
+        editor.delete([NAMES[9]])
+    assert len(EmbeddingIndex(folder)) == 599
+
+
 def test_an_edit_does_not_trust_a_damaged_row(tmp_path):
     folder = tmp_path / "index"
     write(folder, VECTORS)
     stored = records_of(folder)
     name = NAMES[3]
-    wrong, leads = {f"row/{name}".encode(): (7).to_bytes(8, "little")}, "row/id_00003.npz leads to row 7, of id_00007.npz"
-    beyond, nowhere = {f"row/{name}".encode(): (1 << 40).to_bytes(8, "little")}, "row/id_00003.npz leads to row 1099511627776, of no id"
+    wrong, leads = {f"row/{name}".encode(): (7).to_bytes(8, "little")}, "row/id_00003.npz does not lead to row 3"
+    beyond = {f"row/{name}".encode(): (1 << 40).to_bytes(8, "little")}
     renamed = {f"row/{name}".encode(): None, b"row/id_00003.npy": (3).to_bytes(8, "little")}
-    other = "row/id_00003.npy leads to row 3, of id_00003.npz"
-    lost = "row/id_00003.npz does not lead to row 3"
-    for records, edit, message in (
-        (wrong, lambda e: e.delete([name]), leads),
-        (wrong, lambda e: e.replace([name], VECTORS[:1]), leads),
-        (wrong, lambda e: e.add(["new"], VECTORS[:1]), lost),
-        (beyond, lambda e: e.delete([name]), nowhere),
-        (renamed, lambda e: e.add([name], VECTORS[:1]), lost),
-        (renamed, lambda e: e.delete(["id_00003.npy"]), other),
+    for records, edit in (
+        (wrong, lambda e: e.delete([name])),
+        (wrong, lambda e: e.replace([name], VECTORS[:1])),
+        (wrong, lambda e: e.add(["new"], VECTORS[:1])),
+        (beyond, lambda e: e.delete([name])),
+        (renamed, lambda e: e.add([name], VECTORS[:1])),
+        (renamed, lambda e: e.delete(["id_00003.npy"])),
     ):
         change(folder, records)
         before = records_of(folder)
-        with pytest.raises(BadInput, match=f"index: damaged index, {message}"), IndexEditor(folder, "m0") as editor:
+        with pytest.raises(BadInput, match=f"index: damaged index, {leads}"), IndexEditor(folder, "m0") as editor:
             edit(editor)
         assert records_of(folder) == before
         change(folder, {key: None for key in records if key not in stored} | {key: stored[key] for key in records if key in stored})

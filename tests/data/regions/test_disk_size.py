@@ -1,5 +1,6 @@
 """How large an image DB is, and what share its soft labels have."""
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -39,3 +40,11 @@ def test_what_is_compressed_or_absent_does_not_say_it(tmp_path):
     assert size_of_regions(tmp_path / "no", BoxOptions()) is None
     with pytest.raises(BadInput, match=r"feat_th0.5_max100_min10.*, found .*feat_th0.2_max100_min10"):
         size_of_regions(tmp_path / "db", BoxOptions(conf_th=0.5))
+
+
+def test_a_name_that_is_no_text_is_one_line(tmp_path):
+    write(tmp_path / "db", 30, images=3)
+    with lmdb.open(str(tmp_path / "db/feat_th0.2_max100_min10"), lock=False) as env, env.begin(write=True) as txn:
+        txn.put(b"!\xff.npz", b"")
+    with pytest.raises(BadInput, match=r"feat_th0.2_max100_min10: cannot be read \('utf-8' codec"):
+        size_of_regions(tmp_path / "db", BoxOptions())

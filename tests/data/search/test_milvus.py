@@ -1,5 +1,6 @@
 """Milvus for real: the embedded engine against the naive search; and what is refused."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,17 @@ def test_a_damaged_file_of_the_embedded_engine_is_one_line(tmp_path, caplog, dam
         opened(uri, "img").search(vectors[:3], 10)
     logged = [record for record in caplog.records if not record.name.startswith("grpc")]  # which has a handler that writes nothing
     assert not any(record.exc_info for record in logged), "the engine logs a traceback"
+
+
+@pytest.mark.milvus
+def test_a_pipe_among_the_files_of_the_embedded_engine_is_not_waited_for(tmp_path):
+    place = tmp_path / "m.db" / "collections" / "img_header"
+    place.mkdir(parents=True)
+    os.mkfifo(place / "vector.flat.idx")
+    index, uri = write(tmp_path / "index", np.eye(4, dtype=np.float32)), str(tmp_path / "m.db")
+    for use in (lambda: opened(uri, "img"), lambda: export_to_milvus(index, uri, "img"), lambda: delete_from_milvus(uri, "img")):
+        with pytest.raises(BadInput, match=f"{place}/vector.flat.idx: a named pipe, and only files are read"):
+            use()
 
 
 @pytest.mark.milvus

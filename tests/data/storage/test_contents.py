@@ -36,6 +36,14 @@ def foreign(folder, records):
     return folder
 
 
+def test_a_key_that_is_not_found_where_it_is_listed_is_one_line(tmp_path):
+    folder = foreign(tmp_path / "db", [(b"key%d" % n, b"value") for n in range(9)])
+    data = (folder / "data.mdb").read_bytes()
+    (folder / "data.mdb").write_bytes(data.replace(b"key4", b"kez4"))
+    with pytest.raises(BadInput, match=r"db: cannot be read \(key b'key\d' is listed, but not found\)"):
+        content_digest(folder)
+
+
 def naive(records: dict) -> str:
     total = 0
     for key, value in records.items():

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data.errors import BadInput
-from data.storage.regular_files import check_folder, check_regular, open_regular
+from data.storage.regular_files import check_folder, check_regular, check_tree, open_regular
 
 
 def test_a_file_is_opened_as_by_open(tmp_path):
@@ -24,6 +24,19 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
         for refuse in (open_regular, check_regular):
             with pytest.raises(BadInput, match=f"{path}: {kind}, and only files are read"):
                 refuse(path)
+
+
+def test_a_pipe_at_any_depth_of_a_folder_is_refused(tmp_path):
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "file").write_text("")
+    check_tree(tmp_path)
+    check_tree(tmp_path / "absent")
+    os.mkfifo(deep / "pipe")
+    check_folder(tmp_path)  # the same of what stands in it
+    for path in (tmp_path, deep / "pipe"):
+        with pytest.raises(BadInput, match=f"{deep}/pipe: a named pipe"):
+            check_tree(path)
 
 
 def test_folders_and_what_is_missing_are_left_to_who_opens_them(tmp_path):
