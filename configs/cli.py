@@ -26,7 +26,7 @@ from jsonargparse import ArgumentParser
 
 from configs import INTERRUPTED, INTERRUPTED_LINE
 from configs.help import Page, short_help, whole_help
-from configs.machine_errors import line_of_machine_error, say_why_a_thread_ended
+from configs.machine_errors import MACHINE_ERRORS, line_of_machine_error, say_why_a_thread_ended
 from configs.settings import (
     Settings,
     current_name,
@@ -112,7 +112,7 @@ def run(
         message, status = INTERRUPTED_LINE, INTERRUPTED
     except BrokenPipeError:  # `... | head`: the reader has what it wanted
         sys.stderr.close()
-    except (OSError, MemoryError, RuntimeError) as error:  # of RuntimeError, what the machine is at fault of
+    except MACHINE_ERRORS as error:  # of RuntimeError and ValueError, what the machine is at fault of
         message = line_of_machine_error(error)
         if message is None:
             raise

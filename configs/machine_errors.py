@@ -4,18 +4,22 @@ import re
 import sys
 import threading
 
-_NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory")
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|CUDA out of memory"
+    r"|array is too big|Maximum allowed dimension exceeded|Storage size calculation overflowed"  # more than any machine has
+)
+MACHINE_ERRORS = (OSError, MemoryError, RuntimeError, ValueError)  # classes of which some errors are the machine's
 _WORKER = re.compile(r"DataLoader worker \(pid.* (killed|exited)")
 
 
-def line_of_machine_error(error: OSError | MemoryError | RuntimeError) -> str | None:
+def line_of_machine_error(error: Exception) -> str | None:
     """What the machine, and no file's content, refuses; None for an error of another kind, which may be a bug of ours."""
     said = " ".join(str(error).split())[:200]
     if isinstance(error, RecursionError):
         return f"something that was given is nested too deeply to be followed ({said})"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(said)):  # torch's is the latter
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ValueError) and _NO_MEMORY.search(said)):  # torch's, NumPy's
         return f"out of memory{f' ({said})' if said else ''}; give it less at a time, or more memory"
-    if isinstance(error, RuntimeError):
+    if not isinstance(error, OSError):
         return f"{said}; perhaps memory ran out: use fewer workers, and start the same command again" if _WORKER.match(said) else None
     names = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     return f"{names}: {error.strerror}" if names and error.strerror else f"{type(error).__name__}: {said}"
@@ -25,7 +29,7 @@ def say_why_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
     """What Python calls when a thread beside the command ends with an exception, TensorBoard's on a full disk for instance. What the
     machine refuses is one line there, too."""
     error = ended.exc_value
-    message = line_of_machine_error(error) if isinstance(error, OSError | MemoryError | RuntimeError) else None
+    message = line_of_machine_error(error) if isinstance(error, MACHINE_ERRORS) else None
     if message is None:
         threading.__excepthook__(ended)
     else:

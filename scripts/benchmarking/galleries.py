@@ -16,6 +16,7 @@ from data.index.writer import IndexWriter
 from data.search import open_backend
 from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
+from data.storage.memory import check_memory
 from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
 from scripts.benchmarking.measuring import process_bytes
 from scripts.benchmarking.retrieval_models import RetrievalSettings
@@ -31,6 +32,7 @@ class Synthetic:
     """
 
     def __init__(self, dim: int):
+        check_memory(32 * dim**2, f"axes of vectors of width {dim:,}")
         rng = np.random.default_rng(0)
         axes = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
         i = np.arange(1, dim + 1)

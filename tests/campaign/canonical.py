@@ -22,6 +22,7 @@ PASSING = re.compile(
     r"|duration|started|finished|pairs_per_s|per_second|waiting_for_data|cpu|machine|fetched|tries|from_an_earlier_run)([/_.]|$)"
 )
 COUNTING = {"transaction", "digest"}  # arrays of checksums.npz: the transaction of LMDB that it is about, which counts commits
+OF_THE_WAY_THERE = {"commits", "data"}  # of an index's header: an interrupted update commits more; digest of a database with what is not read of it
 ADDRESS = re.compile(rb"127\.0\.0\.1:\d+")
 UNREAD = (".lock", ".partial", ".html", ".png", "digest.json")
 EXPORTED = "exported"  # name of a collection of milvus-lite
@@ -60,6 +61,8 @@ def content(path: Path) -> bytes:
     if path.name == "data.mdb":
         return lmdb_content(path.parent)
     if path.suffix in (".json", ".jsonl"):
+        if path.suffix == ".json" and isinstance(report := json.loads(path.read_bytes()), dict) and isinstance(report.get("databases"), list):
+            return json.dumps(lasting(without_sizes(report)), sort_keys=True).encode()
         lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]
         return "\n".join(json.dumps(lasting(json.loads(line)), sort_keys=True) for line in lines).encode()
     if path.suffix == ".yaml":
@@ -76,6 +79,12 @@ def content(path: Path) -> bytes:
     return b"\n".join(sorted(data.splitlines())) if path.name in ("files.tsv", "gone.tsv") else data  # as they came
 
 
+def without_sizes(report: dict) -> dict:
+    """What an inspection wrote, without the sizes of the files: what stands behind the end of one is no part of the database."""
+    databases = [{**found, "facts": {name: fact for name, fact in found["facts"].items() if name != "size"}} for found in report["databases"]]
+    return report | {"databases": databases}
+
+
 def lmdb_content(folder: Path) -> bytes:
     import lmdb
 
@@ -85,7 +94,7 @@ def lmdb_content(folder: Path) -> bytes:
             if key == b"crc/header":  # of a header with its time
                 continue
             if value[:1] == b"{" and key in (b"header", b"meta", b"__meta__"):
-                kept = {name: each for name, each in lasting(json.loads(value)).items() if name != "commits"}  # an interrupted update makes more
+                kept = {name: each for name, each in lasting(json.loads(value)).items() if name not in OF_THE_WAY_THERE}
                 value = json.dumps(kept, sort_keys=True).encode()
             whole.write(hashlib.blake2b(key, digest_size=8).digest() + hashlib.blake2b(value, digest_size=8).digest())
     return whole.getvalue()

@@ -125,6 +125,20 @@ def test_every_target_has_its_share_and_the_table_says_what_became_of_it():
     assert f"{len(BAD)} findings" in table and "--target 'x' --seed 3 --case" in table
 
 
+def test_what_an_output_says_of_unread_bytes_of_the_input_is_not_compared(tmp_path):
+    """An index knows the digest of the whole database, of which it takes a part; an inspection says how long the file is."""
+    outputs = []
+    for name, data, size, count in (("whole", "d0", "1 MB", 3), ("unread", "d1", "2 MB", 3), ("other", "d0", "1 MB", 4)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps({"databases": [{"kind": "x", "facts": {"size": size, "count": count}}]}))
+        with lmdb.open(str(tmp_path / name), lock=False) as env, env.begin(write=True) as txn:
+            txn.put(b"header", json.dumps({"data": data, "count": count}).encode())
+        found = canonical_outputs(tmp_path / name, ["report.json", "data.mdb"])
+        assert len(found) == 2 and not any(each.startswith("unreadable") for each in found.values())
+        outputs.append(found)
+    assert outputs[0] == outputs[1] and not set(outputs[0].values()) & set(outputs[2].values())
+
+
 def test_what_went_on_behind_a_kill_is_as_what_was_not_disturbed(tmp_path):
     """Its report tells how much was there, the sums of its records how often they were committed."""
     stores = {"whole": ({"written": 9}, 3, "xyz"), "again": ({"written": 9, "from_an_earlier_run": 9}, 4, "xyz"), "other": ({"written": 9}, 3, "xyy")}

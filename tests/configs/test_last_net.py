@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from configs import cli
 from data.errors import BadInput
@@ -83,6 +85,9 @@ def nest(options: Options) -> None:
         (fail(OSError("something\nelse")), "error: OSError: something else"),
         (fail(MemoryError()), "error: out of memory; give it less at a time, or more memory"),
         (fail(MemoryError("Unable to allocate 7 PiB")), "error: out of memory (Unable to allocate 7 PiB); give it"),
+        (lambda _: np.empty((1 << 31, 1 << 31)), "error: out of memory (array is too big"),
+        (lambda _: np.empty(1 << 63), "error: out of memory (Maximum allowed dimension exceeded)"),
+        (lambda _: torch.empty(1 << 31, 1 << 31), "error: out of memory (Storage size calculation overflowed"),
         (fail(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")), "error: out of memory ([enforce"),
         (fail(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")), "error: DataLoader worker (pid 7) is killed"),
         (nest, "error: something that was given is nested too deeply"),
