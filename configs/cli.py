@@ -49,6 +49,7 @@ from configs.yaml_file import (
     read_mapping,
 )
 from data.errors import STOPPED, BadInput, Stopped
+from data.notices import shortened
 from data.storage.processes import check_workers
 from data.storage.text_files import is_utf8
 
@@ -121,7 +122,7 @@ def run(
         except OSError:  # it is what could not be written to, and would be tried again at the end
             sys.stdout = open(os.devnull, "w")
     if message is not None:  # out here the exception is gone, and the progress bars it held have ended their lines
-        print(f"{'error: ' * (status == 2)}{' '.join(message.split())}", file=sys.stderr)
+        print(f"{'error: ' * (status == 2)}{shortened(' '.join(message.split()))}", file=sys.stderr)
         sys.exit(status)
 
 

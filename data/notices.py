@@ -6,6 +6,8 @@ import functools
 import os
 import sys
 
+LONGEST_LINE = 4000  # characters that are shown of a line
+
 
 @functools.cache
 def say_once(line: str) -> None:
@@ -16,7 +18,13 @@ def say_once(line: str) -> None:
 def say(line: str) -> None:
     """Tell the user something that is no error; of several processes the first tells it."""
     if is_first_process():
-        print(line, file=sys.stderr, flush=True)
+        print(shortened(line), file=sys.stderr, flush=True)
+
+
+def shortened(line: str) -> str:
+    """A line of at most `LONGEST_LINE` characters; of a longer one, which quotes a name or a value of any length, the two ends."""
+    kept = LONGEST_LINE // 2 - 30
+    return line if len(line) <= LONGEST_LINE else f"{line[:kept]} ... ({len(line) - 2 * kept:,} characters) ... {line[-kept:]}"
 
 
 def is_first_process() -> bool:

@@ -101,6 +101,16 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, main, line):
     assert stop.value.code == 2 and said.startswith(line) and said.count("\n") == 1
 
 
+def test_a_line_that_quotes_something_very_long_is_a_line_that_can_be_read(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    for length in (3000, 10**6):
+        with pytest.raises(SystemExit):
+            cli.run(fail(BadInput(f"img: no id {'x' * length!r} in this index")), Options)
+        said = capsys.readouterr().err
+        assert said.startswith("error: img: no id 'xxx") and said.endswith("xxx' in this index\n") and len(said) < 4100
+        assert ("x ... (996,087 characters) ... x" in said) == (length == 10**6)
+
+
 @pytest.mark.parametrize("kind", [ZeroDivisionError, RuntimeError, KeyError, ValueError, TypeError])
 def test_a_bug_of_ours_is_not_hidden(monkeypatch, kind):
     monkeypatch.setattr(sys, "argv", ["x.py"])
