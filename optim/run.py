@@ -29,7 +29,7 @@ from torch import nn
 from data.errors import BadInput
 from data.progress import print_above_bars
 from data.storage.atomic import atomic_file
-from data.storage.regular_files import open_regular
+from data.storage.regular_files import check_regular, open_regular
 from data.storage.text_files import read_yaml, write_json
 from model import checkpoints
 from model.distributed import Ranks
@@ -118,6 +118,7 @@ class Run:
             if training["is_best"] and (self.folder / "last").is_symlink():  # it may have been stopped between its two links
                 point_link(self.folder, "best", self.folder / os.readlink(self.folder / "last"))
             log = self.folder / "metrics.jsonl"
+            check_regular(log)
             if log.is_file():
                 _take_back(log, training["step"])
             print(f"resumed at step {training['step']} from {self.checkpoint}")
@@ -144,7 +145,7 @@ class Run:
                 self._tensorboard.add_text(name, f"```yaml\n{text}```", step)
         if sheet is not None:
             self._tensorboard.add_image("validation", np.asarray(sheet), step, dataformats="HWC")
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open_regular(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             if isinstance(value, int | float):

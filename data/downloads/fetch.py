@@ -9,6 +9,7 @@ from pathlib import Path
 from data.errors import BadInput, reason_of
 from data.progress import ProgressBar
 from data.storage.atomic import cannot_write_is_bad_input
+from data.storage.regular_files import check_regular
 
 CHUNK = 1 << 20  # bytes
 
@@ -58,8 +59,10 @@ def fetch_file(url: str, path: Path, size: int | None, checked: bool, retries: i
 
 def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: float) -> None:
     """One connection: the bytes that ``part`` lacks. Raises OSError or HTTPException when it ends too early."""
-    have = part.stat().st_size if part.exists() else 0
     tag = part.with_name(part.name + ".etag")  # or its date: goes on only with the very same file
+    check_regular(part)
+    check_regular(tag)
+    have = part.stat().st_size if part.exists() else 0
     version = _noted_version(tag)
     if version is None and not checked:
         have = 0

@@ -47,7 +47,7 @@ def fetch_pictures(addresses: Iterable[str], folder: Path, workers: int, timeout
     known = _known(folder, again)
     rest = ((n, address) for n, address in enumerate(dict.fromkeys(addresses)) if address not in known)
     with ExitStack() as stack:
-        tables = {name: stack.enter_context(open(folder / name, "a", encoding="utf-8")) for name in (FILES, GONE)}
+        tables = {name: stack.enter_context(open_regular(folder / name, "a", encoding="utf-8")) for name in (FILES, GONE)}
         pool = ThreadPoolExecutor(workers)
         stack.callback(pool.shutdown, cancel_futures=True)
         running: set[Future[Fetched]] = set()

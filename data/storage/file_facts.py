@@ -13,6 +13,7 @@ from isal.isal_zlib import crc32  # eight times as fast as zlib's
 
 from data.errors import BadInput
 from data.storage.digest import cache_folder, file_identity
+from data.storage.regular_files import open_regular
 from data.storage.text_files import read_json, write_json
 
 REMEMBERED_FROM = 16 << 20  # bytes; a smaller file is read again in some milliseconds
@@ -48,7 +49,7 @@ def file_crc32(path: str | Path) -> str:
 
     def find() -> str:
         total = 0
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(_CHUNK):
                 total = crc32(chunk, total)
         return f"{total:08x}"

@@ -1,4 +1,4 @@
-"""Only files are read as files: a named pipe would be waited for, and a device such as /dev/zero never ends."""
+"""Only files are read, and written on, as files: a named pipe would be waited for, and a device such as /dev/zero never ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: 
 
 
 def open_regular(path: str | Path, mode: str = "rb", **options) -> IO:
-    """`open`, for reading, of a file that has an end.
+    """`open`, for reading or writing on, of a file that has an end.
 
     Args:
         options: of `open`: encoding, errors, newline
@@ -61,7 +61,11 @@ def check_tree(path: str | Path) -> None:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    handle = os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to opens as well
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe that nobody writes to opens as well
+    except OSError:  # one that nobody reads does not
+        check_regular(path)
+        raise
     try:
         _refuse_endless(path, os.fstat(handle).st_mode)
     except BadInput:

@@ -276,6 +276,16 @@ def test_a_model_is_read_of_one_checkpoint_wherever_its_link_points_meanwhile(tm
     assert LightningDOT.from_pretrained(tmp_path / "best").config.feature_dim == 5
 
 
+def test_a_pipe_in_the_place_of_the_metrics_is_not_waited_for(tmp_path):
+    run = open_run(tmp_path, resume=False)
+    save(run, 10)
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    for use in (open_run(tmp_path, resume=True).load, lambda: run.log(5, {"loss": 1.0})):
+        with pytest.raises(BadInput, match=r"metrics.jsonl: a named pipe, and only files are read"):
+            use()
+    run.close()
+
+
 def test_a_fresh_run_takes_no_metrics_over(tmp_path):
     run = open_run(tmp_path, resume=False)
     run.log(5, {"loss": 1.0})

@@ -16,10 +16,16 @@ def test_a_file_is_opened_as_by_open(tmp_path):
     with open_regular(tmp_path / "a", "r", encoding="utf-8") as file:
         assert file.read() == "Čáp\n"
     check_regular(tmp_path / "a")
+    for name, before in (("a", "Čáp\n"), ("new", "")):
+        with open_regular(tmp_path / name, "a", encoding="utf-8") as file:
+            file.write("é\n")
+        assert (tmp_path / name).read_text(encoding="utf-8") == before + "é\n" and not os.access(tmp_path / name, os.X_OK)
 
 
 def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match=f"{tmp_path}/pipe: a named pipe"):
+        open_regular(tmp_path / "pipe", "a")
     for path, kind in [(tmp_path / "pipe", "a named pipe"), ("/dev/zero", "a device")]:
         for refuse in (open_regular, check_regular):
             with pytest.raises(BadInput, match=f"{path}: {kind}, and only files are read"):
