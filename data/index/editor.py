@@ -64,7 +64,7 @@ class IndexEditor:
         self._store.open(copy_of=self.folder / "data.mdb")
         try:
             self._store.header = self._store.committed_header()  # what was opened above may have been replaced since
-            self._check_rows()
+            self._store.check_rows()  # so that an id without a record is new, and no row is another's
         except BaseException:
             self._store.close(keep=False)
             raise
@@ -94,14 +94,6 @@ class IndexEditor:
             self._rows.update(zip(ids[:taken], range(row, row + taken), strict=True))
             ids, vectors = ids[taken:], vectors[taken:]
             self._bound_memory()
-
-    def _check_rows(self) -> None:
-        """Every id has a record that leads to its row, so that one without a record is new, and no row is another's."""
-        index = EmbeddingIndex(self.folder)
-        try:
-            index.check_rows()
-        finally:
-            index.close()
 
     def replace(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         """Other vectors for ids that the index holds, in their rows. Raises BadInput as `add`, or for an absent id."""

@@ -108,15 +108,16 @@ def stored_row(txn: lmdb.Transaction, name: str, folder: Path) -> int | None:
     return None if value is None else int.from_bytes(value, "little")
 
 
-def num_row_records(txn: lmdb.Transaction, folder: Path) -> int:
-    """How many ids have a record that says their row. BadInput where a page is damaged."""
+def check_num_row_records(txn: lmdb.Transaction, count: int, folder: Path) -> None:
+    """Raise BadInput unless so many ids have a record that says their row."""
+    cursor, prefix, found = txn.cursor(), row_key(""), 0
     try:
-        cursor, prefix = txn.cursor(), row_key("")
-        if not cursor.set_range(prefix):
-            return 0
-        return sum(1 for _ in takewhile(lambda key: bytes(key[: len(prefix)]) == prefix, cursor.iternext(values=False)))
+        if cursor.set_range(prefix):
+            found = sum(1 for _ in takewhile(lambda key: bytes(key[: len(prefix)]) == prefix, cursor.iternext(values=False)))
     except lmdb.Error as error:
         raise BadInput(f"{folder}: damaged index ({error}): copy it again or build it again") from None
+    if found != count:
+        raise BadInput(f"{folder}: damaged index, {found:,} row/ records for {count:,} ids: copy it again or build it again")
 
 
 def check_row(name: str, row: int, found: str | None, folder: Path) -> None:

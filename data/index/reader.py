@@ -24,8 +24,8 @@ from data.index.layout import (
     BlockIds,
     block_key,
     check_block,
+    check_num_row_records,
     check_row,
-    num_row_records,
     split_codes,
     stored_header,
     stored_row,
@@ -185,18 +185,9 @@ class EmbeddingIndex:
             check_row(name, row, self._ids_of(number)[place] if row < self.count else None, self.folder)
         return row
 
-    def check_rows(self) -> None:
-        """Raise BadInput unless every id has a record that leads to its row, and no other id has one; a second takes a million of them."""
-        for number in range(self.num_blocks):
-            for row, name in enumerate(self._ids_of(number), number * self._per_block):
-                if stored_row(self._txn, name, self.folder) != row:
-                    raise BadInput(f"{self.folder}: damaged index, row/{name} does not lead to row {row}: copy it again or build it again")
-        self.check_num_row_records()
-
     def check_num_row_records(self) -> None:
         """Raise BadInput where there are more or fewer records of rows than ids."""
-        if (found := num_row_records(self._txn, self.folder)) != self.count:
-            raise BadInput(f"{self.folder}: damaged index, {found:,} row/ records for {self.count:,} ids: copy it again or build it again")
+        check_num_row_records(self._txn, self.count, self.folder)
 
     @property
     def num_blocks(self) -> int:

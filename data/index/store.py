@@ -27,6 +27,7 @@ from data.index.layout import (
     block_sums,
     block_values,
     check_block,
+    check_num_row_records,
     check_row,
     header_values,
     row_key,
@@ -132,6 +133,20 @@ class BlockStore:
             ids = self._committed_ids(number)
             check_row(name, row, ids[place] if place < len(ids) else None, self.folder)
         return row
+
+    def check_rows(self) -> None:
+        """Raise BadInput unless every id that is committed has a record that leads to its row, and no other id has one; a second takes
+        a million of them."""
+        count, per_block = self.header["count"], self.header["rows_per_block"]
+        with self._env.begin() as txn:
+            for first in range(0, count, per_block):
+                ids = self._committed_ids(first // per_block)
+                if len(ids) != min(per_block, count - first):
+                    raise BadInput(f"{self.folder}: damaged index, {len(ids):,} ids in block {first // per_block}: copy it again or build it again")
+                for row, name in enumerate(ids, first):
+                    if stored_row(txn, name, self.folder) != row:
+                        raise BadInput(f"{self.folder}: damaged index, row/{name} does not lead to row {row}: copy it again or build it again")
+            check_num_row_records(txn, count, self.folder)
 
     def get(self, number: int) -> Block:
         """A block as it was put, committed, or an empty one. What is changed in it counts when it is put. BadInput when it is damaged,

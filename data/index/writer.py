@@ -110,6 +110,7 @@ class IndexWriter:
         try:
             for number in range(-(-header["count"] // header["rows_per_block"])):
                 self.done.update(self._store.get(number).ids)
+            self._store.check_rows()
         except BadInput as error:
             print(f"{error}; the index is begun anew", file=sys.stderr)
             self._store.header, self.done = begun, set()
