@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.isolation import FILE_SIZE, ROOT, become_nobody, set_limits
+from tests.campaign.isolation import FILE_SIZE, ROOT, become_nobody, end_with_parent, set_limits
 from tests.warm_python import exit_status
 
 
@@ -43,7 +43,10 @@ class Child:
     Attributes:
         pid: of the process
         pipe: readable when it has answered or died
+        answers: in that process, where it answers; what it starts closes it, so that its death is seen though they live on
     """
+
+    answers: int | None = None
 
     def __init__(self, function: Callable[[], Any]):
         self.pipe, answer = os.pipe()
@@ -51,6 +54,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.pipe)
+            Child.answers = answer
             try:
                 text = json.dumps({"answer": function()})
             except BaseException:
@@ -111,8 +115,11 @@ class Command:
         self._descriptor = os.pidfd_open(self.pid)
 
     def _become(self, words: list[str], folder: Path, environment: dict[str, str], file_size: int) -> None:
+        if Child.answers is not None:
+            os.close(Child.answers)
         os.setpgid(0, 0)  # and not a session: where Linux groups tasks by session, a low priority would end there
         become_nobody()
+        end_with_parent()
         os.chdir(folder)
         for number, name in ((0, os.devnull), (1, f"{self.log}.out"), (2, self.log)):
             os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)

@@ -16,6 +16,7 @@ NOBODY = 65534
 MEMORY = 1536 << 20  # bytes of its own that a command may ask for, beyond what this process has
 FILE_SIZE = 512 << 20
 PROCESSES = 300
+PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 CLONE_NEWNS, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 32, 4096, 0x4000, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -84,6 +85,11 @@ def become_nobody() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
         _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else its own /proc is closed to it
+
+
+def end_with_parent() -> None:
+    """From now on, be killed when the process that forked this one dies."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def give_to_nobody(*folders: Path) -> None:

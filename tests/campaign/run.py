@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -143,6 +144,8 @@ def main() -> int:
     if not targets:
         sys.exit(f"no such target; there are: {', '.join(target.name for target in TARGETS)}")
     import_commands()
+    tqdm.set_lock(threading.RLock())  # its own is shared with children, of whom one that is killed may hold it
+    tqdm.monitor_interval = 0  # a thread that could hold it while a child is forked
     is_nobody = isolate()
     memory = Path("/dev/shm")
     base = Path(tempfile.mkdtemp(prefix="campaign-", dir=memory if os.access(memory, os.W_OK) else None))

@@ -181,10 +181,16 @@ def picture(port: int, room: Room, chance: random.Random) -> int:
     if chance.random() < 0.2:
         hostile.remove(path)
         chance.choice([hostile.picture_bomb, hostile.picture_text_bomb])(path)
-    data = path.read_bytes()[: 8 << 20] if is_readable(path) else b""
+    data = first_bytes(path, 8 << 20) if is_readable(path) else b""
     hostile.remove(path)
     body = b'--edge\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n' + data + b"\r\n--edge--\r\n"
     return request(port, "POST", "/api/search", body, {"Content-Type": "multipart/form-data; boundary=edge"})[0]
+
+
+def first_bytes(path: Path, most: int) -> bytes:
+    """Of a file that may have a hole of any size."""
+    with open(path, "rb") as file:
+        return file.read(most)
 
 
 def resident(pid: int) -> int:

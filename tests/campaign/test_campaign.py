@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import tarfile
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -15,11 +17,12 @@ import pytest
 
 from tests.campaign import hostile, rooms
 from tests.campaign.canonical import canonical_outputs
-from tests.campaign.children import Child
+from tests.campaign.children import Child, Command
 from tests.campaign.damage import damage_file
 from tests.campaign.outcomes import BAD, GOOD, Result, markdown
 from tests.campaign.rooms import Clean, judge
 from tests.campaign.run import Campaign, shared_out
+from tests.campaign.soak import first_bytes
 from tests.campaign.targets import FILES
 
 BODIES = {
@@ -66,6 +69,43 @@ def test_outcomes_are_told_apart(clean_process, expected):
     base = Path(tempfile.mkdtemp(prefix="campaign-test-"))  # and not tmp_path, which is closed to nobody
     assert clean_process.submit(outcome_of, BODIES[expected], base, expected == "memory").result() == expected
     shutil.rmtree(base)
+
+
+def told_of_killed(base: Path) -> tuple[str, bool]:
+    """What is told of a case whose process is killed while its command runs, and whether that one ends with it."""
+    (base / "script.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(100)")
+    pid = base / "pid"
+
+    def killed():
+        Command([str(base / "script.py")], base, base / "log")
+        while not (pid.is_file() and pid.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), 9)
+
+    case = Child(killed)
+    with pytest.raises(RuntimeError) as told:
+        case.result()
+    until = time.monotonic() + 20
+    while is_alive(pid.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return str(told.value), is_alive(pid.read_text())
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_case_whose_process_is_killed_does_not_stop_the_campaign(clean_process, tmp_path):
+    assert clean_process.submit(told_of_killed, tmp_path).result(60) == ("the case's own process ended with -9", False)
+
+
+def test_a_hole_of_any_size_is_not_read_whole(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    os.truncate(tmp_path / "a.jpg", 1 << 38)
+    assert first_bytes(tmp_path / "a.jpg", 1000) == b"x" + bytes(999)
 
 
 def files_of_each_kind(folder: Path) -> list[Path]:
