@@ -92,6 +92,10 @@ class ProgressBar(tqdm):
         super().close()
 
 
+# tqdm's own lock is one of all processes: a forked one that is killed while it holds it would leave the others waiting for ever
+ProgressBar.set_lock(threading.RLock())
+
+
 @contextmanager
 def said_when_slow(what: str) -> Iterator[None]:
     """Say what is done in the block, and that there is no rate, where it takes longer than two seconds; and then how long it took. It is

@@ -2,6 +2,8 @@
 
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 from time import sleep
 
@@ -135,3 +137,21 @@ def test_the_merging_of_word_pieces_is_such_a_step(monkeypatch, capsys):
     monkeypatch.setattr(progress, "DELAY", 0.001)
     train_vocabulary([f"{n * 7919:b} {n:x}" for n in range(4000)], 4000, True)
     assert "merging word pieces: one step without a rate\n" in capsys.readouterr().err
+
+
+KILLED_AT_A_BAR = """
+import os, signal
+from data.progress import ProgressBar
+if (child := os.fork()) == 0:
+    ProgressBar.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+with ProgressBar(what="going on", total=1) as bar:
+    bar.update()
+print("went on")
+"""
+
+
+def test_a_process_that_is_killed_at_its_bar_leaves_the_others_going_on():
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_A_BAR], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "went on\n", done.stderr
