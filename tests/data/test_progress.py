@@ -142,6 +142,7 @@ def test_the_merging_of_word_pieces_is_such_a_step(monkeypatch, capsys):
 KILLED_AT_A_BAR = """
 import os, signal
 from data.progress import ProgressBar
+ProgressBar(total=1).close()
 if (child := os.fork()) == 0:
     ProgressBar.get_lock().acquire()
     os.kill(os.getpid(), signal.SIGKILL)
