@@ -19,7 +19,7 @@ from data.errors import BadInput
 from data.progress import ProgressBar
 from model import checkpoints
 from model.bi_encoder import ImageBert, LightningDOT
-from model.initial import vocabulary_size
+from model.initial import ModelOptions, vocabulary_size
 
 RIDGE = 0.3  # added to the diagonal of the features' covariance, in units of its mean
 GAIN = 3.0  # a regression predicts less than there is: regions would all be the same average word
@@ -27,10 +27,15 @@ POSITIONS = 0.1  # weight of a region's position beside its feature, until train
 AT_ONCE = 256  # images read together
 
 
-def check_reads_no_regions(folder: str) -> None:
-    """Refuse an encoder for the image tower that reads regions already, as UNITER does. Raises BadInput."""
-    if any(name.startswith("img_embeddings.") for name in checkpoints.read_bert(folder)[1]):
-        raise BadInput(f"regions_as_words: {folder} reads regions already; leave it out")
+def check_knows_words_alone(options: ModelOptions) -> None:
+    """Refuse an image tower that knows no words, as one from random weights, or reads regions already, as a checkpoint's or UNITER's.
+    Raises BadInput."""
+    if options.init:
+        raise BadInput(f"regions_as_words: {options.init} reads regions already; give --regions-as-words false with model.init")
+    if not options.img_init:
+        raise BadInput("regions_as_words needs an image tower that knows words and no regions yet: give model.img_init")
+    if any(name.startswith("img_embeddings.") for name in checkpoints.read_bert(options.img_init)[1]):
+        raise BadInput(f"regions_as_words: {options.img_init} reads regions already; leave it out")
 
 
 def read_regions_as_words(model: LightningDOT, pairs: PairDataset) -> float:

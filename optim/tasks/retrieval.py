@@ -25,7 +25,7 @@ from model.objectives.cmr import CrossModalRetrieval
 from model.objectives.contrastive.options import LossOptions
 from model.objectives.contrastive.scores import Negatives, Siblings
 from model.objectives.heads import heads_of, start_heads_from
-from model.regions_as_words import check_reads_no_regions, read_regions_as_words
+from model.regions_as_words import check_knows_words_alone, read_regions_as_words
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.mining import hard_negatives_of
 from model.retrieval.results import Found
@@ -103,8 +103,6 @@ class RetrievalConfig(FinetuningSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.regions_as_words and not self.model.img_init:
-            raise BadInput("regions_as_words needs an image tower that knows words and no regions yet: give model.img_init")
         if self.captions_together and self.language_temperature != 1:
             raise BadInput("captions_together takes all captions of an image, language_temperature some of them: leave one out")
         if self.third_view == "loss" and self.val_image_captions is not None:
@@ -134,7 +132,7 @@ class Retrieval(Finetuning):
         train, val = open_training_data(config, ranks, view)
         regions = train.regions
         if config.regions_as_words:
-            check_reads_no_regions(config.model.img_init)
+            check_knows_words_alone(config.model)
         model = build_model(
             config.model, train.captions.meta, regions.feature_dim, regions.num_labels, str(regions.folder)
         )

@@ -98,9 +98,10 @@ def test_what_goes_on_does_not_start_again(small_world, encoder, tmp_path, capsy
 
 
 def test_towers_that_cannot_read_words_are_refused(small_world, encoder, pretrained, tmp_path):
-    for words in (["--model.init", pretrained / "last"], ["--model.txt-init", encoder]):
-        with pytest.raises(BadInput, match=r"^regions_as_words needs an image tower that knows words and no regions yet"):
-            settings(small_world, tmp_path / "run", *words)
+    with pytest.raises(BadInput, match=r"^regions_as_words needs an image tower that knows words and no regions yet"):
+        train_itm.main(settings(small_world, tmp_path / "run", "--model.txt-init", encoder))
+    with pytest.raises(BadInput, match=r"last reads regions already; give --regions-as-words false with model.init"):
+        train_itm.main(settings(small_world, tmp_path / "run", "--model.init", pretrained / "last"))
     (tmp_path / "uniter").mkdir()
     (tmp_path / "uniter" / "config.json").write_bytes((encoder / "config.json").read_bytes())
     tensors = load_file(encoder / "model.safetensors") | {"img_embeddings.img_linear.weight": torch.zeros(32, 32)}
