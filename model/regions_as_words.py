@@ -120,9 +120,8 @@ def _mean_features(pairs: PairDataset, captions: np.ndarray) -> Iterator[Tensor]
     with ProgressBar(what="reading regions as words", total=len(captions), unit="img") as bar:
         for start in range(0, len(captions), AT_ONCE):
             images = collate_pairs(pairs.examples(captions[start : start + AT_ONCE])).images
-            numbers = torch.from_numpy(images.layout.lengths - 1)  # without [CLS]
-            yield torch.segment_reduce(images.features.double(), "mean", lengths=numbers)
-            bar.update(len(numbers))
+            yield torch.segment_reduce(images.features.double(), "mean", lengths=torch.from_numpy(images.counts))
+            bar.update(len(images))
 
 
 @torch.no_grad()

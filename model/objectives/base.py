@@ -28,7 +28,7 @@ class ObjectiveOptions:
     """The settings of all objectives; each reads its own.
 
     Attributes:
-        fusion: how the other tower's position 0 enters masked words and regions: add (the paper), none, multiply
+        fusion: how the other tower's pooled state enters masked words and regions: add (the paper), none, multiply
         word_mask_prob: share of the words that are masked
         region_mask_prob: share of the regions that are masked
         siblings: whether other captions of an image are negatives in retrieval: "mask" (they are not) or "keep"

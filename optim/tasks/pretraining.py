@@ -90,7 +90,7 @@ class PretrainConfig(TrainingSettings):
         corpora: train on these alone of the corpora, by their names; none: on all
         objectives: learn these alone of the corpora's tasks, as an ablation does; none: all
         model: where the weights start
-        fusion: how the other modality's position 0 enters VMLM and SMRM: add (the paper), none, multiply
+        fusion: how the other modality's pooled state enters VMLM and SMRM: add (the paper), none, multiply
         siblings: other captions of an image in a CMR batch: mask (no negatives) or keep (negatives, as the original)
         negatives: of CMR: the other pairs of all_ranks, or of the own_rank alone, as the original; the loss of all tasks is then
             the mean of the ranks' means

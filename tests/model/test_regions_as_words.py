@@ -108,6 +108,8 @@ def test_towers_that_cannot_read_words_are_refused(small_world, encoder, pretrai
     save_file(tensors, tmp_path / "uniter" / "model.safetensors")
     with pytest.raises(BadInput, match=r"uniter reads regions already; leave it out"):
         train_itm.main(settings(small_world, tmp_path / "run", "--model.txt-init", encoder, "--model.img-init", tmp_path / "uniter"))
-    words = ["--model.txt-init", encoder, "--model.img-init", encoder, "--model.cls-token-id", 7]
-    with pytest.raises(BadInput, match=r"the image tower has another vocabulary than|has id 7"):
+    other = json.loads((encoder / "config.json").read_text()) | {"vocab_size": 700}  # another vocabulary, which has its own [CLS]
+    transformers.BertModel(transformers.BertConfig(**other)).save_pretrained(tmp_path / "other")
+    words = ["--model.txt-init", encoder, "--model.img-init", tmp_path / "other", "--model.cls-token-id", 7]
+    with pytest.raises(BadInput, match=r"^regions_as_words: the image tower has another vocabulary than .*train: give one of its tokenizer$"):
         train_itm.main(settings(small_world, tmp_path / "run", *words))
