@@ -75,15 +75,15 @@ class MicroBatches:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Put a job behind those that wait.
+    def submit(self, *jobs: Job) -> None:
+        """Put jobs behind those that wait, all of them at once, or none.
 
         Raises:
             Overloaded: too many wait already, or this is closed.
         """
         with self._changed:
-            self._check_room(job.size)
-            self._queue.append(job)
+            self._check_room(sum(job.size for job in jobs))
+            self._queue.extend(jobs)
             self._changed.notify()
 
     def check_room(self, size: int = 1) -> None:
@@ -138,5 +138,3 @@ class MicroBatches:
                 jobs.append(self._queue.popleft())
                 size += jobs[-1].size
             return jobs
-
-

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import BadInput
+from data.errors import BadInput, Unavailable
 from data.index.reader import EmbeddingIndex
 from data.notices import say
 from data.search import open_backend
@@ -91,7 +91,7 @@ class FollowedIndex:
             if self.kind == "img" and isinstance(self._retriever.reranker, RegionReranker):
                 self._retriever.reranker.look_up(index.ids())
             found = {}
-            for name, options in self._searches.items():
+            for name, options in sorted(self._searches.items(), key=lambda each: each[0] != "milvus"):  # first what may not answer
                 backend = open_backend(self._collection if name == "milvus" else index, options)
                 check_kind(backend, self.kind, str(self.folder))
                 found[name] = self._retriever.over(backend)  # checks the model
@@ -128,19 +128,22 @@ class FollowedIndex:
 
     def look(self) -> bool:
         """Take up what was published since, if anything was: whether it was taken up. What cannot be read, or is of another kind
-        or model, is refused and said once, and the state that was there stays. A change counts when it is the same at two looks,
-        since who publishes deletes afterwards what was made of the state before.
+        or model, is refused and said once, and the state that was there stays; where it is Milvus that does not answer, it is tried
+        again. A change counts when it is the same at two looks, since who publishes deletes afterwards what was made of the state before.
         """
         stamp = self._stamp()
         changed, self._waiting_for = stamp != self._waiting_for, stamp
         if changed or stamp == self._looked_at:
             return False
-        self._looked_at = stamp
+        before, self._looked_at = (self._looked_at, self.refused), stamp
         try:
             state = self._opened()
         except BadInput as error:
             self.refused = str(error)
-            say(f"{self.folder}: what is there now is not taken up, the index before it answers: {error}")
+            if isinstance(error, Unavailable):
+                self._looked_at = before[0]
+            if self.refused != before[1]:
+                say(f"{self.folder}: what is there now is not taken up, the index before it answers: {error}")
             return False
         with self._lock:
             old, self._state, self.refused = self._state, state, None

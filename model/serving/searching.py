@@ -4,8 +4,8 @@
     answer = service.submit(Question(texts=["a dog"], k=5)).result()
     answer.hits[0]                       # as Retriever.search gives them
 
-One thread encodes and searches; a second one ranks again, so that who does not ask for that need not wait for it; a third
-extracts the regions of pictures; a fourth looks after indexes that change on disk.
+One thread encodes and searches. Who does not ask for what may take longer need not wait for it, since that is done on threads of its
+own: one asks Milvus, one ranks again, one extracts the regions of pictures, and one looks after indexes that change on disk.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from model.serving.latencies import Latencies
 Target = Literal["images", "captions"]
 THINGS: dict[Target, str] = {"images": "img", "captions": "txt"}
 LOOK_EVERY = 0.5  # seconds between two looks at indexes on the disk
+ENGINE = "milvus"  # the backend that is another program, which may answer late or not at all
 
 
 @dataclass
@@ -44,7 +45,7 @@ class ServiceOptions:
     Args:
         batch_ms: milliseconds that a query waits for others, to be encoded and searched together
         batch_size: queries that are encoded and searched together; 1: one at a time
-        waiting: queries that may wait; beyond it a search is refused, to be asked again
+        waiting: queries that may wait, to be encoded and once more for Milvus; beyond it a search is refused, to be asked again
         waiting_reranks: searches that may wait for the re-ranker
         waiting_pictures: pictures that may wait for the extractor
     """
@@ -161,6 +162,7 @@ class SearchJob(Job):
     regions: Regions | None = None
     vectors: np.ndarray | None = None  # [Q,D]
     retriever: Retriever | None = None  # that found the hits, and ranks them again
+    handed_on: float = 0.0  # to the thread that asks the engine, in seconds of ``time.perf_counter``
 
 
 class SearchService:
@@ -175,7 +177,8 @@ class SearchService:
     def __init__(self, models: dict[str, ServedModel], options: ServiceOptions, latencies: Latencies | None = None):
         self.models, self.latencies = models, latencies or Latencies()
         window, at_once = options.batch_ms / 1000, options.batch_size
-        self._searches = MicroBatches(self._search, window, at_once, options.waiting, "searching")
+        self._searches = MicroBatches(self._encode_and_search, window, at_once, options.waiting, "searching")
+        self._engine = MicroBatches(self._ask_engine, 0, at_once, options.waiting, "asking Milvus")
         self._reranks = MicroBatches(self._rerank, 0, 1, options.waiting_reranks, "re-ranking")
         self._pictures = MicroBatches(self._extract, 0, 1, options.waiting_pictures, "extracting")
         self._stopped = threading.Event()
@@ -195,20 +198,20 @@ class SearchService:
             raise BadInput(f"backend is {question.backend!r}, expected one of those served: {', '.join(index.backends)}")
         rerank, mix = (0, 0.0) if not question.texts else served.retriever.checked_reranking(question.rerank, question.mix)
         job = SearchJob(size=question.num_queries, question=question, served=served, rerank=rerank, mix=mix)
-        if rerank:
-            self._reranks.check_room(job.size)
+        for queue in [self._engine] * (question.backend == ENGINE) + [self._reranks] * bool(rerank):
+            queue.check_room(job.size)
         (self._pictures if question.picture is not None else self._searches).submit(job)
         return job.future
 
     @property
     def num_waiting(self) -> dict[str, int]:
         """Queries that wait now."""
-        return {"search": self._searches.num_waiting, "rerank": self._reranks.num_waiting, "pictures": self._pictures.num_waiting}
+        return {"search": self._searches.num_waiting + self._engine.num_waiting, "rerank": self._reranks.num_waiting, "pictures": self._pictures.num_waiting}
 
     def close(self) -> None:
         """Answer what waits, and end the threads."""
         self._stopped.set()
-        for queue in (self._pictures, self._searches, self._reranks):
+        for queue in (self._pictures, self._searches, self._engine, self._reranks):
             queue.close()
         self._watcher.join()
 
@@ -231,8 +234,8 @@ class SearchService:
             job.answer.milliseconds["encode"] = 1000 * (time.perf_counter() - started)
             self._searches.submit(job)
 
-    def _search(self, jobs: list[SearchJob]) -> None:
-        """Encode and search, model by model."""
+    def _encode_and_search(self, jobs: list[SearchJob]) -> None:
+        """Encode, model by model, and search; what the engine is to search is handed on."""
         started = time.perf_counter()
         by_model: dict[str, list[SearchJob]] = defaultdict(list)
         for job in jobs:
@@ -241,13 +244,29 @@ class SearchService:
             job.answer.milliseconds = {"wait": 1000 * (started - job.arrived) - extracted, "encode": extracted}
         for group in by_model.values():
             self._encode(group)
+        if of_engine := [job for job in jobs if job.question.backend == ENGINE and not job.is_settled]:
+            self._or_fail(of_engine, self._hand_on)
+        self._search([job for job in jobs if job.question.backend != ENGINE])
+
+    def _hand_on(self, jobs: list[SearchJob]) -> None:
+        """To the thread that asks the engine: together, so that they are searched together."""
+        for job in jobs:
+            job.handed_on = time.perf_counter()
+        self._engine.submit(*jobs)
+
+    def _ask_engine(self, jobs: list[SearchJob]) -> None:
+        for job in jobs:
+            job.answer.milliseconds["wait"] += 1000 * (time.perf_counter() - job.handed_on)
+        self._search(jobs)
+
+    def _search(self, jobs: list[SearchJob]) -> None:
+        """Search, index by index and backend by backend."""
         groups: dict[tuple, list[SearchJob]] = defaultdict(list)
         for job in jobs:
-            groups[job.served.name, job.question.find, job.question.backend].append(job)
+            if not job.is_settled:
+                groups[job.served.name, job.question.find, job.question.backend].append(job)
         for group in groups.values():
-            group = [job for job in group if not job.is_settled]
-            if group:
-                self._or_fail(group, self._search_one_index)
+            self._or_fail(group, self._search_one_index)
 
     def _encode(self, jobs: list[SearchJob]) -> None:
         """Vectors of all texts of one model together, and of pictures."""
@@ -261,7 +280,7 @@ class SearchService:
                     texts.append(job)
                 elif job.regions is not None:
                     job.vectors = encode_image(retriever.model, job.regions, retriever.device, retriever.precision)
-            except BadInput as error:
+            except Exception as error:  # of whatever kind: it is of this job alone
                 job.fail(error)
         if texts:
             self._or_fail(texts, self._encode_texts)
@@ -318,7 +337,7 @@ class SearchService:
         try:
             return state[backend].nearest(vectors, depth)
         except BadInput:
-            if backend != "milvus":
+            if backend != ENGINE:
                 raise
             return index.reopen(state, backend).nearest(vectors, depth)  # exported anew, or the server was started again
 

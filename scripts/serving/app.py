@@ -100,7 +100,7 @@ class Application:
             question.picture = path = await stored_picture(form.get("picture"), self.uploads)
             return await self._answer(request, question)
         except BadInput as error:
-            raise BadInput(str(error).replace(str(path), "the picture")) from None
+            raise type(error)(str(error).replace(str(path), "the picture")) from None
         finally:
             await form.close()
             if path is not None:
