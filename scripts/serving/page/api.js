@@ -17,14 +17,14 @@ export class Gone extends Error {}
 /** JSON of an address, or Refused, or Gone. Who cannot answer now (503) is asked again when it says; `waiting(seconds, why)` is told. */
 export async function ask(path, {signal, waiting = () => {}, ...options} = {}) {
   for (let tries = 1; ; tries++) {
-    let response;
+    let response, answer = null;
     try {
       response = await fetch(path, {signal, credentials: "same-origin", ...options});
+      answer = await response.json();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Gone("The service does not answer.");
+      if (!(error instanceof SyntaxError)) throw new Gone("The service does not answer.");
     }
-    const answer = await response.json().catch(() => null);
     if (response.ok && answer !== null) return answer;
     const why = answer?.error ?? `the service answered with status ${response.status}`;
     if (response.status !== 503 || tries === TRIES) throw new Refused(why, response.status);

@@ -17,7 +17,7 @@ export function listenToKeys(toBox) {
     } else if (event.key === "Escape" && isTyping) {
       event.preventDefault(); // browsers empty the box
       event.target.blur();
-    } else if (event.key in ARROWS && (!isTyping || (event.key === "ArrowDown" && event.target.id === "q")) && event.target.type !== "radio") {
+    } else if (event.key in ARROWS && !event.target.closest("input[type=radio], .scrolled") && (!isTyping || (event.key === "ArrowDown" && event.target.id === "q"))) {
       if (move(...ARROWS[event.key])) event.preventDefault();
     }
   });

@@ -47,6 +47,7 @@ window.addEventListener("popstate", () => {
 });
 
 function show() {
+  if (info === null) return; // whatever is asked until the service answers is shown then
   const isSearch = state.view !== "failures";
   byId("search").hidden = !isSearch;
   byId("failures").hidden = isSearch;
@@ -63,6 +64,7 @@ function show() {
     shownFor = question;
     asking.abort();
     asking = new AbortController();
+    showServed();
     if (isSearch) showSearch(asking.signal);
     else showFailures({state, current: () => state, info, go, gone: showGone, signal: asking.signal});
   }
@@ -195,7 +197,6 @@ const findsCaptions = () => modelsOf(state).some((model) => info.models[model]?.
 async function showSearch(signal) {
   const asked = questions();
   const here = {...state};
-  showServed();
   if (asked.some((each) => each === null) || (here.from === "picture" && here.own && !photo)) {
     byId("timings").replaceChildren();
     say("");
@@ -253,7 +254,6 @@ const again = () => element("button", {type: "button", on: {click: askAgain}}, "
 
 function askAgain() {
   if (info === null) return start();
-  showServed();
   shownFor = null;
   show();
 }
@@ -336,7 +336,6 @@ async function start() {
   }
   for (const name of ["k", "rerank"]) byId(name).max = info.limits[name];
   byId("settings").open = matchMedia("(min-width: 700px)").matches;
-  showServed();
   show();
 }
 

@@ -265,6 +265,15 @@ def test_the_list_of_failures_waits_goes_on_and_ends(tab, client):
     tab.context.set_offline(False)
     page.wait_for_selector(".missed")
     assert page.locator("#service .notice").count() == 0 and f"1–20 of {total:,} queries" in text_of(page, ".pages >> nth=0")
+    tab.context.set_offline(True)
+    page.select_option("select[name=order]", "best")
+    page.wait_for_selector("#service .notice.bad")
+    tab.context.set_offline(False)
+    page.select_option("select[name=order]", "worst")
+    page.wait_for_function("() => !document.querySelector('#service').textContent")
+    page.focus(".scrolled")
+    page.keyboard.press("ArrowDown")  # scrolls it, and does not go to a result
+    assert page.evaluate("document.activeElement.className") == "scrolled"
     page.click("#to-search")
     page.wait_for_selector(".grid .result")
     assert page.input_value("#q") == "blue"

@@ -172,6 +172,30 @@ def test_a_service_that_is_gone_is_waited_for(tab):
     page.wait_for_function("() => document.querySelector('#results').className === '' && document.querySelector('.grid')")
 
 
+def test_what_is_asked_before_the_service_answers_is_found_when_it_does(tab):
+    tab.expected = ("ERR_FAILED",)
+    tab.page.route("**/api/*", lambda route: route.abort())
+    page = tab.open("", "#service .notice.bad")
+    page.fill("#q", QUERY)
+    page.press("#q", "Enter")
+    assert "q=a+big" in page.url
+    page.unroute("**/api/*")
+    page.wait_for_selector(".grid .result")
+    assert text_of(page, "#service") == "" and page.input_value("#q") == QUERY
+
+
+FAILING = """async (name) => {
+    window.fetch = async () => ({ok: true, status: 200, json: () => Promise.reject(name ? new DOMException("", name) : new TypeError("lost"))});
+    return (await import("/api.js")).ask("api/info").catch((error) => error.constructor.name + error.message);
+}"""
+
+
+def test_an_answer_that_breaks_off_is_none_and_one_that_was_left_is_not_reported(tab):
+    page = tab.open("", ".welcome")
+    assert page.evaluate(FAILING, "") == "GoneThe service does not answer."
+    assert page.evaluate(FAILING, "AbortError").startswith("DOMException")
+
+
 def test_an_index_of_another_model_is_said_while_the_old_one_answers(tab, indexes):
     page = tab.open(f"?q={QUERY}&k=2", ".grid .result")
     kept = indexes[0].with_name("kept")
