@@ -1,7 +1,6 @@
 """Unpack an archive that was fetched."""
 
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from data.progress import ProgressBar
 from data.storage.atomic import atomic_folder, cannot_write_is_bad_input
 from data.storage.inflating import check_inflated
 from data.storage.regular_files import check_regular
-from data.storage.tar_end import ends_as_a_tar
+from data.storage.tar_files import ends_as_a_tar, open_tar
 
 
 def unpack_archive(path: Path, folder: Path) -> int:
@@ -36,10 +35,12 @@ def unpack_archive(path: Path, folder: Path) -> int:
                     for name in ProgressBar(names, f"unpacking {path.name}", unit="file"):
                         archive.extract(name, partial)
             else:
-                with tarfile.open(path) as archive:
+                with open_tar(path) as archive:
                     names = archive.getnames()
                     check_inflated(sum(member.size for member in archive), packed, "its files")
                     for member in ProgressBar(archive, f"unpacking {path.name}", len(names), unit="file"):
+                        if member.sparse:
+                            raise ValueError(f"{member.name} is a sparse file, which is not unpacked")
                         archive.extract(member, partial, filter="data")
                     if not ends_as_a_tar(archive):
                         raise ValueError(f"what stands at byte {archive.offset:,} is neither a file's header nor the end of a tar")

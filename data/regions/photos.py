@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import sys
-import tarfile
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from data.progress import ProgressBar
 from data.regions.keys import clash_of_keys, key_of_image, normal_name
 from data.storage.picture_files import opened_picture
 from data.storage.regular_files import check_regular, open_regular
-from data.storage.tar_end import ends_as_a_tar
+from data.storage.tar_files import ends_as_a_tar, open_tar
 from data.storage.text_files import read_lines
 
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -178,7 +177,7 @@ def tar_members(path: Path) -> dict[str, Member]:
     links: dict[str, str] = {}
     check_regular(path)
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_tar(path, "r:") as archive:
             for member in ProgressBar(archive, f"reading the headers of {path}", unit="files"):
                 name = member.name.removeprefix("./")
                 if member.issym():
