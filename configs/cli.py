@@ -10,7 +10,6 @@ started again; 130 when Ctrl-C stopped another command.
 
 import dataclasses
 import functools
-import io
 import json
 import os
 import re
@@ -38,6 +37,7 @@ from configs.settings import (
     list_items,
     typed,
 )
+from configs.streams import set_up_streams
 from configs.yaml_file import (
     NOT_TEXT,
     Assigned,
@@ -97,14 +97,11 @@ def run(
     """
     threading.excepthook = say_why_a_thread_ended
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+    set_up_streams()
     message, status = None, 2
     try:
         main(parse(config, sys.argv[1:], positional, Page(main.__globals__["__doc__"] or "", often)))
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk shows here
+        sys.stdout.flush()  # a full disk shows here
     except BadInput as error:
         message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front
     except Stopped as stopped:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -93,6 +94,9 @@ class Application:
         return await self._answer(request, question)
 
     async def _search_picture(self, request: Request) -> Response:
+        charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8")
+        if charset.lower() not in (b"utf-8", b"utf8"):  # Python knows some that raise what starlette does not expect, or take minutes
+            raise HTTPException(415, "send the form in UTF-8, which needs no charset")
         form = await _within(request.form(max_files=2, max_fields=10))
         path = None
         try:

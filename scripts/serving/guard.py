@@ -97,8 +97,8 @@ class Guard:
             if not self._is_known(headers):
                 return refusal(401, "an access token is needed: open /?token=TOKEN once, or send Authorization: Bearer TOKEN")
         size = headers.get("content-length", "0")
-        if size.isdecimal() and len(size) < 16 and int(size) > most_bytes(headers):
-            return refusal(413, f"the body has {int(size):,} bytes, expected at most {most_bytes(headers):,}")
+        if size.isdecimal() and int(size[:16]) > most_bytes(headers):
+            return refusal(413, f"the body has {size if len(size) > 16 else f'{int(size):,}'} bytes, expected at most {most_bytes(headers):,}")
         return None
 
     def _knows_host(self, given: str) -> bool:

@@ -41,10 +41,11 @@ class Protocol(H11Protocol):
     """HTTP/1.1, where what is none is answered as everything else that is refused."""
 
     def send_400_response(self, msg: str) -> None:
-        answer = refusal(400, "the request is no HTTP/1.1 that can be read")
-        headers = [*answer.headers.items(), *HEADERS.items(), ("connection", "close")]
-        for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.Data(data=answer.body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event))
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else it was answered before the rest of it came
+            answer = refusal(400, "the request is no HTTP/1.1 that can be read")
+            headers = [*answer.headers.items(), *HEADERS.items(), ("connection", "close")]
+            for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.Data(data=answer.body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
         self.transport.close()
 
 
