@@ -12,7 +12,7 @@ def set_up_streams() -> None:
         if getattr(sys, name) is None:
             handle = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
             os.set_inheritable(handle, True)
-            setattr(sys, name, open(handle, mode, closefd=False))
+            setattr(sys, name, os.fdopen(handle, mode, closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop

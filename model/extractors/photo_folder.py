@@ -26,12 +26,14 @@ from data.regions.photos import Photo, find_photos
 from data.regions.pictures import pictures_of, read_pictures
 from data.regions.records import CheckedRecords
 from data.regions.writer import was_begun
+from data.storage.shapes import check_shape, shape_of
 from data.storage.text_files import read_json, write_json
 from model.extractors.base import Extractor, ExtractorOptions
 from model.extractors.extraction import Extraction, ExtractionSettings, build_extractor, extractor_record
 from model.extractors.pool import PhotoImages, one_thread
 
 STATE = "photos.json"  # key → the photograph's name, size and time, when its regions were extracted
+_SETTINGS = {"image_key?": str, "list?": (str, None), "compressed?": bool, "soft_labels?": str}  # and others, which are told alone
 _STATES = {"photos": {str: object}, "since?": float}
 
 
@@ -91,6 +93,10 @@ def rebuilt_extractor(record: ExtractorRecord, boxes: BoxOptions, weights: str |
     Raises:
         BadInput: it cannot be loaded here, or gives other features with these weights.
     """
+    known = {name.removesuffix("?"): shape for name, shape in shape_of(ExtractorOptions).items() if name not in ("boxes?", "weights?")} | {"max_bb": int}
+    if unknown := [name for name in record.options if name not in known]:
+        raise BadInput(f"{source}: {verb} {record.described()}, and no extractor here has the option {unknown[0]}; update the code, or copy the file again that says so")
+    check_shape(record.options, {f"{name}?": shape for name, shape in known.items()}, f"{source}: {verb} {record.name}, and its options", "copy the file again that says so")
     options = ExtractorOptions(boxes=replace(boxes), weights=weights or record.source)
     for name, value in record.options.items():
         setattr(options.boxes if name == "max_bb" else options, name, value)
@@ -129,7 +135,7 @@ def is_kept_up_to_date(out: Path) -> bool:
 def made_with(regions: Path) -> dict[str, Any]:
     """The settings by name with which an image DB of photographs was made, as its report says them; none where it says nothing."""
     path = regions / "report.json"
-    return read_json(path, f"delete {regions}", {"settings": {str: object}})["settings"] if path.is_file() else {}
+    return read_json(path, f"delete {regions}", {"settings": _SETTINGS})["settings"] if path.is_file() else {}
 
 
 def _form_of(regions: Path) -> Form:

@@ -23,6 +23,7 @@ from model.extractors.proposals import propose_boxes
 MIN_REGIONS, MAX_REGIONS = 10, 16  # UNITER's reader uses at least 10 regions
 PROPOSAL_SIDE = 96  # proposals are sought on a picture whose longer side is this
 GRID = 12  # RoI-align's output
+LARGEST = 1 << 14  # sizes, widths and label counts: the weights stay below 2 GB
 NUM_EDGES, NUM_TEXTURES, NUM_TINTS = 48, 64, 32
 
 
@@ -48,17 +49,13 @@ class RandomConv(Extractor):
 
     def __init__(self, feature_dim: int, num_labels: int, size: int, seed: int):
         super().__init__()
-        for name, value, least in (("feature_dim", feature_dim, 16), ("size", size, 32), ("seed", seed, 0)):
-            if value < least:
-                raise BadInput(f"random-conv: {name} is {value}, expected at least {least}")
-        if seed >= 2**32:
-            raise BadInput(f"random-conv: seed is {seed}, expected less than 2**32")
+        for name, value, least, most in (("feature_dim", feature_dim, 16, LARGEST), ("size", size, 32, LARGEST), ("num_labels", num_labels, 0, LARGEST), ("seed", seed, 0, 2**32 - 1)):
+            if not least <= value <= most:
+                raise BadInput(f"random-conv: {name} is {value}, expected {least} to {most:,}")
         if size % 4:
             raise BadInput(f"random-conv: size is {size}, expected a multiple of 4, such as {size - size % 4}")
-        if num_labels < 0 or num_labels == 1:
-            raise BadInput(
-                f"random-conv: num_labels is {num_labels}, expected 0 (none) or at least 2 (with background)"
-            )
+        if num_labels == 1:
+            raise BadInput(f"random-conv: num_labels is {num_labels}, expected 0 (none) or at least 2 (with background)")
         self.feature_dim, self.num_labels, self.size = feature_dim, num_labels, size
         rng = np.random.RandomState(seed)  # its stream is the same in every numpy version
 

@@ -159,6 +159,10 @@ def test_soft_labels_can_be_left_out():
         ({"size": 8}, "size is 8"),
         ({"size": 190}, "size is 190, expected a multiple of 4"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"size": 10**9}, "size is 1000000000, expected 32 to 16,384"),  # as a file may say it, and nobody has the memory
+        ({"num_labels": 10**9}, "num_labels is 1000000000"),
+        ({"feature_dim": 10**9}, "feature_dim is 1000000000"),
     ],
 )
 def test_impossible_settings(settings, message):
