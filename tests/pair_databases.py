@@ -25,4 +25,4 @@ def make_regions(count, width=6, labels=5, seed=0):
 def batch_of(dataset, indices, task="cmr", rng=None, **options):
     """The pairs as the objective ``task`` takes them."""
     objective = OBJECTIVES[task](ObjectiveOptions(**options))
-    return objective.prepare(dataset.examples(indices, objective.reads_soft_labels), rng)
+    return objective.prepare(dataset.examples(indices), rng)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.batches.ragged import Images, Joined, Layout, Predicted, Ragged, Texts
-from data.regions.db import Regions, positions_of
+from data.regions.arrays import PackedRegions, Regions, StoredPictures, positions_of
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Examples:
         text_image_ids: [B] int64, those of the images that the captions are about, where hard negatives have captions and
             images of their own; None: every caption is about its row's image
         words: B times [L] int64, the caption's words without [CLS] and [SEP]
-        regions: the B images' regions, with soft labels where they were asked for
+        regions: the B images' regions, which are read when a batch is made of them
         num_pairs: pairs beyond this many are hard negatives for those before; None: there are none
         captions: B times [C] int64 with [CLS] and [SEP], captions of the images themselves; None without a third view
         caption_weight: share of the third view in a score
@@ -40,7 +40,7 @@ class Examples:
     img_keys: list[str]
     image_ids: np.ndarray
     words: list[np.ndarray]
-    regions: list[Regions]
+    regions: StoredPictures
     num_pairs: int | None = None
     captions: list[np.ndarray] | None = None
     caption_weight: float = 0.0
@@ -135,11 +135,16 @@ def collate_texts(texts: Sequence[np.ndarray]) -> Texts:
 
 
 def collate_images(images: Sequence[Regions]) -> Images:
-    """Images of any box count: features are copied once, from where they are stored, and positions made of all boxes together."""
-    counts = np.array([len(image.features) for image in images])
-    features = np.concatenate([image.features for image in images], dtype=np.float16)
-    positions = positions_of(np.concatenate([image.norm_bb for image in images]))
-    return Images.of(torch.from_numpy(features), torch.from_numpy(positions), counts)
+    """Images of any box count, whose features are copied."""
+    packed = PackedRegions(sum(len(image.features) for image in images), images[0].features.shape[1])
+    for image in images:
+        packed.add(image)
+    return collate_packed(packed)
+
+
+def collate_packed(packed: PackedRegions) -> Images:
+    """Images of any box count, whose features are not copied; positions are made of all boxes together."""
+    return Images.of(torch.from_numpy(packed.features), torch.from_numpy(positions_of(packed.norm_bb)), packed.counts)
 
 
 def collate_pairs(examples: Examples, images_once: bool = False) -> Batch:
@@ -149,15 +154,15 @@ def collate_pairs(examples: Examples, images_once: bool = False) -> Batch:
         images_once: an image that several pairs show stands in the batch once
     """
     cls, sep = (np.array([examples.meta[name]]) for name in ("CLS", "SEP"))
-    regions, image_rows = examples.regions, None
+    shown, image_rows = None, None
     if images_once:
         _, firsts, of = np.unique(examples.image_ids, return_index=True, return_inverse=True)
         order = np.argsort(firsts)  # by the pair that shows an image first
         image_rows = torch.from_numpy(np.argsort(order)[of])
-        regions = [regions[first] for first in firsts[order]]
+        shown = firsts[order]
     return Batch(
         collate_texts([np.concatenate([cls, words, sep]) for words in examples.words]),
-        collate_images(regions),
+        collate_packed(examples.regions.packed(shown)),
         torch.from_numpy(examples.image_ids),
         examples.txt_ids,
         examples.img_keys,

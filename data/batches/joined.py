@@ -10,7 +10,8 @@ import numpy as np
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.progress import ProgressBar
-from data.regions.db import RegionDB, Regions
+from data.regions.arrays import PackedRegions, Regions
+from data.regions.db import RegionDB
 from data.storage.columns import Strings, string_arrays
 
 
@@ -54,6 +55,16 @@ class JoinedRegions:
         are as of `RegionDB.get`."""
         database, key = self._place.get(name, (self._first, name))
         return database.get(key, soft_labels, row)
+
+    def read_into(self, packed: PackedRegions, name: str, row: int) -> None:
+        """As `RegionDB.read_into`."""
+        database, key = self._place.get(name, (self._first, name))
+        database.read_into(packed, key, row)
+
+    def soft_labels(self, name: str, row: int) -> np.ndarray:
+        """As `RegionDB.soft_labels`."""
+        database, key = self._place.get(name, (self._first, name))
+        return database.soft_labels(key, row)
 
     def __getitem__(self, name: str) -> Regions:
         return self.get(name)

@@ -14,6 +14,7 @@ from data.batches.joined import JoinedRegions, ListColumn, distinct_databases, n
 from data.captions.db import CaptionDB
 from data.downloads.hub import DATASET, PREFIX, folder_under, is_on_hub, local_folder
 from data.errors import BadInput
+from data.regions.arrays import StoredPictures
 from data.regions.db import BoxOptions, RegionDB
 from data.storage.columns import SelectedStrings, Strings
 
@@ -137,7 +138,6 @@ class PairDataset:
     def examples(
         self,
         indices: np.ndarray,
-        soft_labels: bool = False,
         num_pairs: int | None = None,
         image_indices: np.ndarray | None = None,
     ) -> Examples:
@@ -149,10 +149,8 @@ class PairDataset:
         indices = np.asarray(indices)
         of_images = indices if image_indices is None else np.asarray(image_indices)
         images = self.image_of[of_images]
-        view, img_keys, rows = self.image_captions, self.images.take(images), self.region_rows[images].tolist()
-        row_of = dict(zip(img_keys, rows, strict=True))
-        stored = {key: self.regions.get(key, soft_labels, row) for key, row in row_of.items()}  # each image is read once
-        regions = [stored[key] for key in img_keys]
+        view, img_keys = self.image_captions, self.images.take(images)
+        regions = StoredPictures(self.regions, img_keys, self.region_rows[images], self.img_lengths[of_images] - 1)
         examples = Examples(
             self.captions.meta, self.ids.take(indices), img_keys, images.astype(np.int64), self.words(indices), regions, num_pairs
         )

@@ -28,7 +28,9 @@ import numpy as np
 from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.progress import ProgressBar
-from data.regions.codec import MEMBERS
+from data.regions.arrays import PackedRegions, StoredPictures
+from data.regions.arrays import Regions as Regions  # what a database gives
+from data.regions.codec import MEMBERS, plain_rows
 from data.regions.extractor_record import PRECOMPUTED, read_extractor
 from data.regions.records import decoded_arrays, stored_record
 from data.storage.columns import Numbers, Strings, Table, json_parts, load_columns, string_arrays
@@ -84,40 +86,6 @@ class BoxChoice:
         """``kept``, but for what is given."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return dataclasses.replace(kept, **given)
-
-
-@dataclass
-class Regions:
-    """The regions of one picture, most confident first. Arrays read from a database are read-only; of a plain one they are views
-    into its memory map, which nothing has read yet.
-
-    Args:
-        features: fp16 [n, F] detector features
-        norm_bb: fp16 [n, 6] x1 y1 x2 y2 w h, each divided by the picture's width or height
-        conf: fp16 [n] confidence of the detector
-        soft_labels: fp16 [n, C] class probabilities, class 0 is background; None when absent or not asked for
-    """
-
-    features: np.ndarray
-    norm_bb: np.ndarray
-    conf: np.ndarray
-    soft_labels: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    @property
-    def positions(self) -> np.ndarray:
-        """float32 [n, 7]: as `positions_of`."""
-        return positions_of(self.norm_bb)
-
-
-def positions_of(norm_bb: np.ndarray) -> np.ndarray:
-    """Boxes fp16 [R, 6], of one picture or of many → float32 [R, 7]: x1 y1 x2 y2 w h and the area w*h, taken in fp32."""
-    positions = np.empty((len(norm_bb), 7), np.float32)
-    positions[:, :6] = norm_bb
-    np.multiply(positions[:, 4], positions[:, 5], out=positions[:, 6])
-    return positions
 
 
 @dataclass(frozen=True)
@@ -352,11 +320,8 @@ class RegionDB:
                 f"{self.folder}: key {key!r} has features {features.shape}, norm_bb {boxes.shape} and conf "
                 f"{widths[2]}, expected [n, {self.feature_dim}], [n, 6] and [n], n > 0; extract this picture again"
             )
-        if labels is not None and labels.shape != (rows, self.num_labels):
-            raise BadInput(
-                f"{self.folder}: key {key!r} has soft_labels {labels.shape}, expected ({rows}, {self.num_labels}); "
-                "extract this picture again"
-            )
+        if labels is not None:
+            self._check_labels(key, labels, rows)
         if rows < count and count != self.boxes.min_bb:  # UNITER's tools write min_bb for a picture of fewer boxes
             raise BadInput(
                 f"{self.folder}: key {key!r} stores {rows} boxes, and {count} are to be used ({self._counted_in}); extract this "
@@ -365,12 +330,46 @@ class RegionDB:
         labels = labels[:count] if labels is not None else None
         return Regions(features[:count], boxes[:count], arrays["conf"][:count], labels)
 
+    def pictures(self, keys: Sequence[str]) -> StoredPictures:
+        """Some pictures, to be read into one array."""
+        rows = self.keys.match(keys)
+        return StoredPictures(self, keys, rows, self._counts.array[rows])
+
+    def read_into(self, packed: PackedRegions, key: str, row: int) -> None:
+        """Add to ``packed`` what `get` gives without soft labels. Raises BadInput as it does."""
+        if not self.compressed and row >= 0:
+            value, count = self._record(key, row, only_head=True), self._counts.array.item(row)
+            stored = plain_rows(value)
+            if stored is not None and stored.width == self.feature_dim and stored.count >= count:
+                packed.add_stored(value, stored, count)
+                return
+        packed.add(self.get(key, False, row))  # says what is wrong with the picture, if anything is
+
+    def soft_labels(self, key: str, row: int) -> np.ndarray:
+        """The soft labels fp16 [n, C] of the picture at ``row``, trimmed to its box count. Raises BadInput as `get` does, and where
+        there are none."""
+        arrays = self._decode(key, ("norm_bb", "soft_labels"), row)
+        self._check_labels(key, arrays["soft_labels"], len(arrays["norm_bb"]))
+        return arrays["soft_labels"][: self._counts.array.item(row)]
+
+    def _check_labels(self, key: str, labels: np.ndarray, rows: int) -> None:
+        if labels.shape != (rows, self.num_labels):
+            raise BadInput(
+                f"{self.folder}: key {key!r} has soft_labels {labels.shape}, expected ({rows}, {self.num_labels}); "
+                "extract this picture again"
+            )
+
     def _decode(self, key: str, members: tuple[str, ...], row: int) -> dict[str, np.ndarray]:
         """The asked members that are stored, all rows, fp16."""
+        value = self._record(key, row, only_head="soft_labels" not in members)
+        return decoded_arrays(value, self.folder, key, self.compressed, members)
+
+    def _record(self, key: str, row: int, only_head: bool) -> memoryview:
+        """The bytes of a record, compared with their checksum; with ``only_head`` those before the soft labels."""
         value = stored_record(self._records.txn, self.folder, key)
         if self._first_reads is not None:
-            self._first_reads.check(row, key, value, only_head="soft_labels" not in members)
-        return decoded_arrays(value, self.folder, key, self.compressed, members)
+            self._first_reads.check(row, key, value, only_head)
+        return value
 
     def fingerprint(self) -> str:
         """Short hex that changes with any record and with the boxes that are used; the same for a copy of the folder."""

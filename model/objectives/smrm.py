@@ -64,11 +64,11 @@ class MaskedRegions(Objective):
 
     def prepare(self, examples: Examples, rng: np.random.Generator) -> Batch:
         """Zero the features to be predicted, and keep what they were as targets."""
-        batch, images = collate_pairs(examples), examples.regions
-        chosen = [choose(len(image.features), rng, self.options.region_mask_prob) for image in images]
+        batch = collate_pairs(examples)
+        chosen = [choose(count, rng, self.options.region_mask_prob) for count in batch.images.counts.tolist()]
         self.mask(batch, np.concatenate(chosen))
         if self.reads_soft_labels:
-            labels = np.concatenate([image.soft_labels[which] for image, which in zip(images, chosen, strict=True)])
+            labels = np.concatenate([examples.regions.soft_labels(n)[which] for n, which in enumerate(chosen)])
             batch.label_targets = torch.from_numpy(labels)
         return batch
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches.batch import collate_images, collate_texts
+from data.batches.batch import collate_packed, collate_texts
 from data.batches.pairs import ImageCaptions
 from data.batches.ragged import Images, Ragged, Texts
 from data.captions.db import CaptionDB
@@ -162,7 +162,7 @@ def check_vocabulary(largest: int, vocab_size: int, source: object) -> None:
 
 
 def _load_images(regions: RegionDB, keys: list[str]) -> tuple[Images]:
-    return (collate_images([regions.get(key, soft_labels=False) for key in keys]),)
+    return (collate_packed(regions.pictures(keys).packed()),)
 
 
 def _load_images_and_captions(regions: RegionDB, image_captions: ImageCaptions, keys: list[str]) -> tuple[Images, Texts]:

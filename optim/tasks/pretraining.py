@@ -381,7 +381,7 @@ class Pretraining:
             if number % ranks.size != ranks.rank:
                 continue
             masking = np.random.default_rng([config.seed, 4, number])
-            examples = dataset.examples(indices, objective.reads_soft_labels)
+            examples = dataset.examples(indices)
             batch = objective.prepare(examples, masking).to(self.device)
             with autocast(self.device, config.precision):
                 outcome = objective.forward(self.model, self.heads, batch)
@@ -396,5 +396,5 @@ class Pretraining:
 
 def _make_batch(seed: int, sources: list[tuple[PairDataset, Objective]], draw: Draw) -> Batch:
     dataset, objective = sources[draw.source]
-    examples = dataset.examples(draw.indices, objective.reads_soft_labels)
+    examples = dataset.examples(draw.indices)
     return objective.prepare(examples, np.random.default_rng([seed, 3, draw.number]))
