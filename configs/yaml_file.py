@@ -13,7 +13,7 @@ import yaml
 
 from configs.settings import Settings, current_name, inner_dataclass, is_optional, is_text, list_items, nearest
 from data.errors import BadInput
-from data.storage.bounded_yaml import BoundedLoader
+from data.storage.bounded_yaml import MOST_CHARACTERS, BoundedLoader
 from data.storage.regular_files import open_regular
 
 NOT_TEXT = object()
@@ -52,7 +52,7 @@ def read_mapping(path: str) -> yaml.MappingNode:
     """
     try:
         with open_regular(path, "r", encoding="utf-8") as file:
-            return parse_mapping(file.read(), path)
+            return parse_mapping(file.read(MOST_CHARACTERS + 1), path)  # of more the loader says so
     except OSError as error:
         raise BadInput(f"{path}: cannot read the config: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPException, InvalidURL
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
         if version is not None:
             headers["If-Range"] = version
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+        answer = urllib.request.urlopen(web_request(url, headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         if error.code == 416 and total == str(have):  # all of it was there
@@ -105,6 +106,13 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
     if total is not None and found < total:
         raise OSError(f"the connection ended after {found:,} of {total:,} bytes")
     tag.unlink(missing_ok=True)
+
+
+def web_request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
+    """What asks a web server for an address. Raises ValueError for one that is none: a file of this machine may be a pipe."""
+    if not url.lower().startswith(("http://", "https://")):
+        raise ValueError("it begins with neither http:// nor https://")
+    return urllib.request.Request(url, headers=dict(headers))
 
 
 def _noted_version(tag: Path) -> str | None:

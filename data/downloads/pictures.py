@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
+from data.downloads.fetch import web_request
 from data.storage.atomic import atomic_file
 from data.storage.picture_files import opened_picture
 from data.storage.regular_files import open_regular
@@ -96,8 +97,7 @@ def _note(done: Iterable[Future[Fetched]], tables: dict) -> Iterator[Fetched]:
 
 def _fetch(number: int, address: str, folder: Path, timeout: float) -> Fetched:
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": "download_pictures.py"})
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        with urllib.request.urlopen(web_request(address, {"User-Agent": "download_pictures.py"}), timeout=timeout) as answer:
             if PLACEHOLDER in answer.url:
                 raise OSError("the photograph is not available any more")
             content = answer.read(MOST_BYTES + 1)

@@ -36,7 +36,7 @@ from data.regions.photos import PICTURE_SUFFIXES
 from data.storage.arrays import read_array, read_arrays
 from data.storage.inflating import check_inflated
 from data.storage.regular_files import check_regular, open_regular
-from data.storage.text_files import read_json
+from data.storage.text_files import bounded_lines, read_json
 
 TSV = {
     6: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
@@ -216,7 +216,7 @@ def image_sizes(path: str) -> dict[str, tuple[float, float]]:
 
 def _tsv_items(path: Path) -> Iterator[Item]:
     with open_regular(path, "r", encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(bounded_lines(file, path), 1):
             columns = line.rstrip("\r\n").split("\t")
             if columns[0] in ("image_id", "img_id"):
                 continue  # a header, which some copies have

@@ -24,6 +24,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     partial = beside(path, ".", ".partial")
     with cannot_write_is_bad_input(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # of a run that was killed; or a link, and what is written would be where it leads
         try:
             yield partial
             flush(partial)

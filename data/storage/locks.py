@@ -59,6 +59,8 @@ def _lock_file(path: str | Path) -> Path:
 
 def _lock(path: str | Path) -> Path | None:
     file = _lock_file(path)
+    if file.is_symlink():
+        raise BadInput(f"{file}: is the lock of {path}, and a link, where it leads nothing is to be written; delete it")
     made = [folder for folder in file.parents if not folder.exists()]
     for tries in itertools.count():
         try:

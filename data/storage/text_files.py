@@ -28,6 +28,7 @@ from data.storage.shapes import check_shape
 
 DEEPEST = 100  # levels of lists and objects in JSON
 LONGEST_LINE = 64 << 20  # characters of a line of compressed text
+LONGEST_PLAIN_LINE = 256 << 20  # of other text: a file may have a hole of any size
 LONG = 16 << 20  # characters of JSON whose reading shows how far it is
 FLAT = 10_000  # characters an object: no more of them tell how far reading is
 SLOW = 100 << 20  # characters of JSON that take about two seconds
@@ -47,9 +48,16 @@ def read_lines(path: str | Path, advice: str = "check the path") -> Iterator[str
         BadInput: the file cannot be read or is not UTF-8.
     """
     with _opened(path, advice) as file:
-        lines = file if not _is_compressed(path) else iter(lambda: _read_some(file.readline, LONGEST_LINE, f"{path}: a line"), "")
-        for line in lines:
+        for line in bounded_lines(file, path):
             yield line.rstrip("\r\n")
+
+
+def bounded_lines(file: TextIO, path: str | Path) -> Iterator[str]:
+    """The lines of an open text file, with their ends. Raises BadInput for one that is longer than anybody's, as a hole of gigabytes is."""
+    most = LONGEST_LINE if _is_compressed(path) else LONGEST_PLAIN_LINE
+    if not _is_compressed(path) and os.path.getsize(path) <= most:
+        return file
+    return iter(lambda: _read_some(file.readline, most, f"{path}: a line"), "")
 
 
 def _is_compressed(path: str | Path) -> bool:
@@ -108,7 +116,7 @@ def read_text(path: str | Path, advice: str = "check the path") -> str:
 
 
 def _read_some(read: Callable[[int], str], most: int, what: str) -> str:
-    """What is read of compressed text, where its size says nothing of how much that becomes."""
+    """What is read of text whose size says nothing of how much that becomes, or of how long its lines are."""
     text = read(most + 1)
     if len(text) > most:
         raise BadInput(f"{what} is longer than {most:,} characters, far more than what is stored warrants")

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -122,6 +123,6 @@ def _obstacle_of_url(url: str) -> str | None:
             return None
     except urllib.error.HTTPError as error:
         reason = f"HTTP {error.code}"
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:  # an odd proxy in the environment among them
         reason = str(getattr(error, "reason", error))
     return f"its weights are not here, and {url.split('/')[2]} cannot be reached ({reason})"

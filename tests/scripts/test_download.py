@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -215,6 +216,13 @@ def test_what_the_server_says_no_to(get, site):
     get("--retries", 3, checksum=f"sha256:{sha()}")
     with pytest.raises(BadInput, match=r"http://127.0.0.1:9/x: .*refused"):
         get("--retries", 0, url="http://127.0.0.1:9/x")
+
+
+@pytest.mark.parametrize("place", ["file://{}", "FTP://127.0.0.1:9/{}", "{}", "data:,x"])
+def test_what_is_on_no_web_server_is_not_fetched(get, tmp_path, place):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match=r"not an address that can be fetched \(it begins with neither http:// nor https://\)"):
+        get(url=place.format(tmp_path / "pipe"))
 
 
 def test_folders_that_cannot_be(get, site, tmp_path):

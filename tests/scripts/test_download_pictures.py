@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -115,6 +116,13 @@ def test_killed_before_any_change_of_a_file_it_goes_on(site, tmp_path):
         shutil.rmtree(out)
         number += 1
     assert number > 8
+
+
+def test_a_pipe_on_this_machine_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "list.tsv").write_text(f"a caption\tfile://{tmp_path}/pipe\n")
+    fetch(tmp_path / "list.tsv", "--out", tmp_path / "out")
+    assert lines(tmp_path / "out/gone.tsv") == {f"file://{tmp_path}/pipe": "it begins with neither http:// nor https://"}
 
 
 def test_sbus_list(site, tmp_path, capsys):

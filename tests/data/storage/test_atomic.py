@@ -55,6 +55,15 @@ def test_an_exception_leaves_the_old_one(tmp_path, error):
     assert file.read_text() == "old" and os.listdir(tmp_path) == ["x.json"]
 
 
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
+    (tmp_path / "others").write_text("kept")
+    (tmp_path / ".x.json.partial").symlink_to("others")
+    with atomic_file(tmp_path / "x.json") as partial:
+        partial.write_text("new")
+    assert [(tmp_path / name).read_text() for name in ("others", "x.json")] == ["kept", "new"] and len(os.listdir(tmp_path)) == 2
+    assert not (tmp_path / "x.json").is_symlink()
+
+
 def test_what_cannot_be_written_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     for write in (atomic_file, atomic_folder):

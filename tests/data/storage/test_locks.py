@@ -92,6 +92,14 @@ def test_a_folder_that_another_command_takes_away_is_made_again(tmp_path, monkey
         assert (tmp_path / "new" / ".out.lock").exists() and made
 
 
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path):
+    (tmp_path / "others").write_text("kept")
+    (tmp_path / ".out.lock").symlink_to("others")
+    with pytest.raises(BadInput, match=r"\.out\.lock: is the lock of .*out, and a link"), only_writer(tmp_path / "out"):
+        pass
+    assert (tmp_path / "others").read_text() == "kept"
+
+
 def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path):
     reading, writing = os.pipe()
     with only_writer(tmp_path / "out"):

@@ -9,6 +9,7 @@ import pytest
 
 from data import progress
 from data.errors import BadInput
+from data.regions.precomputed import source_items
 from data.storage import inflating, text_files
 from data.storage.text_files import parse_json, read_json, read_lines, read_yaml, write_json
 
@@ -170,3 +171,18 @@ def test_names_that_no_file_has(tmp_path):
     for name in ("a\0b", "\ud800"):
         with pytest.raises(BadInput, match="cannot be read"):
             read_json(tmp_path / name)
+
+
+@pytest.mark.parametrize("reads", [lambda path: list(read_lines(path)), lambda path: list(source_items(str(path))[1]())], ids=["lines", "regions"])
+def test_a_hole_of_gigabytes_is_no_line(tmp_path, reads, monkeypatch):
+    monkeypatch.setattr(text_files, "LONGEST_PLAIN_LINE", 5_000_000)
+    with open(tmp_path / "a.tsv", "wb") as file:
+        file.truncate(1 << 38)  # a sparse file: it takes no disk
+    with pytest.raises(BadInput, match=r"a\.tsv: a line is longer than 5,000,000 characters"):
+        reads(tmp_path / "a.tsv")
+
+
+def test_lines_of_a_large_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "LONGEST_PLAIN_LINE", 5)
+    (tmp_path / "a.txt").write_text("abc\nde\r\n\nfgh")
+    assert list(read_lines(tmp_path / "a.txt")) == ["abc", "de", "", "fgh"]
