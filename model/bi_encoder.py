@@ -25,6 +25,7 @@ from data.storage.shapes import check_shape
 from model import checkpoints
 from model.attention import collect, mean_of_sequences
 from model.costs import Load, Work, trained
+from model.dropout import Dropout
 from model.text_encoders import text_encoder_named
 from model.text_encoders.base import TextEncoderConfig
 from model.transformer import Bert, EncoderConfig, empty_weights, init_weights
@@ -109,7 +110,7 @@ class RegionEmbeddings(nn.Module):
         self.pos_linear = nn.Linear(7, h)
         self.mask_embedding = nn.Embedding(2, feature_dim)  # row 1 is added where masked; row 0 unused
         self.LayerNorm = nn.LayerNorm(h, eps=eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, features: Tensor, positions: Tensor, type_embedding: Tensor, masked: Tensor | None) -> Tensor:
         """``features`` [R,F], ``positions`` [R,7], ``type_embedding`` [h], ``masked`` [R] bool → [R,h].

@@ -26,6 +26,7 @@ from data.storage.memory import check_memory
 from data.storage.shapes import check_shape, shape_of
 from model.attention import attend, collect
 from model.costs import Load, Work, trained
+from model.dropout import Dropout
 
 MOST_LAYERS, MOST_PARAMETERS = 1_000, 100_000_000_000  # of an encoder: a thousand times BERT
 
@@ -126,7 +127,7 @@ class TextEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, texts: Texts) -> Tensor:
         """→ [T,h]; every token is of type 0."""
@@ -165,7 +166,7 @@ class AddNorm(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
