@@ -18,6 +18,8 @@ from data.downloads.hub import local_folder
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file
 from data.storage.file_facts import fact_of_file
+from data.storage.json_digest import check_digest, with_digest
+from data.storage.regular_files import is_there
 from data.storage.text_files import read_json, write_json
 from data.storage.torch_files import load_torch
 from model.transformer import EncoderConfig
@@ -80,7 +82,9 @@ def read_settings(path: Path) -> dict:
         )
     if not path.exists():
         raise BadInput(f"{path}: no such file; a checkpoint folder was expected at {path.parent}")
-    return read_json(path, "a mapping of settings was expected", SETTINGS)
+    values = read_json(path, "a mapping of settings was expected", SETTINGS)
+    check_digest(path, values, "copy the checkpoint again", without=[FINGERPRINT])
+    return values
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -216,7 +220,7 @@ def write(folder: str | Path, tensors: dict[str, Tensor], config: dict) -> None:
     folder = Path(folder)
     with atomic_file(folder / "model.safetensors") as path:
         save_tensors(tensors, path)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", with_digest(config, without=[FINGERPRINT]))
 
 
 def bert_config(values: dict, source: str) -> EncoderConfig:
@@ -266,7 +270,7 @@ def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
 def read_bert_tensors(folder: str | Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face folder, heads too, with their prefixes; old names of layer norms made new."""
     folder = local_folder(folder)
-    files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
+    files = [path for name in ("model.safetensors", "pytorch_model.bin") if is_there(path := folder / name)]
     if not files:
         raise BadInput(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
     tensors = read_tensors(files[0])

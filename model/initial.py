@@ -14,6 +14,7 @@ from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import say_once
 from data.storage.contents import file_digest
+from data.storage.regular_files import is_there
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.text_encoders import TEXT_ENCODERS, choose_text_encoder
@@ -187,7 +188,7 @@ def check_one_tokenizer(datasets: Iterable[PairDataset]) -> None:
 
 
 def _vocabulary_file(folder: Path) -> Path | None:
-    return next((path for name in ("tokenizer.json", "vocab.txt") if (path := folder / name).is_file()), None)
+    return next((path for name in ("tokenizer.json", "vocab.txt") if is_there(path := folder / name)), None)
 
 
 def _same_words(a: Path, b: Path) -> bool:

@@ -19,6 +19,8 @@ from data.regions.db import BoxChoice, BoxOptions, RegionDB
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
 from data.regions.extractor_record import ExtractorRecord, described_apart
 from data.storage.contents import file_digest
+from data.storage.json_digest import check_digest
+from data.storage.regular_files import is_there
 from data.storage.shapes import shape_of
 from data.storage.text_files import read_json
 
@@ -55,7 +57,7 @@ def made_from_pairs(datasets: Iterable[PairDataset]) -> MadeFrom:
         names = " and ".join("nobody who says so" if each is None else each.described() for each in extractors)
         say_once(f"the training regions were made by {names}")
     folder = parts[0].captions.tokenizer_folder
-    files = [] if folder is None else [path for name in ("tokenizer.json", "vocab.txt") if (path := folder / name).is_file()]
+    files = [] if folder is None else [path for name in ("tokenizer.json", "vocab.txt") if is_there(path := folder / name)]
     return MadeFrom(parts[0].regions.boxes, tuple(extractors), file_digest(files[0]) if files else None)
 
 
@@ -66,9 +68,10 @@ def read_made_from(checkpoint: str | Path) -> MadeFrom | None:
         BadInput: the file is damaged.
     """
     path = local_folder(checkpoint) / FILE
-    if not path.is_file():
+    if not is_there(path):
         return None
     values = read_json(path, "it says what the model was trained on; copy the file again", shape_of(MadeFrom) | {"tokenizer": (str, None)})
+    check_digest(path, values, "copy the checkpoint again")
     try:
         boxes = BoxOptions(**values["boxes"])
     except TypeError as error:

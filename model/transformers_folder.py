@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import BadInput
+from data.storage.regular_files import is_there
 from data.storage.text_files import read_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _LAYER = re.compile(r"\.\d+(?=\.)")  # of a tensor's name
 def check_folder_settings(folder: str | Path) -> None:
     """As `check_transformers_settings`, of the ``config.json`` in a folder."""
     path = Path(folder) / "config.json"
-    if path.exists():
+    if is_there(path):
         check_transformers_settings(read_json(path, "copy the model again", {str: object}), str(path))
 
 

@@ -24,6 +24,7 @@ from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import say_once
 from data.storage.atomic import atomic_file
+from data.storage.regular_files import is_there
 from model import checkpoints
 from model.attention import spread
 from model.bi_encoder import LightningDOTConfig, RegionEmbeddings
@@ -218,7 +219,7 @@ class Reranker(nn.Module):
         if dropout is not None:
             encoder.set_dropout(dropout)
         tensors = {f"bert.{name}": tensor for name, tensor in tensors.items()}
-        if (folder / HEADS).is_file():
+        if is_there(folder / HEADS):
             heads = checkpoints.read_tensors(folder / HEADS)
             tensors |= {n: t for n, t in heads.items() if n.startswith(("rank_output.", "itm_output."))}
         config = UniterConfig(encoder, values.get("feature_dim", 2048), values.get("num_labels", 1601))

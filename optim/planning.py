@@ -11,6 +11,7 @@ from torch import nn
 
 from data.downloads.hub import SIZES, local_folder
 from data.errors import BadInput
+from data.storage.regular_files import is_there
 from model import checkpoints, costs
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work
@@ -274,7 +275,7 @@ def _settings_of(folder: str | None) -> dict | None:
         path = local_folder(folder, SIZES) / "config.json"
     except BadInput:
         return None
-    return checkpoints.read_settings(path) if path.is_file() else None
+    return checkpoints.read_settings(path) if is_there(path) else None
 
 
 def _from_random(model: EncoderOptions, sizes: Sizes) -> EncoderConfig:

@@ -29,7 +29,7 @@ from torch import nn
 from data.errors import BadInput
 from data.progress import print_above_bars
 from data.storage.atomic import atomic_file
-from data.storage.regular_files import check_regular, open_regular
+from data.storage.regular_files import check_regular, is_there, open_regular, real_path
 from data.storage.text_files import read_yaml, write_json
 from model import checkpoints
 from model.distributed import Ranks
@@ -65,7 +65,7 @@ class Run:
                 f"{last}: points to {os.readlink(last)}, which is not there; put it back, or remove the link to start again"
             )
         self.resumed = resume and last.is_dir()
-        self.checkpoint = last.resolve()  # all that is restored is read from this one, wherever the link points meanwhile
+        self.checkpoint = real_path(last)  # all that is restored is read from this one, wherever the link points meanwhile
         if last.is_dir() and not resume:
             raise BadInput(f"{self.folder}: already holds a run; leave resume true to go on with it, or choose another --out")
         if self.resumed:
@@ -113,7 +113,8 @@ class Run:
                 (self.folder / "metrics.jsonl").unlink(missing_ok=True)
                 shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
             return None
-        training, own = load_training(self.checkpoint), load_own(self.checkpoint, self.ranks)
+        training = load_training(self.checkpoint)
+        own = load_own(self.checkpoint, self.ranks, training)
         if self.ranks.is_first:
             if training["is_best"] and (self.folder / "last").is_symlink():  # it may have been stopped between its two links
                 point_link(self.folder, "best", self.folder / os.readlink(self.folder / "last"))
@@ -236,7 +237,7 @@ def _default_values(kind: type) -> dict:
 def load_heads(heads: nn.Module, folder: str | Path) -> bool:
     """Read ``heads.safetensors`` of a checkpoint folder into ``heads``; False when there is none."""
     path = Path(folder) / "heads.safetensors"
-    if not path.is_file():
+    if not is_there(path):
         return False
     checkpoints.load_strict(heads, checkpoints.read_tensors(path), str(path))
     return True

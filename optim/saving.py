@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush
+from data.storage.json_digest import with_digest
+from data.storage.regular_files import real_path
 from data.storage.shapes import check_shape
 from data.storage.text_files import write_json
 from data.storage.torch_files import load_torch
@@ -144,7 +146,7 @@ class Saver:
         if files["val"] is not None:
             write_json(folder / "val.json", files["val"])
         if self.made_from is not None:
-            write_json(folder / MADE_FROM_FILE, self.made_from.to_json())
+            write_json(folder / MADE_FROM_FILE, with_digest(self.made_from.to_json()))
         if self.tokenizer is not None:
             (folder / "tokenizer").mkdir(exist_ok=True)
             for file in self.tokenizer.iterdir():  # without its mode: a read-only copy could not be pruned
@@ -174,9 +176,9 @@ class Saver:
         point_link(self.folder, "last", final)
         if is_best:
             point_link(self.folder, "best", final)
-        used = {(self.folder / name).resolve() for name in ("last", "best")}
+        used = {real_path(self.folder / name) for name in ("last", "best")}
         for old in sorted(final.parent.glob("step-*"))[: -self.keep]:
-            if old.resolve() not in used:
+            if real_path(old) not in used:
                 shutil.rmtree(old)
 
 
@@ -195,10 +197,11 @@ def load_training(folder: Path) -> dict:
     return training
 
 
-def load_own(folder: Path, ranks: Ranks) -> dict | None:
-    """What this rank gave `Saver.save`; None when another number of ranks saved."""
-    path = folder / f"rank-{ranks.rank:05d}-of-{ranks.size:05d}.pt"
-    return _load(path) if path.exists() else None
+def load_own(folder: Path, ranks: Ranks, training: dict) -> dict | None:
+    """What this rank gave `Saver.save`; None when another number of ranks saved, as ``training`` of `load_training` says."""
+    if training["ranks"] != ranks.size:
+        return None
+    return _load(folder / f"rank-{ranks.rank:05d}-of-{ranks.size:05d}.pt")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, training: dict) -> None:

@@ -27,6 +27,7 @@ import torch
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.storage.locks import claim_output
+from data.storage.regular_files import real_path
 from data.storage.text_files import write_json
 from model.objectives.heads import PAPER
 from model.precision import Precision
@@ -100,8 +101,7 @@ class Version:
 
     def seconds_each(self, case: dict, clock: str) -> float:  # of one item
         print(json.dumps(case), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
+        if not (answer := self.process.stdout.readline()):
             raise BadInput(f"{self.process.args[2]}: its process ended with status {self.process.wait()}")
         return json.loads(answer)[clock]
 
@@ -123,7 +123,7 @@ def cases_of(options: Options) -> dict[str, dict]:
 
 def main(options: Options) -> None:
     claim_output(options.out)
-    cases, folders = cases_of(options), {"other": Path(options.other).resolve(), "this": ROOT}
+    cases, folders = cases_of(options), {"other": real_path(options.other), "this": ROOT}
     times = {name: {version: [] for version in folders} for name in cases}
     with ProgressBar(what="measuring", total=options.rounds * len(cases), unit="measurement") as bar:
         for name, case in cases.items():

@@ -25,6 +25,8 @@ from data.storage.atomic import atomic_file
 from data.storage.locks import claim_output
 from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
 
+MOST_PICTURES = 1_000_000  # whose names have six digits
+
 
 @dataclass
 class Options:
@@ -76,6 +78,8 @@ def main(options: Options) -> None:
     for name, count in splits.items():
         if count < 0:
             raise BadInput(f"--{name}: found {count}, expected 0 or more pictures; give a count")
+    if sum(splits.values()) > MOST_PICTURES:
+        raise BadInput(f"--train, --val, --test: found {sum(splits.values()):,} pictures in all, expected at most {MOST_PICTURES:,}")
     if options.size < 32:
         raise BadInput(f"--size: found {options.size}, expected at least 32 pixels; shapes cannot be told below that")
     if options.seed < 0:

@@ -18,6 +18,7 @@ from data.errors import BadInput
 from data.notices import say
 from data.storage.atomic import atomic_file
 from data.storage.locks import claim_output
+from data.storage.regular_files import real_path
 from data.storage.text_files import write_json
 from optim.curves import read_curves, smooth_curve
 from optim.figures import default_metrics, draw_curves, finite_points
@@ -42,7 +43,7 @@ class Options:
     title: str | None = None
 
     def __post_init__(self):
-        if len({Path(run).resolve().name for run in self.runs}) < len(self.runs):
+        if len({real_path(run).name for run in self.runs}) < len(self.runs):
             raise BadInput(f"runs: {' '.join(self.runs)} must have different names, curves are called by them")
         if self.smooth < 1:
             raise BadInput(f"smooth must be at least 1, found {self.smooth}")
@@ -50,7 +51,7 @@ class Options:
 
 def main(options: Options) -> None:
     claim_output(options.out)
-    curves = {Path(run).resolve().name: read_curves(run) for run in options.runs}
+    curves = {real_path(run).name: read_curves(run) for run in options.runs}
     known = list(dict.fromkeys(name for curves_of_run in curves.values() for name in curves_of_run))
     metrics = list(dict.fromkeys(options.metrics or default_metrics(known)))
     missing = [name for name in metrics if name not in known]

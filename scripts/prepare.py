@@ -23,6 +23,7 @@ from data.captions.build import keep_extracted
 from data.checks.inspection import require_sound
 from data.errors import BadInput
 from data.storage.locks import claim_output
+from data.storage.regular_files import real_path
 from data.storage.text_files import write_json
 from scripts.preparing.commands import print_commands, search_command, training_commands, typed_path, warn_of_untrained
 from scripts.preparing.earlier import DEFAULT, drawn_splits, keeps_tokenizer, say_stale_indexes
@@ -78,7 +79,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    out = typed_path(options.out or Path("data_sets", Path(options.photos).resolve().stem))
+    out = typed_path(options.out or Path("data_sets", real_path(options.photos).stem))
     if options.captions is None:
         index_as(options.checkpoint, options.photos, out, options.extract)
         print_commands({"search": search_command(options.checkpoint, out, options.photos)})

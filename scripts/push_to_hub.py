@@ -19,6 +19,7 @@ from data.downloads.hub import hub_name
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_folder
 from data.storage.locks import claim_output
+from data.storage.regular_files import is_there, real_path
 from data.storage.text_files import read_json, write_json
 from scripts.publishing.reading import read_card
 
@@ -82,7 +83,7 @@ def main(options: Options) -> None:
 def files_of(checkpoint: Path) -> list[str]:
     """What is published of a checkpoint: not what only its training needs to go on."""
     tokenizer = [path for path in sorted((checkpoint / "tokenizer").rglob("*")) if path.is_file()]
-    found = [name for name in (*WEIGHTS, *BESIDE_THEM) if (checkpoint / name).is_file()]
+    found = [name for name in (*WEIGHTS, *BESIDE_THEM) if is_there(checkpoint / name)]
     return [*found, *(str(path.relative_to(checkpoint)) for path in tokenizer)]
 
 
@@ -91,10 +92,10 @@ def write_folder(checkpoint: Path, card: str, folder: Path, link: bool = False) 
     for name in files_of(checkpoint):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if link and name.endswith(".safetensors"):
-            (folder / name).symlink_to((checkpoint / name).resolve())
+            (folder / name).symlink_to(real_path(checkpoint / name))
         else:
             shutil.copyfile(checkpoint / name, folder / name)
-    if (folder / "data.json").is_file():
+    if is_there(folder / "data.json"):
         write_json(folder / "data.json", without_places(read_json(folder / "data.json")))
     (folder / "README.md").write_text(card, encoding="utf-8")
 

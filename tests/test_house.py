@@ -142,3 +142,10 @@ def test_files_are_read_through_data_storage():
         if not name.startswith(("data/storage/", "scripts/bench", "scripts/documenting/")):
             found = unbounded_reads((ROOT / name).read_text(encoding="utf-8")) - OWN_BYTES.get(name, set())
             assert not found, f"{name}: {', '.join(found)}; use what data/storage/ has for it"
+
+
+def test_links_are_followed_by_what_no_circle_of_links_stops():
+    """``Path.resolve`` of Python before 3.13 raises RuntimeError for a link to itself, which no reader of files expects."""
+    for name in product_files():
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+            assert ".resolve()" not in line or "__file__" in line, f"{name}: {line.strip()}: use data.storage.regular_files.real_path"

@@ -19,6 +19,7 @@ from data.downloads.hub import folder_under
 from data.errors import BadInput
 from data.notices import say_once
 from data.regions.db import BoxOptions, RegionDB, layout_of
+from data.storage.regular_files import real_path
 
 
 @dataclass
@@ -164,10 +165,10 @@ def open_gallery(
     texts = [folder for folder in folders if not is_image_db(folder)]
     if len(regions) not in (1, len(texts)):
         raise BadInput(f"{len(texts)} text DBs among the galleries need one image DB or as many, found {len(regions)}: {', '.join(regions)}")
-    opened = {split.regions.img_db.resolve(): split.regions}
+    opened = {real_path(split.regions.img_db): split.regions}
 
     def region_db(folder: Path) -> RegionDB:
-        return opened.get(folder.resolve()) or opened.setdefault(folder.resolve(), RegionDB(folder, options))
+        return opened.get(real_path(folder)) or opened.setdefault(real_path(folder), RegionDB(folder, options))
 
     parts = [
         PairDataset(CaptionDB(folder), region_db(folder_under(root, regions[n % len(regions)])), -1, languages, split.image_captions)

@@ -13,6 +13,7 @@ from data.progress import ProgressBar
 from data.regions.arrays import PackedRegions, Regions
 from data.regions.db import RegionDB
 from data.storage.columns import Strings, string_arrays
+from data.storage.regular_files import real_path
 
 
 class ListColumn(list):
@@ -103,7 +104,7 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
 
 def distinct_databases(databases: Sequence[RegionDB] | Sequence[CaptionDB]) -> list[int]:
     """For each region or caption database, which of the distinct ones it is: a folder under two names, or its copy, is one."""
-    folders = [Path(database.folder).resolve() for database in databases]
+    folders = [real_path(database.folder) for database in databases]
     first: list[int] = []  # the place of the first that is the same
     for n, database in enumerate(databases):
         first.append(next((m for m in range(n) if folders[m] == folders[n] or _is_copy(databases[m], database)), n))

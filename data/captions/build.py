@@ -17,6 +17,7 @@ from data.errors import BadInput
 from data.regions.db import stored_keys
 from data.regions.keys import clash_of_keys, key_of_image
 from data.regions.pictures import KnownKeys
+from data.storage.regular_files import is_there
 from data.storage.text_files import read_json
 
 
@@ -68,7 +69,7 @@ def keep_extracted(captions: list[Caption], regions: Path, photos: Path, source:
         BadInput: no picture was extracted, or two have one key; names both.
     """
     known, extraction = known_keys([regions], None), regions / "report.json"
-    bad = read_json(extraction, "it says what was not extracted", {"bad_photos": dict})["bad_photos"] if extraction.is_file() else {}
+    bad = read_json(extraction, "it says what was not extracted", {"bad_photos": dict})["bad_photos"] if is_there(extraction) else {}
     pictures = dict.fromkeys(c.image for c in captions)
     others = {image: other for image in pictures if (other := known.other(image))}
     missing = {image for image in pictures if known.find(image) is None or str(photos / image) in bad}

@@ -12,6 +12,7 @@ from data.errors import BadInput
 from data.storage.columns import Lists, Numbers, SelectedStrings, Strings, Table, store_arrays, string_arrays
 from data.storage.record_sums import FILE as SUMS_FILE
 from data.storage.record_sums import RecordSums
+from data.storage.regular_files import is_there
 from data.storage.text_files import is_utf8
 
 JSON_TABLES = ("id2len.json", "txt2img.json", "img2txts.json", "txt2lang.json")  # the last one is ours
@@ -19,7 +20,7 @@ JSON_TABLES = ("id2len.json", "txt2img.json", "img2txts.json", "txt2lang.json") 
 
 def table_files(folder: Path) -> list[Path]:
     """Those that a text DB has."""
-    return [folder / name for name in JSON_TABLES if name != "txt2lang.json" or (folder / name).exists()]
+    return [folder / name for name in JSON_TABLES if name != "txt2lang.json" or is_there(folder / name)]
 
 
 def build_columns(folder: Path, read: Callable[[str], Mapping]) -> dict[str, np.ndarray]:
@@ -110,7 +111,7 @@ def columns_with_sums(arrays: dict[str, np.ndarray], sums: RecordSums | None) ->
 
 def column_files(folder: Path) -> list[Path]:
     """The files of a text DB from which its columns are made."""
-    return table_files(folder) + [path for path in (folder / SUMS_FILE,) if path.is_file()]
+    return table_files(folder) + [path for path in (folder / SUMS_FILE,) if is_there(path)]
 
 
 class CaptionTables:

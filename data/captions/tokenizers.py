@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from data.downloads.hub import TOKENIZER, local_folder
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file
-from data.storage.regular_files import check_folder
+from data.storage.json_digest import check_digest, with_digest
+from data.storage.regular_files import check_folder, is_there, real_path
 from data.storage.text_files import is_utf8, read_json, read_lines, read_text, write_json
 
 if TYPE_CHECKING:
@@ -81,13 +82,13 @@ class CaptionTokenizer:
             BadInput: no tokenizer there, `lowercase` contradicts the folder, or words are not told apart.
         """
         path = local_folder(path, TOKENIZER)
-        if (path / "tokenizer").is_dir() and not any((path / name).exists() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        if (path / "tokenizer").is_dir() and not any(is_there(path / name) for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
             path = path / "tokenizer"  # of one of our checkpoints
-        if path.is_dir() and (path / "tokenizer.json").exists():
+        if path.is_dir() and is_there(path / "tokenizer.json"):
             tokenizer = _from_tokenizer_json(path)
-        elif path.is_dir() and (path / "vocab.txt").exists():
+        elif path.is_dir() and is_there(path / "vocab.txt"):
             tokenizer = _from_vocabulary(path / "vocab.txt", lowercase, _read_config(path))
-        elif path.is_dir() and ((path / "vocab.json").exists() or any(path.glob("*.model"))):
+        elif path.is_dir() and (is_there(path / "vocab.json") or any(path.glob("*.model"))):
             tokenizer = _from_transformers(path)
         elif path.is_file():
             tokenizer = _from_vocabulary(path, lowercase, {})
@@ -108,9 +109,10 @@ class CaptionTokenizer:
             BadInput: the folder cannot be written.
         """
         folder = Path(folder)
+        words = self.backend.to_str(pretty=True)
         with atomic_file(folder / "tokenizer.json") as path:
-            path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-        write_json(folder / "tokenizer_config.json", self._config)
+            path.write_text(words, encoding="utf-8")
+        write_json(folder / "tokenizer_config.json", with_digest(self._config, more=words.encode()))
 
     def __len__(self) -> int:
         """Number of word pieces, special ones included."""
@@ -173,7 +175,7 @@ def _panic_is_bad_input(path: Path) -> Iterator[None]:
 
 def _read_config(folder: Path) -> dict:
     path = folder / "tokenizer_config.json"
-    return read_json(path, "copy the tokenizer again", _CONFIG) if path.exists() else {}
+    return read_json(path, "copy the tokenizer again", _CONFIG) if is_there(path) else {}
 
 
 def _from_tokenizer_json(folder: Path) -> CaptionTokenizer:
@@ -185,8 +187,9 @@ def _from_tokenizer_json(folder: Path) -> CaptionTokenizer:
             raise BadInput(f"{folder}: cannot be loaded as a tokenizer ({str(error)[:200]})") from None
     _check_ids(backend, folder)
     config = _read_config(folder)
+    check_digest(folder / "tokenizer_config.json", config, "it is about this file and tokenizer.json; copy the tokenizer again", more=text.encode())
     path = folder / "special_tokens_map.json"
-    said = (read_json(path, "copy the tokenizer again", _CONFIG) if path.exists() else {}) | config
+    said = (read_json(path, "copy the tokenizer again", _CONFIG) if is_there(path) else {}) | config
     special_tokens = {}
     for name, usual in _SPECIAL_TOKENS.items():
         token = said.get(name)
@@ -196,7 +199,7 @@ def _from_tokenizer_json(folder: Path) -> CaptionTokenizer:
             raise BadInput(f"{folder}: the tokenizer has no {name}; use one of the BERT family")
         special_tokens[name] = token
     usual_config = {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens}
-    return CaptionTokenizer(backend, special_tokens, folder.resolve().name, config or usual_config)
+    return CaptionTokenizer(backend, special_tokens, real_path(folder).name, config or usual_config)
 
 
 def _check_ids(backend: Tokenizer, folder: Path) -> None:
@@ -229,7 +232,7 @@ def _from_vocabulary(path: Path, lowercase: bool | None, config: dict) -> Captio
     backend.decoder = decoders.WordPiece()
     backend.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **special_tokens}
-    name = path.parent.resolve().name if path.stem == "vocab" else path.stem
+    name = real_path(path.parent).name if path.stem == "vocab" else path.stem
     return CaptionTokenizer(backend, special_tokens, name, config)
 
 
@@ -248,7 +251,7 @@ def _from_transformers(folder: Path) -> CaptionTokenizer:
     if missing:
         raise BadInput(f"{folder}: the tokenizer has no {', '.join(missing)}; use one of the BERT family")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens}
-    return CaptionTokenizer(backend, special_tokens, folder.resolve().name, config)
+    return CaptionTokenizer(backend, special_tokens, real_path(folder).name, config)
 
 
 def _check_words(tokenizer: CaptionTokenizer, path: Path) -> None:

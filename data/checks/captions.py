@@ -28,6 +28,7 @@ from data.downloads.hub import DATASET, local_folder
 from data.errors import BadInput
 from data.regions.db import layout_of, read_keys, stored_keys
 from data.storage.record_sums import is_as_written
+from data.storage.regular_files import is_there
 
 SHAPES = {  # as far as the rest is not looked at record by record
     "id2len": dict,
@@ -42,7 +43,7 @@ TABLES = ("id2len", "txt2img", "img2txts", "meta")
 def inspect_captions(folder: Path, options: InspectionOptions) -> Report:
     """A text DB, with its tables."""
     report = Report(str(folder), "text DB")
-    there = [*TABLES, *(["txt2lang"] if (folder / "txt2lang.json").exists() else [])]
+    there = [*TABLES, *(["txt2lang"] if is_there(folder / "txt2lang.json") else [])]
     tables = {"txt2lang": {}} | {name: read_table(folder, f"{name}.json", SHAPES[name]) for name in there}
     stored = walked_keys(folder, list(tables["id2len"]), report.problems)
     lengths, languages, meta = tables["id2len"], tables["txt2lang"], tables["meta"]

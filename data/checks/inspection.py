@@ -13,6 +13,7 @@ from data.checks.report import Findings, Report
 from data.errors import BadInput
 from data.regions.db import layout_of
 from data.storage.lmdb_env import reader
+from data.storage.regular_files import real_path
 
 
 def inspect_database(path: Path, options: InspectionOptions) -> list[Report]:
@@ -23,7 +24,7 @@ def inspect_database(path: Path, options: InspectionOptions) -> list[Report]:
     """
     folders = sorted(p.parent for p in path.glob("*/data.mdb")) if path.is_dir() else []
     if (path / "data.mdb").exists():
-        named = path if layout_of(path.name) else path.resolve()  # "." has no name
+        named = path if layout_of(path.name) else real_path(path)  # "." has no name
         if layout_of(named.name):
             return [inspect_images(named, options)]
         if any((path / f"{name}.json").exists() for name in TABLES):

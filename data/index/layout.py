@@ -3,7 +3,7 @@
 Keys (all numbers little-endian):
 
     header           JSON: format, version, kind, dim, dtype, count, rows_per_block, max_norm, max_error, complete, commits,
-                     model, data, created
+                     model, data, created, and checksums: true where every block has some
     vec/%08d         block of `rows_per_block` vectors (the last one may be shorter), row-major, `dtype`; not for int8
     int8/%08d        the same rows in 8 bits: a fp32 scale per row [n], then int8 codes [n,D]; a row is scale · codes
     ids/%08d         ids of that block: uint32 offsets [n+1], then the ids' UTF-8 bytes
@@ -39,7 +39,7 @@ VERSION = 2
 KINDS = ("img", "txt")
 HEADER = {
     "kind": str, "dim": int, "dtype": str, "count": int, "rows_per_block": int, "max_norm": float, "max_error": (float, None),
-    "complete": bool, "commits": int, "model": str, "data": str,
+    "complete": bool, "commits": int, "model": str, "data": str, "checksums?": bool,
     "created": {"time?": str, "contents?": (str, None), "model_settings?": (dict, None)},
 }  # fmt: skip
 ROW_BYTES = 8
@@ -74,10 +74,17 @@ def block_values(number: int, ids: list[str], vectors: np.ndarray, dtype: str) -
     return {block_key(kind, number): value for kind, value in values.items()}
 
 
-def block_sums(txn: lmdb.Transaction, number: int, folder: Path) -> bytes:
-    """The checksums of a block; those of its values where it was made before they were written."""
-    sums = stored_value(txn, block_key(b"crc", number), folder)
+def block_sums(txn: lmdb.Transaction, number: int, header: dict, folder: Path) -> bytes:
+    """The checksums of a block; those of its values where it was made before they were written. BadInput where they are lost."""
+    sums = _stored_sums(txn, number, header, folder)
     return bytes(sums) if sums is not None else _sums_of(stored_value(txn, block_key(kind, number), folder) for kind in _CHECKED)
+
+
+def _stored_sums(txn: lmdb.Transaction, number: int, header: dict, folder: Path) -> bytes | None:
+    sums = stored_value(txn, key := block_key(b"crc", number), folder)
+    if sums is None and header.get("checksums"):
+        raise BadInput(f"{folder}: damaged index, {key.decode()} is not there: copy it again or build it again")
+    return sums
 
 
 def _sums_of(values: Iterable[bytes | memoryview | None]) -> bytes:
@@ -155,17 +162,17 @@ def stored_header(txn: lmdb.Transaction, folder: Path) -> dict:
 def _fits(header: dict, value: bytes, stored_sum: bytes | None) -> bool:
     """Whether a header is what was written; without a checksum of this commit, as older code leaves it, nothing is known."""
     if stored_sum is None or len(stored_sum) != _SUM.size:
-        return True
+        return not header.get("checksums")
     commits, checksum = _SUM.unpack(stored_sum)
     return commits != header.get("commits") or crc32(value) == checksum
 
 
-def check_block(txn: lmdb.Transaction, number: int, dtype: str, folder: Path, kinds: Sequence[bytes] = _CHECKED) -> bool:
+def check_block(txn: lmdb.Transaction, number: int, header: dict, folder: Path, kinds: Sequence[bytes] = _CHECKED) -> bool:
     """Whether the values of a block have checksums; BadInput when those of the given kinds are not what was written."""
-    sums = stored_value(txn, block_key(b"crc", number), folder)
+    sums = _stored_sums(txn, number, header, folder)
     if sums is None:
         return False
-    for n, kind in enumerate(_CHECKED[:2] if dtype == "int8" else _CHECKED):
+    for n, kind in enumerate(_CHECKED[:2] if header["dtype"] == "int8" else _CHECKED):
         key = block_key(kind, number)
         checksum = int.from_bytes(sums[4 * n : 4 * n + 4], "little")
         if kind in kinds and crc32(stored_value(txn, key, folder) or b"") != checksum:

@@ -207,7 +207,7 @@ class EmbeddingIndex:
 
     def check(self, number: int) -> None:
         """Read a whole block; BadInput when its bytes are not those that were written."""
-        check_block(self._txn, number, self.dtype, self.folder)
+        check_block(self._txn, number, self.header, self.folder)
 
     def check_vectors(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         """BadInput when vectors [n,D] of ascending rows [n], of blocks without checksums, are farther from their 8-bit copies than any
@@ -268,5 +268,5 @@ class EmbeddingIndex:
         if value is None:
             raise BadInput(f"{self.folder}: damaged index, no key {key.decode()}: build it again")
         if (kind, number) not in self._has_checksums:
-            self._has_checksums[kind, number] = check_block(self._txn, number, self.dtype, self.folder, kinds=(kind,))
+            self._has_checksums[kind, number] = check_block(self._txn, number, self.header, self.folder, kinds=(kind,))
         return value

@@ -161,7 +161,7 @@ class BlockStore:
         block = Block(list(self._committed_ids(number)), np.zeros((self.header["rows_per_block"], self.header["dim"]), np.float32))
         if size := len(block.ids):
             with self._env.begin() as txn:
-                check_block(txn, number, self.header["dtype"], self.folder)
+                check_block(txn, number, self.header, self.folder)
                 codes = stored_value(txn, block_key(b"int8", number), self.folder)
                 block.vectors[:size] = self._stored_vectors(txn, number, size, codes)
         return block
@@ -174,7 +174,7 @@ class BlockStore:
                 return ()
             if codes is None:
                 raise BadInput(f"{self.folder}: damaged index, no key int8/{number:08d}: build it again")
-            check_block(txn, number, self.header["dtype"], self.folder, kinds=(b"ids",))
+            check_block(txn, number, self.header, self.folder, kinds=(b"ids",))
         size = len(codes) // (4 + self.header["dim"])
         return BlockIds(value, size, f"{self.folder}: damaged index, ids/{number:08d}")
 
@@ -189,7 +189,7 @@ class BlockStore:
         total, blocks = hashlib.sha256(), -(-self.header["count"] // self.header["rows_per_block"])
         with self._env.begin(buffers=True) as txn:
             for number in range(blocks):
-                total.update(block_sums(txn, number, self.folder))
+                total.update(block_sums(txn, number, self.header, self.folder))
         return total.hexdigest()[:16]
 
     # ---- changing it ---------------------------------------------------------------------------------------------------

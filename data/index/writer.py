@@ -76,7 +76,7 @@ class IndexWriter:
         self._store.header = {
             "format": "feature-index", "version": VERSION, "kind": kind, "dim": dim, "dtype": dtype, "count": 0,
             "rows_per_block": rows_per_block, "max_norm": 0.0, "max_error": 0.0, "complete": False,
-            "commits": commits + 1, "model": model, "data": data, "created": created,
+            "commits": commits + 1, "model": model, "data": data, "created": created, "checksums": True,
         }  # fmt: skip
         self.done: set[str] = set()
         self._num_committed = 0
@@ -104,7 +104,7 @@ class IndexWriter:
             return False
         same = set(self.header) - {"count", "max_norm", "max_error", "commits", "created"}
         made = [{k: v for k, v in h["created"].items() if k != "time"} for h in (header, self.header)]
-        if header["count"] == 0 or made[0] != made[1] or any(header[n] != self.header[n] for n in same):
+        if header["count"] == 0 or made[0] != made[1] or any(header.get(n) != self.header[n] for n in same):
             return False
         begun, self._store.header = self.header, header | {"commits": self.header["commits"]}
         try:

@@ -38,6 +38,7 @@ from data.storage.contents import content_digest
 from data.storage.lmdb_env import Records, damage_is_bad_input
 from data.storage.record_sums import FILE as SUMS_FILE
 from data.storage.record_sums import SUM, FirstReads, read_sums
+from data.storage.regular_files import is_there
 from data.storage.shapes import check_shape
 from data.storage.text_files import is_utf8, parse_json, read_json
 
@@ -220,7 +221,7 @@ class RegionDB:
         name, nbb_name = layout_names(self.boxes)
         nbb_path = self.img_db / nbb_name if nbb_name else None
         candidates = [name]
-        if nbb_path and not nbb_path.is_file():
+        if nbb_path and not is_there(nbb_path):
             nbb_path = None
             candidates.append("all")
         self.folder = _find(self.img_db, candidates)
@@ -230,7 +231,7 @@ class RegionDB:
         self.made_by = record if record and record.name != PRECOMPUTED else None
         self._counted_in = nbb_path.name if nbb_path else self.folder.name  # where the number of boxes to use stands
 
-        sources = [path for path in (self.folder / "data.mdb", nbb_path, self.folder / SUMS_FILE) if path and path.is_file()]
+        sources = [path for path in (self.folder / "data.mdb", nbb_path, self.folder / SUMS_FILE) if path and is_there(path)]
         build = functools.partial(self._build, nbb_path)
         self._first_reads: FirstReads | None = None
         rule = "_".join(map(str, dataclasses.astuple(self.boxes)))

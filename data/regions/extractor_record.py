@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.storage.regular_files import is_there
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json
 
@@ -80,6 +81,6 @@ def read_extractor(folder: Path) -> ExtractorRecord | None:
         BadInput: the file is damaged.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not is_there(path):
         return None
     return ExtractorRecord.from_json(read_json(path), path)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from data.errors import BadInput
 from data.regions.keys import folders_agree, key_of_image, normal_name
 from data.regions.photos import Photo, picture_names
+from data.storage.regular_files import real_path
 from data.storage.text_files import read_json, write_json
 
 FILE = "pictures.json"
@@ -139,7 +140,7 @@ class PictureFiles:
 
     def _find_stored(self, key: str, pictures: Pictures) -> Path | None:
         """The picture itself where its folder is around this one, below it, or the same; else the one of its name in this folder."""
-        root, photos = str(self._root.resolve()), os.path.realpath(pictures.photos) if pictures.photos else ""
+        root, photos = str(real_path(self._root)), os.path.realpath(pictures.photos) if pictures.photos else ""
         if photos and os.path.commonpath([root, photos]) in (root, photos):
             inside = os.path.relpath(os.path.join(photos, pictures.names[key]), root)
             exact = self._exact.get(normal_name(inside))
@@ -158,7 +159,7 @@ class PictureFiles:
             return self._root / exact
         last = PurePosixPath(normal_name(name)).name
         names = [other for other in self._by_stem.get(PurePosixPath(last).stem, ()) if PurePosixPath(normal_name(other)).name == last]
-        root = Path(self._root.resolve().name)  # is a folder of theirs, too
+        root = Path(real_path(self._root).name)  # is a folder of theirs, too
         for known in (full_name or name, name):  # the folder that was read may have another name now
             if agreeing := [other for other in names if folders_agree(str(root / other), known)]:
                 return self._only(name, agreeing)

@@ -26,7 +26,8 @@ from data.progress import ProgressBar
 from data.storage.atomic import flush
 from data.storage.digest import cache_folder, hash_of_key
 from data.storage.file_facts import file_crc32
-from data.storage.regular_files import open_regular
+from data.storage.json_digest import check_digest, with_digest
+from data.storage.regular_files import open_regular, real_path
 from data.storage.text_files import is_utf8, read_json
 
 STORED_FROM = 100_000  # rows; what is smaller is built from its sources in about a second
@@ -305,7 +306,7 @@ def load_columns(
         rows: name of the array that tells whether they are large
     """
     try:
-        made_from = repr([name, *((str(path.resolve()), *_stamp(path)) for path in sources)])
+        made_from = repr([name, *((str(real_path(path)), *_stamp(path)) for path in sources)])
     except OSError:
         return build()  # says what is missing
     places = (Path(folder, name), cache_folder() / hashlib.blake2b(made_from.encode(), digest_size=8).hexdigest())
@@ -335,7 +336,7 @@ def store_arrays(place: Path, sources: Sequence[Path], arrays: dict[str, np.ndar
         content = {path.name: [*_stamp(path), _digest(path)] for path in sources}
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         checksums = {name: file_crc32(partial / f"{name}.npy") for name in arrays}
-        text = json.dumps({"sources": content, "arrays": shapes, "checksums": checksums})
+        text = json.dumps(with_digest({"sources": content, "arrays": shapes, "checksums": checksums}))
         (partial / "sources.json").write_text(text, encoding="utf-8")
         for path in partial.iterdir():
             flush(path)
@@ -358,6 +359,7 @@ def _stored(place: Path, sources: Sequence[Path]) -> dict[str, np.ndarray] | Non
     """The arrays in a folder; None when there are none, of these sources and whole."""
     try:
         meta = read_json(place / "sources.json")
+        check_digest(place / "sources.json", meta, "made again")
         if meta["sources"].keys() != {path.name for path in sources}:
             return None
         for path in sources:

@@ -22,6 +22,7 @@ from data.notices import say_once
 from data.storage.array_digest import read_own_arrays, write_arrays
 from data.storage.columns import Numbers, Strings
 from data.storage.digest import hash_of_key
+from data.storage.regular_files import is_there
 
 FILE = "checksums.npz"
 SUM, HEAD = "sum", "head"  # columns of a database's tables: uint32 [N], and uint32 [N, 2]
@@ -169,7 +170,7 @@ class SumsWriter:
 
 def read_sums(folder: Path, txn: lmdb.Transaction) -> RecordSums | None:
     """The checksums of a database that ``txn`` reads; None where it has none, or none that fit it, which is said."""
-    if not (folder / FILE).is_file():
+    if not is_there(folder / FILE):
         return None
     try:
         arrays = read_own_arrays(folder / FILE, "delete it, and the records are read without")

@@ -78,3 +78,15 @@ def _refuse_endless(path: str | Path, mode: int) -> None:
     kind = _KINDS.get(stat.S_IFMT(mode))
     if kind is not None:
         raise BadInput(f"{path}: {kind}, and only files are read; write what it gives to a file, and name that")
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a folder has this name. A link that leads nowhere, or to itself, counts: it is no sign that a file of a database or
+    checkpoint was never made, but that it was lost, which whoever then reads it says."""
+    return os.path.lexists(path)
+
+
+def real_path(path: str | Path) -> Path:
+    """The absolute path without links; one that leads to itself stays as far as it can be followed, where ``Path.resolve`` of Python
+    before 3.13 raises RuntimeError."""
+    return Path(os.path.realpath(path))

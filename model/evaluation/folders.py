@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.downloads.hub import PREFIX, hub_name
 from data.errors import BadInput
+from data.storage.regular_files import real_path
 from data.storage.text_files import read_json
 
 _TABLES = {"recall": {str: {str: float}}, "intervals?": {str: (None, {str: {"low": float, "high": float}})}}
@@ -35,14 +36,14 @@ def read_results(path: str | Path) -> dict:
 
 def evaluations_folder(checkpoint: str | Path) -> Path:
     """The folder that holds a checkpoint's evaluations, one a text DB."""
-    typed, real = Path(checkpoint), Path(checkpoint).resolve()
+    typed, real = Path(checkpoint), real_path(checkpoint)
     if not typed.exists() and hub_name(str(checkpoint)) is not None:
         return Path("eval", str(checkpoint).removeprefix(PREFIX).replace("/", "--"))
     run = real.parent.parent
     if real.parent.name != "checkpoints" or not re.fullmatch(r"step-\d+", real.name) or not (run / "config.yaml").is_file():
         return typed / "eval"
     for shown in (typed.parent, typed.parent.parent):  # as the user named it
-        if shown.resolve() == run:
+        if real_path(shown) == run:
             return shown / "eval" / real.name
     return run / "eval" / real.name
 

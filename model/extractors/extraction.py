@@ -23,6 +23,7 @@ from data.regions.pictures import Pictures
 from data.regions.records import CheckedRecords
 from data.regions.writer import RegionWriter
 from data.storage.environment import number_in_environment
+from data.storage.regular_files import is_there
 from data.storage.text_files import read_json, write_json
 from model.extractors import EXTRACTORS
 from model.extractors.base import Extractor, ExtractorOptions
@@ -342,4 +343,4 @@ class Extraction:
 def _read_report(part: Path) -> dict | None:
     """The report of a finished shard."""
     path = part / "report.json"
-    return read_json(path, "run this extraction again", _REPORT) if path.is_file() else None
+    return read_json(path, "run this extraction again", _REPORT) if is_there(path) else None

@@ -13,7 +13,7 @@ from PIL import Image
 from data.downloads.hub import TENSORS, Needed, local_folder
 from data.errors import BadInput, reason_of
 from data.regions.conversion import window_side
-from data.storage.regular_files import check_folder
+from data.storage.regular_files import check_folder, is_there
 from data.storage.text_files import read_json
 from model.extractors.base import Detections, Extractor, ExtractorOptions
 from model.transformers_folder import check_all_were_loaded, check_folder_settings
@@ -122,7 +122,7 @@ def grid_boxes(rows: int, columns: int, k: int = 1) -> torch.Tensor:
 def _preprocessor(folder: Path) -> dict:
     """`preprocessor_config.json`, or nothing; read as JSON, since transformers' own classes want torchvision."""
     path = folder / "preprocessor_config.json"
-    return read_json(path, "copy the model again", _PREPROCESSOR) if path.is_file() else {}
+    return read_json(path, "copy the model again", _PREPROCESSOR) if is_there(path) else {}
 
 
 def _side(size: int | list | tuple | dict | None) -> int:

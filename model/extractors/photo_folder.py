@@ -26,6 +26,7 @@ from data.regions.photos import Photo, find_photos
 from data.regions.pictures import pictures_of, read_pictures
 from data.regions.records import CheckedRecords
 from data.regions.writer import was_begun
+from data.storage.regular_files import is_there
 from data.storage.shapes import check_shape, shape_of
 from data.storage.text_files import read_json, write_json
 from model.extractors.base import Extractor, ExtractorOptions
@@ -135,7 +136,7 @@ def is_kept_up_to_date(out: Path) -> bool:
 def made_with(regions: Path) -> dict[str, Any]:
     """The settings by name with which an image DB of photographs was made, as its report says them; none where it says nothing."""
     path = regions / "report.json"
-    return read_json(path, f"delete {regions}", {"settings": _SETTINGS})["settings"] if path.is_file() else {}
+    return read_json(path, f"delete {regions}", {"settings": _SETTINGS})["settings"] if is_there(path) else {}
 
 
 def _form_of(regions: Path) -> Form:
@@ -192,7 +193,7 @@ def states_of_command(photos: str, out: Path) -> Iterator[None]:
     """Remember how the photographs are of an image DB that another command makes of them in the block, so that `extract_photos` brings
     it up to date later. What changes after that command first began is not remembered, and extracted again then.
     """
-    if not (out / STATE).is_file():
+    if not is_there(out / STATE):
         write_json(out / STATE, {"photos": {}, "since": time.time()})
     try:
         yield
@@ -207,7 +208,7 @@ def states_of_command(photos: str, out: Path) -> Iterator[None]:
 
 def settle_states(photos: str, out: Path) -> None:
     """What `states_of_command` does in the end, where it was killed before."""
-    since = read_json(out / STATE, f"delete {out}", _STATES).get("since") if (out / STATE).is_file() else None
+    since = read_json(out / STATE, f"delete {out}", _STATES).get("since") if is_there(out / STATE) else None
     if since is None:
         return
     form, pictures = _form_of(out), read_pictures(out)
@@ -223,7 +224,7 @@ def settle_states(photos: str, out: Path) -> None:
 
 def _stored_states(out: Path) -> dict[str, Any] | None:
     """Key → state of the photographs of an image DB that is kept up to date; None for another one, and where a command still makes it."""
-    states = read_json(out / STATE, f"delete {out}", _STATES) if (out / STATE).is_file() else {"since": None}
+    states = read_json(out / STATE, f"delete {out}", _STATES) if is_there(out / STATE) else {"since": None}
     return None if "since" in states else states["photos"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from data.downloads.hub import local_folder
+from data.storage.regular_files import is_there
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig
 from model.objectives import OBJECTIVES
@@ -59,7 +60,7 @@ def start_heads_from(heads: nn.ModuleDict, folder: str | Path) -> None:
     other tensor is missing, or is of the wrong shape.
     """
     path = local_folder(folder) / "heads.safetensors"
-    if not path.is_file():
+    if not is_there(path):
         return
     own = heads.state_dict()
     tensors = {name: t for name, t in checkpoints.read_tensors(path).items() if name.split(".")[0] in heads}

@@ -22,6 +22,7 @@ from data.batches.pairs import PairDataset
 from data.batches.ragged import Joined
 from data.downloads.hub import local_folder
 from data.errors import BadInput
+from data.storage.regular_files import is_there
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.costs import Load, Work
@@ -104,7 +105,7 @@ class UniterTeacher(nn.Module):
             )
         encoder, tensors = checkpoints.read_bert(folder)
         tensors = {f"bert.{name}": tensor for name, tensor in tensors.items()}
-        heads = checkpoints.read_tensors(folder / HEADS) if (folder / HEADS).is_file() else {}
+        heads = checkpoints.read_tensors(folder / HEADS) if is_there(folder / HEADS) else {}
         absent = [name for name in TEACHES if not any(each.startswith(f"{name}.") for each in heads)]
         if absent:
             raise BadInput(

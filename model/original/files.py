@@ -19,6 +19,7 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.storage.atomic import atomic_file, atomic_folder
+from data.storage.regular_files import is_there
 from model import checkpoints
 from model.bi_encoder import LightningDOTConfig
 from model.objectives.heads import is_of_loss
@@ -176,7 +177,7 @@ def to_original(source: str | Path, destination: str | Path) -> list[str]:
     _must_be_new(destination)
     values = checkpoints.read_settings(source / "config.json")
     own = checkpoints.read_tensors(source / "model.safetensors")
-    extra = checkpoints.read_tensors(source / EXTRA) if (source / EXTRA).is_file() else {}
+    extra = checkpoints.read_tensors(source / EXTRA) if is_there(source / EXTRA) else {}
     record = values.get("original", {})
     if "txt" in values:
         checkpoints.checked_fingerprint(source, own, values)
@@ -199,7 +200,7 @@ def _towers_to_file(source: Path, destination: Path, values: dict, own: dict, ex
     if not isinstance(config.txt, EncoderConfig):
         raise BadInput(f"{source}: its text tower is not of the BERT family; the original's files have no place for it")
     heads = source / "heads.safetensors"
-    trained = checkpoints.read_tensors(heads) if heads.is_file() else {}
+    trained = checkpoints.read_tensors(heads) if is_there(heads) else {}
     of_loss = [name for name in trained if is_of_loss(name)]
     if of_loss:
         trained = {name: tensor for name, tensor in trained.items() if name not in of_loss}

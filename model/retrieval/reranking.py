@@ -21,6 +21,7 @@ from data.downloads.hub import local_folder
 from data.errors import BadInput
 from data.notices import lowered, say_once
 from data.search.topk import best_rows
+from data.storage.regular_files import is_there
 from data.storage.text_files import read_json
 from model.bi_encoder import LightningDOT
 from model.distributed import SINGLE, Ranks
@@ -101,7 +102,7 @@ def mix_for(reranker: str | Path, given: float | None = None) -> float:
     if given is not None:
         return given
     path = local_folder(reranker) / "val.json"
-    chosen = read_json(path, "copy the file again, or give the mix", {"mix?": (float, None)}).get("mix") if path.is_file() else None
+    chosen = read_json(path, "copy the file again, or give the mix", {"mix?": (float, None)}).get("mix") if is_there(path) else None
     if chosen is None:
         say_once(f"{reranker}: does not say which mix with the bi-encoder's score its validation chose; its score alone counts (mix 0)")
         return 0.0

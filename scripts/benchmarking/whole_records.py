@@ -18,6 +18,7 @@ from data.progress import ProgressBar
 from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import LmdbWriter
+from data.storage.regular_files import real_path
 from data.storage.text_files import read_json, write_json
 from scripts.benchmarking.measuring import spread
 from scripts.benchmarking.synthetic_databases import image_key
@@ -84,8 +85,8 @@ def measure_reading(root: Path, batch: int, rounds: int, seconds: float, checkou
     for _ in ProgressBar(range(rounds), "reading", unit="round"):
         for name in CASES:
             for which, folder in checkouts.items():
-                words = [sys.executable, READER, root.resolve() / "whole", "txt", name, str(batch), str(seconds)]
-                env = os.environ | {"PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}
+                words = [sys.executable, READER, real_path(root) / "whole", "txt", name, str(batch), str(seconds)]
+                env = os.environ | {"PYTHONPATH": str(real_path(folder)), "OMP_NUM_THREADS": "1"}
                 done = subprocess.run(words, env=env, cwd=folder, stdout=subprocess.PIPE, text=True)
                 if done.returncode:
                     raise BadInput(f"{root / 'whole' / name}: its reader, of {folder}, ended with status {done.returncode}; what it wrote says why")

@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from data.storage.regular_files import is_there, real_path
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json, read_yaml
 from model.evaluation.folders import RESULTS, evaluations_folder
 from model.made_from import read_made_from
 from scripts.publishing.card import Card
 from scripts.reporting.results import VALIDATED, EvaluationReport, recall_rows
+
+# as far as a card shows them: a run's config.yaml and run.json
+SETTINGS = {"data?": ([{"name": str}], None)}
+COUNTS = {str: int}
+FACTS = {"command?": ([str], None), "versions?": {str: str}, "ranks?": int, "captions?": COUNTS, "images?": COUNTS, "train?": (COUNTS, None), "val?": (COUNTS, None)}
 
 
 def read_card(checkpoint: Path, name: str, license: str | None = None) -> Card:
@@ -31,11 +37,11 @@ def read_card(checkpoint: Path, name: str, license: str | None = None) -> Card:
             print(f"{path}: was made with other weights, and is left out of the card", file=sys.stderr)
             continue
         card.evaluations.append(EvaluationReport(path.parent.name, path.parent, results))
-    if (checkpoint / "val.json").is_file():
+    if is_there(checkpoint / "val.json"):
         validated = read_json(checkpoint / "val.json", expected=VALIDATED).get("recall")
         card.validation = recall_rows({"recall": validated}, "") if validated else []
-    run = checkpoint.resolve().parent.parent
-    if checkpoint.resolve().parent.name == "checkpoints" and (run / "config.yaml").is_file():
-        card.settings = read_yaml(run / "config.yaml")
-        card.facts = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+    run = real_path(checkpoint).parent.parent
+    if real_path(checkpoint).parent.name == "checkpoints" and (run / "config.yaml").is_file():
+        card.settings = read_yaml(run / "config.yaml", expected=SETTINGS)
+        card.facts = read_json(run / "run.json", expected=FACTS) if is_there(run / "run.json") else {}
     return card

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 import yaml
 
+from data.storage.regular_files import real_path
 from model.evaluation.recall import METRICS
 from optim.curves import Curve
 from optim.figures import default_metrics, draw_curves, finite_points, is_recall
@@ -27,7 +28,7 @@ def render_page(run: RunReport, failures: list[dict[str, Any]]) -> str:
     settings = [("", _as_yaml(run.settings))] if run.settings else []
     settings += [(e.name, _as_yaml(e.results["config"])) for e in run.evaluations if e.results.get("config")]
     return environment.get_template("page.html").render(
-        title=run.path.resolve().name, about=" · ".join(filter(None, about)), metrics=METRICS, evaluations=run.evaluations,
+        title=real_path(run.path).name, about=" · ".join(filter(None, about)), metrics=METRICS, evaluations=run.evaluations,
         validation=run.validation, curves=draw_all(run.curves), speed=speed_of(run.curves), failures=failures,
         facts=[(name, _as_text(value)) for name, value in run.facts.items()], settings=settings,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
+from data.storage.regular_files import real_path
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json, read_yaml
 from model.evaluation.folders import RESULTS
@@ -126,7 +127,7 @@ def read_run(path: str | Path) -> RunReport:
         results = read_json(file)
         if isinstance(results.get("recall"), dict) and "ranks" in results:  # other commands write results.json, too
             check_shape(results, RESULTS, str(file))
-            name = str(file.parent.relative_to(path)) if file.parent != path else path.resolve().name
+            name = str(file.parent.relative_to(path)) if file.parent != path else real_path(path).name
             found.evaluations.append(EvaluationReport(name, file.parent, results))
     if not found.settings and not found.curves and not found.evaluations:
         raise BadInput(f"{path}: neither a run (config.yaml, metrics.jsonl) nor an evaluation (results.json of eval_itm.py)")

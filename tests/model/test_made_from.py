@@ -10,6 +10,7 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.notices import say_once
 from data.regions.db import BoxChoice, BoxOptions, RegionDB
+from data.storage.json_digest import with_digest
 from model.made_from import boxes_for, check_regions, read_made_from
 from model.retrieval.retriever import Retriever
 
@@ -118,7 +119,7 @@ def test_boxes_come_from_the_checkpoint_unless_they_are_given(small_world, finet
     copy = shutil.copytree(finetuned / "best", tmp_path / "copy")
     kept = json.loads((copy / "data.json").read_text())
     kept["boxes"] = {"conf_th": 0.3, "max_bb": 12, "min_bb": 2, "num_bb": 36}
-    (copy / "data.json").write_text(json.dumps(kept))
+    (copy / "data.json").write_text(json.dumps(with_digest(kept)))
     assert boxes_for(copy) == BoxOptions(0.3, 12, 2)
     assert boxes_for(copy, BoxChoice(max_bb=5)) == BoxOptions(0.3, 5, 2)
     say_once.cache_clear()

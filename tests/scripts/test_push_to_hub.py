@@ -9,6 +9,7 @@ from hub_server import asked_hub, forget
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.json_digest import with_digest
 from data.storage.text_files import read_json, write_json
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import METRICS
@@ -45,7 +46,7 @@ SENT = {"model.safetensors", "config.json", "data.json", "val.json", "tokenizer/
 
 
 def test_the_card_says_recall_data_and_command(run, tmp_path, capsys):
-    write_json(run / "best" / "data.json", with_source(read_json(run / "best" / "data.json"), "/home/me/weights"))
+    write_json(run / "best" / "data.json", with_digest(with_source(read_json(run / "best" / "data.json"), "/home/me/weights")))
     push(run / "best", "user/flickr", "--out", tmp_path / "published", "--license", "mit")
     shown = capsys.readouterr()
     assert "published: nothing was sent" in shown.out and f"{run}/eval/" in shown.err and "old/results.json: was made with other weights" in shown.err
@@ -127,3 +128,12 @@ def test_a_damaged_validation_is_one_line(run, tmp_path):
     path.write_text(json.dumps(values))
     with pytest.raises(BadInput, match=r"val.json: recall.*IR@10.*: found .*, expected a number"):
         push(run / "best", "user/x", "--out", tmp_path / "card")
+
+
+@pytest.mark.parametrize("name, value", [("command", [0.5]), ("versions", {"torch": None}), ("train", {"captions": "many"})])
+def test_facts_of_a_run_that_are_something_else_are_one_line(run, tmp_path, name, value):
+    copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    facts = json.loads((copied / "run.json").read_text()) | {name: value}
+    (copied / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(BadInput, match=rf"run\.json: {name}.*: found .*, expected"):
+        push(copied / "best", "user/x", "--out", tmp_path / "card")

@@ -93,12 +93,25 @@ def test_an_index_without_checksums_is_read_and_edited(tmp_path):
     folder = tmp_path / "index"
     write(folder, VECTORS)
     expected = everything(folder)
-    change(folder, {key: None for key in records_of(folder) if key.startswith(b"crc/")})
+    lost: dict = {key: None for key in records_of(folder) if key.startswith(b"crc/")}
+    header = records_of(folder)[b"header"]
+    change(folder, lost | {b"header": header.replace(b', "checksums": true', b"")})
     assert everything(folder) == expected
     with IndexEditor(folder, "m0") as editor:
         editor.add(["new"], VECTORS[:1])
     index = EmbeddingIndex(folder)
     assert index.ids() == [*NAMES, "new"] and b"crc/header" in records_of(folder)
+
+
+@pytest.mark.parametrize("lost", [b"crc/header", b"crc/00000000"])
+def test_checksums_that_were_written_and_are_not_there_are_noticed(tmp_path, lost):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    change(folder, {lost: None, b"crc/99999999": records_of(folder)[lost]})
+    with pytest.raises(BadInput, match=r"damaged index, (its header is not what was written|crc/00000000 is not there)"):
+        everything(folder)
+    with pytest.raises(BadInput, match="damaged index"), IndexEditor(folder, "m0") as editor:
+        editor.replace(NAMES[:1], VECTORS[:1])
 
 
 def test_a_header_that_older_code_changed_is_no_damage(tmp_path):

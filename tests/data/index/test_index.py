@@ -81,7 +81,7 @@ def test_layout_is_as_documented(tmp_path):
     assert header == {
         "format": "feature-index", "version": 2, "kind": "txt", "dim": 4, "dtype": "fp16", "count": 3,
         "rows_per_block": 4096, "max_norm": pytest.approx(float(np.linalg.norm(vectors[2]))), "model": "m0",
-        "data": "d0", "max_error": pytest.approx(error, rel=1e-5), "complete": True, "commits": 1,
+        "data": "d0", "max_error": pytest.approx(error, rel=1e-5), "complete": True, "commits": 1, "checksums": True,
     }  # fmt: skip
     sums = [zlib.crc32(stored[b"%s/00000000" % kind]) for kind in (b"ids", b"int8", b"vec")]
     assert stored == {

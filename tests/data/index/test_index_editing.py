@@ -114,6 +114,8 @@ def test_the_data_of_an_edited_index_are_what_it_holds_and_not_how_it_came_there
     with lmdb.open(str(tmp_path / "index"), lock=False) as env, env.begin(write=True) as txn:
         for number in range(3):
             txn.delete(b"crc/%08d" % number)  # as in an index of before
+        txn.put(b"header", txn.get(b"header").replace(b', "checksums": true', b""))
+        txn.delete(b"crc/header")
     assert data_after(lambda editor: editor.replace(ids[:1], vectors[:1])) == first
 
 
@@ -169,7 +171,7 @@ def test_version_1_is_read_and_not_changed(tmp_path):
     close_env(tmp_path / "index")
     with lmdb.open(str(tmp_path / "index"), lock=False) as env, env.begin(write=True) as txn:
         header = json.loads(txn.get(b"header")) | {"version": 1}
-        for name in ("max_error", "complete", "commits"):
+        for name in ("max_error", "complete", "commits", "checksums"):
             del header[name]
         txn.put(b"header", json.dumps(header).encode())
         assert txn.delete(b"crc/header") and txn.delete(b"int8/00000000") and txn.delete(b"int8/00000001")

@@ -240,7 +240,7 @@ def test_those_of_before_are_used_without_checksums(source, large):
     built = Built(source)
     opened(source, built)
     meta = json.loads((source.parent / "columns/sources.json").read_text())
-    del meta["checksums"]
+    del meta["checksums"], meta["digest"]
     (source.parent / "columns/sources.json").write_text(json.dumps(meta))
     assert opened(source, built) == NAMES and built.times == 1
 

@@ -44,7 +44,7 @@ def repacked(path: Path, change=lambda name, content: content, packing: int = zi
     return path
 
 
-READERS = {"checkpoint": read_pickle, "weights": read_weights, "training": lambda path: load_own(path.parent, SimpleNamespace(rank=0, size=1))}
+READERS = {"checkpoint": read_pickle, "weights": read_weights, "training": lambda path: load_own(path.parent, SimpleNamespace(rank=0, size=1), {"ranks": 1})}
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)

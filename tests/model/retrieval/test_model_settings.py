@@ -11,6 +11,8 @@ from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.notices import say_once
 from data.search.base import SearchOptions
+from data.storage.json_digest import with_digest
+from data.storage.text_files import write_json
 from model.bi_encoder import LightningDOT
 from model.retrieval.encoding import Encoding
 from model.retrieval.indexing import build_index, update_index
@@ -36,7 +38,7 @@ def changed(world, out, **changes):
     values = json.loads((copy / "config.json").read_text())
     for name, value in changes.items():
         values[name] = values[name] | value if isinstance(value, dict) else value
-    (copy / "config.json").write_text(json.dumps(values))
+    write_json(copy / "config.json", with_digest(values, without=["fingerprint"]))
     return copy
 
 
@@ -44,7 +46,7 @@ def without_settings(index):
     """As versions before wrote it."""
     with lmdb.open(str(index)) as env, env.begin(write=True) as txn:
         header = json.loads(txn.get(b"header"))
-        del header["created"]["model_settings"]
+        del header["created"]["model_settings"], header["checksums"]
         txn.put(b"header", json.dumps(header).encode())
         txn.delete(b"crc/header")
     return index

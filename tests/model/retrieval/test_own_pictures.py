@@ -10,6 +10,7 @@ import pytest
 
 from data.errors import BadInput
 from data.regions.db import RegionDB
+from data.storage.json_digest import with_digest
 from model.retrieval.own_pictures import OwnPictures
 from model.retrieval.retriever import Retriever
 
@@ -27,7 +28,7 @@ def changed(checkpoint, out, **record):
     copy = shutil.copytree(checkpoint, out)
     kept = json.loads((copy / "data.json").read_text())
     kept["extractors"] = [kept["extractors"][0] | record] if record else [None]
-    (copy / "data.json").write_text(json.dumps(kept))
+    (copy / "data.json").write_text(json.dumps(with_digest(kept)))
     return copy
 
 
@@ -47,7 +48,7 @@ def test_boxes_are_those_of_the_checkpoint(small_world, finetuned, tmp_path):
     copy = shutil.copytree(finetuned / "best", tmp_path / "copy")
     kept = json.loads((copy / "data.json").read_text())
     kept["boxes"] = {"conf_th": 0.6, "max_bb": 4, "min_bb": 2, "num_bb": 36}
-    (copy / "data.json").write_text(json.dumps(kept))
+    (copy / "data.json").write_text(json.dumps(with_digest(kept)))
     photo = sorted((small_world / "photos").iterdir())[0]
     expected = RegionDB(small_world / "regions")[f"{photo.stem}.npz"]
     own = OwnPictures(copy).regions(photo)

@@ -10,6 +10,7 @@ from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import RegionDB
+from data.storage.json_digest import with_digest
 from model.extractors import pool
 from model.made_from import boxes_for
 from model.retrieval.photo_index import PhotoOptions, index_photos
@@ -109,11 +110,11 @@ def test_refusals(small_world, finetuned, photos, tmp_path):
         index_photos(tmp_path / "no", finetuned / "best", tmp_path / "out", QUIET)
     copy = shutil.copytree(finetuned / "best", tmp_path / "copy")
     kept = json.loads((copy / "data.json").read_text())
-    (copy / "data.json").write_text(json.dumps(kept | {"extractors": [None]}))
+    (copy / "data.json").write_text(json.dumps(with_digest(kept | {"extractors": [None]})))
     with pytest.raises(BadInput, match="copy: does not say who made the regions of its training"):
         index_photos(photos, copy, options=QUIET)
     index_photos(photos, finetuned / "best", tmp_path / "out", QUIET)
-    (copy / "data.json").write_text(json.dumps(kept | {"boxes": kept["boxes"] | {"max_bb": 7}}))
+    (copy / "data.json").write_text(json.dumps(with_digest(kept | {"boxes": kept["boxes"] | {"max_bb": 7}})))
     with pytest.raises(BadInput, match=r"out/regions: holds feat_th0.2_max100_min10 of random-conv .*trained on feat_th0.2_max7_min10 of random-conv"):
         index_photos(photos, copy, tmp_path / "out", QUIET)
     shutil.copyfile(next(photos.glob("*.*")), photos / "more" / next(photos.glob("*.*")).name)
