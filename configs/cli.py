@@ -238,8 +238,8 @@ def save(config: typing.Any, path: str | Path) -> None:
 
 
 class _Parser(ArgumentParser):
-    settings: Settings
-    positional: tuple[str, ...]
+    settings = Settings({})  # of a parser that jsonargparse makes for an item of a list
+    positional: tuple[str, ...] = ()
 
     def error(self, message, ex=None):
         text = " ".join(str(message).split())
@@ -371,6 +371,7 @@ def _spell_out(option: _Option, config_class: type, settings: Settings) -> tuple
         if name == "print_config":
             return [Assigned(name, option.assigned)], option.following
         return [Assigned(name, value)], option.left_over  # unknown
+    settings.check_is_in_no_list(name)
     if is_switch(kind) and option.assigned is None:
         if value is None or value.lower() not in ("true", "false", "yes", "no", "null"):
             return [Assigned(name, "true")], option.following

@@ -7,6 +7,8 @@ import typing
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
+from data.errors import BadInput
+
 # What the same setting is called elsewhere: the last part of a name → that of ours, the likeliest first.
 FIELD_WORDS = {
     "learning_rate": ("lr",),
@@ -91,6 +93,13 @@ class Settings:
     def hint(self, key: str) -> str:
         """What to add to the message that ``key``, which was typed, is unknown."""
         return self.elsewhere.get(key) or nearest(key, list(self.types), typed)
+
+    def check_is_in_no_list(self, name: str) -> None:
+        """Raise BadInput for a setting of a group of which there are several: which one is meant, its name does not say."""
+        outer = name.rpartition(".")[0]
+        if outer and any(typing.get_origin(each) is list for each in alternatives(self.types[outer])):
+            inner = name.rpartition(".")[2].removesuffix("+")
+            raise BadInput(f"{typed(name)}: {outer} is a list; give all of it, as {typed(outer)} '[{{{inner}: ...}}]', or in the file of --config (see --help)")
 
 
 def names_and_types(config_class: type, prefix: str = "") -> typing.Iterator[tuple[str, typing.Any]]:

@@ -29,7 +29,7 @@ class EncoderOptions:
     """Where an encoder starts, and its sizes when it starts from random weights.
 
     Args:
-        init: checkpoint folder of ours to start from, or its name on the Hugging Face hub; then nothing else here but dropout counts
+        init: checkpoint folder of ours to start from, or its name on the Hugging Face hub; then sizes are its own, and do not count here
         hidden_size: of encoders from random weights
         num_hidden_layers: of encoders from random weights
         num_attention_heads: of encoders from random weights

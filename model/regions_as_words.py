@@ -90,13 +90,13 @@ def mean_words(table: Tensor, captions: list[np.ndarray], rows: np.ndarray) -> t
 
 
 def ridge(batches: Iterator[Tensor], targets: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Ridge regression with an intercept, in float64.
+    """Ridge regression with an intercept, in float64, and its distance from the mean target times `GAIN`.
 
     Args:
         batches: features [N,F] in order, together of all I images
         targets: [I,h]
 
-    Returns: weight [h,F] and bias [h], and the share of the targets' variance that they explain.
+    Returns: weight [h,F] and bias [h], both with the gain; and the share of the targets' variance that the regression without it explains.
     """
     total = outer = cross = targets.new_zeros(())
     done = 0

@@ -70,7 +70,7 @@ class Update:
     """The batches of one update, and what comes after it.
 
     Attributes:
-        resume: where a run that was saved after this update goes on, as `Task.restore` takes it
+        resume: where a run that was saved after this update goes on, as `Task.load` takes it
         stage: what the progress bar says, for instance ``epoch 2/15``
         validates: whether validation and a checkpoint follow
         is_last: whether training ends with it

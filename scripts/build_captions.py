@@ -21,6 +21,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
+from configs.idle import refuse_idle
 from data.annotations import FORMATS, FormatName, selection
 from data.annotations.photographs import read_addresses
 from data.annotations.published import COUNTS
@@ -52,8 +53,7 @@ class Options:
         restval_as_train: add Karpathy's split restval to train
         fields: jsonl, image-meta: keys that hold captions; a language is taken from the first that has it
         split: of files and lines that name none: that of all captions, default train; wins over the name of a COCO file
-        split_lists: files of picture names, one a line, that say the split: train=FILE, or FILE named after it; or Karpathy's
-            JSON, which says all; pictures in none are left out
+        split_lists: files of picture names, one a line: SPLIT=FILE, or FILE named after it; or Karpathy's JSON; others are left out
         shares: splits drawn by picture: train=0.8 val=0.1 test=0.1
         seed: of that drawing
         exclude: FILE, or FILE:val,test: annotations whose photographs (Flickr's, COCO's numbers) must not be trained on
@@ -96,6 +96,7 @@ class Options:
         check_one_source({"--split": self.split, "--split-lists": self.split_lists, "--shares": self.shares}, self.format)
         if self.expect not in (None, "none", *COUNTS):
             raise BadInput(f"--expect: found {self.expect}, expected one of {', '.join(COUNTS)}, none")
+        refuse_idle(self, (not self.shares, "seed", "without --shares"), (not self.exclude, "exclude_from", "without --exclude"), (not self.regions, "skip_missing", "without --regions"), (self.format != "pairs", "downloaded", "without --format pairs"))  # fmt: skip
 
 
 def read_and_split(options: Options, report: dict) -> list[Caption]:
@@ -139,11 +140,10 @@ def main(options: Options) -> None:
         captions = keep_with_regions(captions, options.regions, known, source, options.skip_missing, report)
     for caption in captions:
         by_split[caption.split].append(caption)
-    tokenizer = CaptionTokenizer.from_pretrained(options.tokenizer, options.lowercase)
-    counts = write_split_dbs(options.out, by_split, tokenizer, source, known.image_key, report, known.keys_of(c.image for c in captions))
+    tokenizer, keys = CaptionTokenizer.from_pretrained(options.tokenizer, options.lowercase), known.keys_of(c.image for c in captions)
+    counts = write_split_dbs(options.out, by_split, tokenizer, source, known.image_key, report, keys)
     settle_former_splits(options.out, by_split, options.former_splits == "remove", report)
-    report = {"annotations": source, "settings": cli.to_dict(options), **report, "splits": counts}
-    write_json(Path(options.out) / "report.json", report)
+    write_json(Path(options.out, "report.json"), {"annotations": source, "settings": cli.to_dict(options), **report, "splits": counts})
 
 
 if __name__ == "__main__":

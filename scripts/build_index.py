@@ -18,6 +18,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
+from configs.idle import refuse_idle
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.index.editor import IndexEditor
@@ -79,6 +80,10 @@ class Options:
             raise BadInput("give either --regions IMG_DB or --captions TEXT_DB: an index holds images or captions")
         if (self.images_of or self.image_captions) and not self.regions:
             raise BadInput("--images-of and --image-captions are for an index of images: they need --regions")
+        refuse_idle(
+            self, (self.delete, "update dtype", "with --delete"), (self.update != "no", "dtype", "with --update"),
+            (not self.image_captions, "caption_score_weight", "without --image-captions"), (not self.regions, "boxes", "without --regions"),
+        )  # fmt: skip
 
 
 def source_of(options: Options, model):

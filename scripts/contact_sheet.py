@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli  # isort: skip (before numpy)
 import numpy as np
 
+from configs.idle import refuse_idle
 from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
@@ -79,6 +80,7 @@ class Options:
             raise BadInput("--reranker and --regions go together: it looks at the regions of the images")
         if self.mix is not None and self.reranker is None:
             raise BadInput("--mix adds the bi-encoder's score to a re-ranker's: it needs --reranker")
+        refuse_idle(self, (not self.reranker, "rerank", "without --reranker"), (self.queries is not None, "n seed", "with --queries"))
 
 
 def main(options: Options) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
+from configs.idle import refuse_idle
 from data.index.reader import EmbeddingIndex
 from data.storage.locks import claim_output
 
@@ -40,6 +41,9 @@ class Options:
     engine_index: Literal["FLAT", "HNSW", "AUTOINDEX"] = "FLAT"
     token: str = ""
     timeout: float = 10.0
+
+    def __post_init__(self):
+        refuse_idle(self, ("://" not in self.uri, "token timeout", "without a server as --uri"))
 
 
 def main(options: Options) -> None:

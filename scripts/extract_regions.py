@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 from configs import cli  # isort: skip (before torch)
 import torch
 
+from configs.idle import refuse_idle
 from data.errors import BadInput
 from data.regions.box_forms import BoxForm, BoxFormat, BoxUnits, SizeOrder
 from data.regions.conversion import GridOrder
@@ -106,13 +107,12 @@ class Options:
             raise BadInput(f"--min-bb {self.min_bb} --max-bb {self.max_bb}: expected 1 <= min-bb <= max-bb")
         if self.workers < 0:
             raise BadInput(f"--workers: found {self.workers}, expected 0 (this process only) or more")
-        precomputed = self.precomputed()
+        idle, of_demo, of_features = f"with --extractor {self.extractor}", "feature_dim size seed", "sizes box_units box_format size_order grid_order"
         if self.extractor == "precomputed":
-            for name in ("list", "weights"):
-                if getattr(self, name) is not None:
-                    raise BadInput(f"--{name}: precomputed takes every image of --photos, without a network; leave it out")
-        elif precomputed.sizes is not None or (precomputed.form, precomputed.grid_order) != (BoxForm(), "auto"):
-            raise BadInput("--sizes, --box-units, --box-format, --size-order, --grid-order: only precomputed features need them")
+            self.precomputed()  # which checks them
+            refuse_idle(self, (True, f"list weights {of_demo}", f"{idle}, which takes every image of --photos, without a network"))
+        else:
+            refuse_idle(self, (True, of_features, idle), (self.extractor != "random-conv", f"num_labels {of_demo}", idle))
 
     def precomputed(self) -> PrecomputedOptions:
         return PrecomputedOptions(self.image_key, BoxForm(self.box_units, self.box_format, self.size_order), self.num_labels, self.sizes, self.max_bb, self.grid_order)

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from any folder, without installing
 
 from configs import cli
+from configs.idle import refuse_idle
 from data.annotations import FORMATS, FormatName, selection
 from data.annotations.jsonl import write_jsonl
 from data.annotations.records import Caption, ReadingOptions
@@ -70,12 +71,15 @@ class Options:
     extract: list[str] = field(default_factory=list)
     config: str = "configs/finetune/own_small.yaml"
 
-
     def __post_init__(self):
         if self.captions is None and self.checkpoint is None:
             raise BadInput("give --captions FILE, to train on them, or --checkpoint DIR, to search pictures alone with it")
         if self.checkpoint is not None and self.extractor is not None:
             raise BadInput(f"--extractor {self.extractor}: the regions are made as those of --checkpoint {self.checkpoint}; give one of the two")
+        refuse_idle(
+            self, (self.captions is None, "format languages shares seed tokenizer vocab_size config", "without --captions"),
+            (self.tokenizer, "vocab_size", "with --tokenizer"), (self.checkpoint, "vocab_size", "with --checkpoint, whose tokenizer is taken"),
+        )  # fmt: skip
 
 
 def main(options: Options) -> None:
@@ -89,6 +93,8 @@ def main(options: Options) -> None:
     report, source = {}, options.captions
     captions = selection.read_usable_captions(source, options.format, ReadingOptions(needs_split=False), report)
     captions = selection.keep_chosen(captions, "language", options.languages, source, report)
+    named = sorted({c.split for c in captions})
+    refuse_idle(options, (len(named) > 1, "shares seed", f"where {source} names the splits {', '.join(named)}"))
     regions = out / "regions"
     if options.checkpoint is not None:
         extract_as(options.checkpoint, options.photos, regions, options.extract)

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
+from configs.idle import refuse_idle
 from data.downloads.hub import hub_name
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_folder
@@ -54,6 +55,7 @@ class Options:
         meant = hub_name(f"hf:{self.name}")
         if meant.revision or meant.inside or "/" not in meant.repo:
             raise BadInput(f"{self.name}: no name of a model of yours on the hub, expected USER/NAME")
+        refuse_idle(self, (self.dry_run, "out", "with --dry-run"), (self.dry_run or self.out, "private message", "where nothing is sent"))
 
 
 def main(options: Options) -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
+from configs.idle import refuse_idle
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.regions.db import BoxChoice, RegionDB
@@ -40,8 +41,7 @@ class Options:
     Args:
         query: the text to find images for
         queries: file with one text a line, instead of a text
-        index: feature index: of images for a text query, of captions for --image; with backend milvus the name of the
-            collection
+        index: feature index: of images for a text query, of captions for --image; with backend milvus a collection's name
         checkpoint: the checkpoint folder that made the index, or its name on the Hugging Face hub
         tokenizer: folder, hub name or vocab.txt of the tokenizer; none: the one that the checkpoint carries
         k: number of results
@@ -49,11 +49,10 @@ class Options:
         extractor_weights: for a picture file: weights of the extractor of the training regions; none: where they were then
         regions: region database that holds the image, or the images that a re-ranker looks at
         captions: caption database, to print the text of the captions found, or to write under the pictures of --sheet
-        photos: folder of the pictures, as the index (or --regions) says them; where none does, their names are tried as keys
+        photos: for --sheet: folder of the pictures, as the index (or --regions) says them; else their names are tried as keys
         sheet: PNG to write with the pictures found (needs --photos)
         json: JSON file to write with the results
-        backend: what searches: "exact", "hnsw" and "ivfpq" (approximate, built beside the index when absent or stale), or
-            "milvus"
+        backend: what searches: exact, hnsw and ivfpq (approximate, built beside the index when absent or stale), or milvus
         target_recall: share of the exact top 10 that hnsw and ivfpq are tuned to; none: what they are tuned to, 0.99 at first
         uri: of Milvus: a file ending in .db or a server's address
         token: of a Milvus server that asks for one, "user:password"
@@ -97,12 +96,13 @@ class Options:
             raise BadInput(f"--image {self.image}: no picture file is there; --image KEY and --regions IMG_DB go together")
         if self.reranker and (self.image or not self.regions):
             raise BadInput("--reranker sorts the images that a text finds: it needs a text query and --regions IMG_DB")
-        if self.mix is not None and not self.reranker:
-            raise BadInput("--mix adds the bi-encoder's score to a re-ranker's: it needs --reranker")
-        if self.regions and not (self.image or self.reranker or self.photos):
-            raise BadInput("--regions is for --image KEY, --reranker or --photos")
         if self.sheet and (self.image or not self.photos):
             raise BadInput("--sheet shows the pictures that a text finds: it needs a text query and --photos DIR")
+        refuse_idle(self, (not self.reranker, "rerank mix", "without --reranker"), (self.image, "tokenizer", "with --image"), (not self.sheet, "photos", "without --sheet"),
+                    (not (self.image or self.reranker or self.sheet), "regions", "without --image KEY, --reranker or --sheet"),
+                    (not (self.image or self.sheet), "captions", "without --image or --sheet"), (not (self.image and is_picture_file(self.image)), "extractor_weights", "without a picture file as --image"),
+                    (not (self.regions and (self.image or self.reranker)), "boxes", "without --regions for --image or --reranker"),
+                    (self.backend != "milvus", "token", "without --backend milvus"), (self.backend not in ("hnsw", "ivfpq"), "target_recall", "without --backend hnsw or ivfpq"))  # fmt: skip
 
 
 def main(options: Options) -> None:
@@ -135,8 +135,7 @@ def main(options: Options) -> None:
 def open_retriever(options: Options) -> Retriever:
     """What answers; refuses an index of the other kind before any model is read."""
     device = choose_device(options.device)
-    searching = SearchOptions(options.backend, options.target_recall, options.uri, options.token, str(device))
-    backend = open_backend(options.index, searching)
+    backend = open_backend(options.index, SearchOptions(options.backend, options.target_recall, options.uri, options.token, str(device)))
     check_kind(backend, "txt" if options.image else "img")
     read = options.regions and (options.image or options.reranker)  # else it only says the pictures of keys
     regions = RegionDB(options.regions, boxes_for(options.checkpoint, options.boxes)) if read else None

@@ -1,6 +1,6 @@
 """Region features that somebody else has extracted: the public files' forms, read into Regions.
 
-`precomputed_images` takes
+`PrecomputedImages` takes
 
 - bottom-up attention's TSV, without a header: 6 columns (image_id, image_w, image_h, num_boxes, boxes, features) or LXMERT's 10
   (img_id, img_h, img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, features), arrays in base64;
@@ -10,8 +10,8 @@
 - an HDF5 file of all images: groups named by image, or data sets `ID_features`, `ID_boxes`, `ID_cls_prob`.
 
 Boxes may be fractions, or pixels where the file or `sizes` says how large the image is: the form is recognised, of the whole source
-(`data.regions.box_forms`). Where there are no confidences they are 1: every box counts. Soft labels are the file's own (background at position 0); or, from the likeliest class and its probability, that at
-position class + 1 and the rest at the background; or none.
+(`data.regions.box_forms`). Where there are no confidences they are 1: every box counts. Soft labels are the file's own (background at
+position 0); or, from the likeliest class and its probability, that at position class + 1 and the rest at the background; or none.
 """
 
 from __future__ import annotations

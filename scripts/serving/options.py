@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from configs.idle import refuse_idle
 from data.errors import BadInput
 from data.regions.db import BoxChoice
 from model.serving.searching import ServiceOptions
@@ -99,6 +100,17 @@ class Options:
             raise BadInput("--second-rerank and --second-mix belong to --second-reranker: give it, too")
         if self.mix is not None and self.reranker is None:
             raise BadInput("--mix adds the bi-encoder's score to a re-ranker's: it needs --reranker")
+        if ("milvus" in self.backends) != (self.milvus_uri is not None):
+            raise BadInput("--backends milvus and --milvus-uri go together: give both, or neither")
+        engine, collection = "without milvus among --backends", "milvus_collection milvus_captions_collection"
+        refuse_idle(
+            self, ("milvus" not in self.backends, f"milvus_token {collection} second_{collection.replace(' ', ' second_')}", engine),
+            (self.captions_index is None, "milvus_captions_collection", "without --captions-index"),
+            (self.second_captions_index is None, "second_milvus_captions_collection", "without --second-captions-index"),
+            (not {"hnsw", "ivfpq"} & {*self.backends}, "target_recall", "without hnsw or ivfpq among --backends"),
+            (self.reranker is None, "rerank", "without --reranker"),
+            (self.regions is None and self.second_regions is None, "boxes", "without --regions"),
+        )  # fmt: skip
         if "exact" not in self.backends:
             raise BadInput(f"--backends {' '.join(self.backends)}: expected exact among them")
         if self.second_evaluation is not None and self.evaluation is None:

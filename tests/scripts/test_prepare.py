@@ -263,6 +263,8 @@ def test_a_table_and_a_given_tokenizer(own, small_world):
     with open("a.tsv", "w") as file:
         file.writelines(f"a red circle\tp{n}.jpg\n" for n in range(12))
     own[3] = "a.tsv"
+    at = own.index("--vocab-size")
+    del own[at : at + 2]
     run(*own, *SMALL, "--format", "pairs", "--tokenizer", str(small_world / "tokenizer"))
     assert not os.path.exists("data/tokenizer") and len(CaptionDB("data/db/train")) == 10
 
@@ -356,3 +358,13 @@ def test_what_contradicts_a_checkpoint_is_refused(own, finetuned):
         cli.parse(prepare.Options, ["--photos", "photos", "--checkpoint", "x", "--extractor", "butd"])
     with pytest.raises(BadInput, match=r"--extract size: the checkpoint says it; only workers, device, weights, image-key"):
         prepare.main(cli.parse(prepare.Options, ["--photos", "photos", "--checkpoint", str(finetuned / "best"), "--extract", "size=64"]))
+
+
+def test_shares_of_captions_that_name_their_splits_are_refused(own):
+    lines = [json.loads(line) for line in open(own[3])]
+    with open("a.jsonl", "w") as file:
+        file.writelines(json.dumps(line | {"split": "val" if n < 3 else "train"}) + "\n" for n, line in enumerate(lines))
+    own[3] = "a.jsonl"
+    with pytest.raises(BadInput, match=r"--shares has no effect where a.jsonl names the splits train, val; leave it out"):
+        run(*own, *SMALL, "--shares", "train=0.5", "val=0.5")
+    assert not os.path.exists("data/regions")
