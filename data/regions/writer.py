@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import lmdb
 import numpy as np
 
 from data.errors import BadInput
@@ -20,8 +21,10 @@ from data.regions.extractor_record import ExtractorRecord, described_apart, read
 from data.regions.pictures import FILE as PICTURES_FILE
 from data.regions.pictures import Pictures
 from data.regions.records import stored_arrays
-from data.storage.lmdb_env import LmdbWriter, damage_is_bad_input
+from data.storage.atomic import beside
+from data.storage.lmdb_env import LmdbWriter, damage_is_bad_input, is_whole
 from data.storage.regular_files import open_regular
+from data.storage.text_files import read_json
 
 SETTINGS = "settings.json"  # in the folder of a database whose command has not come to its end: what makes the records
 
@@ -36,6 +39,30 @@ def is_extracted(img_db: Path) -> bool:
     folders = [path.parent for path in img_db.glob("*/data.mdb")]
     is_begun = any(folder.name.endswith(".partial") or was_begun(folder) for folder in folders)
     return not is_begun and any(layout_of(folder.name) for folder in folders)
+
+
+def forget_begun(img_db: Path, settings: dict, kept: Container[str]) -> None:
+    """Of what an extraction with these settings has stored before it was killed, keep the records of some keys alone: the next one goes
+    on from them. Former versions wrote ``states`` among the settings, which told of all photographs."""
+    for folder in [path.parent for path in img_db.glob("*/data.mdb") if was_begun(path.parent)]:
+        begun = read_json(folder / SETTINGS, f"delete {folder}", {str: object})
+        if {name: value for name, value in begun.items() if name != "states"} != json.loads(json.dumps(settings)):
+            continue
+        partial = folder if folder.suffix == ".partial" else beside(folder, "", ".partial")
+        if partial != folder:
+            if partial.exists():
+                continue
+            folder.rename(partial)
+        if not is_whole(partial):
+            continue  # the next extraction says so
+        size = 2 * (partial / "data.mdb").stat().st_size + (1 << 20)
+        with damage_is_bad_input(partial), lmdb.open(str(partial), lock=False, map_size=size) as env, env.begin(write=True) as txn:
+            stored = [key for key in txn.cursor().iternext(values=False) if key != b"__keys__"]
+            stale = [key for key in stored if key.decode() not in kept]
+            for key in stale:
+                txn.delete(key)
+        if len(stale) == len(stored):
+            shutil.rmtree(partial)
 
 
 class RegionWriter(LmdbWriter):
@@ -104,12 +131,12 @@ class RegionWriter(LmdbWriter):
     def __enter__(self) -> RegionWriter:
         begun = self.partial / SETTINGS
         if self.keep:
+            now = self._settings_text
+            if not begun.is_file():  # nothing that can be gone on from, or what was replaced
+                shutil.rmtree(self.partial, ignore_errors=True)
             if self.goes_on and not self.partial.exists():
                 self.folder.rename(self.partial)
-            now = self._settings_text
-            if not begun.is_file():
-                shutil.rmtree(self.partial, ignore_errors=True)
-            elif self._settings_of(self.partial) != now:
+            elif begun.is_file() and self._settings_of(self.partial) != now:
                 raise BadInput(
                     f"{self.partial}: was begun with other settings, see its settings.json; give the same to go on, or delete "
                     "the folder to begin anew"

@@ -1,12 +1,11 @@
 """A folder of photographs as an image DB that is brought up to date: a photograph that is as it was (its size and time) is not extracted
-again, one that is new or changed is, and one that is gone leaves. ``photos.json`` beside the image DB says how the photographs were.
+again, one that is new or changed is, and one that is gone leaves. ``photos.json`` beside the image DB says how the photographs were:
+``photos`` those that are in it, ``coming`` those of the extraction that was begun last, which goes on where it was killed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from data.regions.extractor_record import ExtractorRecord, described_apart, read
 from data.regions.photos import Photo, find_photos
 from data.regions.pictures import pictures_of, read_pictures
 from data.regions.records import CheckedRecords
-from data.regions.writer import was_begun
+from data.regions.writer import forget_begun, was_begun
 from data.storage.regular_files import is_there
 from data.storage.shapes import check_shape, shape_of
 from data.storage.text_files import read_json, write_json
@@ -35,7 +34,7 @@ from model.extractors.pool import PhotoImages, one_thread
 
 STATE = "photos.json"  # key → the photograph's name, size and time, when its regions were extracted
 _SETTINGS = {"image_key?": str, "list?": (str, None), "compressed?": bool, "soft_labels?": str}  # and others, which are told alone
-_STATES = {"photos": {str: object}, "since?": float}
+_STATES = {"photos": {str: object}, "since?": float, "coming?": {str: object}}
 
 
 class Maker(Protocol):
@@ -168,6 +167,10 @@ def extract_photos(photos: str, maker: Maker, out: Path, workers: int, image_key
         _check_maker(there[0], maker)
     now = {photo.key: _state_of(photo) for photo in found}
     before = (states or {}) if there else {}
+    settings = _settings(out, photos, maker, form, bool(there))
+    if states is not None:
+        coming = _read_states(out).get("coming", {}) if before != now else {}
+        forget_begun(out, settings.of_records, {key for key in now if coming.get(key) == now[key]})
     if there and before == now:
         say(f"{out}: up to date, {len(read_keys(there[0])):,} photographs")
         return
@@ -175,9 +178,8 @@ def extract_photos(photos: str, maker: Maker, out: Path, workers: int, image_key
     if there:
         _check_folder(out, there[0], photos, kept)
         say(f"{out}: {_told_changes(before, now)}")
-    if states is None:  # from here on it is known who makes this image DB, whenever that ends
-        write_json(out / STATE, {"photos": {}}, indent=None)
-    extraction = Extraction(_settings(out, photos, maker, form, now, bool(there)))
+    write_json(out / STATE, {"photos": states or {}, "coming": now}, indent=None)  # whenever this ends, it is known who makes the image DB
+    extraction = Extraction(settings)
     with one_thread():  # so that the sums are those of any other run
         extractor = maker.extractor
         device = torch.device("cpu") if extractor.only_on_cpu else maker.device
@@ -208,11 +210,12 @@ def states_of_command(photos: str, out: Path) -> Iterator[None]:
 
 def settle_states(photos: str, out: Path) -> None:
     """What `states_of_command` does in the end, where it was killed before."""
-    since = read_json(out / STATE, f"delete {out}", _STATES).get("since") if is_there(out / STATE) else None
+    since = _read_states(out).get("since")
     if since is None:
         return
     form, pictures = _form_of(out), read_pictures(out)
-    stored = set() if pictures is None else set(pictures.names)
+    is_same_folder = pictures is not None and os.path.realpath(pictures.photos) == os.path.realpath(photos)
+    stored = set(pictures.names) if pictures is not None and is_same_folder else set()
     bad = read_json(out / "report.json", f"delete {out}", {"bad_photos": dict})["bad_photos"]
     states = {}
     for photo in find_photos(photos, form.listing, form.image_key):
@@ -222,10 +225,14 @@ def settle_states(photos: str, out: Path) -> None:
     write_json(out / STATE, {"photos": states}, indent=None)
 
 
+def _read_states(out: Path) -> dict[str, Any]:
+    return read_json(out / STATE, f"delete {out}", _STATES) if is_there(out / STATE) else {}
+
+
 def _stored_states(out: Path) -> dict[str, Any] | None:
     """Key → state of the photographs of an image DB that is kept up to date; None for another one, and where a command still makes it."""
-    states = read_json(out / STATE, f"delete {out}", _STATES) if is_there(out / STATE) else {"since": None}
-    return None if "since" in states else states["photos"]
+    states = _read_states(out)
+    return None if "since" in states or not states else states["photos"]
 
 
 def _check_maker(folder: Path, maker: Maker) -> None:
@@ -261,9 +268,9 @@ def _told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"of {len(now):,} photographs {new:,} are new and {changed:,} changed, their regions are extracted; gone: {gone:,}"
 
 
-def _settings(out: Path, photos: str, maker: Maker, form: Form, now: Mapping[str, Any], there: bool) -> ExtractionSettings:
-    command = made_with(out) | {"photos": photos, "image_key": form.image_key, "extractor": maker.record.described()}
-    command |= {"boxes": vars(maker.boxes), "states": _digest(now)}
+def _settings(out: Path, photos: str, maker: Maker, form: Form, there: bool) -> ExtractionSettings:
+    before = {name: value for name, value in made_with(out).items() if name != "states"}  # which former versions wrote
+    command = before | {"photos": photos, "image_key": form.image_key, "extractor": maker.record.described(), "boxes": vars(maker.boxes)}
     return ExtractionSettings(out, maker.boxes, form.compressed, (1, 1), there, command, form.soft_labels)
 
 
@@ -294,7 +301,3 @@ def _state_of(photo: Photo) -> list:
         info = os.stat(photo.path)
         return [photo.inside, photo.size if photo.offset is not None else info.st_size, info.st_mtime_ns]
     return [photo.inside, None, None]
-
-
-def _digest(states: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import RegionDB
+from data.regions.writer import RegionWriter
 from data.storage.json_digest import with_digest
 from model.extractors import pool
 from model.made_from import boxes_for
@@ -96,6 +97,34 @@ def test_what_is_there_is_used_and_only_what_changed_is_extracted(finetuned, pho
     assert set(regions.keys) == {*before, "new.npz"} - {key[gone.name]} == set(EmbeddingIndex(first.index).ids())
     np.testing.assert_array_equal(regions[key[changed.name]].features, regions[key[names[3]]].features)
     np.testing.assert_array_equal(regions["new.npz"].features, regions[key[names[4]]].features)
+
+
+@pytest.mark.parametrize("stopped", ["at a photograph", "before its end"])
+def test_what_was_killed_goes_on_with_photographs_that_changed_since(small_world, finetuned, photos, extracted, stopped, monkeypatch, capsys):
+    names, pictures = [f"{n:02d}.jpg" for n in range(40)], sorted(photos.rglob("*.jpg"))
+    folder = photos.parent / "many"
+    folder.mkdir()
+    for n, name in enumerate(names):
+        shutil.copyfile(pictures[n % 8], folder / name)
+    with monkeypatch.context() as patched:
+        own = pool.regions_of_photo
+        if stopped == "at a photograph":  # 32 are committed together
+            patched.setattr(pool, "regions_of_photo", lambda photo: 1 / 0 if photo.inside == names[36] else own(photo))
+        else:
+            patched.setattr(RegionWriter, "conclude", lambda writer: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            index_photos(folder, finetuned / "best", options=QUIET)
+    extracted.clear()
+    shutil.copyfile(pictures[7], folder / names[0])
+    (folder / names[1]).unlink()
+    shutil.copyfile(pictures[3], folder / "new.jpg")
+    made = index_photos(folder, finetuned / "best", options=QUIET)
+    assert extracted == [names[0], *(names[32:] if stopped == "at a photograph" else []), "new.jpg"]
+    regions, stored = (RegionDB(each, boxes_for(finetuned / "best")) for each in (made.regions, small_world / "regions"))
+    assert list(regions.keys) == [f"{name.removesuffix('.jpg')}.npz" for name in [names[0], *names[2:], "new.jpg"]]
+    for key, picture in {"00.npz": pictures[7], "05.npz": pictures[5], "35.npz": pictures[3], "new.npz": pictures[3]}.items():
+        np.testing.assert_array_equal(regions[key].features, stored[f"{picture.stem}.npz"].features)
+    assert index_photos(folder, finetuned / "best", options=QUIET) == made and "regions: up to date, 40 photographs" in capsys.readouterr().err
 
 
 def test_regions_of_another_command_are_used_as_they_are(small_world, finetuned, photos, tmp_path, extracted, capsys):
