@@ -23,7 +23,7 @@ from typing import Any
 import lmdb
 
 from data.errors import BadInput, CannotWrite
-from data.storage.atomic import atomic_file, beside
+from data.storage.atomic import atomic_file, beside, exchange
 from data.storage.digest import RecordsDigest, remember_digest, remember_files, remembered_files
 from data.storage.lmdb_pages import check_pages
 from data.storage.locks import only_writer
@@ -372,10 +372,13 @@ class LmdbWriter:
             if self._digest is not None:
                 remember_digest(self.partial, self._digest)
             shutil.rmtree(old, ignore_errors=True)
-            with ctrl_c_held():
-                if self.folder.exists():
-                    self.folder.rename(old)
-                self.partial.rename(self.folder)
+            if exchange(self.partial, self.folder):
+                old = self.partial
+            else:
+                with ctrl_c_held():
+                    if self.folder.exists():
+                        self.folder.rename(old)
+                    self.partial.rename(self.folder)
             shutil.rmtree(old, ignore_errors=True)
         except (OSError, lmdb.Error) as error:
             raise self._cannot_write(error) from None

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from data.errors import BadInput
 from data.regions.codec import encode_compressed, encode_plain
-from data.regions.db import BoxOptions, RegionDB, Regions, stored_keys
+from data.regions.db import BoxOptions, RegionDB, Regions, layout_names, stored_keys
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_env import LmdbWriter
 
@@ -329,3 +329,18 @@ def test_fingerprint(tmp_path):
     other = {**PICTURES, "2.npz": make_regions(77, rows=12)}
     prints = [base, RegionDB(tmp_path / "copy").fingerprint(), print_of("b", renamed), print_of("c", other)]
     assert len(set(prints)) == 4
+
+
+def test_a_database_whose_command_was_killed_behind_it_is_gone_on_with_though_the_one_that_it_replaced_is_beside_it(tmp_path):
+    pictures = {f"{n}.npz": make_regions(n) for n in range(3)}
+    write(tmp_path, {"old.npz": make_regions(9)})
+    folder = tmp_path / layout_names(BoxOptions())[0]
+    shutil.copytree(folder, folder.with_name(folder.name + ".partial"))  # as when killed between the two
+    shutil.rmtree(folder)
+    with RegionWriter(tmp_path / "made", settings={"a": 1}) as writer:
+        for key, regions in pictures.items():
+            writer.add(key, regions)
+    shutil.move(tmp_path / "made" / folder.name, folder)
+    with RegionWriter(tmp_path, settings={"a": 1}) as writer:
+        assert list(writer.done) == list(pictures)
+    assert list(RegionDB(tmp_path).keys) == list(pictures)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from data.storage.atomic import atomic_file, atomic_folder, beside
+from data.storage.atomic import atomic_file, atomic_folder, beside, exchange
 
 ROOT = Path(__file__).parents[3]
 
@@ -62,6 +62,17 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
         partial.write_text("new")
     assert [(tmp_path / name).read_text() for name in ("others", "x.json")] == ["kept", "new"] and len(os.listdir(tmp_path)) == 2
     assert not (tmp_path / "x.json").is_symlink()
+
+
+def test_two_folders_take_each_others_place_and_where_one_is_absent_nothing_happens(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    if not exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system cannot exchange two names")
+    assert [(tmp_path / name / "file").read_text() for name in "ab"] == ["b", "a"]
+    assert not exchange(tmp_path / "a", tmp_path / "absent") and not exchange(tmp_path / "absent", tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_what_cannot_be_written_is_bad_input(tmp_path):

@@ -12,6 +12,7 @@ import lmdb
 import pytest
 
 from data.errors import BadInput
+from data.storage import lmdb_env
 from data.storage.lmdb_env import LmdbWriter, Records, close_env, open_env, reader
 
 RECORDS = {b"%03d" % i: bytes([i]) * 6000 for i in range(100)}
@@ -56,6 +57,26 @@ def test_nothing_appears_before_the_end_or_after_an_exception(tmp_path):
 def test_leftover_of_a_killed_run_is_replaced(tmp_path):
     write(tmp_path / "db.partial", {b"half": b"1"})
     assert stored(write(tmp_path / "db", {b"a": b"1"})) == {b"a": b"1"}
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_database_that_is_replaced_is_there_all_the_time(tmp_path, monkeypatch, can_exchange):
+    folder, absent, own = tmp_path / "db", [], Path.rename
+    write(folder, {b"old": b"1"})
+    if can_exchange and not lmdb_env.exchange(folder, folder):
+        pytest.skip("this file system cannot exchange two names")
+
+    def rename(self, target):
+        own(self, target)
+        absent.append(not (folder / "data.mdb").exists())
+
+    monkeypatch.setattr(Path, "rename", rename)
+    if not can_exchange:
+        monkeypatch.setattr(lmdb_env, "exchange", lambda one, other: False)
+    write(folder, {b"new": b"2"})
+    assert absent == ([] if can_exchange else [True, False])
+    assert stored(folder) == {b"new": b"2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["db"]
 
 
 def test_folder_of_something_else_is_never_replaced(tmp_path):
