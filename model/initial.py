@@ -106,6 +106,8 @@ def build_model(options: ModelOptions, meta: dict, feature_dim: int, num_labels:
     """
     if options.init:
         model = LightningDOT.from_pretrained(options.init, dropout=options.dropout)
+        if options.cls_token_id not in (None, model.config.cls_token_id):
+            raise BadInput(f"model.cls_token_id is {options.cls_token_id}, and images begin with {model.config.cls_token_id} in {options.init}; leave it out")
     else:
         model = _from_towers(options, meta, feature_dim, num_labels)
     if options.similarity is not None:

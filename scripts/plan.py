@@ -15,6 +15,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
 from configs import cli
+from configs.idle import refuse_idle
 from configs.yaml_file import read_mapping
 from data.errors import BadInput
 from data.storage.locks import claim_output
@@ -94,6 +95,7 @@ def read_recipe(options: Options) -> Recipe:
     kind = options.kind
     if kind is None:
         kind = "pretrain" if "data" in [key.value for key, _ in read_mapping(options.config).value] else "finetune"
+    refuse_idle(options, (kind == "pretrain", "captions", "with a recipe of pre-training, of whose corpora --counts tells"))
     bare = [word for word in options.set if "=" not in word]
     if bare:
         raise BadInput(f"set: expected name=value, such as precision=bf16, found {bare[0]!r}")

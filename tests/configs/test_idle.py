@@ -1,5 +1,7 @@
 """An option that nothing reads, since another one makes it idle, is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from configs import cli
@@ -10,12 +12,14 @@ from scripts import (
     contact_sheet,
     export_index,
     extract_regions,
+    plan,
     prepare,
     push_to_hub,
     search,
     serve,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 NEEDED = {
     search: ["a dog", "--index", "x", "--checkpoint", "y"],
     serve: ["--index", "x", "--checkpoint", "y"],
@@ -65,6 +69,12 @@ POSITIONAL = {search: ("query",), push_to_hub: ("checkpoint", "name")}
 def test_an_option_that_nothing_reads_is_refused(command, words, sentence):
     with pytest.raises(BadInput, match=sentence):
         cli.parse(command.Options, [*NEEDED[command], *words.split()], POSITIONAL.get(command, ()))
+
+
+def test_the_captions_of_a_fine_tuning_are_refused_in_a_plan_of_pre_training():
+    words = ["--config", str(ROOT / "configs/pretrain/paper.yaml"), "--captions", "9"]
+    with pytest.raises(BadInput, match="--captions has no effect with a recipe of pre-training, of whose corpora --counts tells"):
+        plan.read_recipe(cli.parse(plan.Options, words))
 
 
 @pytest.mark.parametrize("command", NEEDED, ids=lambda command: command.__name__)

@@ -313,6 +313,8 @@ def test_from_our_checkpoint(tmp_path):
     again = build(init=str(tmp_path), project_dim=3, hidden_size=99, num_attention_heads=9)  # ignored
     assert again.training and again.config == first.config
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in first.state_dict().items())
+    with pytest.raises(BadInput, match=r"model.cls_token_id is 4, and images begin with 3 in .*; leave it out"):
+        build(init=str(tmp_path), cls_token_id=4)
     with pytest.raises(BadInput, match=r"model.init gives both towers; it excludes"):
         options(init=str(tmp_path), txt_init="bert")
 
