@@ -284,7 +284,7 @@ class LmdbWriter:
             if self._replaced.exists() and not self.folder.exists():  # by a run that was killed between two names
                 self._replaced.rename(self.folder)
             if not self.keep:
-                shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
+                _remove(self.partial)  # of a run that was killed
             self.partial.mkdir(parents=True, exist_ok=True)
             if (self.partial / "data.mdb").exists():
                 check_pages(self.partial / "data.mdb", for_writing=True)
@@ -371,15 +371,15 @@ class LmdbWriter:
             self._env.close()
             if self._digest is not None:
                 remember_digest(self.partial, self._digest)
-            shutil.rmtree(old, ignore_errors=True)
-            if exchange(self.partial, self.folder):
+            _remove(old)
+            if not self.folder.is_symlink() and exchange(self.partial, self.folder):
                 old = self.partial
             else:
                 with ctrl_c_held():
                     if self.folder.exists():
                         self.folder.rename(old)
                     self.partial.rename(self.folder)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         except (OSError, lmdb.Error) as error:
             raise self._cannot_write(error) from None
 
@@ -387,3 +387,11 @@ class LmdbWriter:
         return CannotWrite(
             f"{self.folder}: cannot write the database ({error}); free disk space or choose another folder"
         )
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, as far as that can be done; of a link to one the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

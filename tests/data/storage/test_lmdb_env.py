@@ -79,6 +79,17 @@ def test_a_database_that_is_replaced_is_there_all_the_time(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["db"]
 
 
+def test_a_link_to_a_database_is_replaced_and_what_it_leads_to_stays(tmp_path):
+    write(tmp_path / "elsewhere", {b"old": b"1"})
+    (tmp_path / "db").symlink_to(tmp_path / "elsewhere")
+    for value in (b"2", b"3"):
+        write(tmp_path / "db", {b"new": value})
+        assert stored(tmp_path / "db") == {b"new": value} and sorted(os.listdir(tmp_path)) == ["db", "elsewhere"]
+    (tmp_path / "db.partial").symlink_to(tmp_path / "elsewhere")  # left by whatever
+    write(tmp_path / "db", {b"new": b"4"})
+    assert stored(tmp_path / "elsewhere") == {b"old": b"1"} and sorted(os.listdir(tmp_path)) == ["db", "elsewhere"]
+
+
 def test_folder_of_something_else_is_never_replaced(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(b"picture")
