@@ -106,6 +106,8 @@ def _of_group(node: yaml.Node, kind: typing.Any, source: str, settings: Settings
     inner = inner_dataclass(kind)
     if typing.get_origin(kind) is list:
         texts = _quote_texts(node, inner, source, settings, name)
+        if not name.endswith("+"):
+            yield Assigned(name, "[]", ItemTexts([]))  # else jsonargparse takes what an item does not say from the one before it
         yield Assigned(name, yaml.serialize(node), ItemTexts(texts))
     else:
         yield from assignments(_mapping(node, source, name), inner, source, settings, f"{name}.")

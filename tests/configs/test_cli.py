@@ -73,6 +73,10 @@ def test_yaml_then_command_line(tmp_path):
     path.write_text("out: here\noptim: {lr: 2}\ndata:\n- {name: coco, tasks: {cmr: 16}}\nlanguages: [en]\n")
     config = parse("a dog", "--config", str(path), "--optim.lr", "3", "--languages", "de", "fr", "--resume")
     assert config == Config("a dog", "here", Optim(3.0), [Corpus("coco", {"cmr": 16.0})], True, ["de", "fr"])
+    other = parse("a dog", "--config", str(path), "--data", "[{name: vg}]")
+    assert other.data == [Corpus("vg")]  # nothing of the file's
+    (tmp_path / "d.yaml").write_text("data: [{name: cc}]\n")
+    assert parse("a dog", "--config", str(path), "--config", str(tmp_path / "d.yaml")).data == [Corpus("cc")]
     assert parse("x", "--out", "y", "--batch-size", "7").batch_size == 7
 
 
