@@ -32,6 +32,7 @@ from data.regions.extractor_record import read_extractor
 from data.regions.records import decoded_arrays, stored_arrays, stored_record
 from data.storage.record_sums import is_as_written
 
+COPIES = "pictures with equal features"
 _BOX = 4e-3  # a pixel of a small picture, and the rounding of fp16, in units of the picture
 _SUM = 1e-2  # of fp16 probabilities
 _CONF = 1e-3  # rounding of a confidence near the threshold
@@ -69,7 +70,7 @@ def inspect_images(folder: Path, options: InspectionOptions) -> Report:
     check = functools.partial(check_images, folder=folder, compressed=compressed, boxes=rule, widths=widths)
     done = check_records(report, check, [(key, counts.get(key), sums[key]) for key in keys], "img", options)
     report.histograms["boxes used"] = done.sizes
-    report.problems.add_all("pictures with equal features", duplicates(done.digests))
+    report.problems.add_all(COPIES, duplicates(done.digests))
     for key in keys[: options.first]:
         try:
             report.first.append(

@@ -7,10 +7,19 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from data.errors import BadInput
 from model.precision import Precision
+
+
+def refuse_empty_lists(settings: Any) -> None:
+    """Raise BadInput where a setting of several values, each of which is measured, has none."""
+    for name, value in vars(settings).items():
+        if value == []:
+            raise BadInput(f"{name}: found none, expected at least one")
 
 
 def synchronize(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from data.batches.masking import NOT_MASKED
 from data.batches.ragged import Images, Layout, Predicted, Texts
 from data.errors import BadInput
 from model.objectives.smrm import MaskedRegions
+from scripts.benchmarking.measuring import refuse_empty_lists
 
 FIRST_WORD = 1000  # of the vocabulary that is drawn
 
@@ -46,6 +47,7 @@ class Sizes:
     project_dim: int = 768
 
     def __post_init__(self):
+        refuse_empty_lists(self)
         for size in dataclasses.fields(Sizes):
             if getattr(self, size.name) < 1:
                 raise BadInput(f"{size.name}: found {getattr(self, size.name)}, expected at least 1")

@@ -22,6 +22,7 @@ from model.retrieval.region_reranker import RegionReranker
 from model.retrieval.sources import image_source
 from model.transformer import EncoderConfig
 from model.uniter import Reranker, UniterConfig
+from scripts.benchmarking.measuring import refuse_empty_lists
 from scripts.benchmarking.retrieval_report import BATCH
 
 
@@ -70,6 +71,7 @@ class RetrievalSettings:
     seconds: float = 1.0
 
     def __post_init__(self):
+        refuse_empty_lists(self)
         if min(self.rounds, self.k, *self.galleries, *self.rerank_top) < 1:
             raise BadInput("rounds, k, galleries and rerank_top must be at least 1")
         if max(self.rerank_top) > min(self.encoded, *self.galleries):

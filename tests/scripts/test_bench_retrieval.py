@@ -69,6 +69,8 @@ def test_vectors_are_spread_as_the_trained_ones_were():
     [
         (["--rerank-top", "50"], "the best 50 cannot be ranked again among 20 images"),
         (["--rounds", "0"], "must be at least 1"),
+        (["--rerank-top", ""], "rerank_top: found none, expected at least one"),
+        (["--galleries", "[]"], "galleries: found none"),
         (["--work", "."], "exists; it is deleted at the end"),
     ],
 )

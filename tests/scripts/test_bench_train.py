@@ -75,7 +75,7 @@ def test_unknown_tasks_are_refused():
         bench_train.Options(tasks=["itm"])
 
 
-@pytest.mark.parametrize("sizes, message", [({"vocab_size": 500}, "found 500, expected more than 1000"), ({"regions": 0}, "^regions: found 0")])
+@pytest.mark.parametrize("sizes, message", [({"vocab_size": 500}, "found 500, expected more than 1000"), ({"regions": 0}, "^regions: found 0"), ({"batch": []}, "^batch: found none")])
 def test_sizes_that_give_no_batch_are_refused(sizes, message):
     with pytest.raises(BadInput, match=message):
         bench_train.Options(**sizes)

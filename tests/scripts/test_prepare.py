@@ -289,6 +289,12 @@ def test_refusals(own):
         run(*own, *SMALL)
 
 
+def test_copies_of_a_photograph_are_said(own, capfd):
+    shutil.copyfile("photos/p0.jpg", "photos/p0 copy.jpg")
+    assert run(*own, *SMALL)["checks"]["data/regions/feat_th0.2_max100_min10"] == {"records": 13, "problems": {}}
+    assert "pictures with equal features: 1, the first: p0 copy.npz and p0.npz; each counts as one of its own" in capfd.readouterr().err
+
+
 def test_a_damaged_database_is_named(own):
     run(*own, *SMALL)
     folder = next(p for p in os.listdir("data/regions") if p.startswith("nbb"))
