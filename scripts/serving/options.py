@@ -108,7 +108,7 @@ class Options:
             (self.captions_index is None, "milvus_captions_collection", "without --captions-index"),
             (self.second_captions_index is None, "second_milvus_captions_collection", "without --second-captions-index"),
             (not {"hnsw", "ivfpq"} & {*self.backends}, "target_recall", "without hnsw or ivfpq among --backends"),
-            (self.reranker is None, "rerank", "without --reranker"),
+            (self.reranker is None and self.second_reranker is None, "rerank", "without --reranker"),
             (self.regions is None and self.second_regions is None, "boxes", "without --regions"),
         )  # fmt: skip
         if "exact" not in self.backends:

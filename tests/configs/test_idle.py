@@ -87,6 +87,7 @@ def test_what_is_needed_alone_is_not_refused(command):
     [
         (serve, "--backends exact hnsw milvus --milvus-uri m.db --milvus-token a:b --target-recall 0.9 --captions-index t --milvus-captions-collection c"),
         (serve, "--second-checkpoint a --second-index b --second-regions r --boxes.min-bb 2"),
+        (serve, "--second-checkpoint a --second-index b --second-reranker u --rerank 20"),  # which counts for both
         (search, "--regions r --reranker u --rerank 20 --boxes.min-bb 2 --backend hnsw --target-recall 0.9"),
         (build_captions, "--shares train=1 --seed 3 --format pairs --downloaded d"),
         (extract_regions, "--extractor precomputed --num-labels 0 --sizes s"),
