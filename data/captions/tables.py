@@ -31,7 +31,7 @@ def build_columns(folder: Path, read: Callable[[str], Mapping]) -> dict[str, np.
         read: name of one of the JSON tables -> what it holds; called one after the other, since each may be gigabytes
 
     Raises:
-        BadInput: a caption without a picture or a picture without captions, or values of another kind.
+        BadInput: a caption without a picture or a picture without captions, tables that disagree, or values of another kind.
     """
     lengths = read("id2len.json")
     _check_texts(folder / "id2len.json", lengths)
@@ -64,6 +64,13 @@ def build_columns(folder: Path, read: Callable[[str], Mapping]) -> dict[str, np.
             raise BadInput(f"{folder / 'txt2img.json'}: no image for caption {caption_id} of id2len.json")
         raise BadInput(f"{folder / 'img2txts.json'}: no captions for {txt2img[caption_id]} of txt2img.json")
     arrays["image_of"] = image
+    listed = np.repeat(np.arange(len(counts) - 1), counts[1:])  # the picture under which each of "captions" stands
+    if len(differ := np.flatnonzero(image[arrays["captions"]] != listed)):
+        caption_id, keys = list(row_of)[arrays["captions"][differ[0]]], list(number_of)
+        raise BadInput(
+            f"{folder / 'txt2img.json'}: caption {caption_id} is of {txt2img[caption_id]}, and img2txts.json has it under {keys[listed[differ[0]]]} "
+            f"({len(differ):,} such); copy the text DB again or build it again"
+        )
     del txt2img, number_of
 
     if folder / "txt2lang.json" in table_files(folder):

@@ -197,6 +197,11 @@ def test_damaged_databases(tmp_path, tokenizer):
     (rebuilt() / "txt2img.json").write_text('{"17": "x.npz"}')
     with pytest.raises(BadInput, match=r"txt2img.json: no image for caption 1#en0"):
         CaptionDB(folder)
+    table = json.loads((rebuilt() / "txt2img.json").read_text())
+    caption, other = next((name, key) for name in table for key in table.values() if key != table[name])
+    (folder / "txt2img.json").write_text(json.dumps(table | {caption: other}))
+    with pytest.raises(BadInput, match=rf"txt2img.json: caption {caption} is of {other}, and img2txts.json has it under {table[caption]} \(1 such\)"):
+        CaptionDB(folder)
     (rebuilt() / "meta.json").write_text('{"CLS": 3}')
     with pytest.raises(BadInput, match=r"meta.json: has no MASK, SEP, v_range"):
         CaptionDB(folder)
