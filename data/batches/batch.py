@@ -160,8 +160,9 @@ def collate_pairs(examples: Examples, images_once: bool = False) -> Batch:
         order = np.argsort(firsts)  # by the pair that shows an image first
         image_rows = torch.from_numpy(np.argsort(order)[of])
         shown = firsts[order]
+    texts = np.concatenate([part for words in examples.words for part in (cls, words, sep)])
     return Batch(
-        collate_texts([np.concatenate([cls, words, sep]) for words in examples.words]),
+        Texts(torch.from_numpy(texts), Layout.of([len(words) + 2 for words in examples.words])),
         collate_packed(examples.regions.packed(shown)),
         torch.from_numpy(examples.image_ids),
         examples.txt_ids,

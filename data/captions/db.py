@@ -152,7 +152,7 @@ def read_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> dict:
 
 def stored_caption(txn: lmdb.Transaction, folder: Path, caption_id: str) -> bytes | memoryview:
     """The bytes of a record. Raises BadInput when it is absent, or its page is damaged."""
-    value = stored_value(txn, caption_id, f"{folder}: caption {caption_id!r}")
+    value = stored_value(txn, caption_id, folder, "caption")
     if value is None:
         raise BadInput(f"{folder}: no caption {caption_id!r}; check the id or build the database again")
     return value

@@ -36,7 +36,7 @@ def stored_arrays(txn: lmdb.Transaction, folder: Path, key: str, compressed: boo
 
 def stored_record(txn: lmdb.Transaction, folder: Path, key: str) -> memoryview:
     """The bytes that are stored under `key`. Raises BadInput when it is absent, or its page is damaged."""
-    value = stored_value(txn, key, f"{folder}: key {key!r}")
+    value = stored_value(txn, key, folder)
     if value is None:
         raise BadInput(f"{folder}: key {key!r} is listed but not stored; build the database again")
     return memoryview(value)

@@ -172,12 +172,12 @@ def promised_bytes(env: lmdb.Environment) -> int:
     return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
 
 
-def stored_value(txn: lmdb.Transaction, key: str, what: str) -> Any:
-    """The value of a key, None where it is absent. Raises BadInput, about ``what``, when its page is damaged."""
+def stored_value(txn: lmdb.Transaction, key: str, folder: Path, what: str = "key") -> Any:
+    """The value of a key, None where it is absent. Raises BadInput, about this ``what`` of the database, when its page is damaged."""
     try:
         return txn.get(key.encode())
     except lmdb.Error as error:
-        raise BadInput(f"{what} cannot be read ({error}); copy the database again") from None
+        raise BadInput(f"{folder}: {what} {key!r} cannot be read ({error}); copy the database again") from None
 
 
 def is_whole(folder: str | Path) -> bool:
