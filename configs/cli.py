@@ -25,7 +25,7 @@ from jsonargparse import ArgumentParser
 
 from configs import INTERRUPTED, INTERRUPTED_LINE
 from configs.help import Page, short_help, whole_help
-from configs.machine_errors import MACHINE_ERRORS, line_of_machine_error, say_why_a_thread_ended
+from configs.machine_errors import MACHINE_ERRORS, TOLD, line_of_machine_error, say_why_a_thread_ended
 from configs.settings import (
     Settings,
     current_name,
@@ -114,6 +114,7 @@ def run(
         message = line_of_machine_error(error)
         if message is None:
             raise
+        TOLD.add(message)
         try:
             sys.stdout.flush()
         except OSError:  # it is what could not be written to, and would be tried again at the end

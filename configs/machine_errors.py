@@ -1,5 +1,6 @@
 """What the machine that a command runs on refuses, said in one line: no space, no memory, a stack that is too deep."""
 
+import errno
 import re
 import sys
 import threading
@@ -9,6 +10,7 @@ _NO_MEMORY = re.compile(
     r"|array is too big|Maximum allowed dimension exceeded|Storage size calculation overflowed"  # more than any machine has
 )
 MACHINE_ERRORS = (OSError, MemoryError, RuntimeError, ValueError)  # classes of which some errors are the machine's
+TOLD: set[str] = set()  # lines with which the command has ended
 _WORKER = re.compile(r"DataLoader worker \(pid.* (killed|exited)")
 
 
@@ -22,15 +24,17 @@ def line_of_machine_error(error: Exception) -> str | None:
     if not isinstance(error, OSError):
         return f"{said}; perhaps memory ran out: use fewer workers, and start the same command again" if _WORKER.match(said) else None
     names = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{names or 'a file'}: cannot be written, the disk is full; make room, and start the same command again"
     return f"{names}: {error.strerror}" if names and error.strerror else f"{type(error).__name__}: {said}"
 
 
 def say_why_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
     """What Python calls when a thread beside the command ends with an exception, TensorBoard's on a full disk for instance. What the
-    machine refuses is one line there, too."""
+    machine refuses is one line there, too, and none where the command has ended with the same."""
     error = ended.exc_value
     message = line_of_machine_error(error) if isinstance(error, MACHINE_ERRORS) else None
     if message is None:
         threading.__excepthook__(ended)
-    else:
+    elif message not in TOLD:
         print(f"warning: what was written beside this command is not whole: {message}", file=sys.stderr)

@@ -80,7 +80,7 @@ def nest(options: Options) -> None:
 @pytest.mark.parametrize(
     ("main", "line"),
     [
-        (fail(OSError(errno.ENOSPC, "No space left on device", "a/b.json")), "error: a/b.json: No space left on device"),
+        (fail(OSError(errno.ENOSPC, "No space left on device", "a/b.json")), "error: a/b.json: cannot be written, the disk is full; make room"),
         (fail(PermissionError(errno.EACCES, "Permission denied", "a", None, "b")), "error: a: b: Permission denied"),
         (fail(OSError("something\nelse")), "error: OSError: something else"),
         (fail(MemoryError()), "error: out of memory; give it less at a time, or more memory"),
@@ -121,7 +121,7 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch, kind):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "events"), "warning: what was written beside this command is not whole: events: No space left"),
+        (OSError(errno.ENOSPC, "No space left on device", "events"), "warning: what was written beside this command is not whole: events: cannot be written, the disk is full"),
         (ZeroDivisionError("bug"), "Exception in thread beside:\nTraceback"),
     ],
 )
@@ -136,6 +136,19 @@ def test_a_thread_that_the_machine_stops_is_one_line(monkeypatch, capsys, error,
     cli.run(main, Options)
     found = capsys.readouterr().err
     assert found.startswith(said) and (found.count("\n") == 1) == (not isinstance(error, ZeroDivisionError))
+
+
+def test_a_thread_that_ends_as_the_command_did_says_nothing_more(monkeypatch, capsys):
+    """TensorBoard's writes until the process ends, on the same full disk."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # is put back at the end
+    with pytest.raises(SystemExit):
+        cli.run(fail(full), Options)
+    thread = threading.Thread(target=fail(full), args=(None,))
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("word", ["caf\udce9", "\ud800"])
@@ -187,7 +200,7 @@ def test_a_full_screen_file_is_one_line_and_a_name_that_cannot_be_shown_is_none(
     assert (done.returncode, done.stdout, done.stderr) == (0, b"\\xfc\\ud800\n", b"")
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2 and done.stderr == "error: OSError: [Errno 28] No space left on device\n"
+    assert done.returncode == 2 and done.stderr == "error: a file: cannot be written, the disk is full; make room, and start the same command again\n"
 
 
 @pytest.mark.parametrize("words", [["--count", "1" + "0" * 300], ["--count=-1" + "0" * 300], ["--counts", "[1,9223372036854775808]"]])
