@@ -117,8 +117,9 @@ def stored_row(txn: lmdb.Transaction, name: str, folder: Path) -> int | None:
 
 def check_num_row_records(txn: lmdb.Transaction, count: int, folder: Path) -> None:
     """Raise BadInput unless so many ids have a record that says their row."""
-    cursor, prefix, found = txn.cursor(), row_key(""), 0
+    prefix, found = row_key(""), 0
     try:
+        cursor = txn.cursor()
         if cursor.set_range(prefix):
             found = sum(1 for _ in takewhile(lambda key: bytes(key[: len(prefix)]) == prefix, cursor.iternext(values=False)))
     except lmdb.Error as error:

@@ -8,6 +8,7 @@ import pytest
 
 from data.errors import BadInput
 from data.index.editor import IndexEditor
+from data.index.layout import check_num_row_records, stored_header, stored_row
 from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
 from data.search.exact import ExactSearch
@@ -210,3 +211,14 @@ def test_a_damaged_beginning_is_begun_anew(tmp_path, capsys, monkeypatch, key):
     assert f"damaged index, {key.decode()} {what}" in capsys.readouterr().err
     index = EmbeddingIndex(folder)
     assert index.ids() == NAMES and [index.row_of(name) for name in NAMES] == list(range(600))
+
+
+def test_a_transaction_that_a_damaged_page_has_ended_is_one_line(tmp_path):
+    folder = tmp_path / "index"
+    write(folder, VECTORS)
+    close_env(folder)
+    with lmdb.open(str(folder), lock=False) as env, env.begin() as txn:
+        txn.abort()  # as LMDB does when it meets such a page
+        for read in (lambda: check_num_row_records(txn, 1, folder), lambda: stored_header(txn, folder), lambda: stored_row(txn, "a", folder)):
+            with pytest.raises(BadInput, match="damaged index"):
+                read()
