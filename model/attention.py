@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches.ragged import Layout
+from model.dropout import dropout as dropout_of
+from model.dropout import has_own
 
 
 class _Spread(torch.autograd.Function):
@@ -89,11 +91,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, heads: int, dropout:
             x.view(block.count, length, heads, x.shape[1] // heads).transpose(1, 2)  # [b,heads,L,d]
             for x, length in zip(qkv, lengths, strict=True)
         )
-        each = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        each = _dropping(q, k, v, mask, dropout) if dropout and has_own(q.device) else F.scaled_dot_product_attention(q, k, v, mask, dropout)
         found.append(each.transpose(1, 2).flatten(2).flatten(0, 1))
     attended = torch.cat(found) if len(found) > 1 else found[0]
     places = layout.ranks if first_only else layout.places
     return attended if places is None else collect(attended, places)
+
+
+def _dropping(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:
+    """Attention in single steps and in fp32 at least, as PyTorch computes it on a CPU where there is dropout, but for how that is
+    drawn."""
+    wide, scale = torch.promote_types(q.dtype, torch.float32), q.shape[-1] ** -0.5
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return (dropout_of(scores.softmax(-1), rate) @ v.to(wide)).to(q.dtype)
 
 
 def _in_blocks(x: Tensor, layout: Layout) -> Tensor:

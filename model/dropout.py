@@ -17,9 +17,19 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """x → x of the same shape, dtype and expectation, some of whose numbers are zero."""
-        if not self.training or not 0 < self.p < 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.dropout(x, self.p, self.training)
-        return x * _kept(x, self.p)
+        return dropout(x, self.p) if self.training else x
+
+
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """As `Dropout` in training."""
+    if not 0 < rate < 1 or not has_own(x.device) or torch.compiler.is_compiling():
+        return F.dropout(x, rate)
+    return x * _kept(x, rate)
+
+
+def has_own(device: torch.device) -> bool:
+    """Whether the random numbers are drawn here, and not by PyTorch's own dropout."""
+    return device.type == "cpu"
 
 
 def _kept(x: Tensor, rate: float) -> Tensor:

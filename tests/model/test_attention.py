@@ -124,6 +124,29 @@ def test_a_forward_pass_asks_the_device_for_nothing():
         sum(view.sum() for view in views).backward()
 
 
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("dtype, close", [(torch.double, 1e-4), (torch.bfloat16, 2e-2)])
+def test_attention_with_a_rate_that_drops_nothing_is_attention(dtype, close, first_only):
+    torch.manual_seed(0)
+    lengths = LENGTHS["blocks"]
+    layout = Layout.of(lengths)
+    q, k, v = (torch.randn(sum(lengths), 12).to(dtype).requires_grad_() for _ in range(3))
+    found, expected = (attend(q[layout.firsts()] if first_only else q, k, v, layout, 3, rate) for rate in (1e-9, 0.0))  # one of 65,536
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, atol=close, rtol=close)
+    of_both = (torch.autograd.grad(each.float().square().sum(), (q, k, v)) for each in (found, expected))
+    for gradient, other in zip(*of_both, strict=True):
+        torch.testing.assert_close(gradient, other, atol=20 * close, rtol=close)
+
+
+def test_dropped_weights_of_attention_are_made_up_for():
+    torch.manual_seed(0)
+    layout = Layout.of([40] * 30 + [25] * 30)
+    q, k = torch.randn(2, len(layout.columns), 8)
+    sums = attend(q, k, torch.ones_like(q), layout, heads=2, dropout=0.25)
+    assert sums.std() > 0.05 and abs(sums.mean() - 1) < 0.01
+
+
 def test_dropout_of_attention_is_drawn_for_every_block():
     torch.manual_seed(0)
     layout = Layout.of(LENGTHS["blocks"])
