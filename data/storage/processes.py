@@ -23,7 +23,10 @@ MOST_WORKERS = 1024  # processes of a command: more than any machine has cores
 
 
 def check_workers(number: int | None) -> None:
-    """Refuse more processes, or threads, than any machine runs: starting them would take all of its memory. BadInput then."""
+    """Refuse less than none, and more processes, or threads, than any machine runs: starting them would take all of its memory. BadInput
+    then."""
+    if number is not None and number < 0:
+        raise BadInput(f"workers: found {number}, expected 0 or more processes")
     if number is not None and number > MOST_WORKERS:
         raise BadInput(f"workers: found {number:,}, expected at most {MOST_WORKERS:,} processes")
 

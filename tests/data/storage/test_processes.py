@@ -116,6 +116,8 @@ def test_no_machine_runs_so_many():
         check_workers(number)
     with pytest.raises(BadInput, match="workers: found 1,000,000, expected at most 1,024 processes"):
         parse(InspectOptions, ["db", "--workers", "1000000"], ("path",))
+    with pytest.raises(BadInput, match="workers: found -1, expected 0 or more processes"):
+        parse(InspectOptions, ["db", "--workers", "-1"], ("path",))
 
 
 def test_a_command_ends_with_a_parent_that_is_killed(tmp_path):
