@@ -1,5 +1,6 @@
 """Unpack an archive that was fetched."""
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -29,8 +30,10 @@ def unpack_archive(path: Path, folder: Path) -> int:
     try:
         with atomic_folder(content) as partial:
             if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:  # extract() itself keeps to the folder
+                with zipfile.ZipFile(path) as archive:
                     names = archive.namelist()
+                    if leading_out := [name for name in names if ".." in re.split(r"[/\\]", name) or re.match(r"[/\\]|\w:", name)]:
+                        raise ValueError(f"{leading_out[0]!r} leads out of the folder")  # extract() would write it under another name
                     check_inflated(sum(member.file_size for member in archive.infolist()), packed, "its files")
                     for name in ProgressBar(names, f"unpacking {path.name}", unit="file"):
                         archive.extract(name, partial)

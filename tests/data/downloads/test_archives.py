@@ -35,6 +35,16 @@ def test_what_becomes_too_much_is_not_unpacked(tmp_path, monkeypatch, name):
     assert unpack_archive(path, tmp_path / "out") == 1 and (tmp_path / "out/a").stat().st_size == 3_000_000
 
 
+@pytest.mark.parametrize("name", ["../a", "b/../../a", "/a", "..\\a", "\\a", "C:\\a", "c:a"])
+def test_a_zip_whose_names_lead_out_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("first..txt", "x")
+        archive.writestr(name, "x")
+    with pytest.raises(BadInput, match=r"a\.zip: cannot be unpacked \(.* leads out of the folder"):
+        unpack_archive(tmp_path / "a.zip", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.zip"]
+
+
 def test_a_pipe_is_no_archive(tmp_path):
     os.mkfifo(tmp_path / "a.zip")
     with pytest.raises(BadInput, match="a named pipe"):
