@@ -12,6 +12,7 @@ import pytest
 
 from configs import cli
 from data.errors import BadInput
+from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
 from data.regions.codec import encode_compressed, encode_plain
 from data.regions.db import BoxOptions
@@ -112,7 +113,8 @@ def test_feature_index(tmp_path, capsys):
     replace(tmp_path / "index", {"vec/00000000": block.tobytes(), "row/9.npz": (3).to_bytes(8, "little")})
     unread = {"blocks that are not what was written": 1, "rows that cannot be read": 600}
     assert problems(tmp_path / "index", verify=True, workers=0) == unread
-    replace(tmp_path / "index", {"crc/00000000": None})  # an index of before
+    header = {name: value for name, value in EmbeddingIndex(tmp_path / "index").header.items() if name != "checksums"}
+    replace(tmp_path / "index", {"crc/00000000": None, "crc/header": None, "header": json.dumps(header).encode()})  # an index of before
     assert problems(tmp_path / "index", verify=True, workers=0) == {
         "vectors with NaN or infinity": 1,
         "vectors that are all zero": 1,
