@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import random
 import shutil
 import socket
@@ -11,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.campaign import hostile
 from tests.campaign.children import Command
 from tests.campaign.damage import damage_file, is_readable
 from tests.campaign.isolation import become_nobody
@@ -135,6 +137,8 @@ def abuse(port: int, room: Room, chance: random.Random) -> str:
         target = room.box / "img/data.mdb"
         if how == 7:
             copy = room.box / "copy.mdb"
+            if os.path.lexists(copy):
+                hostile.remove(copy)  # a link that the last damage left, which would be written through
             shutil.copyfile(room.world / "img/data.mdb", copy)
             said = damage_file(copy, chance)
             if copy.is_file() and not copy.is_symlink():
@@ -171,8 +175,6 @@ def raw_bytes(port: int, chance: random.Random) -> str:
 
 def picture(port: int, room: Room, chance: random.Random) -> int:
     """A picture of one's own as the query, damaged."""
-    from tests.campaign import hostile
-
     path = room.box / "asked.jpg"
     hostile.remove(path)
     shutil.copyfile(chance.choice(sorted((room.world / "photos").iterdir())), path)
