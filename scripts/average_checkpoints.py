@@ -2,6 +2,7 @@
 """Average the weights of checkpoints of one beginning: a model that ranks better than each of them, and costs what one costs.
 
 python scripts/average_checkpoints.py --checkpoints runs/photos-42/best runs/photos-43/best runs/photos-44/best --out runs/photos-averaged
+python scripts/average_checkpoints.py --checkpoints user/flickr-42 user/flickr-43 --out checkpoints/flickr-averaged
 python eval_itm.py --checkpoint runs/photos-averaged --captions db/val --regions regions
 """
 

@@ -20,14 +20,27 @@ from model.retrieval.pair_scoring import PairScorer
 from model.retrieval.sources import caption_source, image_source
 from optim.optimizer import apply_update
 
+try:
+    from data.regions.arrays import StoredPictures
+except ModuleNotFoundError:  # versions that read all regions of a batch into a list
+    StoredPictures = None
+
 __all__ = ["DrawStream", "PretrainingHeads", "Regions", "Source", "for_inference"]
 CPU = torch.device("cpu")
+
+
+def stored_pictures(data, pictures: np.ndarray):
+    """The regions of pictures, as this version's batches are made of them."""
+    if StoredPictures is None:
+        return [data.regions[picture] for picture in pictures]
+    counts = np.array([len(data.regions[picture].features) for picture in pictures])
+    return StoredPictures(data, [f"i{picture}" for picture in pictures], pictures, counts)
 
 
 def train_step(model, heads, optimizer, data, rows: np.ndarray, task: str, precision: str) -> None:
     """Collate, forward, backward, clip, update."""
     objective, names = OBJECTIVES[task](), [str(row) for row in rows]
-    images = [data.regions[data.image_of[row]] for row in rows]
+    images = stored_pictures(data, data.image_of[rows])
     examples = Examples(data.meta, names, names, np.array(rows, np.int64), [data.words[row] for row in rows], images)
     batch, scaler = objective.prepare(examples, np.random.default_rng(0)), loss_scaler(CPU, precision)
     meeting = Meeting([len(rows)], objective.num_predictions(batch), False)

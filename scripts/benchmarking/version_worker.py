@@ -55,8 +55,14 @@ class Data:
     def input_ids(self, name: str) -> np.ndarray:
         return self.words[int(name[1:])]
 
-    def get(self, key: str, soft_labels: bool = True, count: int | None = None):
+    def get(self, key: str, soft_labels: bool = True, count: int | None = None, row: int | None = None):
         return self.regions[int(key[1:])]
+
+    def read_into(self, packed, key: str, row: int) -> None:
+        packed.add(self.get(key))
+
+    def soft_labels(self, key: str, row: int) -> np.ndarray:
+        return self.get(key).soft_labels
 
     def fingerprint(self) -> str:
         return ""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -130,6 +131,9 @@ def test_regions_of_pretraining(world, small_world, capsys, monkeypatch):
         stop_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
             pretrain.main(cli.parse(pretrain.PretrainConfig, words))
+    for thread in threading.enumerate():  # a checkpoint that is being written when training is stopped
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(60)
     db = CaptionDB(world / "db_de/train")
     rebuilt(world / "db_de/train", small_world, [f"{db[name]['raw']} {db[name]['raw']}" for name in db.ids], "train")
     path = (world / "run/last").resolve() / "training.pt"  # as a version whose batches held pairs of like length saved it

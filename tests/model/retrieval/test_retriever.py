@@ -167,7 +167,7 @@ def test_command_refuses(tmp_path):
     for options, words in (
         ({"query": "a", "queries": "b"}, "give one of"),
         ({"query": "a", "reranker": "r"}, "it needs a text query and --regions"),
-        ({"query": "a", "regions": "r"}, "--regions is for"),
+        ({"query": "a", "regions": "r"}, "--regions has no effect without --image KEY, --reranker"),
     ):
         with pytest.raises(BadInput, match=words):
             search.Options("index", "checkpoint", **options)
