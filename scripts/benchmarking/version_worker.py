@@ -58,6 +58,9 @@ class Data:
     def get(self, key: str, soft_labels: bool = True, count: int | None = None, row: int | None = None):
         return self.regions[int(key[1:])]
 
+    def pictures(self, keys: list[str]):
+        return version.stored_pictures(self, np.array([int(key[1:]) for key in keys]))
+
     def read_into(self, packed, key: str, row: int) -> None:
         packed.add(self.get(key))
 
