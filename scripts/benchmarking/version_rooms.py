@@ -24,10 +24,6 @@ try:
     from data.regions.arrays import StoredPictures
 except ModuleNotFoundError:  # versions that read all regions of a batch into a list
     StoredPictures = None
-try:
-    from data.storage.memory import keep_freed_memory
-except ImportError:  # versions that give each step's memory back
-    keep_freed_memory = None
 
 __all__ = ["DrawStream", "PretrainingHeads", "Regions", "Source", "for_inference"]
 CPU = torch.device("cpu")
@@ -43,8 +39,6 @@ def stored_pictures(data, pictures: np.ndarray):
 
 def train_step(model, heads, optimizer, data, rows: np.ndarray, task: str, precision: str) -> None:
     """Collate, forward, backward, clip, update."""
-    if keep_freed_memory is not None:
-        keep_freed_memory()  # as training does
     objective, names = OBJECTIVES[task](), [str(row) for row in rows]
     images = stored_pictures(data, data.image_of[rows])
     examples = Examples(data.meta, names, names, np.array(rows, np.int64), [data.words[row] for row in rows], images)
