@@ -283,7 +283,7 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
     total = task.total_updates(progress.step)
     lr_at = build_schedule(settings.optim, total)
 
-    with ProgressBar(what="training", total=total, initial=progress.step, unit="step") as bar:
+    with saver, ProgressBar(what="training", total=total, initial=progress.step, unit="step") as bar:
         for update, following in with_following(recent.waited_for(task.updates(progress.step, recent.paused))):
             bar.say(update.stage)
             lr = lr_at(progress.step)

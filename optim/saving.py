@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -63,9 +64,20 @@ class Saver:
         self.made_from = made_from
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._leaving = False
         if ranks.is_first:
             for partial in (folder / "checkpoints").glob(".step-*.partial"):  # of a run that was killed
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Where training fails, what is being written is whole, or gone, before the error is seen: who calls it again in
+        this process finds no thread of the run before."""
+        self._leaving = error is not None
+        if self._leaving and self._thread is not None:
+            self._thread.join()
 
     def save(
         self,
@@ -162,7 +174,8 @@ class Saver:
         ]
         started = time.monotonic()
         while wanted := [path for path in wanted if not path.exists()]:
-            timeout = self.timeout if threading.main_thread().is_alive() else 10  # the others may have ended too
+            leaving = self._leaving or not threading.main_thread().is_alive()
+            timeout = 10 if leaving else self.timeout  # the others may have ended too
             if time.monotonic() - started > timeout:
                 raise BadInput(
                     f"{wanted[0]}: was not written within {timeout:.0f} s by its rank; is the folder shared by all machines?"

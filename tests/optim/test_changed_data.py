@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import threading
+import time
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from data.captions.writer import write_caption_db
 from data.regions.db import BoxOptions
 from optim import loop
 from optim.loop import changed_data
+from optim.saving import Saver
 
 
 @pytest.fixture
@@ -114,6 +115,13 @@ def test_other_training_captions_begin_the_epoch_anew(train, world, small_world)
     assert last["step"] == 4 + 2 * updates_of_an_epoch(world)
 
 
+def test_what_is_being_written_is_whole_when_training_fails(train, world, monkeypatch):
+    publish = Saver._publish
+    monkeypatch.setattr(Saver, "_publish", lambda *arguments: (time.sleep(1), publish(*arguments)))
+    train(5)
+    assert torch.load(world / "run/last/training.pt", weights_only=True)["step"] == 4
+
+
 def test_the_same_data_elsewhere_are_the_same(train, world):
     train(5)
     for name in ("db", "regions"):
@@ -131,9 +139,6 @@ def test_regions_of_pretraining(world, small_world, capsys, monkeypatch):
         stop_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
             pretrain.main(cli.parse(pretrain.PretrainConfig, words))
-    for thread in threading.enumerate():  # a checkpoint that is being written when training is stopped
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(60)
     db = CaptionDB(world / "db_de/train")
     rebuilt(world / "db_de/train", small_world, [f"{db[name]['raw']} {db[name]['raw']}" for name in db.ids], "train")
     path = (world / "run/last").resolve() / "training.pt"  # as a version whose batches held pairs of like length saved it

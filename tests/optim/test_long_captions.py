@@ -18,10 +18,13 @@ def limit(small_world):
 @pytest.fixture(scope="module")
 def short(small_world, limit, tmp_path_factory, command):
     """A run of a model of so many positions, and what it said."""
-    out = tmp_path_factory.mktemp("short") / "run"
-    words = ["--config", small_world / "finetune.yaml", "--out", out, "--epochs", 1, "--languages", "en"]
-    words += ["--model.max-position-embeddings", limit, "--long-captions", "truncate"]
-    return out, command("train_itm.py", *words).stdout
+    folder = tmp_path_factory.mktemp("short")
+    recipe = yaml.safe_load((small_world / "finetune.yaml").read_text())
+    small = yaml.safe_load((small_world / "pretrain.yaml").read_text())["model"]
+    recipe["model"] = small | {"max_position_embeddings": limit}
+    (folder / "finetune.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["--config", folder / "finetune.yaml", "--out", folder / "run", "--epochs", 1, "--languages", "en"]
+    return folder / "run", command("train_itm.py", *words, "--long-captions", "truncate").stdout
 
 
 def lengths(folder):
