@@ -9,7 +9,6 @@ python scripts/make_scenes.py --out runs/world --train 20 --val 10 --test 10 --w
 import json
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from data.progress import ProgressBar
 from data.scenes import world as scenes
 from data.storage.atomic import atomic_file
 from data.storage.locks import claim_output
-from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
+from data.storage.processes import starting_workers, worker_pool
 
 MOST_PICTURES = 1_000_000  # whose names have six digits
 
@@ -62,15 +61,13 @@ def write_picture(job: tuple[int, str], photos: Path, seed: int, size: int) -> s
 
 def render_in_workers(draw: Callable[[tuple[int, str]], str], jobs: list[tuple[int, str]], workers: int) -> list[str]:
     """`draw` of all jobs, in their order, in that many processes. Raises BadInput where one of them dies."""
-    pool = ProcessPoolExecutor(workers, initializer=leave_ctrl_c_to_parent)
     try:
-        with starting_workers():
-            found = pool.map(draw, jobs, chunksize=16)
-        return list(ProgressBar(found, "rendering", len(jobs), unit="pictures"))
+        with worker_pool(workers, "fork") as pool:
+            with starting_workers():
+                found = pool.map(draw, jobs, chunksize=16)
+            return list(ProgressBar(found, "rendering", len(jobs), unit="pictures"))
     except BrokenProcessPool:
         raise BadInput("a worker process died, perhaps out of memory; use fewer --workers, and start the same command again") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def main(options: Options) -> None:

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 os.environ.update({n: os.environ.get(n, "16") for n in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")})  # 500 MB else, by shape
 
 from configs import cli
-from model.serving.failures import Failures
 from model.serving.gallery import Gallery
 from model.serving.latencies import Latencies
 from model.serving.searching import SearchService
@@ -51,7 +50,7 @@ def open_application(options: Options, latencies: Latencies, uploads: Path) -> A
         build_captions_where_absent(each.captions_index, each.folder, options.captions, options.device, options.precision)
     captions = opening.open_captions(options.captions, options.captions_index)
     gallery = Gallery(opening.open_photos(options.photos, options.index, regions), captions, regions)
-    failures = None if options.evaluation is None else Failures(options.evaluation, options.second_evaluation)
+    failures = opening.open_failures(options.evaluation, options.second_evaluation, captions)
     models = {each.name: opening.open_model(each, options) for each in given}
     facts = {"photos": gallery.photos is not None, "captions": bool(captions), "regions": regions is not None}
     facts["evaluation"] = None if failures is None else {"languages": failures.languages, "second": failures.b is not None}

@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 import lmdb
@@ -23,7 +21,7 @@ from data.progress import ProgressBar
 from data.regions.db import BoxOptions
 from data.storage.digest import hash_of_key
 from data.storage.lmdb_env import open_env
-from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
+from data.storage.processes import starting_workers, worker_pool
 from data.storage.record_sums import FILE as SUMS_FILE
 from data.storage.record_sums import read_sums
 
@@ -110,15 +108,13 @@ def _checked_chunks(check, chunks: list[list], workers: int, name: str) -> Itera
         yield from map(check, chunks)
         return
     # spawned, so that each worker opens the database itself and the map that a damaged page ruins is its own
-    with ProcessPoolExecutor(workers, get_context("spawn"), leave_ctrl_c_to_parent) as pool:
-        try:
+    try:
+        with worker_pool(workers, "spawn") as pool:
             with starting_workers():
                 found = pool.map(check, chunks)
             yield from found
-        except BrokenProcessPool:
-            raise BadInput(
-                f"{name}: a process died reading it: the LMDB is damaged, or memory ran out; copy the database again"
-            ) from None
+    except BrokenProcessPool:
+        raise BadInput(f"{name}: a process died reading it: the LMDB is damaged, or memory ran out; copy the database again") from None
 
 
 def duplicates(digests: list[tuple[str, bytes]]) -> Iterator[str]:

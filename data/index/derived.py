@@ -41,7 +41,7 @@ class DerivedFiles:
         if not self.path("json").exists():
             return None
         about = read_json(self.path("json"))
-        if about.pop(_CHECKSUM, None) not in (None, _checksum_of(about)):  # files that were made before have none
+        if about.pop(_CHECKSUM, None) != _checksum_of(about):  # which may itself be what is gone
             raise BadInput(f"{self.path('json')}: damaged, it is not what was written; delete it")
         return about
 

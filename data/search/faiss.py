@@ -201,7 +201,7 @@ class FaissSearch(FeatureIndexBackend):
             if about is None:
                 return {}
             fits = self._files.fit(about) and about["bytes"] == self._file.stat().st_size
-            if fits and about.get("crc32") not in (None, file_crc32(self._file)):  # files that were made before have none
+            if fits and about["crc32"] != file_crc32(self._file):
                 raise BadInput(f"{self._file}: is not what was written")
             self._found = self._faiss.read_index(str(self._file)) if fits else None
             if fits and self._found.ntotal == self.count:

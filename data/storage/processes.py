@@ -11,7 +11,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -68,6 +69,28 @@ def leave_ctrl_c_to_parent(worker: int | None = None) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+@contextmanager
+def worker_pool(
+    workers: int, start_method: str, initializer: Callable[..., object] = leave_ctrl_c_to_parent, initargs: tuple = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes for jobs whose results are taken in this block; submit in `starting_workers`.
+
+    Leaving the block ends the workers at once, whatever they are at: a pool that waits for them waits for good where one was killed
+    while it held the lock of the queue of jobs, as an idle one does.
+
+    Args:
+        start_method: "fork" or "spawn"
+        initializer: called in each worker with ``initargs``; it must call `leave_ctrl_c_to_parent`
+    """
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), initializer, initargs)
+    try:
+        yield pool
+    finally:
+        for process in list(pool._processes.values()):
+            process.kill()
+        pool.shutdown(cancel_futures=True)
 
 
 def _end_with(sentinel: int) -> None:

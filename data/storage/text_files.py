@@ -27,8 +27,7 @@ from data.storage.regular_files import open_regular
 from data.storage.shapes import check_shape
 
 DEEPEST = 100  # levels of lists and objects in JSON
-LONGEST_LINE = 64 << 20  # characters of a line of compressed text
-LONGEST_PLAIN_LINE = 256 << 20  # of other text: a file may have a hole of any size
+LONGEST_LINE = 64 << 20  # characters: a file may have a hole of any size, and packed text be as long
 LONG = 16 << 20  # characters of JSON whose reading shows how far it is
 FLAT = 10_000  # characters an object: no more of them tell how far reading is
 SLOW = 100 << 20  # characters of JSON that take about two seconds
@@ -54,10 +53,9 @@ def read_lines(path: str | Path, advice: str = "check the path") -> Iterator[str
 
 def bounded_lines(file: TextIO, path: str | Path) -> Iterator[str]:
     """The lines of an open text file, with their ends. Raises BadInput for one that is longer than anybody's, as a hole of gigabytes is."""
-    most = LONGEST_LINE if _is_compressed(path) else LONGEST_PLAIN_LINE
-    if not _is_compressed(path) and os.path.getsize(path) <= most:
+    if not _is_compressed(path) and os.path.getsize(path) <= LONGEST_LINE:
         return file
-    return iter(lambda: _read_some(file.readline, most, f"{path}: a line"), "")
+    return iter(lambda: _read_some(file.readline, LONGEST_LINE, f"{path}: a line"), "")
 
 
 def _is_compressed(path: str | Path) -> bool:

@@ -29,6 +29,7 @@ class Evaluation:
         txt_ids: task → ids of its captions
         ranks: task → ranks of its queries
         data: digests of the databases it was measured on; empty where an older version did not write them
+        model: fingerprint of the weights; None where it did not write that
     """
 
     path: Path
@@ -36,6 +37,12 @@ class Evaluation:
     txt_ids: dict[str, list[str]]
     ranks: dict[str, QueryRanks]
     data: dict[str, str]
+    model: str | None
+
+    @property
+    def text_dbs(self) -> set[str]:
+        """Fingerprints of the text DBs it was measured on; empty where it does not say."""
+        return set(self.data.get("captions", "").split())
 
     @property
     def num_captions(self) -> int:
@@ -55,7 +62,7 @@ def read_evaluation(path: str | Path) -> Evaluation:
     if not name or Path(name).name != name:
         raise BadInput(f"{path}: no 'ranks' in it: evaluate again with this version of eval_itm.py")
     ranks_path = path.with_name(name)
-    evaluation = Evaluation(path, *read_ranks(ranks_path), data=results.get("data", {}))
+    evaluation = Evaluation(path, *read_ranks(ranks_path), data=results.get("data", {}), model=results.get("model"))
     for task, ranks in evaluation.ranks.items():
         table = recall_table(ranks.t2i, ranks.i2t)
         if any(abs(table[metric] - recall.get(task, {}).get(metric, -1)) > 1e-6 for metric in METRICS):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import torch
 from data.errors import BadInput
 from data.regions.db import Found, Problem, Regions
 from data.regions.photos import Photo, read_photo
-from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
+from data.storage.processes import leave_ctrl_c_to_parent, starting_workers, worker_pool
 from model.extractors.base import Detections, Extractor
 from model.extractors.box_ops import norm_boxes
 
@@ -61,24 +59,21 @@ class PhotoImages:
                 yield from extract_job(job)
             return
         # Spawned, because a fork would inherit torch's threads in an undefined state.
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(self.workers, len(jobs)), spawn, _start_worker, (self.extractor, self.device))
         try:
-            waiting: deque = deque()
-            for job in jobs:
-                with starting_workers():
-                    waiting.append(pool.submit(extract_job, job))
-                if len(waiting) > 3 * self.workers:  # results are large: never more of them than the writer keeps up with
+            with worker_pool(min(self.workers, len(jobs)), "spawn", _start_worker, (self.extractor, self.device)) as pool:
+                waiting: deque = deque()
+                for job in jobs:
+                    with starting_workers():
+                        waiting.append(pool.submit(extract_job, job))
+                    if len(waiting) > 3 * self.workers:  # results are large: never more of them than the writer keeps up with
+                        yield from waiting.popleft().result()
+                while waiting:
                     yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
         except BrokenProcessPool:
             raise BadInput(
                 "a worker process died, perhaps out of memory; use fewer --workers. What is written stays, and the same "
                 "command goes on from there"
             ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 # ---- in a worker -----------------------------------------------------------------------------------------------------

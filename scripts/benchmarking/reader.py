@@ -29,7 +29,7 @@ def pairs_and_batches(root: str, captions: str, regions: str):
 
 def main(root: str, captions: str, regions: str, batch: str, least: str) -> None:
     pairs, make = pairs_and_batches(root, captions, regions)
-    order, size = np.random.default_rng(0).permutation(len(pairs)), int(batch)
+    order, size = np.random.default_rng(0).permutation(len(pairs)), min(int(batch), len(pairs))
     boxes = int((pairs.img_lengths - 1).sum())
     passes, started = -1, time.perf_counter()  # the first pass brings the database into the page cache
     while passes < 1 or time.perf_counter() - started < float(least):

@@ -14,7 +14,7 @@ from data.storage.regular_files import real_path
 from model.evaluation.recall import METRICS
 from optim.curves import Curve
 from optim.figures import default_metrics, draw_curves, finite_points, is_recall
-from scripts.reporting.failures import Failures, Item, data_uri
+from scripts.reporting.failures import Item, WorstQueries, data_uri
 from scripts.reporting.results import RunReport
 
 
@@ -38,14 +38,14 @@ def failures_of(run: RunReport, number: int, photos: str | None) -> list[dict[st
     """The worst ``number`` queries of each kind of every evaluation, for the page."""
     found = []
     for evaluation in run.evaluations if number else ():
-        failures = Failures(evaluation, photos)
-        texts, images = failures.texts(number), failures.images(number)
+        worst = WorstQueries(evaluation, photos)
+        texts, images = worst.texts(number), worst.images(number)
         pictures = [item for each in texts for item in each.right]
         notes = ["By the dot product, before any re-ranking."] if "reranker" in evaluation.results else []
         if pictures and not any(item.picture for item in pictures):
             notes.append("The pictures are not where the image database says; --photos DIR shows them.")
         if evaluation.results.get("config", {}).get("gallery"):
-            notes.append("What was found first is of the split's own candidates; ranks are among the whole gallery.")
+            notes.append("What stood before is left out: ranks are among the whole gallery.")
         found.append({"name": evaluation.name, "note": " ".join(notes), "texts": texts, "images": images})
     return found
 

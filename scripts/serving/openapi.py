@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args, get_type_hints
 
-from model.serving.failures import Choice
+from model.evaluation.failures import Choice
 from model.serving.gallery import SIZES
 from scripts.serving import schemas
 from scripts.serving.guard import COOKIE

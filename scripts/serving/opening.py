@@ -13,6 +13,7 @@ from data.index.reader import EmbeddingIndex
 from data.regions.db import RegionDB
 from data.regions.pictures import PictureFiles, read_pictures
 from data.search.base import SearchOptions
+from model.evaluation.failures import Failures
 from model.made_from import read_made_from
 from model.precision import choose_device
 from model.retrieval.retriever import Retriever
@@ -67,6 +68,19 @@ def open_captions(folders: Sequence[str], index: str | None) -> list[CaptionDB]:
     if found and len(problems) == len(found):
         raise problems[0]
     return found
+
+
+def open_failures(evaluation: str | None, second: str | None, captions: Sequence[CaptionDB]) -> Failures | None:
+    """What an evaluation did not find, or two of the same queries. Raises BadInput where its captions are not the served ones."""
+    if evaluation is None:
+        return None
+    failures = Failures(evaluation, second)
+    if captions and failures.a.text_dbs - {database.fingerprint() for database in captions}:
+        raise BadInput(
+            f"--evaluation {evaluation}: ranked other captions than --captions holds now: give the text DB that it was measured on, "
+            "or evaluate again"
+        )
+    return failures
 
 
 def open_photos(folder: str | None, index: str, regions: RegionDB | None) -> PictureFiles | None:

@@ -8,8 +8,8 @@ from starlette.datastructures import QueryParams
 
 from configs.settings import nearest
 from data.errors import BadInput
+from model.evaluation.failures import Choice
 from model.retrieval.queries import described
-from model.serving.failures import Choice
 
 LISTED = 100  # failures of a page, at most
 

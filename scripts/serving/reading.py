@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from model.serving.failures import Choice, Failures
+from model.evaluation.failures import Choice, Failures
 from model.serving.gallery import SIZES, Gallery
 from model.serving.searching import SearchService
 from scripts.serving.openapi import openapi

@@ -22,7 +22,7 @@ from data.index.reader import EmbeddingIndex
 from model.evaluation.outcomes import read_ranks
 from model.evaluation.settings import EvalConfig
 from scripts import report
-from scripts.reporting.failures import Failures
+from scripts.reporting.failures import WorstQueries
 from scripts.reporting.results import read_run
 
 EVIL = '</p><script>alert("x")</script><img src=http://elsewhere/x.png onerror=alert(1)> {{ 7 * 7 }}'
@@ -87,6 +87,7 @@ def evaluated(small_world, finetuned, tmp_path_factory):
     write_caption_db(run.parent / "evil", records, CaptionTokenizer.from_pretrained(small_world / "tokenizer"), ["a"])
     results = json.loads((out / "results.json").read_text())
     results["config"] |= {"captions": str(run.parent / "evil"), "checkpoint": EVIL}
+    results["data"]["captions"] = CaptionDB(run.parent / "evil").fingerprint()
     (out / "results.json").write_text(json.dumps(results))
     return run
 
@@ -108,7 +109,7 @@ def test_a_fine_tuned_run_with_an_evaluation(evaluated, capsys):
 
 def test_failures_are_the_worst_queries_with_what_stood_before_them(evaluated):
     (evaluation,) = read_run(evaluated).evaluations
-    found = Failures(evaluation)
+    found = WorstQueries(evaluation)
     img_ids, txt_ids, ranks = read_ranks(evaluation.folder / "ranks.npz")
     img, txt = (EmbeddingIndex(evaluation.folder / kind) for kind in ("img", "txt"))
     scores = txt.vectors(np.arange(len(txt))) @ img.vectors(np.arange(len(img))).T
@@ -118,13 +119,13 @@ def test_failures_are_the_worst_queries_with_what_stood_before_them(evaluated):
     for each in texts:
         order = [img.ids()[n] for n in np.argsort(-scores[txt.row_of(each.query.label)], kind="stable")]
         assert order.index(each.right[0].label) + 1 == each.rank and each.query.text == f"{each.query.label} {EVIL}"
-        assert [item.label for item in each.first] == [key for key in order if key != each.right[0].label][:3]
+        assert [item.label for item in each.first] == order[: each.rank - 1][:3]
     for each in found.images(3):
         order = [txt.ids()[n] for n in np.argsort(-scores[:, img.row_of(each.query.label)], kind="stable")]
         own = {txt_ids[each.task][n] for n in np.flatnonzero(ranks[each.task].image_of == img_ids.index(each.query.label))}
         of_language = [name for name in order if name in txt_ids[each.task]]
         assert min(of_language.index(name) for name in own) + 1 == each.rank
-        assert [item.label for item in each.first] == [name for name in of_language if name not in own][:3]
+        assert [item.label for item in each.first] == of_language[: each.rank - 1][:3]
     assert all(each.rank > 1 for each in found.texts(10_000))
 
 
@@ -142,6 +143,23 @@ def test_what_is_gone_is_left_out(evaluated, tmp_path):
     page = page_of(tmp_path / "eval", "--failures", 0)
     assert "Failures" not in "\n".join(page.texts)
     assert page_of(folder, "--failures", 1).texts  # the folder of the evaluation itself
+
+
+def test_what_is_another_by_now_is_left_out(evaluated, tmp_path, small_world):
+    """Captions that were written anew under the same ids, indexes that other weights made."""
+    shutil.copytree(evaluated / "eval", tmp_path / "eval")
+    folder = tmp_path / "eval/step-1/test"
+    results = json.loads((folder / "results.json").read_text())
+    (whole,) = read_run(tmp_path / "eval").evaluations
+    assert WorstQueries(whole).texts(1)[0].first and EVIL in WorstQueries(whole).texts(1)[0].query.text
+    results["config"]["captions"] = str(small_world / "db/test")
+    (folder / "results.json").write_text(json.dumps(results))
+    (other_words,) = read_run(tmp_path / "eval").evaluations
+    worst = WorstQueries(other_words).texts(1)[0]
+    assert worst.first and worst.query.text == f"caption {worst.query.label}"
+    (folder / "results.json").write_text(json.dumps(results | {"model": "1234"}))
+    (other_weights,) = read_run(tmp_path / "eval").evaluations
+    assert not WorstQueries(other_weights).texts(1)[0].first
 
 
 def test_a_pre_training(pretrained, tmp_path, capsys):

@@ -37,6 +37,16 @@ def test_they_fit_the_state_that_they_were_made_of_and_go_with_it(tmp_path):
     assert not list(folder.glob("mine.*"))
 
 
+@pytest.mark.parametrize("lost", ["checksum", "mine"])
+def test_what_a_description_does_not_say_any_more_is_noticed(tmp_path, lost):
+    files = DerivedFiles(write(tmp_path / "index", np.ones((3, 4), np.float32)), "mine", 1)
+    files.describe({"mine": 5})
+    about = json.loads(files.path("json").read_text())
+    files.path("json").write_text(json.dumps({name: value for name, value in about.items() if name != lost}))
+    with pytest.raises(BadInput, match="not what was written"):
+        files.description()
+
+
 def test_a_damaged_description_says_so_and_a_disowned_file_is_nobodys(tmp_path):
     files = DerivedFiles(write(tmp_path / "index", np.ones((3, 4), np.float32)), "mine", 1)
     for text in ("{", json.dumps([1])):

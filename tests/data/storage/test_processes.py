@@ -11,7 +11,7 @@ import pytest
 
 from configs.cli import parse
 from data.errors import BadInput, Stopped
-from data.storage.processes import check_workers, ctrl_c_held, run_command
+from data.storage.processes import check_workers, ctrl_c_held, run_command, starting_workers, worker_pool
 from scripts.inspect_db import Options as InspectOptions
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -19,10 +19,8 @@ ROOT = Path(__file__).resolve().parents[3]
 POOL = """
 import sys, time
 sys.path.insert(0, {root!r})
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from configs import cli
-from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
+from data.storage.processes import starting_workers, worker_pool
 from dataclasses import dataclass
 
 @dataclass
@@ -30,15 +28,12 @@ class Options:
     \"\"\"Nothing.\"\"\"
 
 def main(options):
-    pool = ProcessPoolExecutor(2, get_context({method!r}), leave_ctrl_c_to_parent)
-    with starting_workers():
-        jobs = [pool.submit(time.sleep, 0.05) for _ in range(2)]
-    [job.result() for job in jobs]
-    print(*pool._processes, flush=True)
-    try:
+    with worker_pool(2, {method!r}) as pool:
+        with starting_workers():
+            jobs = [pool.submit(time.sleep, 0.05) for _ in range(2)]
+        [job.result() for job in jobs]
+        print(*pool._processes, flush=True)
         time.sleep(60)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 if __name__ == "__main__":
     cli.run(main, Options)
@@ -76,6 +71,17 @@ def test_a_pool_leaves_ctrl_c_to_its_command_and_ends_with_it(tmp_path, method, 
     assert process.returncode == (130 if name == "SIGINT" else -getattr(signal, name))
     if name == "SIGINT":
         assert said == "stopped by Ctrl-C; what was there before is whole\n"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pool_is_left_at_once_whatever_its_workers_are_at(method):
+    """As one is that waits for the lock of a worker that was killed."""
+    started = time.monotonic()
+    with worker_pool(2, method) as pool, starting_workers():
+        workers = [pool.submit(time.sleep, 600) for _ in range(2)]
+        pids = list(pool._processes)
+    assert time.monotonic() - started < 300 and pids and ends(pids)
+    assert all(job.done() for job in workers)
 
 
 def test_what_must_not_be_left_half_done_is_finished_first():

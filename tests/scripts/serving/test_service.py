@@ -274,6 +274,13 @@ def test_failures_are_those_of_the_evaluation(client, world, direction, language
         assert [hit.id for hit in world.images.search_images(text, 5)] == found["queries"][0]["before"]
 
 
+def test_an_evaluation_of_other_captions_is_refused(world, command):
+    words = [word if word != world.data / "db/train" else world.data / "db/val" for word in world.words if word != "--captions-index"]
+    words.remove(world.a / "txt")
+    refused = command("scripts/serve.py", *words, "--evaluation", world.a, "--port", 0, "--device", "cpu", status=2).stderr
+    assert f"error: --evaluation {world.a}: ranked other captions than --captions holds now" in refused
+
+
 def test_the_recall_table_has_its_intervals(client, world):
     found = client.get("/api/recall").json["evaluations"]
     kept = json.loads((world.a / "results.json").read_text())
