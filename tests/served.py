@@ -46,12 +46,12 @@ class Client:
     def search(self, headers=(), **asked) -> Reply:
         return self.request("POST", "/api/search", json.dumps(asked), JSON | dict(headers))
 
-    def send_picture(self, data: bytes, name="picture", **fields) -> Reply:
+    def send_picture(self, data: bytes, name="picture", times=1, **fields) -> Reply:
         lines = [
             f'--edge\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode() for key, value in fields.items()
         ]
         head = f'--edge\r\nContent-Disposition: form-data; name="{name}"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
-        body = b"".join([*lines, head.encode(), data, b"\r\n--edge--\r\n"])
+        body = b"".join([*lines, *[head.encode(), data, b"\r\n"] * times, b"--edge--\r\n"])
         return self.request("POST", "/api/search", body, {"Content-Type": "multipart/form-data; boundary=edge"})
 
 

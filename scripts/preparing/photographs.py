@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from model.retrieval.photo_index import PhotoOptions
 
 ROOT = Path(__file__).resolve().parents[2]
+NOT_STORED = ("workers", "device", "weights")  # options of an extraction that the regions do not depend on
 OF_A_CHECKPOINT = ("workers", "device", "weights", "image-key")  # what is left to be said where a checkpoint says its extractor
 
 
@@ -40,7 +41,7 @@ def extract_with(extractor: str | None, photos: str, regions: Path, more: Sequen
     is_kept = photo_folder.is_kept_up_to_date(regions)
     if is_kept or is_extracted(regions):
         maker = photo_folder.StoredMaker(regions, given.get("weights"), choose_device(given.get("device", "auto")))
-        if is_kept:
+        if is_kept or extractor is not None or set(given).difference(NOT_STORED):
             check_same_options(maker, regions, extractor, given)
         photo_folder.extract_photos(photos, maker, regions, workers_of(given))
         return
@@ -58,7 +59,7 @@ def check_same_options(maker: StoredMaker, regions: Path, extractor: str | None,
         raise BadInput(f"--extractor {extractor}: {regions} holds regions of {record.described()}; {way_out}")
     known = {"list": None, "compressed": False, "soft_labels": "keep"} | made_with(regions) | vars(maker.boxes) | record.options
     for name, value in given.items():
-        if name not in ("workers", "device", "weights") and not (name in known and is_same_value(value, known[name])):
+        if name not in NOT_STORED and not (name in known and is_same_value(value, known[name])):
             found = f"made with {name.replace('_', '-')}={known[name]}" if name in known else f"of {record.described()}"
             raise BadInput(f"--extract {name.replace('_', '-')}={value}: {regions} holds regions {found}; {way_out}")
 

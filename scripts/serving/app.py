@@ -24,6 +24,7 @@ from model.serving.searching import Question, SearchService
 from scripts.serving.answering import answer_as_json
 from scripts.serving.asking import question_of_form, question_of_json
 from scripts.serving.bodies import TooLarge, refusal, stored_picture
+from scripts.serving.parameters import once
 from scripts.serving.reading import Reading
 
 PAGE = Path(__file__).parent / "page"
@@ -100,8 +101,10 @@ class Application:
         form = await _within(request.form(max_files=2, max_fields=10))
         path = None
         try:
-            question = question_of_form({name: form[name] for name in form if name != "picture"}, self.service.models)
-            question.picture = path = await stored_picture(form.get("picture"), self.uploads)
+            fields = once(form.multi_items())
+            picture = fields.pop("picture", None)
+            question = question_of_form(fields, self.service.models)
+            question.picture = path = await stored_picture(picture, self.uploads)
             return await self._answer(request, question)
         except BadInput as error:
             raise type(error)(str(error).replace(str(path), "the picture")) from None

@@ -10,6 +10,7 @@ from configs.settings import nearest
 from data.errors import BadInput
 from model.retrieval.queries import checked_count, checked_mix, checked_texts, described
 from model.serving.searching import Question
+from scripts.serving.parameters import once
 
 TEXTS, CHARACTERS = 64, 2000  # of a search, and of each of its texts
 RESULTS, RERANKED = 1000, 500  # of each query
@@ -20,7 +21,9 @@ LIMITS = {"texts": TEXTS, "characters": CHARACTERS, "k": RESULTS, "rerank": RERA
 def question_of_json(body: bytes, models: Mapping[str, Any]) -> Question:
     """Raises BadInput for anything but an object of the keys that are known, with one of ``text`` and ``image``."""
     try:
-        asked = json.loads(body)
+        asked = json.loads(body, object_pairs_hook=once)
+    except BadInput:
+        raise
     except (ValueError, RecursionError):  # not UTF-8 is a ValueError, too
         raise BadInput('the body is not JSON: send an object such as {"text": "a dog", "k": 5}') from None
     if not isinstance(asked, dict):

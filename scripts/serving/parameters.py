@@ -1,10 +1,9 @@
-"""The parameters behind the ? of an address, checked."""
+"""What is asked by name, in a form or behind the ? of an address, checked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
-
-from starlette.datastructures import QueryParams
 
 from configs.settings import nearest
 from data.errors import BadInput
@@ -14,7 +13,17 @@ from model.retrieval.queries import described
 LISTED = 100  # failures of a page, at most
 
 
-def number_of_query(given: QueryParams, name: str, default: int, least: int = 0, most: int = 10**9) -> int:
+def once(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Values by their names. Raises BadInput where a name is there twice: one of the two would be passed over."""
+    found: dict[str, Any] = {}
+    for name, value in given:
+        if name in found:
+            raise BadInput(f"{name[:60]!r} is given twice: give it once")
+        found[name] = value
+    return found
+
+
+def number_of_query(given: Mapping[str, str], name: str, default: int, least: int = 0, most: int = 10**9) -> int:
     """A whole number. Raises BadInput for anything else, or one out of bounds."""
     text = given.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most):
@@ -22,7 +31,7 @@ def number_of_query(given: QueryParams, name: str, default: int, least: int = 0,
     return int(text)
 
 
-def choice_of_query(given: QueryParams) -> tuple[Choice, int, int]:
+def choice_of_query(given: Mapping[str, str]) -> tuple[Choice, int, int]:
     """Which failures are listed, from which one on, and how many. Raises BadInput for what is not known."""
     hints = get_type_hints(Choice)
     names = [*hints, "offset", "limit"]

@@ -17,7 +17,7 @@ from model.evaluation.failures import Choice, Failures
 from model.serving.gallery import SIZES, Gallery
 from model.serving.searching import SearchService
 from scripts.serving.openapi import openapi
-from scripts.serving.parameters import choice_of_query, number_of_query
+from scripts.serving.parameters import choice_of_query, number_of_query, once
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Reading:
         ]
 
     async def image(self, request: Request) -> Response:
-        key, size = self._known(request), number_of_query(request.query_params, "size", 512, *SIZES)
+        key, size = self._known(request), number_of_query(once(request.query_params.multi_items()), "size", 512, *SIZES)
         found = await run_in_threadpool(self.gallery.picture, key, size)
         if found is None:
             raise HTTPException(404, f"no picture file of {key[:200]!r}")
@@ -88,7 +88,7 @@ class Reading:
         return JSONResponse({**self.info, "models": models})
 
     async def list_failures(self, request: Request) -> Response:
-        choice, offset, limit = choice_of_query(request.query_params)
+        choice, offset, limit = choice_of_query(once(request.query_params.multi_items()))
         found = await run_in_threadpool(self._listed, choice, offset, limit)
         return JSONResponse(vars(choice) | found | {"offset": offset, "limit": limit})
 

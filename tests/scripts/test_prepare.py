@@ -140,6 +140,9 @@ def test_what_cannot_be_added_to_regions_is_refused(own, small_world, capfd):
     capfd.readouterr()
     prepare.main(cli.parse(prepare.Options, [*own, "--out", "copy"]))
     assert "copy/regions: is there already and used as it is, without 1 photographs, the first: photos/p12.jpg; delete it" in capfd.readouterr().err
+    for words, found in ((["--extractor", "butd"], "of random-conv"), (["--extract", "size=96"], "made with size=64")):
+        with pytest.raises(BadInput, match=f"{' '.join(words)}: copy/regions holds regions {found}"):
+            prepare.main(cli.parse(prepare.Options, [*own, "--out", "copy", *words]))
 
 
 def test_two_photos_of_one_name_are_refused_and_told_apart_by_their_folders(own, capfd):

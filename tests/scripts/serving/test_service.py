@@ -162,6 +162,7 @@ BAD = [
     (b'{"text": "a", "mix": 1e308}', "mix is 1e+308, expected a number of at least 0, at most 1,000,000"),
     (b'{"text": "a", "mix": 1' + b"0" * 400 + b"}", "mix is a huge number, expected a number"),
     (b'{"text": "a", "k": -1' + b"0" * 400 + b"}", "k is a huge number, expected at least 1"),
+    (b'{"text": "a", "k": 1, "k": 2}', "'k' is given twice: give it once"),
     (b'{"text": "a", "find": "captions"}', "a text finds images"),
     (b'{"image": 5}', "image is 5, expected a text"),
     (b'{"image": "scene_000002.npz", "model": "b", "find": "captions"}', "without an index of captions"),
@@ -187,6 +188,7 @@ def test_other_errors_are_sentences_too(client, world):
         (client.request("POST", "/api/search", iter([b" " * 200_000] * 2), {"Content-Type": "application/json"}), 413),
         (client.send_picture(b"no picture"), 400),
         (client.send_picture(b"x", name="file"), 400),
+        (client.send_picture(as_png(Image.new("1", (9, 9))), times=2), 400),
         (client.send_picture(as_png(Image.new("1", (9000, 9000)))), 400),
         (client.request("POST", "/api/search", b"", {"Content-Type": "multipart/form-data; boundary=edge", "Content-Length": str(21 << 20)}), 413),
         (client.request("POST", "/api/search", b"x", {"Content-Type": "multipart/form-data"}), 400),
@@ -200,6 +202,7 @@ def test_other_errors_are_sentences_too(client, world):
         (client.search({"Origin": "http://["}, text="a"), 403),
         (client.request("G{T", "/"), 400),  # is no HTTP
         (client.get("/api/failures?lnguage=en"), 400),
+        (client.get("/api/failures?k=1&k=5"), 400),
         (client.get("/api/failures?language=fr"), 400),
         (client.get("/api/failures?k=-1"), 400),
         (client.get(f"/api/image/{world.ids[0]}?size=99999"), 400),
