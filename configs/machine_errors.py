@@ -9,6 +9,8 @@ _NO_MEMORY = re.compile(
     r"can't allocate memory|CUDA out of memory"
     r"|array is too big|Maximum allowed dimension exceeded|Storage size calculation overflowed"  # more than any machine has
 )
+_NO_FILES = re.compile(r"Too many open files|unable to open shared memory object|Failed to initialize cpuinfo")  # which reads some
+_NO_PROCESSES = re.compile(r"can't start new thread|Resource temporarily unavailable")
 MACHINE_ERRORS = (OSError, MemoryError, RuntimeError, ValueError)  # classes of which some errors are the machine's
 TOLD: set[str] = set()  # lines with which the command has ended
 _WORKER = re.compile(r"DataLoader worker \(pid.* (killed|exited)")
@@ -21,6 +23,10 @@ def line_of_machine_error(error: Exception) -> str | None:
         return f"something that was given is nested too deeply to be followed ({said})"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ValueError) and _NO_MEMORY.search(said)):  # torch's, NumPy's
         return f"out of memory{f' ({said})' if said else ''}; give it less at a time, or more memory"
+    if _NO_FILES.search(said):
+        return f"more files were to be opened than this user may ({said}); use fewer workers, or raise the limit (ulimit -n)"
+    if _NO_PROCESSES.search(said):
+        return f"more processes or threads were to be started than this user may ({said}); use fewer workers, or raise the limit (ulimit -u)"
     if not isinstance(error, OSError):
         return f"{said}; perhaps memory ran out: use fewer workers, and start the same command again" if _WORKER.match(said) else None
     names = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

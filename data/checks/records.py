@@ -17,6 +17,7 @@ import numpy as np
 
 from data.checks.report import Findings, Report
 from data.errors import BadInput
+from data.notices import say_once
 from data.progress import ProgressBar
 from data.regions.db import BoxOptions
 from data.storage.digest import hash_of_key
@@ -24,6 +25,7 @@ from data.storage.lmdb_env import open_env
 from data.storage.processes import starting_workers, worker_pool
 from data.storage.record_sums import FILE as SUMS_FILE
 from data.storage.record_sums import read_sums
+from data.storage.regular_files import is_there
 
 OTHER_SUM = "records that are not what was written"
 SAMPLE = 256  # records read without `verify`
@@ -142,6 +144,8 @@ def expected_sums(folder: Path, keys: Sequence[str], report: Report) -> list[int
     sums = read_sums(folder, own_transaction(folder))
     report.facts["checksums"] = "none" if sums is None else f"{len(sums):,}, in {SUMS_FILE}"
     if sums is None:
+        if not is_there(folder / SUMS_FILE):
+            say_once(f"{folder}: has no {SUMS_FILE}, which databases made here have: whether its records are what was written is not known")
         return [0] * len(keys)
     hashes = np.array([hash_of_key(key.encode()) for key in keys], np.uint64)
     if gone := sums.num_absent(hashes):

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from data.progress import ProgressBar
 from data.search.base import SearchBackend, SearchOptions
 from data.search.topk import best_candidates, checked_queries
 from data.storage.atomic import cannot_write_is_bad_input
-from data.storage.regular_files import check_tree
+from data.storage.regular_files import check_tree, is_there
 from data.storage.shapes import check_shape
 from data.storage.text_files import parse_json
 
@@ -190,6 +191,7 @@ def export_to_milvus(
     client = _client(uri, token, timeout)
     wanted = index.stamp | {"engine_index": engine_index}
     wanted["collection"] = f"{collection}_{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"
+    _clear_half_made(uri, wanted["collection"], f"{collection}_header")
     headers = _read_headers(client, uri, collection)
     current = headers.get(CURRENT) or {}
     if not (_is_same(current, wanted) and current.get("complete") and _count(client, uri, wanted["collection"]) == index.count):
@@ -211,6 +213,20 @@ def delete_from_milvus(uri: str, collection: str, token: str = "", timeout: floa
             client.drop_collection(header.get("collection", collection))
         client.drop_collection(f"{collection}_header")
         client.close()
+
+
+def _clear_half_made(uri: str, *names: str) -> None:
+    """Delete what the embedded engine leaves of collections that it could not create, on a full disk: folders without a schema, which
+    are no collections to it, and are in its way."""
+    for name in names if _is_file(uri) else ():
+        folder = Path(uri, "collections", name)
+        if folder.is_dir() and not is_there(folder / "schema.json"):
+            with cannot_write_is_bad_input(folder):
+                shutil.rmtree(folder)
+
+
+def _is_file(uri: str) -> bool:
+    return "://" not in uri
 
 
 def _is_same(header: dict, wanted: dict) -> bool:
@@ -324,7 +340,7 @@ def _client(uri: str, token: str, timeout: float, must_exist: bool = False) -> A
         raise BadInput(f"Milvus needs pymilvus ({error}): pip install pymilvus milvus-lite") from None
     for name in ("pymilvus", "milvus_lite.adapter", "milvus_lite.server_manager"):  # they log a traceback of each error that becomes one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    is_file = "://" not in uri
+    is_file = _is_file(uri)
     if is_file and not uri.endswith(".db"):
         raise BadInput(f"{uri}: expected a file name ending in .db, or a server as in http://localhost:19530")
     if is_file and must_exist and not Path(uri).exists():

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import multiprocessing
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -71,6 +72,15 @@ def leave_ctrl_c_to_parent(worker: int | None = None) -> None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
+def admit_open_files() -> None:
+    """Let this process and those that it starts open as many files as the machine admits, and not the thousand that a shell does: a
+    model goes to a worker as one file a tensor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # where the hard limit is beyond the system's own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @contextmanager
 def worker_pool(
     workers: int, start_method: str, initializer: Callable[..., object] = leave_ctrl_c_to_parent, initargs: tuple = ()
@@ -84,6 +94,7 @@ def worker_pool(
         start_method: "fork" or "spawn"
         initializer: called in each worker with ``initargs``; it must call `leave_ctrl_c_to_parent`
     """
+    admit_open_files()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), initializer, initargs)
     try:
         yield pool

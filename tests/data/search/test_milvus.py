@@ -1,6 +1,7 @@
 """Milvus for real: the embedded engine against the naive search; and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,22 @@ def test_every_gallery_is_the_naive_search(tmp_path):
         assert_same((scores, rows), expected)
         assert found.ids([299, 0]) == index.ids([299, 0])
         found.close()
+
+
+@pytest.mark.milvus
+def test_what_a_full_disk_left_of_a_collection_is_cleared_away(tmp_path):
+    vectors = np.random.default_rng(2).standard_normal((5, 8)).astype(np.float32)
+    index, uri = write(tmp_path / "index", vectors), str(tmp_path / "m.db")
+    export_to_milvus(index, uri, "other")
+    whole = list(Path(uri, "collections").iterdir())
+    for folder in whole:  # of which the schema could not be written
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "schema.json.tmp").touch()
+    export_to_milvus(index, uri, "other")
+    found = opened(uri, "other")
+    assert found.ids([0]) == index.ids([0]) and len(whole) == 2
+    found.close()
 
 
 @pytest.mark.milvus

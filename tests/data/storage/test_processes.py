@@ -84,6 +84,30 @@ def test_a_pool_is_left_at_once_whatever_its_workers_are_at(method):
     assert all(job.done() for job in workers)
 
 
+FILES = """
+import resource, sys
+sys.path.insert(0, {root!r})
+import torch
+from data.storage.processes import leave_ctrl_c_to_parent, starting_workers, worker_pool
+
+def start(tensors):
+    leave_ctrl_c_to_parent()
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with worker_pool(2, "spawn", start, ([torch.zeros(3) for _ in range(200)],)) as pool:
+        with starting_workers():
+            jobs = [pool.submit(abs, -5) for _ in range(2)]
+        print(*[job.result() for job in jobs])
+"""
+
+
+def test_a_model_of_more_tensors_than_files_may_be_open_goes_to_workers(tmp_path):
+    (tmp_path / "files.py").write_text(FILES.format(root=str(ROOT)))
+    done = subprocess.run([sys.executable, tmp_path / "files.py"], capture_output=True, text=True)
+    assert done.stdout == "5 5\n", done.stderr[-2000:]
+
+
 def test_what_must_not_be_left_half_done_is_finished_first():
     done = []
     with pytest.raises(KeyboardInterrupt):

@@ -297,7 +297,7 @@ def test_damaged_checksums_are_said_and_are_no_alarm(tmp_path, capsys):
     assert f"{folder / FILE}: " in capsys.readouterr().err
 
 
-def test_inspection_names_the_records(tmp_path):
+def test_inspection_names_the_records(tmp_path, capsys):
     images, captions = write_images(tmp_path / "img"), write_captions(tmp_path)
     for folder, key, name in ((images, "04.npz", "key '04.npz'"), (captions, "7", "caption '7'")):
         options = InspectionOptions(verify=True, workers=0)
@@ -308,6 +308,7 @@ def test_inspection_names_the_records(tmp_path):
             assert report.problems.counts[OTHER_SUM] == 1 and name in str(report.problems.examples[OTHER_SUM])
         (folder / FILE).unlink()
         assert inspect_database(folder, options)[0].facts["checksums"] == "none"
+        assert f"{folder}: has no {FILE}, which databases made here have" in capsys.readouterr().err
 
 
 def test_inspection_counts_records_that_are_gone(tmp_path):
