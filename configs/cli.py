@@ -28,6 +28,7 @@ from configs.help import Page, short_help, whole_help
 from configs.machine_errors import MACHINE_ERRORS, TOLD, line_of_machine_error, say_why_a_thread_ended
 from configs.settings import (
     Settings,
+    check_number,
     current_name,
     described,
     inner_dataclass,
@@ -56,7 +57,6 @@ from data.storage.text_files import is_utf8
 Config = typing.TypeVar("Config")
 REQUIRED = "the following arguments are required: "  # as argparse says it
 WRONG_VALUE = re.compile(r'Parser key "(?P<name>[^"]+)": .*(Got|Given) value: (?P<value>.*)')  # as jsonargparse says it
-LARGEST_WHOLE_NUMBER = 2**63 - 1  # that libraries take
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def parse(
     for name, value in _values_of(found, ""):
         if isinstance(value, str):
             _check_text(value, name)
-        elif isinstance(value, int) and abs(value) > LARGEST_WHOLE_NUMBER:
-            raise BadInput(f"{name}: found a number of {value.bit_length():,} bits, expected at most {LARGEST_WHOLE_NUMBER:,}")
+        elif isinstance(value, int | float):
+            check_number(name, value)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Container
@@ -73,6 +74,9 @@ FIELD_WORDS = {
 # and not shown.
 FORMER_NAMES = {"output_dir": "out", "num_workers": "workers"}
 
+LARGEST_WHOLE_NUMBER = 2**63 - 1  # that libraries take
+LONGEST_TIMEOUT = 10**9  # seconds, thirty years: systems wait no longer
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -135,6 +139,16 @@ def nearest(key: str, valid: list[str], spelled: Callable[[str], str] = str) -> 
         leaves[leaf] for leaf in difflib.get_close_matches(leaf_of_key, list(leaves), 1, 0.6)
     ]
     return f"; did you mean {spelled(match[0])}?" if match else ""
+
+
+def check_number(name: str, value: float) -> None:
+    """Raise BadInput for the value of a setting that no library takes: NaN, a number that is too large, a time that nobody can wait."""
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE_NUMBER:
+        raise BadInput(f"{name}: found a number of {value.bit_length():,} bits, expected at most {LARGEST_WHOLE_NUMBER:,}")
+    if math.isnan(value):
+        raise BadInput(f"{name}: found {value}, expected a number")
+    if name.endswith("timeout") and not 0 < value <= LONGEST_TIMEOUT:
+        raise BadInput(f"{name}: found {value}, expected more than 0 seconds, at most {LONGEST_TIMEOUT:,}")
 
 
 # ---- kinds of types --------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from data.errors import BadInput
 from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.precision import choose_device
+from scripts.benchmarking.measuring import refuse_plot_in_results
 from scripts.benchmarking.retrieval_models import RetrievalSettings
 from scripts.benchmarking.retrieval_report import plot, print_table
 from scripts.benchmarking.retrieval_times import measured_results
@@ -51,6 +52,7 @@ class Options(RetrievalSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        refuse_plot_in_results(self.out)
         if Path(self.work).exists():
             raise BadInput(f"work: {self.work} exists; it is deleted at the end: give a folder that does not")
 

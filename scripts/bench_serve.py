@@ -27,7 +27,7 @@ from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.precision import Precision
 from optim.run import environment
-from scripts.benchmarking.measuring import device_name, refuse_empty_lists
+from scripts.benchmarking.measuring import device_name, refuse_empty_lists, refuse_plot_in_results
 from scripts.benchmarking.serving_galleries import (
     ServedGallery,
     Sizes,
@@ -74,6 +74,7 @@ class Options:
 
     def __post_init__(self):
         refuse_empty_lists(self)
+        refuse_plot_in_results(self.out)
         if Path(self.work).exists():
             raise BadInput(f"work: {self.work} exists; it is deleted at the end: give a folder that does not")
         if min(self.rounds, self.k, *self.clients) < 1 or self.seconds <= 0:

@@ -14,9 +14,10 @@ import json
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any folder, without installing
 
@@ -33,11 +34,11 @@ from model.objectives.heads import PAPER
 from model.precision import Precision
 from optim.run import environment
 from scripts.benchmarking.lengths import box_counts, caption_lengths
-from scripts.benchmarking.measuring import device_name, spread
+from scripts.benchmarking.measuring import device_name, refuse_empty_lists, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-CASES = ("finetune", "pretrain", "images", "captions", "query", "rerank")
+Case = Literal["finetune", "pretrain", "images", "captions", "query", "rerank"]
 
 
 @dataclass(kw_only=True)
@@ -67,9 +68,9 @@ class Options:
 
     other: str
     out: str = "benchmarks/versions.json"
-    cases: list[str] = field(default_factory=lambda: list(CASES))
+    cases: list[Case] = field(default_factory=lambda: list(get_args(Case)))
     precision: list[Precision] = field(default_factory=lambda: ["fp32", "bf16"])
-    boxes: list[str] = field(default_factory=lambda: ["flickr8k", "10-100"])
+    boxes: list[Literal["flickr8k", "10-100"]] = field(default_factory=lambda: ["flickr8k", "10-100"])
     batch: int = 64
     budget: int = 10240
     images: int = 1000
@@ -85,8 +86,9 @@ class Options:
     intermediate_size: int = 3072
 
     def __post_init__(self):
-        if unknown := [case for case in self.cases if case not in CASES]:
-            raise BadInput(f"cases: unknown case {unknown[0]!r}; cases are {', '.join(CASES)}")
+        refuse_empty_lists(self)
+        if min(self.batch, self.budget, self.images, self.captions, self.top, self.rounds) < 1 or self.threads < 0:
+            raise BadInput("batch, budget, images, captions, top and rounds must be at least 1, threads at least 0")
         if not (Path(self.other) / "model" / "bi_encoder.py").is_file():
             raise BadInput(f"other: {self.other} is no working tree of this project")
 
@@ -100,7 +102,8 @@ class Version:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=folder)
 
     def seconds_each(self, case: dict, clock: str) -> float:  # of one item
-        print(json.dumps(case), file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended, as is seen where its answer is missing
+            print(json.dumps(case), file=self.process.stdin, flush=True)
         if not (answer := self.process.stdout.readline()):
             raise BadInput(f"{self.process.args[2]}: its process ended with status {self.process.wait()}")
         return json.loads(answer)[clock]
@@ -110,14 +113,12 @@ def cases_of(options: Options) -> dict[str, dict]:
     rng = np.random.default_rng(0)
     tokens, found = caption_lengths(max(options.captions, 4096), rng).tolist(), {}
     of_images = {kind: box_counts(kind, max(options.images, options.top), rng).tolist() for kind in options.boxes}
-    names = ("seconds", "batch", "budget", "top")
-    values = {"tasks": list(PAPER)} | {name: getattr(options, name) for name in names}
+    values = {"tasks": list(PAPER)} | {name: getattr(options, name) for name in ("seconds", "batch", "budget", "top")}
     for kind in options.cases:
         for precision in options.precision:
             for boxes, counts in of_images.items() if kind not in ("captions", "query") else [("", of_images[options.boxes[0]])]:
-                cut = options.captions if kind == "captions" else len(tokens)
-                case = values | {"kind": kind, "precision": precision, "tokens": tokens[:cut], "boxes": counts}
-                found[" ".join(filter(None, (kind, precision, boxes)))] = case
+                own = {"tokens": tokens[: options.captions] if kind == "captions" else tokens, "boxes": counts, "precision": precision, "kind": kind}
+                found[" ".join(filter(None, (kind, precision, boxes)))] = values | own
     return found
 
 
@@ -132,16 +133,15 @@ def main(options: Options) -> None:
                 for version, process in versions.items():
                     times[name][version].append(process.seconds_each(case, options.clock))
                 bar.update()
-            for process in versions.values():
-                process.process.communicate()  # no further case: its memory is free
-    rows = {}
+            for each in versions.values():
+                each.process.communicate()  # no further case: its memory is free
+    rows, device = {}, device_name(torch.device("cpu"))
     print(f"{'case':26}{'other':>11}{'this':>11} items/s{'faster':>9}{'spread':>15}")
     for name, found in times.items():
         ratios = [before / now for before, now in zip(found["other"], found["this"], strict=True)]
         rates, each = {version: 1 / statistics.median(seconds) for version, seconds in found.items()}, spread(ratios)
         rows[name] = {"items_per_s": rates, "faster": each, "seconds_per_item": found}
         print(f"{name:26}{rates['other']:11.1f}{rates['this']:11.1f}        {each['median']:9.2f}{each['min']:8.2f}–{each['max']:<6.2f}")
-    device = device_name(torch.device("cpu"))
     write_json(options.out, {"rows": rows, "device": device, "options": cli.to_dict(options), "environment": environment()})
     print(f"{device}; results: {options.out}")
 

@@ -115,7 +115,7 @@ def random_captions(
     captions: CaptionDB, index: EmbeddingIndex, tokenizer: CaptionTokenizer, options: Options
 ) -> tuple[list[str], list[str]]:
     """Random captions of images that are in the index, and the keys of their images."""
-    known = sorted(key for key in captions.img2txts if key in index)
+    known = sorted(key for key, own in captions.img2txts.items() if own and key in index)
     if not known:
         raise BadInput(f"{options.captions}: none of its {len(captions.img2txts)} images is in {options.index}")
     rng, number = random.Random(options.seed), lowered(options.n, len(known), f"{options.captions}: n", f"images in {options.index}")

@@ -45,6 +45,8 @@ class Options:
     def __post_init__(self):
         if len({real_path(run).name for run in self.runs}) < len(self.runs):
             raise BadInput(f"runs: {' '.join(self.runs)} must have different names, curves are called by them")
+        if os.path.splitext(self.out)[1] == ".json":
+            raise BadInput(f"out: {self.out} is where the numbers are written; give a name of the picture that ends in .png")
         if self.smooth < 1:
             raise BadInput(f"smooth must be at least 1, found {self.smooth}")
 

@@ -98,6 +98,8 @@ class Options:
             raise BadInput("--reranker sorts the images that a text finds: it needs a text query and --regions IMG_DB")
         if self.sheet and (self.image or not self.photos):
             raise BadInput("--sheet shows the pictures that a text finds: it needs a text query and --photos DIR")
+        if self.json and self.sheet and Path(self.json).absolute() == Path(self.sheet).absolute():
+            raise BadInput(f"--json and --sheet are both {self.sheet}: the one would be written over the other")
         refuse_idle(self, (not self.reranker, "rerank mix", "without --reranker"), (self.image, "tokenizer", "with --image"), (not self.sheet, "photos", "without --sheet"),
                     (not (self.image or self.reranker or self.sheet), "regions", "without --image KEY, --reranker or --sheet"),
                     (not (self.image or self.sheet), "captions", "without --image or --sheet"), (not (self.image and is_picture_file(self.image)), "extractor_weights", "without a picture file as --image"),
@@ -120,8 +122,7 @@ def main(options: Options) -> None:
         for rank, hit in enumerate(hits, 1):
             print(f"{rank:3d}  {hit.score:9.4f}  {hit.id}  {texts.get(hit.id, '')}".rstrip())
     print(found.time_line(len(retriever.backend)))
-    for remark in found.remarks():
-        print(remark, file=sys.stderr)
+    sys.stderr.writelines(f"{remark}\n" for remark in found.remarks())
     if options.json:
         answers = [{"query": query} | each for query, each in zip(queries, found.as_json(texts), strict=True)]
         write_json(options.json, ({"queries": answers} if options.queries else answers[0]) | {"milliseconds": found.milliseconds})

@@ -164,13 +164,14 @@ def _recall_of(evaluation: Evaluation) -> dict[str, Any]:
 def _opened_indexes(evaluation: Evaluation) -> dict[str, ExactSearch] | None:
     """The indexes that the evaluation made; None where they are not there any more, are of other weights or hold something else
     by now, or are not all that was searched."""
-    folder, expected = evaluation.path.parent, {"img": len(evaluation.img_ids), "txt": evaluation.num_captions}
+    folder = evaluation.path.parent
+    expected = {"img": evaluation.img_ids, "txt": [name for own in evaluation.txt_ids.values() for name in own]}
     if (folder / "gallery").is_dir():
         return None
     try:
         found = {kind: ExactSearch(EmbeddingIndex(folder / kind)) for kind in expected}
     except BadInput:
         return None
-    same = all(search.count == expected[kind] for kind, search in found.items())
+    same = all(search.count == len(expected[kind]) and set(search.index.ids()) == set(expected[kind]) for kind, search in found.items())
     made_by = {search.index.header["model"] for search in found.values()}
     return found if same and (evaluation.model is None or made_by == {evaluation.model}) else None

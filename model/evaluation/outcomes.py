@@ -57,6 +57,9 @@ def read_ranks(path: str | Path) -> tuple[list[str], dict[str, list[str]], dict[
         ranks = {name: QueryRanks(*parts[name], arrays.get(f"{name}/queries")) for name in names}  # absent: all images
     except (KeyError, TypeError) as error:
         raise BadInput(f"{path}: no ranks of queries ({error}); {advice}") from None
+    ids = {"img_ids": arrays["img_ids"]} | {f"{name}/txt_ids": arrays[f"{name}/txt_ids"] for name in names}
+    if not names or (odd := [key for key, array in ids.items() if array.dtype.kind != "U" or array.ndim != 1 or not len(array)]):
+        raise BadInput(f"{path}: {f'{odd[0]} is no list of ids' if names else 'no ranks of queries'}; {advice}")
     for name, task in ranks.items():
         if odd := [key for key, array in vars(task).items() if array.dtype.kind not in "iu" or array.ndim != 1]:
             raise BadInput(f"{path}: {name}/{odd[0]} is no list of whole numbers; evaluate again with eval_itm.py")

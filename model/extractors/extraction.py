@@ -154,8 +154,8 @@ def parse_shard(shard: str | None, merging: bool) -> tuple[int, int]:
     if shard is None:
         return 1, 1
     index, slash, count = shard.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise BadInput(f"--shard: found {shard}, expected I/N with I from 1 to N, such as 1/4")
+    if not (slash and index.isdecimal() and count.isdecimal() and len(shard) < 20 and 1 <= int(index) <= int(count)):
+        raise BadInput(f"--shard: found {shard[:40]}, expected I/N with I from 1 to N, such as 1/4")
     if merging:
         raise BadInput(f"--shard {shard} --merge: merging takes all parts; leave --shard out")
     return int(index), int(count)

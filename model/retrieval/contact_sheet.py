@@ -104,8 +104,8 @@ def first_captions(captions: CaptionDB, keys: Iterable[str], decode: Callable[[S
     """The first caption of each image that a text DB has; ``decode`` reads the ids of one whose text is not stored."""
     found = {}
     for key in keys:
-        if key in captions.img2txts:
-            record = captions[captions.img2txts[key][0]]
+        if own := captions.img2txts.get(key):  # it may be empty
+            record = captions[own[0]]
             found[key] = record.get("raw") or (decode(record["input_ids"]) if decode else "")
     return found
 

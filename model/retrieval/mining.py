@@ -48,7 +48,7 @@ class HardNegativeOptions:
         named = {"top": self.count, "random": 0, "original": min(max(50, 2 * self.count + 10), 1000)}
         if self.window in named:
             return 0, named[self.window]
-        match = re.fullmatch(r"(\d+)-(\d+)", self.window)
+        match = re.fullmatch(r"(\d{1,18})-(\d{1,18})", self.window)
         if match is None:
             raise BadInput(f"hard_negatives.window {self.window!r} is not top, random, original or ranks such as 10-20")
         return int(match[1]), int(match[2])

@@ -22,6 +22,12 @@ def refuse_empty_lists(settings: Any) -> None:
             raise BadInput(f"{name}: found none, expected at least one")
 
 
+def refuse_plot_in_results(out: str) -> None:
+    """Raise BadInput where the file of the results is the one that the plot beside them, ``.png``, would be written over."""
+    if Path(out).suffix == ".png":
+        raise BadInput(f"out: {out} is where the plot is written; give a name of the results that ends in .json")
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was told; the CPU has."""
     if device.type == "cuda":

@@ -109,7 +109,7 @@ def options_of(more: Sequence[str]) -> dict[str, str]:
 def workers_of(given: Mapping[str, str]) -> int:
     """How many processes extract."""
     workers = given.get("workers", "2")
-    if not workers.isdecimal():
+    if not (workers.isdecimal() and len(workers) < 10):
         raise BadInput(f"--extract workers={workers}: expected a number of processes, 0 for this one only")
     return int(workers)
 

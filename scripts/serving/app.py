@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +22,7 @@ from model.serving.gallery import Gallery
 from model.serving.searching import Question, SearchService
 from scripts.serving.answering import answer_as_json
 from scripts.serving.asking import question_of_form, question_of_json
-from scripts.serving.bodies import TooLarge, refusal, stored_picture
+from scripts.serving.bodies import TooLarge, in_time, refusal, stored_picture
 from scripts.serving.parameters import once
 from scripts.serving.reading import Reading
 
@@ -31,7 +30,6 @@ PAGE = Path(__file__).parent / "page"
 FEW = 200  # results whose captions are looked up without leaving the others waiting
 RETRY_AFTER = 5  # seconds, where another program does not answer
 GONE = 499  # the client has: nobody reads it, but it is counted
-READ_WITHIN = 30.0  # seconds that a body may take to arrive
 
 
 class WholeFiles(StaticFiles):
@@ -87,7 +85,7 @@ class Application:
             return await self._search_picture(request)
         if kind != "application/json":
             raise HTTPException(415, "send application/json, or multipart/form-data with a picture")
-        question = question_of_json(await _within(request.body()), self.service.models)
+        question = question_of_json(await in_time(request.body()), self.service.models)
         if question.image is not None:
             with self.service.models[question.model].images.use() as state:
                 if question.image not in state.index:
@@ -98,7 +96,7 @@ class Application:
         charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8")
         if charset.lower() not in (b"utf-8", b"utf8"):  # Python knows some that raise what starlette does not expect, or take minutes
             raise HTTPException(415, "send the form in UTF-8, which needs no charset")
-        form = await _within(request.form(max_files=2, max_fields=10))
+        form = await in_time(request.form(max_files=2, max_fields=10))
         path = None
         try:
             fields = once(form.multi_items())
@@ -107,6 +105,8 @@ class Application:
             question.picture = path = await stored_picture(picture, self.uploads)
             return await self._answer(request, question)
         except BadInput as error:
+            if path is None:
+                raise
             raise type(error)(str(error).replace(str(path), "the picture")) from None
         finally:
             await form.close()
@@ -130,14 +130,6 @@ class Application:
         finally:
             future.cancel()
             gone.cancel()
-
-
-async def _within(reading):
-    try:
-        with anyio.fail_after(READ_WITHIN):
-            return await reading
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {READ_WITHIN:.0f} seconds") from None
 
 
 async def _disconnected(request: Request) -> None:

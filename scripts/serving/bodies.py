@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from data.errors import BadInput
 from data.storage.picture_files import opened_picture
 
 PIXELS = 40_000_000  # of a picture of one's own
+READ_WITHIN = 30.0  # seconds that a body may take to arrive
 BYTES, PICTURE_BYTES = 256 << 10, 20 << 20  # of JSON, and of a form with a picture
 FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 
@@ -44,6 +48,15 @@ def limited(receive, headers: Headers):
         return message
 
     return receive_limited
+
+
+async def in_time(reading: Awaitable[Any]) -> Any:
+    """What reading a body gives. Raises HTTPException where it takes too long to arrive."""
+    try:
+        with anyio.fail_after(READ_WITHIN):
+            return await reading
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive within {READ_WITHIN:.0f} seconds") from None
 
 
 async def stored_picture(upload: Any, folder: Path) -> Path:

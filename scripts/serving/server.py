@@ -27,8 +27,9 @@ def bound_socket(host: str, port: int) -> socket.socket:
         return found
     except OverflowError:
         raise BadInput(f"--port {port}: expected 0 to 65535") from None
-    except OSError as error:
-        raise BadInput(f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another with --port") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name of which no part may be empty or longer than 63 letters
+        reason = getattr(error, "strerror", None) or "it is no name of a machine"
+        raise BadInput(f"--host {host} --port {port}: cannot listen there ({reason}); choose another with --host or --port") from None
 
 
 def address_of(listening: socket.socket, host: str) -> str:

@@ -210,3 +210,23 @@ def test_a_full_screen_file_is_one_line_and_a_name_that_cannot_be_shown_is_none(
 def test_whole_numbers_that_no_library_takes_are_refused(words):
     with pytest.raises(BadInput, match=r"count: found a number of [\d,]+ bits, expected at most 9,223,372,036,854,775,807|^counts: found a number of 64 bits"):
         cli.parse(Numbers, words)
+
+
+@dataclass
+class Waits:
+    """Something.
+
+    Args:
+        share: a number
+        distributed_timeout: seconds
+    """
+
+    share: float = 0.5
+    distributed_timeout: float = 20
+
+
+@pytest.mark.parametrize("words", [["--share", ".nan"], *(["--distributed-timeout", word] for word in (".nan", ".inf", "1e300", "0", "-1"))])
+def test_what_is_no_number_and_what_nobody_can_wait_for_is_refused(words):
+    with pytest.raises(BadInput, match=r"^share: found nan, expected a number$|^distributed_timeout: found "):
+        cli.parse(Waits, words)
+    assert cli.parse(Waits, ["--share", ".inf"]).share == float("inf")

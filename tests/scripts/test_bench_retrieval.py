@@ -72,6 +72,7 @@ def test_vectors_are_spread_as_the_trained_ones_were():
         (["--rerank-top", ""], "rerank_top: found none, expected at least one"),
         (["--galleries", "[]"], "galleries: found none"),
         (["--work", "."], "exists; it is deleted at the end"),
+        (["--out", "a.png"], "out: a.png is where the plot is written"),
     ],
 )
 def test_it_refuses(words, message):

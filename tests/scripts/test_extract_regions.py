@@ -180,6 +180,7 @@ def test_overwrite_replaces_and_failure_keeps_the_old_database(photos, tmp_path)
         ({"extractor": "precomputed", "num_labels": 1}, "--num-labels: found 1"),
         ({"extractor": "precomputed", "size_order": "xy"}, "--size-order: found xy"),
         ({"shard": "0/2"}, "--shard: found 0/2"),
+        ({"shard": f"1/{'9' * 5000}"}, "--shard: found 1/999"),
         ({"shard": "1/2", "merge": True}, "leave --shard out"),
         ({"merge": True}, "expected the parts of one run with --shard, found none"),
         ({"extractor": "torchvision:no_such_model"}, "torchvision:no_such_model: "),

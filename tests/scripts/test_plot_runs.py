@@ -78,6 +78,8 @@ def test_what_cannot_be_drawn_is_named(runs, tmp_path):
         plot_runs.main(plot_runs.Options(runs, str(tmp_path / "x.png"), ["val/loss"]))
     with pytest.raises(BadInput, match="must have different names"):
         plot_runs.Options([runs[0], str(tmp_path / "other" / "fp32")])
+    with pytest.raises(BadInput, match=r"out: x.json is where the numbers are written"):
+        plot_runs.Options(runs, "x.json")
     with pytest.raises(BadInput, match=r"nothing/metrics.jsonl: cannot be read"):
         plot_runs.main(plot_runs.Options([str(tmp_path / "nothing")], str(tmp_path / "x.png")))
     (tmp_path / "fp32" / "metrics.jsonl").write_text('{"step": 1}\n[3]\n')

@@ -140,6 +140,8 @@ def test_what_cannot_be_added_to_regions_is_refused(own, small_world, capfd):
     capfd.readouterr()
     prepare.main(cli.parse(prepare.Options, [*own, "--out", "copy"]))
     assert "copy/regions: is there already and used as it is, without 1 photographs, the first: photos/p12.jpg; delete it" in capfd.readouterr().err
+    with pytest.raises(BadInput, match=r"--extract workers=9+: expected a number of processes"):
+        prepare.main(cli.parse(prepare.Options, [*own, "--out", "copy", "--extract", f"workers={'9' * 5000}"]))
     for words, found in ((["--extractor", "butd"], "of random-conv"), (["--extract", "size=96"], "made with size=64")):
         with pytest.raises(BadInput, match=f"{' '.join(words)}: copy/regions holds regions {found}"):
             prepare.main(cli.parse(prepare.Options, [*own, "--out", "copy", *words]))

@@ -130,6 +130,18 @@ def test_a_damaged_validation_is_one_line(run, tmp_path):
         push(run / "best", "user/x", "--out", tmp_path / "card")
 
 
+@pytest.mark.parametrize("more, found", [({"config": ["x"]}, "config: found a list"), ({"recall": {"all": 5}}, "recall.all: found 5"), ({"recall": {}}, None)])
+def test_results_that_are_something_else_are_one_line(run, tmp_path, more, found):
+    (path,) = run.glob("eval/*/test/results.json")
+    results = json.loads(path.read_text()) | more
+    path.write_text(json.dumps({name: value for name, value in results.items() if name != "ranks"}))
+    if found is None:
+        push(run / "best", "user/x", "--dry-run")
+    else:
+        with pytest.raises(BadInput, match=f"test/results.json: {found}, expected"):
+            push(run / "best", "user/x", "--dry-run")
+
+
 @pytest.mark.parametrize("name, value", [("command", [0.5]), ("versions", {"torch": None}), ("train", {"captions": "many"})])
 def test_facts_of_a_run_that_are_something_else_are_one_line(run, tmp_path, name, value):
     copied = shutil.copytree(run, tmp_path / "run", symlinks=True)

@@ -19,6 +19,7 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
+from data.index.writer import IndexWriter
 from model.evaluation.outcomes import read_ranks
 from model.evaluation.settings import EvalConfig
 from scripts import report
@@ -160,6 +161,13 @@ def test_what_is_another_by_now_is_left_out(evaluated, tmp_path, small_world):
     (folder / "results.json").write_text(json.dumps(results | {"model": "1234"}))
     (other_weights,) = read_run(tmp_path / "eval").evaluations
     assert not WorstQueries(other_weights).texts(1)[0].first
+    (folder / "results.json").write_text(json.dumps(results))
+    index = EmbeddingIndex(folder / "img")
+    with IndexWriter(tmp_path / "other", "img", index.dim, index.header["model"], "other") as writer:  # of another split
+        writer.add([f"other_{name}" for name in index.ids()], index.vectors(np.arange(len(index))))
+    shutil.copyfile(tmp_path / "other/data.mdb", folder / "img/data.mdb")
+    (other_split,) = read_run(tmp_path / "eval").evaluations
+    assert not WorstQueries(other_split).texts(1)[0].first
 
 
 def test_a_pre_training(pretrained, tmp_path, capsys):

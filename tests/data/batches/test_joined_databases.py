@@ -89,6 +89,16 @@ def test_lengths_of_the_third_view(world):
     assert view.lengths(["p9.npz"]).tolist() == [1]
 
 
+def test_a_picture_whose_list_of_captions_is_empty_has_none(world, tmp_path):
+    shutil.copytree(world / "captions", tmp_path / "captions")
+    table = json.loads((world / "captions/img2txts.json").read_text())
+    (tmp_path / "captions/img2txts.json").write_text(json.dumps(table | {"p9.npz": []}))
+    view = ImageCaptions(CaptionDB(tmp_path / "captions"), 0.5)
+    view.check(list(table))
+    with pytest.raises(BadInput, match=r"has no caption of image p9\.npz, which the third view needs"):
+        view.check([*table, "p9.npz"])
+
+
 # ---- several databases as one ----------------------------------------------------------------------------------------
 
 

@@ -367,6 +367,13 @@ def test_damaged_ranks_are_bad_input(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(BadInput, match=f"ranks.npz: {words}"):
             read_ranks(path)
+    write_ranks(path, ["a"], {}, {})
+    with pytest.raises(BadInput, match=r"ranks\.npz: no ranks of queries"):
+        read_ranks(path)
+    for img_ids, txt_ids in (([5, 6], ["1", "2"]), (["a", "b"], [1, 2])):
+        write_ranks(path, img_ids, {"all": txt_ids}, {"all": task})
+        with pytest.raises(BadInput, match=r"ranks\.npz: (img_ids|all/txt_ids) is no list of ids"):
+            read_ranks(path)
     np.savez_compressed(path, img_ids=np.array([{}], dtype=object))  # would have to be unpickled
     with pytest.raises(BadInput, match=r"ranks\.npz: no file of numpy"):
         read_ranks(path)

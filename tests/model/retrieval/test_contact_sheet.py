@@ -1,5 +1,7 @@
 """The contact sheet: its drawing, and scripts/contact_sheet.py."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,19 @@ def test_contact_sheet_command(tmp_path, world, indexes, capsys):
     shown = capsys.readouterr()
     number = int(shown.err.split("n 100 is lowered to ")[1].split(":")[0])
     assert f"{number} queries" in shown.out and f"there are no more images in {indexes[0]}" in shown.err
+
+
+def test_pictures_without_a_caption_are_drawn_without_and_asked_for_by_none(tmp_path, world, indexes):
+    shutil.copytree(world / "captions", tmp_path / "captions", ignore=shutil.ignore_patterns("columns*"))
+    lengths = json.loads((world / "captions/id2len.json").read_text())
+    captions = CaptionDB(world / "captions")
+    few = {name: length for name, length in lengths.items() if captions.txt2img[name] == KEYS[0]}
+    (tmp_path / "captions/id2len.json").write_text(json.dumps(few))  # the others stay listed under their pictures
+    few = CaptionDB(tmp_path / "captions")
+    assert list(few.img2txts) == list(captions.img2txts) and list(contact_sheet.first_captions(few, KEYS)) == [KEYS[0]]
+    words = ["--index", indexes[0], "--checkpoint", world / "model", "--photos", world / "photos", "--captions", tmp_path / "captions"]
+    for seed in range(3):
+        command(contact_sheet_command, *words, "--n", 1, "--seed", seed, "--out", tmp_path / "sheet.png")
 
 
 def test_a_right_picture_that_was_missed_is_shown_with_its_rank(tmp_path, world, indexes, matrices, captions, monkeypatch):

@@ -100,6 +100,7 @@ def test_when_they_are_mined():
         ({"window": "best"}, "hard_negatives.window 'best' is not top, random, original or ranks such as 10-20"),
         ({"count": 11, "window": "10-20"}, "window 10-20 holds 10 ranks, count is 11"),
         ({"count": 1, "window": "20-10"}, "window 20-10 holds -10 ranks"),
+        ({"count": 1, "window": "1-" + "9" * 5000}, "is not top, random, original or ranks such as 10-20"),
         ({"count": -1}, "count must be at least 0"),
     ],
 )

@@ -55,6 +55,7 @@ def test_image_finds_captions(world, indexes, captions, matrices, capsys):
         (["a dog", "--index", "INDEX", "--image", "scene_00.npz", "--regions", "R"], "text query"),
         (["--index", "INDEX", "--image", "scene_00.npz"], "go together"),
         (["a dog", "--index", "INDEX", "--sheet", "x.png"], "--photos"),
+        (["a dog", "--index", "INDEX", "--photos", "PHOTOS", "--sheet", "x", "--json", "./x"], "--json and --sheet are both x"),
         (["a dog", "--index", "CAPTIONS"], "index of captions, this query needs one of images"),
         (["a dog", "--index", "INDEX", "--photos", "nowhere", "--sheet", "x.png"], "no such folder"),
         (["a dog " * 20, "--index", "INDEX"], "does not fit"),

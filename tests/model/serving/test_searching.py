@@ -127,7 +127,17 @@ def test_a_picture_that_the_engine_cannot_search_for_is_asked_for_again_like_a_t
     assert status_of(application, b"application/json", b'{"text": "a dog", "backend": "milvus"}') == 503
 
 
+def test_what_is_wrong_with_a_form_is_said_in_its_words(service, tmp_path):
+    application = Application(service, Gallery(None), Reading(service, Gallery(None), None, {}), tmp_path)
+    body = b'--edge\r\nContent-Disposition: form-data; name="k"\r\n\r\nNone\r\n--edge--\r\n'
+    assert b"k is 'None' (str), expected a number" in answer_of(application, b"multipart/form-data; boundary=edge", body)[1]["body"]
+
+
 def status_of(application: Application, kind: bytes, body: bytes) -> int:
+    return answer_of(application, kind, body)[0]["status"]
+
+
+def answer_of(application: Application, kind: bytes, body: bytes) -> list[dict]:
     sent, read = [], iter([{"type": "http.request", "body": body}])
 
     async def receive():
@@ -138,7 +148,7 @@ def status_of(application: Application, kind: bytes, body: bytes) -> int:
 
     scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b"", "headers": [(b"content-type", kind)]}
     asyncio.run(application.asgi()(scope, receive, send))
-    return sent[0]["status"]
+    return sent
 
 
 def test_an_index_that_was_published_while_the_engine_was_silent_is_taken_up_when_it_answers(served, tmp_path, capsys):

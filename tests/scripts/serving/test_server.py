@@ -7,7 +7,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from scripts.serving.server import Protocol
+from data.errors import BadInput
+from scripts.serving.server import Protocol, bound_socket
 
 ANSWERED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -27,10 +28,12 @@ async def statuses_and_errors(pieces: list[bytes]) -> tuple[list[bytes], list[di
     server = await loop.create_server(lambda: Protocol(config, ServerState(), {}), "127.0.0.1", 0)
     async with server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        for piece in pieces:
+        answers = b""
+        for piece in pieces[:-1]:
             writer.write(piece)
-            await asyncio.sleep(0.05)
-        answers = await asyncio.wait_for(reader.read(), 10)
+            answers += await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+        writer.write(pieces[-1])
+        answers += await asyncio.wait_for(reader.read(), 60)
         writer.close()
         return re.findall(rb"HTTP/1.1 (\d+)", answers), errors
 
@@ -43,3 +46,9 @@ async def statuses_and_errors(pieces: list[bytes]) -> tuple[list[bytes], list[di
 def test_what_is_no_http_is_answered_once(pieces, statuses):
     found, errors = asyncio.run(statuses_and_errors(pieces))
     assert found == statuses and not errors, (found, errors)
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_a_host_that_no_machine_is_called_is_one_line(host):
+    with pytest.raises(BadInput, match=f"--host {host} --port 0: cannot listen there .it is no name of a machine.; choose another"):
+        bound_socket(host, 0)
