@@ -16,7 +16,7 @@ TINY = {
 
 def test_every_answer_is_compared_while_the_index_changes(tmp_path):
     sizes = [word for name, value in TINY.items() for word in (f"--sizes.{name}", value)]
-    mixed = ["--mixed.gallery", "drawn", "--mixed.minutes", 0.05, "--mixed.update-every", 0.7, "--mixed.clients", 4, "--mixed.malformed", 0.1]
+    mixed = ["--mixed.gallery", "drawn", "--mixed.minutes", 0.05, "--mixed.update-every", 0.7, "--mixed.clients", 4, "--mixed.malformed", 0.5]
     words = ["--galleries", "drawn", "--clients", 2, "--seconds", 0.5, "--rounds", 1, "--work", tmp_path / "work"]
     command(bench_serve, *words, "--out", tmp_path / "out.json", *sizes, *mixed)
     found = json.loads((tmp_path / "out.json").read_text())

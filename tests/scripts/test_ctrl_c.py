@@ -44,7 +44,7 @@ def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
     if name == "inspect_db":
         regions = Regions(np.ones((12, 32)), np.tile([0.0, 0.0, 1.0, 1.0, 1.0, 1.0], (12, 1)), np.ones(12))
         with RegionWriter(tmp_path / "many", BoxOptions()) as writer:
-            for number in range(100_000):  # some seconds' work
+            for number in range(20_000):  # its workers are met before they are there
                 writer.add(f"{number}.npz", regions)
     command = [sys.executable, str(ROOT / "scripts" / f"{name.split()[0]}.py"), *map(str, words)]
     log = tmp_path / "log"
@@ -54,10 +54,10 @@ def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
     while process.poll() is None and (len(group(process.pid)) < processes or not begun.exists()):
         time.sleep(0.01)  # until its workers are there
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130, log.read_text()[-3000:]
+    assert process.wait(240) == 130, log.read_text()[-3000:]
     text = log.read_text()
     assert "Traceback" not in text and text.splitlines()[-1].startswith("stopped by Ctrl-C"), text[-3000:]
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while group(process.pid) and time.monotonic() < until:
         time.sleep(0.01)
     assert not group(process.pid)
@@ -80,7 +80,7 @@ IMPORT_TORCH = [
 @pytest.mark.parametrize("name", IMPORT_TORCH)
 def test_ctrl_c_while_modules_are_imported_is_one_line_too(tmp_path, name):
     """A torch that is interrupted while it is imported stands in for a user who is quick."""
-    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(240)\n")
     command = [sys.executable, str(ROOT / name), "--checkpoint", "absent", "--captions", "absent", "--out", "absent"]
-    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=240)
     assert found.returncode == 130 and found.stderr.count("\n") == 1 and found.stderr.startswith("stopped by Ctrl-C"), found.stderr

@@ -143,7 +143,7 @@ def test_a_run_folder_has_one_training_of_any_number_of_ranks(tmp_path, script, 
                                  env=os.environ | (together | {"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}))
                 for r in range(ranks)
             ]  # fmt: skip
-            said = [process.communicate(timeout=60)[1] for process in processes]
+            said = [process.communicate(timeout=240)[1] for process in processes]
         assert [process.returncode for process in processes] == [2] * ranks, said
         assert f"{tmp_path / 'run'}: process {os.getpid()} on" in said[0] and said[0].count("\n") == 1
         assert all("is writing there" in text for text in said)

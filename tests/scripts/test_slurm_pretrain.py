@@ -26,7 +26,7 @@ if os.environ.get("FAILS") and starts.read_text() == "1":
     sys.exit(3)
 if os.environ.get("ENDS"):
     sys.exit(0)
-for _ in range(600):
+for _ in range(4800):
     if stopped:
         sys.exit(75)
     time.sleep(0.05)
@@ -60,7 +60,7 @@ def job(tmp_path):
 
 
 def wait_for(*paths: Path) -> None:
-    for _ in range(1200):
+    for _ in range(4800):
         if all(path.exists() for path in paths):
             return
         time.sleep(0.05)
@@ -71,7 +71,7 @@ def test_signal_stops_all_processes_and_the_job_is_queued_again(job, tmp_path):
     running = job()
     wait_for(tmp_path / "words-0", tmp_path / "words-1")
     os.kill(int((tmp_path / "task").read_text()), signal.SIGUSR1)
-    assert running.wait(60) == 75, running.stderr.read()
+    assert running.wait(240) == 75, running.stderr.read()
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
     for rank in "01":
         assert (tmp_path / f"starts-{rank}").read_text() == "1"  # torchrun did not start it again
@@ -81,7 +81,7 @@ def test_signal_stops_all_processes_and_the_job_is_queued_again(job, tmp_path):
 
 def test_failed_processes_start_again_and_a_finished_job_is_not_queued(job, tmp_path):
     running = job(FAILS="1", ENDS="1", MAX_RESTARTS="1")
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=240)
     assert running.returncode == 0, errors
     assert (tmp_path / "starts-0").read_text() == (tmp_path / "starts-1").read_text() == "2"
     stores = (tmp_path / "stores-0").read_text().split()
@@ -91,7 +91,7 @@ def test_failed_processes_start_again_and_a_finished_job_is_not_queued(job, tmp_
 
 def test_a_run_that_keeps_failing_ends_the_job(job, tmp_path):
     running = job(FAILS="1", MAX_RESTARTS="0")
-    running.communicate(timeout=60)
+    running.communicate(timeout=240)
     assert running.returncode not in (0, 75) and not (tmp_path / "requeued").exists()
 
 
@@ -103,7 +103,7 @@ def test_a_run_that_keeps_failing_ends_the_job(job, tmp_path):
     ],
 )
 def test_what_is_missing_is_said_in_one_line(job, settings, message):
-    _, errors = (running := job(**settings)).communicate(timeout=60)
+    _, errors = (running := job(**settings)).communicate(timeout=240)
     assert running.returncode == 2 and message in errors and errors.count("\n") == 1
 
 

@@ -95,15 +95,8 @@ def test_who_does_not_know_the_token_gets_nothing(client):
 
 
 def test_beyond_the_queue_a_search_is_refused_at_once_and_those_in_it_are_answered(client):
-    started, times = time.monotonic(), []
-
-    def ask(_):
-        reply = client.search(KNOWN, text="a star", rerank=0)
-        times.append(time.monotonic() - started)
-        return reply
-
-    with ThreadPoolExecutor(12) as pool:
-        replies = list(pool.map(ask, range(12)))
+    with ThreadPoolExecutor(24) as pool:  # of which four are let in each 0.4 seconds
+        replies = list(pool.map(lambda _: client.search(KNOWN, text="a star", rerank=0), range(24)))
     refused = [reply for reply in replies if reply.status == 503]
     assert {reply.status for reply in replies} == {200, 503} and len(replies) - len(refused) >= WAITING
     assert all(reply.headers["retry-after"] == "1" and list(reply.json) == ["error"] for reply in refused)
@@ -113,17 +106,24 @@ def test_beyond_the_queue_a_search_is_refused_at_once_and_those_in_it_are_answer
 def test_who_gives_up_is_not_searched_for(client):
     import socket  # a client that closes its connection without reading
 
-    answered = client.get("/api/stats", **KNOWN).json["milliseconds"]["total"]["all"]["answers"]
+    def counted():
+        stats = client.get("/api/stats", **KNOWN).json
+        return stats["milliseconds"]["total"]["all"]["answers"], stats["counts"].get("gave up", 0)
+
     body = b'{"text": "a star", "rerank": 0}'
     head = f"POST /api/search HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", client.port)) as connection:
-        connection.sendall(head.encode() + body)
-        time.sleep(0.1)
-    until = time.monotonic() + 20
-    while time.monotonic() < until and not client.get("/api/stats", **KNOWN).json["counts"].get("gave up"):
-        time.sleep(0.05)
-    stats = client.get("/api/stats", **KNOWN).json
-    assert stats["counts"]["gave up"] == 1 and stats["milliseconds"]["total"]["all"]["answers"] == answered
+    for _ in range(5):  # where this process is halted for longer than the service waits for others, it answers
+        before = counted()
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            connection.sendall(head.encode() + body)
+            time.sleep(0.1)
+        until = time.monotonic() + 60
+        while (after := counted()) == before and time.monotonic() < until:
+            time.sleep(0.05)
+        if after[1]:
+            break
+    time.sleep(0.5)  # longer than it waits
+    assert after[1] == 1 and counted() == after and after[0] == before[0]
 
 
 def test_sigterm_answers_what_is_in_flight_and_exits_with_0(client):
@@ -132,13 +132,13 @@ def test_sigterm_answers_what_is_in_flight_and_exits_with_0(client):
     threads = [threading.Thread(target=lambda: replies.append(client.search(KNOWN, text="a star"))) for _ in range(WAITING)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while time.monotonic() < until and not client.get("/api/stats", **KNOWN).json["waiting"]["search"]:
         pass
     client.process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join()
-    out, err = client.process.communicate(timeout=30)
+    out, err = client.process.communicate(timeout=120)
     assert [reply.status for reply in replies if reply.status != 503] and {reply.status for reply in replies} <= {200, 503}
     assert client.process.returncode == 0 and "Traceback" not in err and TOKEN not in out + err
     assert "warning: --host 0.0.0.0: other machines reach the service; what they send and get is not encrypted\n" in err
