@@ -148,6 +148,8 @@ class ImageBert(Bert):
 
         With ``first_only``, [CLS] alone: [B,h].
         """
+        if self.cls_token_id >= (words := self.embeddings.word_embeddings.num_embeddings):
+            raise BadInput(f"config.json: cls_token_id is {self.cls_token_id}, and the image tower has {words} words; copy the checkpoint again")
         types = self.embeddings.token_type_embeddings.weight
         regions = self.img_embeddings(images.features, images.positions, types[-1], masked)  # type 1; the only one where there is one
         ids = images.order.new_full((len(images),), self.cls_token_id)

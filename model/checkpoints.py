@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -237,11 +238,9 @@ def bert_config(values: dict, source: str) -> EncoderConfig:
         raise BadInput(f"{source}: position_embedding_type {positions!r} is not absolute")
     try:
         config = EncoderConfig.from_dict(values)
+        return config if kind in ("bert", "uniter") else dataclasses.replace(config, position_offset=config.pad_token_id + 1)
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
-    if kind not in ("bert", "uniter"):
-        config.position_offset = config.pad_token_id + 1
-    return config
 
 
 def read_bert(folder: str | Path) -> tuple[EncoderConfig, dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.batches.pairs import PairDataset
-from data.captions.db import CaptionDB
+from data.captions.db import CaptionDB, vocabulary_size
 from data.captions.tokenizers import CaptionTokenizer
 from data.downloads.hub import local_folder
 from data.errors import BadInput
@@ -246,11 +246,6 @@ def _check_length(config: LightningDOTConfig, captions: Path, subject: str, toke
             f"{captions}: {subject} {tokens} tokens with [CLS] and [SEP], the model has {config.txt.max_tokens} positions; "
             "shorten it, or drop such captions with max_txt_len"
         )
-
-
-def vocabulary_size(meta: dict) -> int:
-    """Rows a table of word embeddings needs: for the words, and special tokens behind them (RoBERTa's <mask>)."""
-    return max(meta["v_range"][1], *(meta[name] + 1 for name in ("CLS", "SEP", "MASK", "UNK", "PAD") if name in meta))
 
 
 def random_encoder(options: EncoderOptions, meta: dict) -> EncoderConfig:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from data.batches.batch import collate_pairs
 from data.batches.pairs import PairDataset
+from data.captions.db import vocabulary_size
 from data.errors import BadInput
 from data.progress import ProgressBar
 from model import checkpoints
 from model.bi_encoder import ImageBert, LightningDOT
-from model.initial import ModelOptions, vocabulary_size
+from model.initial import ModelOptions
 
 RIDGE = 0.3  # added to the diagonal of the features' covariance, in units of its mean
 GAIN = 3.0  # a regression predicts less than there is: regions would all be the same average word

@@ -31,6 +31,12 @@ from model.dropout import Dropout
 MOST_LAYERS, MOST_PARAMETERS = 1_000, 100_000_000_000  # of an encoder: a thousand times BERT
 
 
+def check_amount(name: str, value: float) -> None:
+    """Raise BadInput unless a setting is a finite number of at least 0."""
+    if not 0 <= value < float("inf"):
+        raise BadInput(f"{name} must be a finite number of at least 0, found {value}")
+
+
 @dataclass
 class EncoderConfig:
     """Sizes of one encoder, named as in Hugging Face's ``config.json``.
@@ -79,6 +85,10 @@ class EncoderConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"{name} must be 0 to 1, found {getattr(self, name)}")
+        for name in ("layer_norm_eps", "initializer_range"):
+            check_amount(name, getattr(self, name))
+        if not 0 <= self.position_offset < self.max_position_embeddings:
+            raise BadInput(f"position_offset must be 0 to {self.max_position_embeddings - 1}, found {self.position_offset}")
         if self.hidden_size % self.num_attention_heads:
             raise BadInput(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.captions.db import read_meta
+from data.captions.db import read_meta, vocabulary_size
 from data.errors import BadInput
 from data.regions.disk_size import DiskSize, region_bytes, size_of_regions, stored_widths
 from data.storage.text_files import read_json
-from model.initial import vocabulary_size
 from model.objectives import OBJECTIVES
 from optim.tasks.pretraining import PretrainConfig
 from optim.tasks.reranking import RerankingConfig

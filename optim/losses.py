@@ -87,6 +87,10 @@ class RecentLosses:
         return {"names": [name for name, *_ in self._losses], "shares": [share for _, share, *_ in self._losses]}
 
     def load_state_dict(self, state: dict) -> None:
+        """Raises ValueError or TypeError for what is no such state."""
+        odd = [share for share in state["shares"] if not isinstance(share, Tensor) or share.ndim or not share.is_floating_point()]
+        if odd or not all(isinstance(name, str) for name in state["names"]):
+            raise TypeError("the losses since the last line of metrics are no names and numbers")
         self._losses = [(name, share, None, None) for name, share in zip(state["names"], state["shares"], strict=True)]
 
 

@@ -15,6 +15,7 @@ from data.errors import BadInput
 Algorithm = Literal["adamw", "adamw_original", "apex"]
 NoDecay = Literal["vectors", "original"]
 Accumulation = Literal["mean", "sum"]
+MOMENTS = frozenset({"step", "exp_avg", "exp_avg_sq"})  # what an optimizer keeps of a parameter
 Schedule = Literal["linear", "hf_linear", "uniter_linear", "uniter_invsqrt", "constant"]
 
 
@@ -136,6 +137,32 @@ class OriginalAdamW(torch.optim.Optimizer):
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """All parameters that an optimizer changes, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def check_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Refuse a saved state that an update would stumble over, or that would make numbers of something else.
+
+    Args:
+        state: number of a parameter → its moments, and how many updates it has had where the optimizer counts them so
+
+    Raises:
+        ValueError: a moment is missing, of another shape, or NaN or infinite, or a count is none.
+    """
+    parameters = dict(enumerate(parameters_of(optimizer)))
+    kinds = {frozenset(moments) for moments in state.values()}
+    if len(kinds) > 1 or not {"exp_avg", "exp_avg_sq"} <= next(iter(kinds), MOMENTS) <= MOMENTS:
+        raise ValueError(f"the optimizer's state holds {[sorted(map(str, kind)) for kind in kinds][:2]}, expected {sorted(MOMENTS)} of each parameter")
+    for number, moments in state.items():
+        if number not in parameters:
+            raise ValueError(f"the optimizer's state has a parameter {number}, the model has {len(parameters)}")
+        for name in ("exp_avg", "exp_avg_sq"):
+            moment = moments[name]
+            fits = isinstance(moment, Tensor) and moment.is_floating_point() and moment.shape == parameters[number].shape
+            if not fits or not moment.isfinite().all() or (name == "exp_avg_sq" and (moment < 0).any()):
+                raise ValueError(f"{name} of parameter {number} is no finite tensor {list(parameters[number].shape)}")
+        steps = torch.as_tensor(moments.get("step", 1))
+        if steps.ndim or not 1 <= steps < 1 << 31:
+            raise ValueError(f"the step of parameter {number} is no number of updates")
 
 
 def apply_update(

@@ -14,6 +14,7 @@ several machines write to one shared file system.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import threading
@@ -39,8 +40,11 @@ from model.distributed import Ranks
 from model.made_from import FILE as MADE_FROM_FILE
 from model.made_from import MadeFrom
 from model.uniter import Reranker
+from optim.optimizer import check_moments
 
-TRAINING = {"step": int, "is_best": bool, "ranks": int, "param_groups": [dict], "data?": (None, {str: str})}  # beside what a task adds
+TRAINING = {
+    "step": int, "is_best": bool, "ranks": int, "best?": float, "param_groups": [{"params": [int]}], "data?": (None, {str: str}),
+}  # beside what a task adds; fmt: skip
 GO_BACK = "point the link last to another checkpoint, or remove it to start again"
 
 
@@ -207,6 +211,9 @@ def load_training(folder: Path) -> dict:
     """``training.pt`` of a checkpoint. Raises BadInput when it is damaged."""
     training = _load(folder / "training.pt")
     check_shape(training, TRAINING, str(folder / "training.pt"), GO_BACK)
+    if training["step"] < 0 or training["ranks"] < 1 or math.isnan(training.get("best", 0)):
+        odd = {name: training.get(name) for name in ("step", "ranks", "best")}
+        raise BadInput(f"{folder / 'training.pt'}: {odd} cannot be; {GO_BACK}")
     return training
 
 
@@ -218,12 +225,23 @@ def load_own(folder: Path, ranks: Ranks, training: dict) -> dict | None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path, training: dict) -> None:
-    """Put the optimizer's state together from the shares of the ranks that saved it, however many they were."""
+    """Put the optimizer's state together from the shares of the ranks that saved it, however many they were. Its settings stay what
+    they are.
+
+    Raises:
+        BadInput: a share is missing or damaged.
+        ValueError, TypeError: they are of other parameters, or no such state.
+    """
     state: dict = {}
     for rank in range(training["ranks"]):
         state |= _load(folder / f"optimizer-{rank:05d}-of-{training['ranks']:05d}.pt")
     state = dict(sorted(state.items()))  # in the order of the parameters
-    optimizer.load_state_dict({"state": state, "param_groups": training["param_groups"]})
+    check_moments(optimizer, state)
+    own, saved = optimizer.state_dict()["param_groups"], training["param_groups"]
+    if [group["params"] for group in own] != [group["params"] for group in saved]:
+        raise ValueError("its groups of parameters are others")
+    groups = [before | now for before, now in zip(saved, own, strict=True)]  # apex counts its steps in them
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _load(path: Path) -> dict:

@@ -5,12 +5,14 @@ Every order is a function of seed and position, so that a run stopped anywhere g
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from data.errors import BadInput
+from data.storage.shapes import check_shape
 
 
 def token_batches(
@@ -193,12 +195,16 @@ class DrawStream:
         return {"position": self.position, "number": self.number, "cursors": cursors}
 
     def load_state_dict(self, state: dict) -> None:
+        is_older = "bucket" in state  # its batches held pairs of like length: of this order's pass none are done
+        number = "bucket" if is_older else "number"
+        check_shape(state, {"position": int, number: int, "cursors": [[int]]}, "the state of the draws")
+        if min(state["position"], state[number], *itertools.chain(*state["cursors"])) < 0:
+            raise ValueError("the state of the draws has a negative number")
         if len(state["cursors"]) != len(self.sources):
             raise BadInput(
                 f"the run was saved with {len(state['cursors'])} (dataset, task) pairs, now there are {len(self.sources)}"
             )
-        is_older = "bucket" in state  # its batches held pairs of like length: of this order's pass none are done
-        self.position, self.number = state["position"], state["bucket" if is_older else "number"]
+        self.position, self.number = state["position"], state[number]
         self._open.clear()
         for source, (epoch, done) in zip(self.sources, state["cursors"], strict=True):
             source.cursor = [epoch + 1, 0] if is_older and done else [epoch, done]
@@ -218,8 +224,9 @@ class DrawStream:
             if chosen not in self._open:
                 rng = np.random.default_rng([self.seed, 2, chosen, source.cursor[0]])
                 epoch = token_batches(source.txt_lengths, source.img_lengths, self.budget, rng)
-                for _ in range(source.cursor[1]):  # a resumed run skips what it has seen
-                    next(epoch)
+                seen = sum(1 for _ in itertools.islice(epoch, source.cursor[1]))  # a resumed run skips what it has seen
+                if seen < source.cursor[1]:
+                    raise BadInput(f"the run was saved behind batch {source.cursor[1]:,} of a pass that has {seen:,}: its training state is damaged")
                 self._open[chosen] = epoch
             batch = next(self._open[chosen], None)
             if batch is not None:

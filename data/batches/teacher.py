@@ -50,6 +50,10 @@ def write_teacher_scores(
 def check_candidates(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Raise BadInput unless candidates and scores, described above, fit each other and the ids, and every pair has a finite score."""
     ids, keys, candidates, scores = (arrays[name] for name in ARRAYS)
+    if odd := [name for name in ARRAYS[:2] if arrays[name].dtype.kind != "U" or arrays[name].ndim != 1]:
+        raise BadInput(f"{path}: {odd[0]} is no list of texts; score the captions again with scripts/score_pairs.py")
+    if scores.dtype.kind != "f":
+        raise BadInput(f"{path}: scores are {scores.dtype}, expected float32; score the captions again with scripts/score_pairs.py")
     whole = candidates.ndim == 2 and candidates.shape == scores.shape and len(candidates) == len(ids)
     if not whole or candidates.dtype.kind not in "iu" or candidates.max(initial=-1) >= len(keys) or candidates.min(initial=-1) < -1:
         raise BadInput(

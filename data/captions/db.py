@@ -38,6 +38,7 @@ from data.storage.record_sums import SUM, FirstReads, read_sums
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json
 
+SPECIAL = ("CLS", "SEP", "MASK", "UNK", "PAD")
 META = {"CLS": int, "SEP": int, "MASK": int, "UNK?": int, "PAD?": int, "v_range": [int]}
 
 
@@ -54,7 +55,14 @@ def read_meta(folder: Path) -> dict:
     check_shape(meta, META, str(folder / "meta.json"), "build the database again")
     if len(meta["v_range"]) != 2 or not 0 <= meta["v_range"][0] < meta["v_range"][1]:
         raise BadInput(f"{folder / 'meta.json'}: v_range is {meta['v_range']}, expected a first id and an end; build the database again")
+    if negative := [name for name in SPECIAL if meta.get(name, 0) < 0]:
+        raise BadInput(f"{folder / 'meta.json'}: {negative[0]} is {meta[negative[0]]}, expected an id of at least 0; build the database again")
     return meta
+
+
+def vocabulary_size(meta: dict) -> int:
+    """Rows a table of word embeddings needs: for the words, and special tokens behind them (RoBERTa's <mask>)."""
+    return max(meta["v_range"][1], *(meta[name] + 1 for name in SPECIAL if name in meta))
 
 
 class CaptionDB:
@@ -82,6 +90,7 @@ class CaptionDB:
         self.max_words: int | None = None
         self._records = Records(self.folder)
         self.meta: dict = read_meta(self.folder)
+        self._vocabulary_size = vocabulary_size(self.meta)
         arrays = load_columns(self.folder, "columns", column_files(self.folder), self._build, rows="length")
         self._first_reads = FirstReads(self.folder, arrays) if SUM in arrays else None
         tables = CaptionTables(arrays)
@@ -113,7 +122,7 @@ class CaptionDB:
         """The whole record.
 
         Raises:
-            BadInput: the caption is absent or its record is damaged.
+            BadInput: the caption is absent, its record is damaged, or it has words that are not in the vocabulary.
         """
         return self._record(caption_id, None)
 
@@ -131,7 +140,24 @@ class CaptionDB:
             row = self.ids.find(caption_id) if row is None else row
             if row >= 0:
                 self._first_reads.check(row, caption_id, value)
-        return decoded_caption(value, self.folder, caption_id)
+        record = decoded_caption(value, self.folder, caption_id)
+        if (ids := record["input_ids"]) and (min(ids) < 0 or max(ids) >= self._vocabulary_size):
+            self._check_ids(caption_id, ids)
+        return record
+
+    def _check_ids(self, caption_id: str, ids: list[int]) -> None:
+        """Raise BadInput where ids of words are none of the vocabulary, whose end meta.json says, or else the tokenizer: its special
+        tokens may stand among the words."""
+        if max(ids) >= self._vocabulary_size and self.tokenizer_folder is not None:
+            from data.captions.tokenizers import CaptionTokenizer  # slow to import
+
+            vocabulary = CaptionTokenizer.from_pretrained(self.tokenizer_folder).vocabulary()
+            self._vocabulary_size = max(self._vocabulary_size, max(vocabulary.values()) + 1)
+        if odd := [i for i in ids if not 0 <= i < self._vocabulary_size]:
+            raise BadInput(
+                f"{self.folder}: caption {caption_id!r} has the word {odd[0]} among its input_ids, expected 0 to {self._vocabulary_size - 1}, "
+                "by meta.json; copy the database again or build it again"
+            )
 
     def fingerprint(self) -> str:
         """Short hex that changes with any record, length, picture or language; the same for a copy of the folder."""

@@ -71,6 +71,8 @@ class HardNegatives:
         ranking: [T, ranks] int32, the wrong images of each caption by score, from the last `mine`
     """
 
+    _least = 0  # number in what was mined
+
     def __init__(self, dataset: PairDataset, options: HardNegativeOptions, random_first: bool = False):
         self.options, self.random_first, self.ranks = options, random_first, options.ranks
         self.image_of = dataset.image_of
@@ -97,9 +99,9 @@ class HardNegatives:
         return {} if self.ranking is None else {"ranking": torch.from_numpy(self.ranking)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what was mined, where ``state`` has any."""
+        """Take over what was mined, where ``state`` has any. Raises ValueError for what is of other data."""
         if "ranking" in state:
-            self.ranking = state["ranking"].numpy()
+            self.ranking = _checked(state["ranking"], (len(self.image_of), self.ranks[1]), self._least, len(self.first) - 1)
 
     def mine(self, txt: Tensor, img: Tensor) -> None:
         """Rank the wrong images of every caption: ``txt`` [T,D] and ``img`` [I,D], embeddings of the whole dataset."""
@@ -143,6 +145,8 @@ class OriginalHardNegatives(HardNegatives):
         captions_found: [R,K] int32, the captions that the images of each database find, likewise
     """
 
+    _least = -1
+
     def __init__(self, dataset: PairDataset, options: HardNegativeOptions, random_first: bool = False):
         super().__init__(dataset, options, random_first)
         self.captions_found: np.ndarray | None = None
@@ -172,7 +176,8 @@ class OriginalHardNegatives(HardNegatives):
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         if "captions_found" in state:
-            self.captions_found = state["captions_found"].numpy()
+            rows = sum(len(images) for _, images in self._databases)
+            self.captions_found = _checked(state["captions_found"], (rows, self.ranks[1]), self._least, len(self.image_of))
 
     def mine(self, txt: Tensor, img: Tensor) -> None:
         last, row = self.options.ranks[1], 0
@@ -195,6 +200,13 @@ class OriginalHardNegatives(HardNegatives):
         images = _some_of(self.ranking[indices], self.options.count, rng)
         captions = _some_of(self.captions_found[self._row_of[indices]], self.options.count, rng)
         return np.stack([captions, self.by_image[self.first[images]]])  # any caption leads to its image
+
+
+def _checked(mined: Tensor, shape: tuple[int, int], least: int, end: int) -> np.ndarray:
+    """What was mined, as an array. Raises ValueError unless it has this shape, and numbers from ``least`` to before ``end``."""
+    if mined.dtype not in (torch.int32, torch.int64) or mined.shape != shape or (mined.numel() and not (least <= mined.min() and mined.max() < end)):
+        raise ValueError(f"what was mined has shape {list(mined.shape)}, expected {list(shape)} of {least} to {end - 1}")
+    return mined.to(torch.int32).numpy()
 
 
 def _some_of(candidates: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

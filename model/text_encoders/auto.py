@@ -24,7 +24,7 @@ from model import checkpoints
 from model.attention import collect
 from model.costs import Load, Work, trained
 from model.text_encoders.base import TextEncoder
-from model.transformer import empty_weights
+from model.transformer import check_amount, empty_weights
 from model.transformers_folder import check_all_were_loaded, check_folder_settings, check_transformers_settings
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class AutoEncoderConfig:
     initializer_range: float = 0.02
     pad_token_id: int | None = None
     encoder: str = "auto"
+
+    def __post_init__(self):
+        check_amount("initializer_range", self.initializer_range)
 
     hidden_act: ClassVar[str] = "gelu"  # of the heads on top, as BERT's
     layer_norm_eps: ClassVar[float] = 1e-12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from data.batches.loader import batch_loader
 from data.batches.pairs import PairDataset, check_databases_exist, check_languages, open_pairs
 from data.batches.samplers import PairDraw, epoch_draws, tempered_order
 from data.errors import BadInput
+from data.storage.shapes import check_shape
 from model.bi_encoder import LightningDOT
 from model.distributed import Meeting, Ranks
 from model.evaluation.recall import format_table
@@ -238,7 +240,10 @@ class Finetuning(ABC):
 
     def load(self, checkpoint: Path, training: dict, changed: list[str]) -> None:
         self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict())
+        check_shape(training, {"epoch": int, "done": int}, str(checkpoint / "training.pt"))
         has_same_pairs = not pairs_changed(changed, "training")
+        if training["epoch"] < 0 or not 0 <= training["done"] < (len(self.train) if has_same_pairs else math.inf):
+            raise ValueError(f"epoch {training['epoch']}, {training['done']} of {len(self.train)} pairs are done")
         self.epoch, self.done = training["epoch"], training["done"] if has_same_pairs else 0  # of other pairs none are done
         if has_same_pairs and "training miner" not in changed:
             self.hard_negatives.load_state_dict(training)

@@ -111,19 +111,17 @@ def run_processes(target: Callable[..., dict], number: int, *arguments) -> list[
     context = multiprocessing.get_context("spawn")
     answers, barrier = context.Queue(), context.Barrier(number)
     processes = [context.Process(target=_answer, args=(answers, target, n, barrier, *arguments)) for n in range(number)]
-    started: list = []
+    with starting_workers():
+        for process in processes:
+            process.start()
     try:
-        with starting_workers():
-            for process in processes:
-                process.start()
-                started.append(process)
         found = [_next_answer(answers, processes) for _ in processes]
-    except BaseException:
-        for process in started:
-            process.kill()  # those that wait for the one that failed, and all where the user has ended it
+    except BadInput:
+        for process in processes:
+            process.kill()  # those that wait for the one that failed
         raise
     finally:
-        for process in started:
+        for process in processes:
             process.join()
     return sorted(found, key=lambda measured: measured.get("process", 0))
 

@@ -375,3 +375,21 @@ def test_the_gradient_of_mean_pooling_is_that_of_the_loop():
     (mean_of_sequences(x, layout) * weight).sum().backward()
     expected = torch.cat([(weight[n] / length).expand(length, 5) for n, length in enumerate((3, 1, 4))])
     torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"layer_norm_eps": float("nan")}, {"layer_norm_eps": -1.0}, {"initializer_range": float("nan")}, {"initializer_range": -0.1},
+     {"initializer_range": float("inf")}, {"position_offset": -1}, {"position_offset": 80}],
+)  # fmt: skip
+def test_sizes_that_make_no_numbers_are_refused(odd):
+    values = dataclasses.asdict(small_config().img) | {"max_position_embeddings": 80}
+    EncoderConfig.from_dict(values)
+    with pytest.raises(BadInput, match=rf"{next(iter(odd))} must be"):
+        EncoderConfig.from_dict(values | odd)
+
+
+def test_a_word_that_starts_images_and_is_none_is_refused():
+    model = small_model(cls_token_id=small_config().img.vocab_size)
+    with pytest.raises(BadInput, match=r"cls_token_id is .*, and the image tower has .* words"):
+        model.encode_image(*images())

@@ -3,8 +3,6 @@
 import json
 import multiprocessing
 import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -61,19 +59,6 @@ def dies(number, barrier):
     if number == 1:
         os._exit(7)
     barrier.wait()
-
-
-def interrupts(number, barrier):
-    if number == 1:
-        os.kill(os.getppid(), signal.SIGINT)
-    else:
-        time.sleep(600)
-
-
-def test_who_ends_a_measurement_ends_its_processes():
-    with pytest.raises(KeyboardInterrupt):
-        run_processes(interrupts, 2)
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("target, message", [(refuses, "^x.json: damaged$"), (dies, "ended with status 7")])

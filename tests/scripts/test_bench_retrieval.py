@@ -1,7 +1,6 @@
 """scripts/bench_retrieval.py: the table, of tiny models and galleries; times are only that they are there."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from configs import cli
 from data.errors import BadInput
 from scripts import bench_retrieval, retrieval_table
 from scripts.bench_retrieval import Options
-from scripts.benchmarking.galleries import Synthetic, in_another_process
+from scripts.benchmarking.galleries import Synthetic
 from scripts.benchmarking.retrieval_report import FLAT
 
 TINY = (
@@ -51,15 +50,6 @@ def test_the_table(tmp_path, capsys):
     with pytest.raises(BadInput, match=r"other.json: no results of scripts/bench_retrieval.py"):
         retrieval_table.main(retrieval_table.Options(str(tmp_path / "other.json")))
     assert "extrapolated" in shown and FLAT in shown and shown.count("ivfpq") == 2 * 2 + 2
-
-
-def dies(status):
-    os._exit(status)
-
-
-def test_a_process_that_dies_is_waited_for_by_nobody():
-    with pytest.raises(BadInput, match="a process that measures died, perhaps out of memory"):
-        in_another_process(dies, 7)
 
 
 def test_vectors_are_spread_as_the_trained_ones_were():

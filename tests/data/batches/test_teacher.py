@@ -75,6 +75,23 @@ def test_candidates_that_are_no_images_and_scores_that_are_no_numbers_are_refuse
             write_teacher_scores(path, **changed)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"txt_ids": np.array("t0")}, "txt_ids is no list of texts"),
+        ({"img_keys": np.arange(3)}, "img_keys is no list of texts"),
+        ({"scores": SCORES.astype("c8")}, "scores are complex64"),
+    ],
+)
+def test_arrays_of_other_kinds_are_refused(path, change, message):
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file if name != "digest"}
+    np.savez(path, **arrays | change)
+    for read in (lambda: read_teacher_scores(path, ["t0"], ["a"]), lambda: read_scores(path)):
+        with pytest.raises(BadInput, match=message):
+            read()
+
+
 def test_padding_needs_no_score(path):
     write_teacher_scores(path, ["t0", "t1", "t2"], ["a", "b", "c"], CANDIDATES, np.where(CANDIDATES < 0, np.nan, SCORES))
     assert read_teacher_scores(path, ["t0"], ["a"])[0].tolist() == [[0, -1, -1]]

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,6 +232,40 @@ def write_annotations(path, pictures=30):
 
 def run(module, *words):
     module.main(cli.parse(module.Options, [str(word) for word in words]))
+
+
+def test_words_that_are_not_in_the_vocabulary_are_refused(tmp_path, tokenizer):
+    folder = tmp_path / "db"
+    end = max(tokenizer.vocabulary().values()) + 1
+
+    def read(ids, tokenizer_is_kept=True):
+        write_caption_db(folder, CAPTIONS[:1], tokenizer, ["a.jsonl"])
+        if not tokenizer_is_kept:
+            shutil.rmtree(folder / "tokenizer")
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps(meta | {"v_range": [7, 9]}))  # special tokens may stand among the words
+        (folder / "checksums.npz").unlink()  # as databases of others
+        with lmdb.open(str(folder)) as env, env.begin(write=True) as txn:
+            record = msgpack.unpackb(lz4.frame.decompress(txn.get(b"1#en0")))
+            txn.put(b"1#en0", pack_record(record | {"input_ids": ids}))
+        found = CaptionDB(folder).input_ids("1#en0")
+        shutil.rmtree(folder)
+        return found
+
+    assert read([7, end - 1]) == [7, end - 1] and read([]) == []
+    for ids, kept in (([7, end], True), ([-1], True), ([7, 2**40], True), ([7, 9], False)):
+        with pytest.raises(BadInput, match=rf"caption '1#en0' has the word {ids[-1]} among its input_ids"):
+            read(ids, kept)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["CLS", "SEP", "MASK", "UNK", "PAD"])
+def test_special_tokens_have_an_id(tmp_path, tokenizer, name):
+    write_caption_db(tmp_path / "db", CAPTIONS, tokenizer, ["a.jsonl"])
+    meta = json.loads((tmp_path / "db/meta.json").read_text())
+    (tmp_path / "db/meta.json").write_text(json.dumps(meta | {name: -1}))
+    with pytest.raises(BadInput, match=f"meta.json: {name} is -1"):
+        CaptionDB(tmp_path / "db")
 
 
 def test_train_tokenizer_then_build_captions(tmp_path, capsys):

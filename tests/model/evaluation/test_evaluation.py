@@ -377,6 +377,10 @@ def test_damaged_ranks_are_bad_input(tmp_path):
     np.savez_compressed(path, img_ids=np.array([{}], dtype=object))  # would have to be unpickled
     with pytest.raises(BadInput, match=r"ranks\.npz: no file of numpy"):
         read_ranks(path)
+    for images, captions in (([1, 2], ["1", "2"]), (["a", "b"], [1.0, 2.0]), ("a", ["1", "2"])):
+        write_ranks(path, images, {"all": captions}, {"all": task})
+        with pytest.raises(BadInput, match="is no list of ids"):
+            read_ranks(path)
     write_ranks(path, ["a"], {"all": ["1", "2"]}, {"all": task})  # an image too few
     with pytest.raises(BadInput, match="other numbers of ids and ranks"):
         read_ranks(path)
