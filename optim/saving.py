@@ -20,6 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import BadInput, reason_of
-from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush
+from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush, remove_folder
 from data.storage.json_digest import with_digest
-from data.storage.regular_files import real_path
+from data.storage.regular_files import is_there, real_path
 from data.storage.shapes import check_shape
 from data.storage.text_files import write_json
 from data.storage.torch_files import load_torch
@@ -71,7 +72,8 @@ class Saver:
         self._leaving = False
         if ranks.is_first:
             for partial in (folder / "checkpoints").glob(".step-*.partial"):  # of a run that was killed
-                shutil.rmtree(partial, ignore_errors=True)
+                with suppress(OSError):
+                    remove_folder(partial)
 
     def __enter__(self) -> Saver:
         return self
@@ -187,8 +189,8 @@ class Saver:
             time.sleep(0.01)
 
     def _publish(self, partial: Path, final: Path, is_best: bool) -> None:
-        if final.exists():  # the run was stopped between this folder and its links
-            shutil.rmtree(final)
+        if is_there(final):  # the run was stopped between this folder and its links
+            remove_folder(final)
         os.replace(partial, final)
         point_link(self.folder, "last", final)
         if is_best:
@@ -196,7 +198,7 @@ class Saver:
         used = {real_path(self.folder / name) for name in ("last", "best")}
         for old in sorted(final.parent.glob("step-*"))[: -self.keep]:
             if real_path(old) not in used:
-                shutil.rmtree(old)
+                remove_folder(old)
 
 
 def point_link(folder: Path, name: str, target: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from data.errors import BadInput
 from data.regions.db import stored_keys
 from data.regions.keys import clash_of_keys, key_of_image
 from data.regions.pictures import KnownKeys
+from data.storage.atomic import remove_folder
 from data.storage.regular_files import is_there
 from data.storage.text_files import read_json
 
@@ -159,7 +159,7 @@ def settle_former_splits(out: str | Path, splits: Iterable[str], remove: bool, r
         if folder.name in splits or not all((folder / name).is_file() for name in ("data.mdb", "txt2img.json", "meta.json")):
             continue
         if remove:
-            shutil.rmtree(folder)
+            remove_folder(folder)
         report.setdefault("former_splits", {})[folder.name] = "removed" if remove else "kept"
         told = "removed" if remove else "kept as it is; --former-splits remove deletes it"
         print(f"warning: {folder}: is of an earlier build, this one has no split {folder.name}; {told}", file=sys.stderr)

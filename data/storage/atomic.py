@@ -62,6 +62,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder and what is in it; of a link to one the link alone, for what it leads to is somebody's. Raises OSError."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
+
+
 def beside(path: str | Path, before: str, after: str) -> Path:
     """The path of another file or folder beside one: its name with something in front and behind. ``.`` and ``..`` have the names that
     they have where they are.

@@ -95,13 +95,41 @@ def worker_pool(
         initializer: called in each worker with ``initargs``; it must call `leave_ctrl_c_to_parent`
     """
     admit_open_files()
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), initializer, initargs)
+    pool, over = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), initializer, initargs), threading.Event()
+    if start_method == "spawn":  # a fork wants no other thread, and what is forked hands over little
+        threading.Thread(target=_end_with_one, args=(pool, pool._result_queue, over), daemon=True, name="pool").start()
     try:
         yield pool
     finally:
-        for process in list(pool._processes.values()):
+        over.set()
+        _end_pool(pool)
+
+
+def _end_with_one(pool: ProcessPoolExecutor, results: Any, over: threading.Event) -> None:
+    """Where a worker is killed while it hands over a result, let the pool be broken, which waits for the rest of it for good."""
+    while not over.wait(0.5):
+        processes = list((pool._processes or {}).values())
+        if any(process.exitcode is not None for process in processes) and not over.wait(1):  # in which a pool sees that for itself
+            for process in processes:
+                process.kill()
+            results._writer.close()
+            return
+
+
+def _end_pool(pool: ProcessPoolExecutor) -> None:
+    """Kill the workers of a pool, and wait for the thread that looks after them."""
+    processes, manager, results = list(pool._processes.values()), pool._executor_manager_thread, pool._result_queue
+    try:
+        pool.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + 1
+        while manager is not None and manager.is_alive() and pool._cancel_pending_futures and time.monotonic() < until:
+            time.sleep(0.001)  # it drops the jobs that have not begun; of one that is cancelled it could not say that it failed
+    finally:
+        for process in processes:
             process.kill()
-        pool.shutdown(cancel_futures=True)
+        results._writer.close()  # of this process: else it waits for the rest of a result that a worker was handing over
+    if manager is not None:
+        manager.join()
 
 
 def _end_with(sentinel: int) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 LONG = {
     "pretrain.py": ["--num-steps", 120, "--valid-every", 40, "--save-every", 7, "--log-every", 10],
-    "train_itm.py": ["--epochs", 5, "--save-every", 5, "--log-every", 4, "--batch-size", 8],
+    "train_itm.py": ["--epochs", 5, "--save-every", 5, "--log-every", 4, "--batch-size", 8, "--validation-sheet", 0],
 }
 HARD = ["--hard-negatives.count", 1, "--hard-negatives.window", "0-4", "--grad-accumulation", 2, "--grad-cache", 3]
 
@@ -65,7 +65,7 @@ def words_for(script, world, out, *more):
         "pretrain.py": ["pretrain.yaml"],
         "train_itm.py": ["finetune.yaml", "--model.init", world / "pretrained/last"],
     }
-    words = [world / recipe[script][0], *recipe[script][1:], "--out", out, "--distributed-timeout", 20]
+    words = [world / recipe[script][0], *recipe[script][1:], "--out", out, "--distributed-timeout", 40]
     return [script, "--config", *words, *LONG[script], *more]
 
 

@@ -203,6 +203,21 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path):
     assert not [p.name for p in tmp_path.rglob("*partial*")]
 
 
+def test_a_checkpoint_that_lies_elsewhere_is_let_go_of_and_stays_there(tmp_path):
+    run = open_run(tmp_path / "run", resume=False)
+    (tmp_path / "run/checkpoints").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run/checkpoints/.step-00000010.partial").symlink_to(tmp_path / "other")  # a link is not written through, either
+    for step in (10, 20):
+        folder = save(run, step, keep=3)
+        folder.rename(tmp_path / folder.name)
+        folder.symlink_to(tmp_path / folder.name)
+    save(run, 20, keep=3)  # once more, as after a stop between the folder and its links
+    save(run, 30)
+    assert checkpoints(run) == ["step-00000030"]
+    assert all((tmp_path / f"step-{step:08d}/model.safetensors").is_file() for step in (10, 20)) and not list((tmp_path / "other").iterdir())
+
+
 def test_metrics_after_the_checkpoint_are_taken_back(tmp_path, monkeypatch):
     # files of one second are read in the order of their names, which a process numbers: 10 would come before 9
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))

@@ -119,9 +119,12 @@ def test_a_split_that_a_rebuild_no_longer_has_is_told(build, tmp_path, capsys):
     assert build(second, "--format", "karpathy")["former_splits"] == {"test": "kept"}
     assert f"warning: {tmp_path}/db/test: is of an earlier build, this one has no split test; kept" in capsys.readouterr().err
     assert (tmp_path / "db/test/data.mdb").is_file()
+    (tmp_path / "db/test").rename(tmp_path / "elsewhere")
+    (tmp_path / "db/test").symlink_to(tmp_path / "elsewhere")
     report = build(second, "--format", "karpathy", "--former-splits", "remove")
     assert report["former_splits"] == {"test": "removed"} and "no split test; removed" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "db").iterdir()) == ["other", "report.json", "train", "val"]
+    assert (tmp_path / "elsewhere/data.mdb").is_file()
 
 
 def test_one_key_of_two_pictures_in_two_splits_names_both(build, tmp_path):

@@ -84,6 +84,72 @@ def test_a_pool_is_left_at_once_whatever_its_workers_are_at(method):
     assert all(job.done() for job in workers)
 
 
+RESULTS = """
+import sys
+sys.path.insert(0, {root!r})
+from data.storage.processes import starting_workers, worker_pool
+
+def large(number):
+    return bytes(32 << 20)
+
+if __name__ == "__main__":
+    try:
+        with worker_pool(2, {method!r}) as pool:
+            with starting_workers():
+                jobs = [pool.submit(large, number) for number in range(4)]
+            jobs[0].result()
+            raise ValueError("the others are on their way")
+    except ValueError as error:
+        print(error)
+    try:
+        with worker_pool(2, {method!r}) as pool:
+            with starting_workers():
+                found = pool.map(large, range(50))
+            for _ in found:
+                break
+            found.close()  # cancels those that are left
+    finally:
+        print("left")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pool_is_left_while_a_worker_hands_over_a_large_result(tmp_path, method):
+    (tmp_path / "results.py").write_text(RESULTS.format(root=str(ROOT), method=method))
+    done = subprocess.run([sys.executable, tmp_path / "results.py"], capture_output=True, text=True, timeout=240)
+    assert (done.stdout, done.stderr) == ("the others are on their way\nleft\n", "")
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {root!r})
+from concurrent.futures.process import BrokenProcessPool
+from data.storage.processes import starting_workers, worker_pool
+
+def large(number):
+    return bytes(128 << 20)
+
+if __name__ == "__main__":
+    with worker_pool(1, "spawn") as pool:
+        with starting_workers():
+            job = pool.submit(large, 0)
+        while not pool._result_queue._reader.poll():  # of the result the first bytes are there
+            time.sleep(0.0001)
+        for process in list(pool._processes.values()):
+            process.kill()
+        try:
+            job.result()
+        except BrokenProcessPool:
+            print("broken")
+"""
+
+
+def test_a_worker_that_is_killed_while_it_hands_over_a_result_is_noticed(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED.format(root=str(ROOT)))
+    done = subprocess.run([sys.executable, tmp_path / "killed.py"], capture_output=True, text=True, timeout=240)
+    assert (done.stdout, done.stderr) == ("broken\n", "")
+
+
 FILES = """
 import resource, sys
 sys.path.insert(0, {root!r})
