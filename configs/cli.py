@@ -25,7 +25,7 @@ from jsonargparse import ArgumentParser
 
 from configs import INTERRUPTED, INTERRUPTED_LINE
 from configs.help import Page, short_help, whole_help
-from configs.machine_errors import MACHINE_ERRORS, TOLD, line_of_machine_error, say_why_a_thread_ended
+from configs.machine_errors import MACHINE_ERRORS, TOLD, end_quietly, line_of_machine_error, say_why_a_thread_ended
 from configs.settings import (
     Settings,
     check_number,
@@ -119,6 +119,7 @@ def run(
             sys.stdout.flush()
         except OSError:  # it is what could not be written to, and would be tried again at the end
             sys.stdout = open(os.devnull, "w")
+    end_quietly()
     if message is not None:  # out here the exception is gone, and the progress bars it held have ended their lines
         print(f"{'error: ' * (status == 2)}{shortened(' '.join(message.split()))}", file=sys.stderr)
         sys.exit(status)

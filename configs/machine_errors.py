@@ -1,7 +1,9 @@
 """What the machine that a command runs on refuses, said in one line: no space, no memory, a stack that is too deep."""
 
+import atexit
 import errno
 import re
+import signal
 import sys
 import threading
 
@@ -44,3 +46,8 @@ def say_why_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(ended)
     elif message not in TOLD:
         print(f"warning: what was written beside this command is not whole: {message}", file=sys.stderr)
+
+
+def end_quietly() -> None:
+    """From here on there is nothing left to do: Ctrl-C ends the process while Python clears up, where it would be a traceback."""
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # registered last, called first

@@ -15,6 +15,7 @@ import numpy as np
 
 from data.errors import BadInput
 from data.storage.array_digest import read_own_arrays, write_arrays
+from data.storage.shapes import check_shape
 from data.storage.text_files import parse_json
 
 ARRAYS = ("txt_ids", "img_keys", "candidates", "scores")
@@ -69,6 +70,15 @@ def check_candidates(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
         )
 
 
+def scored_data(path: str | Path, arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    """Digests of the databases that were scored, by name; none of older files, which do not say. Raises BadInput for something else."""
+    if "data" not in arrays:
+        return {}
+    scored = parse_json(str(arrays["data"]), f"{path}: data")
+    check_shape(scored, {str: str}, f"{path}: data", "score the captions again with scripts/score_pairs.py")
+    return scored
+
+
 def read_teacher_scores(
     path: str | Path, txt_ids: Sequence[str], images: Sequence[str], data: dict[str, str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +99,7 @@ def read_teacher_scores(
         raise BadInput(f"{path}: no re-ranker scores ({', '.join(ARRAYS)}): it has no {' and no '.join(absent)}")
     check_candidates(path, arrays)
     ids, keys, candidates, scores = (arrays[name] for name in ARRAYS)
-    scored = parse_json(str(arrays["data"]), f"{path}: data") if "data" in arrays else {}  # older files do not say
+    scored = scored_data(path, arrays)
     for name, digest in (data or {}).items():
         if scored.get(name, digest) != digest:
             raise BadInput(

@@ -104,7 +104,7 @@ class CaptionDB:
 
     def _build(self) -> dict[str, np.ndarray]:
         arrays = build_columns(self.folder, partial(read_table, self.folder))
-        return columns_with_sums(arrays, read_sums(self.folder, self._records.txn))
+        return columns_with_sums(arrays, read_sums(self.folder, self._records.txn), self.folder)
 
     @property
     def tokenizer_folder(self) -> Path | None:

@@ -107,13 +107,13 @@ def _smallest(numbers: np.ndarray) -> np.ndarray:
 def store_columns(folder: Path, tables: Mapping[str, Mapping], sums: RecordSums) -> None:
     """Store the columns of `tables`, whose JSON files are in the folder, and of the checksums of its records. Raises OSError when they
     cannot be written."""
-    arrays = columns_with_sums(build_columns(folder, tables.__getitem__), sums)
+    arrays = columns_with_sums(build_columns(folder, tables.__getitem__), sums, folder)
     store_arrays(folder / "columns", column_files(folder), arrays)
 
 
-def columns_with_sums(arrays: dict[str, np.ndarray], sums: RecordSums | None) -> dict[str, np.ndarray]:
+def columns_with_sums(arrays: dict[str, np.ndarray], sums: RecordSums | None, folder: Path) -> dict[str, np.ndarray]:
     """Columns, and with them the checksum of each caption's record, where there are any."""
-    return arrays if sums is None else arrays | sums.columns(Strings(arrays, "id"))
+    return arrays if sums is None else arrays | sums.columns(Strings(arrays, "id"), folder)
 
 
 def column_files(folder: Path) -> list[Path]:

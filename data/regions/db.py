@@ -260,7 +260,7 @@ class RegionDB:
             raise BadInput(f"{self.folder}: the database is empty; extract region features into it first")
         arrays = string_arrays("key", keys)
         if (sums := read_sums(self.folder, self._records.txn)) is not None:
-            arrays |= sums.columns(Strings(arrays, "key"))
+            arrays |= sums.columns(Strings(arrays, "key"), self.folder)
             self._first_reads = FirstReads(self.folder, arrays)
         if nbb_path:
             counts: Sequence[int] | np.ndarray = self._read_nbb(nbb_path, keys)

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data.batches.teacher import check_candidates
+from data.batches.teacher import check_candidates, scored_data
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.storage.array_digest import compare_digest
 from data.storage.arrays import read_array, read_arrays
 from data.storage.plain_pickle import read_plain_pickle
-from data.storage.text_files import parse_json, read_json, read_lines
+from data.storage.text_files import read_json, read_lines
 
 Side = Literal["captions", "images"]
 TEXT_FILES = (".tsv", ".txt", ".tsv.gz", ".txt.gz")
@@ -147,7 +147,7 @@ def _read_teacher(path: str | Path, arrays: dict[str, np.ndarray]) -> ScoreTable
     captions, images = _texts(arrays["txt_ids"]), _texts(arrays["img_keys"])
     rows, column = np.nonzero(candidates >= 0)
     table = _listed(path, (captions, rows), (images, candidates[rows, column].astype(np.int64)), scores[rows, column])
-    table.data = parse_json(str(arrays["data"]), f"{path}: data") if "data" in arrays else {}
+    table.data = scored_data(path, arrays)
     return table
 
 

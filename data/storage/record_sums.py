@@ -60,8 +60,11 @@ class RecordSums:
         """How many records have a checksum whose keys are not among these hashes [n]."""
         return int(np.isin(self._keys, hashes, invert=True).sum())
 
-    def columns(self, keys: Strings) -> dict[str, np.ndarray]:
-        """The sums of records, and their heads where there are any, by the rows of a table of their keys: what `FirstReads` takes."""
+    def columns(self, keys: Strings, folder: Path) -> dict[str, np.ndarray]:
+        """The sums of records, and their heads where there are any, by the rows of a table of their keys: what `FirstReads` takes.
+        Where they are about other records than those of the database in ``folder``, a line says so."""
+        if without := int(np.isin(keys.hashes, self._keys, invert=True).sum()):
+            say_once(f"{folder}: {FILE} has no checksum of {without:,} of its {len(keys):,} records, which are read without: is it another database's?")
         columns = {}
         for name, values in ((SUM, self._sums), (HEAD, self._heads)):
             if values is not None:

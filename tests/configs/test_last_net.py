@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -230,3 +231,26 @@ def test_what_is_no_number_and_what_nobody_can_wait_for_is_refused(words):
     with pytest.raises(BadInput, match=r"^share: found nan, expected a number$|^distributed_timeout: found "):
         cli.parse(Waits, words)
     assert cli.parse(Waits, ["--share", ".inf"]).share == float("inf")
+
+
+ENDING = """
+import atexit, os, signal, sys
+from dataclasses import dataclass
+sys.path.insert(0, sys.argv.pop(1))
+from configs import cli
+
+@dataclass
+class Options:
+    name: str = ""
+
+def main(options):
+    atexit.register(os.kill, os.getpid(), signal.SIGINT)  # as a library clears up when it is imported late
+
+cli.run(main, Options)
+"""
+
+
+def test_ctrl_c_while_python_clears_up_is_no_traceback(tmp_path):
+    (tmp_path / "ending.py").write_text(ENDING)
+    done = subprocess.run([sys.executable, tmp_path / "ending.py", ROOT], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

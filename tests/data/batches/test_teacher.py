@@ -81,6 +81,9 @@ def test_candidates_that_are_no_images_and_scores_that_are_no_numbers_are_refuse
         ({"txt_ids": np.array("t0")}, "txt_ids is no list of texts"),
         ({"img_keys": np.arange(3)}, "img_keys is no list of texts"),
         ({"scores": SCORES.astype("c8")}, "scores are complex64"),
+        ({"data": np.array("[1]")}, "data: holds a list, expected an object"),
+        ({"data": np.array('{"captions": 3}')}, "captions: found 3, expected a text"),
+        ({"data": np.array("x")}, "data is not JSON"),
     ],
 )
 def test_arrays_of_other_kinds_are_refused(path, change, message):

@@ -321,3 +321,14 @@ def test_inspection_counts_records_that_are_gone(tmp_path):
         file.write(b"Z")
     (report,) = inspect_database(folder, InspectionOptions(verify=True, workers=0))
     assert report.problems.counts["records that were written and are not stored"] == 1
+
+
+def test_checksums_of_another_database_are_noticed(tmp_path, capsys):
+    folder, tokenizer = write_captions(tmp_path), CaptionTokenizer.from_pretrained(tmp_path / "vocab.txt")
+    others = [Caption(f"{key[:2]}.jpg", "a b", f"x{key}", "train", "en") for key in KEYS]
+    write_caption_db(tmp_path / "other", others, tokenizer, ["made up"])
+    expected = str(all_captions(folder))
+    assert capsys.readouterr().err == ""
+    shutil.copyfile(tmp_path / "other" / FILE, folder / FILE)
+    assert str(all_captions(folder)) == expected
+    assert f"{folder}: {FILE} has no checksum of 12 of its 12 records, which are read without" in capsys.readouterr().err
