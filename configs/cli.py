@@ -14,7 +14,6 @@ import json
 import os
 import re
 import sys
-import threading
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from jsonargparse import ArgumentParser
 
 from configs import INTERRUPTED, INTERRUPTED_LINE
 from configs.help import Page, short_help, whole_help
-from configs.machine_errors import MACHINE_ERRORS, TOLD, end_quietly, line_of_machine_error, say_why_a_thread_ended
+from configs.machine_errors import MACHINE_ERRORS, TOLD, end_quietly, line_of_machine_error, watch_threads
 from configs.settings import (
     Settings,
     check_number,
@@ -95,7 +94,7 @@ def run(
         positional: as of `parse`
         often: names of the settings that people change, with spaces between, which ``--help`` shows; empty: all
     """
-    threading.excepthook = say_why_a_thread_ended
+    watch_threads()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
     set_up_streams()
     message, status = None, 2
@@ -104,6 +103,7 @@ def run(
         sys.stdout.flush()  # a full disk shows here
     except BadInput as error:
         message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front
+        TOLD.add(message)
     except Stopped as stopped:
         message, status = str(stopped), STOPPED
     except KeyboardInterrupt:

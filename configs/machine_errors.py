@@ -37,14 +37,20 @@ def line_of_machine_error(error: Exception) -> str | None:
     return f"{names}: {error.strerror}" if names and error.strerror else f"{type(error).__name__}: {said}"
 
 
+def watch_threads() -> None:
+    """A command begins, which has ended with no error yet."""
+    TOLD.clear()
+    threading.excepthook = say_why_a_thread_ended
+
+
 def say_why_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
     """What Python calls when a thread beside the command ends with an exception, TensorBoard's on a full disk for instance. What the
-    machine refuses is one line there, too, and none where the command has ended with the same."""
+    machine refuses is one line there, too, and none where the command has ended with an error of its own."""
     error = ended.exc_value
     message = line_of_machine_error(error) if isinstance(error, MACHINE_ERRORS) else None
     if message is None:
         threading.__excepthook__(ended)
-    elif message not in TOLD:
+    elif not TOLD:  # else the command has failed, too, and says why
         print(f"warning: what was written beside this command is not whole: {message}", file=sys.stderr)
 
 

@@ -7,6 +7,7 @@ python scripts/convert_config.py old.json --out new.yaml --keep-going       # le
 python scripts/convert_config.py --keys                                     # the table of all keys, as in the documents
 """
 
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from configs import cli
 from data.errors import BadInput
 from data.storage.atomic import atomic_file
 from data.storage.locks import claim_output
-from data.storage.text_files import read_json
+from data.storage.text_files import is_utf8, read_json
 from model.original import settings, uniter_retrieval
 from model.original.keys import markdown_table
 from model.original.kinds import Kind, kind_of_config
@@ -79,6 +80,8 @@ def main(options: Options) -> None:
     old = read_json(options.old, "a mapping of settings was expected")
     if not isinstance(old, dict):
         raise BadInput(f"{options.old}: a mapping of settings was expected, found {type(old).__name__}")
+    if odd := [name for name, value in old.items() if not is_utf8(json.dumps([name, value], ensure_ascii=False))]:
+        raise BadInput(f"{options.old}: {odd[0]!a} holds half of a surrogate pair, which is no text; correct it")
     conversion = convert_settings(old, options.kind or kind_of_config(old, options.old))
     if conversion.problems and not options.keep_going:
         raise BadInput(f"{options.old}: {'; '.join(conversion.problems)}. --keep-going leaves them out")

@@ -16,6 +16,7 @@ from data.annotations.records import (
     captions_of_records,
     is_storable,
     kept_if_valid,
+    names_file,
     numbered_lines,
     require,
     require_split_name,
@@ -76,7 +77,7 @@ def _head_of_line(where: str, record: object, settings: ReadingOptions) -> tuple
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise BadInput(f"{where} has {found}, expected an object with image, {', '.join(settings.fields)} and split")
     image, split = record["image"], record.get("split", settings.split)
-    require(is_storable(image), where, "image", image, "a file name")
+    require(is_storable(image) and names_file(image), where, "image", image, "a file name")
     require_split_name(where, split)
     return image, split
 

@@ -17,6 +17,7 @@ from data.annotations.records import (
     captions_of_sentences,
     id_text,
     is_storable,
+    names_file,
     number_of_id,
     photo_of_flickr,
     require,
@@ -68,7 +69,7 @@ def _head_of_image(where: str, image: object, folders: Mapping[str, set[str]]) -
     """File name, split and COCO's number of a picture. Raises BadInput when one is not as it should be."""
     require(isinstance(image, dict), where, "it", image, "an object with filename, split and sentences")
     name, split, number = image.get("filename"), image.get("split"), image.get("cocoid")
-    require(is_storable(name), where, "filename", name, "a file name")
+    require(is_storable(name) and names_file(name), where, "filename", name, "a file name")
     where += f" ({name})"
     require_split_name(where, split)
     if number is not None:

@@ -167,6 +167,7 @@ def kept_if_valid(where: str, caption: Caption, seen: set[str], settings: Readin
     try:
         require(is_storable(caption_id), where, "the caption's id", caption_id, "UTF-8 text of at most 511 bytes")
         require(is_storable(caption.image), where, "the picture", caption.image, "UTF-8 text of at most 511 bytes")
+        require(names_file(caption.image), where, "the picture", caption.image, "the name of a file")
         what = f"caption {caption_id}"
         require(isinstance(text, str) and text.strip(), where, what, text, "a text that is not empty")
         require(is_utf8(text), where, what, text, "UTF-8 text, not half of a surrogate pair")
@@ -184,6 +185,11 @@ def kept_if_valid(where: str, caption: Caption, seen: set[str], settings: Readin
 def is_storable(name: object) -> bool:
     """Whether a name can be a key of a database: UTF-8 of 1 to 511 bytes, without NUL."""
     return isinstance(name, str) and "\0" not in name and is_utf8(name) and 0 < len(name.encode()) <= 511
+
+
+def names_file(path: str) -> bool:
+    """Whether a path ends in a name: ``.``, ``..`` and ``/`` do not."""
+    return PurePosixPath(path).name not in ("", "..")
 
 
 def has_word(text: str) -> bool:

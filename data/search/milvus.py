@@ -141,8 +141,11 @@ class MilvusSearch(SearchBackend):
             raise BadInput(f"{self.place}: collection {self.collection!r} gave {min(map(len, found))} results of {k}")
         query = np.repeat(np.arange(len(queries)), [len(hits) for hits in found])
         records = [hit["entity"] for hits in found for hit in hits]
-        rows = np.array([record["row"] for record in records], np.int64)
-        vectors = np.array([record["vector"] for record in records], np.float32)
+        try:
+            rows = np.array([record["row"] for record in records], np.int64)
+            vectors = np.array([record["vector"] for record in records], np.float32).reshape(len(rows), self.dim)
+        except (KeyError, TypeError, ValueError):
+            raise BadInput(f"{self.place}: collection {self.collection!r} is damaged, its results are no rows and vectors: export it again") from None
         known, where = np.unique(rows, return_index=True)
 
         def vectors_of(rows: np.ndarray) -> np.ndarray:
@@ -328,6 +331,8 @@ def _read_headers(client: Any, uri: str, collection: str) -> dict[int, dict]:
     headers = {}
     for record in found:
         where = f"{uri}: the header of an index in {name}"
+        if not record.keys() >= {"row", "json"}:
+            raise BadInput(f"{where} is damaged, it has {', '.join(map(str, record))} and neither row nor json: export it again")
         headers[record["row"]] = parse_json(record["json"], where, "export it again")
         check_shape(headers[record["row"]], HEADER, where, "export it again")
     return headers

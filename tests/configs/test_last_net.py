@@ -142,13 +142,14 @@ def test_a_thread_that_the_machine_stops_is_one_line(monkeypatch, capsys, error,
     assert found.startswith(said) and (found.count("\n") == 1) == (not isinstance(error, ZeroDivisionError))
 
 
-def test_a_thread_that_ends_as_the_command_did_says_nothing_more(monkeypatch, capsys):
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), BadInput("a: cannot be written: no space left")])
+def test_a_thread_that_ends_as_the_command_did_says_nothing_more(monkeypatch, capsys, error):
     """TensorBoard's writes until the process ends, on the same full disk."""
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(sys, "argv", ["x.py"])
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # is put back at the end
     with pytest.raises(SystemExit):
-        cli.run(fail(full), Options)
+        cli.run(fail(error), Options)
     thread = threading.Thread(target=fail(full), args=(None,))
     thread.start()
     thread.join()

@@ -15,6 +15,7 @@ import pretrain
 import train_itm
 from configs import cli
 from configs.settings import inner_dataclass, names_and_types
+from data.errors import BadInput
 from model.original import settings as lightningdot
 from model.original import uniter_retrieval
 from model.original.recipe import keys_and_fixed
@@ -210,6 +211,11 @@ def test_keys_without_effect_are_listed_in_the_file_and_on_the_screen(translate,
         assert f"#   {key}: " in listed and f"without effect: {key}: " in shown, key
     for key in ("learning_rate", "train_batch_size"):
         assert f"#   {key}: " not in listed, key
+
+
+def test_half_of_a_surrogate_pair_is_no_path(translate):
+    with pytest.raises(BadInput, match="'img_model_config' holds half of a surrogate pair"):
+        translate(PUBLISHED["pretrain"] | {"img_model_config": "\ud800/img.json"}, "pretrain")
 
 
 def test_comments_say_what_a_setting_was_and_which_are_defaults(translate):

@@ -1,5 +1,7 @@
 """Tables of pairs: header lines, either order of columns, separators; an address is never a caption."""
 
+import json
+
 import pytest
 
 from data.annotations.records import ReadingOptions
@@ -98,3 +100,9 @@ def test_one_address_has_one_file(tmp_path):
     (tmp_path / "files.tsv").write_text("http://a\t1.jpg\nhttp://a\t1.jpg\nhttp://a\t2.jpg\n")
     with pytest.raises(BadInput, match=r"line 3: http://a is 2.jpg here and 1.jpg before"):
         read_downloaded(tmp_path / "files.tsv")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "a/.."])
+def test_a_picture_whose_path_has_no_name_is_reported(tmp_path, name):
+    found, bad = pairs_and_bad(tmp_path / "a.json", json.dumps([{"image": name, "caption": "A dog"}, {"image": "b.jpg", "caption": "A cat"}]))
+    assert found == [("b.jpg", "A cat")] and "expected the name of a file" in bad[0]

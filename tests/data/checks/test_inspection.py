@@ -167,6 +167,7 @@ def test_tables_that_disagree(tmp_path):
     assert found("txt2lang", lambda t: t.update({"0en": "de"})) == {"languages that disagree with txt2lang.json": 1}
     assert found("meta", lambda t: t.pop("CLS")) == {"settings that meta.json lacks": 1}
     assert found("meta", lambda t: t.update(v_range=[3, 3])) == {"a bad v_range in meta.json": 1}
+    assert not found("meta", lambda t: (t.update(v_range=[900, 2**31]), t.pop("UNK", None)))  # and takes no time
     assert found("meta", lambda t: t.update(v_range=[4, 9])) == {
         "special tokens inside v_range, drawn as random words": 1
     }
