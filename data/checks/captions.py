@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.captions.db import decoded_caption, read_caption, read_table, stored_caption
+from data.captions.db import SPECIAL, decoded_caption, read_caption, read_table, stored_caption
 from data.checks.records import (
     OTHER_SUM,
     Checked,
@@ -133,7 +133,7 @@ def table_problems(tables: dict[str, dict], stored: set[str]) -> Findings:
     ):
         found.add("a bad v_range in meta.json", f"{span!r}, expected [first id, end]")
     else:
-        ids = {name: meta.get(name) for name in ("CLS", "SEP", "MASK", "UNK", "PAD")}  # foreign ones may lack some
+        ids = {name: meta.get(name) for name in SPECIAL}  # foreign ones may lack some
         drawn = [name for name, number in ids.items() if isinstance(number, int) and span[0] <= number < span[1]]
         found.add_all("special tokens inside v_range, drawn as random words", drawn)
     return found
