@@ -24,6 +24,13 @@ function fill(made, properties, children) {
 /** The element of an id of index.html. */
 export const byId = (id) => document.getElementById(id);
 
+/** Put other children there. The focus stays on what has the same `data-focus` as what had it, so that keys go on where they were. */
+export function redraw(section, ...children) {
+  const name = section.contains(document.activeElement) && document.activeElement.dataset.focus;
+  section.replaceChildren(...children);
+  if (name) section.querySelector(`[data-focus="${CSS.escape(name)}"]`)?.focus({preventScroll: true});
+}
+
 /** A number of milliseconds, with as many digits as can be told apart. */
 export const milliseconds = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 

@@ -1,6 +1,6 @@
 // The queries of an evaluation whose right answer did not come first, with what stood before it; the recall above.
 import {Gone, ask} from "./api.js";
-import {byId, count, element, notice, picture} from "./elements.js";
+import {byId, count, element, notice, picture, redraw} from "./elements.js";
 import {addressOf, changed} from "./state.js";
 import {follow} from "./results.js";
 
@@ -30,11 +30,11 @@ export async function showFailures({state, current, info, go, gone, signal}) {
   signal.addEventListener("abort", () => clearTimeout(slow));
   try {
     const [list, recall] = await Promise.all([ask(`api/failures?${asked}`, {signal}), ask("api/recall", {signal})]);
-    section.replaceChildren(...recallTable(recall.evaluations), controls, ...listOf(list, {state, info, go}));
+    redraw(section, ...recallTable(recall.evaluations), controls, ...listOf(list, {state, info, go}));
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error instanceof Gone) return gone();
-    section.replaceChildren(controls, notice("bad", error.message));
+    redraw(section, controls, notice("bad", error.message));
   } finally {
     clearTimeout(slow);
   }
@@ -50,7 +50,7 @@ function controlsOf(state, current, info, go) {
     const known = choices[name].some(([value]) => String(value) === chosen);
     const options = known ? choices[name] : [[chosen, chosen], ...choices[name]];
     const change = (event) => go(changed(current(), {[name]: event.target.value, offset: 0}));
-    return element("label", {}, `${label} `, element("select", {name, on: {change}},
+    return element("label", {}, `${label} `, element("select", {name, data: {focus: name}, on: {change}},
       ...options.map(([value, text]) => element("option", {value, selected: String(value) === chosen}, text))));
   }));
 }
@@ -66,7 +66,7 @@ function recallTable(evaluations) {
   const cell = ({recall, intervals}, metric) => element("td", {}, recall[metric] === undefined ? "" : recall[metric].toFixed(2),
     intervals?.[metric] && element("small", {}, `${intervals[metric].low.toFixed(1)}–${intervals[metric].high.toFixed(1)}`));
   const title = element("p", {class: "about-recall", id: "about-recall"}, "Recall in percent, with 95% intervals. TR: picture → caption, IR: caption → picture");
-  return [title, element("div", {class: "scrolled", tabindex: "0", role: "region", "aria-labelledby": "about-recall"},
+  return [title, element("div", {class: "scrolled", tabindex: "0", role: "region", "aria-labelledby": "about-recall", data: {focus: "recall"}},
     element("table", {class: "recall"},
       element("thead", {}, element("tr", {}, element("td", {}), ...METRICS.map((metric) => element("th", {scope: "col"}, metric)))),
       element("tbody", {}, ...rows.map((row) => element("tr", {},
@@ -81,12 +81,13 @@ function listOf(list, {state, info, go}) {
     return [notice("word", `The list has ${count(list.total, "query", "queries")}, and ends before this place. `, start)];
   }
   const first = list.offset + 1, last = list.offset + list.queries.length;
-  const page = (offset, word, possible) => element("button", {type: "button", disabled: !possible, on: {click: () => go(changed(state, {offset}))}}, word);
-  const pages = () => element("p", {class: "pages"},
-    page(Math.max(0, list.offset - SHOWN), "‹ before", list.offset > 0),
+  const page = (offset, word, possible, place) =>
+    element("button", {type: "button", disabled: !possible, data: {focus: `${word} ${place}`}, on: {click: () => go(changed(state, {offset}))}}, word);
+  const pages = (place) => element("p", {class: "pages"},
+    page(Math.max(0, list.offset - SHOWN), "‹ before", list.offset > 0, place),
     `${first.toLocaleString("en")}–${last.toLocaleString("en")} of ${count(list.total, "query", "queries")}`,
-    page(list.offset + SHOWN, "next ›", last < list.total));
-  return [pages(), element("ol", {class: "missed"}, ...list.queries.map((query) => missed(query, {list, state, info, go}))), list.total > SHOWN && pages()].filter(Boolean);
+    page(list.offset + SHOWN, "next ›", last < list.total, place));
+  return [pages("above"), element("ol", {class: "missed"}, ...list.queries.map((query) => missed(query, {list, state, info, go}))), list.total > SHOWN && pages("below")].filter(Boolean);
 }
 
 /** One query: what was asked, and of each evaluation its rank, what stood before the right answer, and the right answer. */

@@ -1,6 +1,6 @@
 // The page: what the address says is shown, and what is done changes the address.
 import {Gone, ask, search} from "./api.js";
-import {byId, element, folder, notice, picture} from "./elements.js";
+import {byId, element, folder, notice, picture, redraw} from "./elements.js";
 import {showFailures} from "./failures.js";
 import {listenToKeys} from "./keys.js";
 import {showLarge} from "./large.js";
@@ -125,10 +125,10 @@ function showAsked() {
     parts.push(element("span", {class: "finds"}, ...kinds.map(([find, words]) => {
       if (find === "captions" && !findsCaptions()) return element("span", {class: "faint", title: "serve.py was started without --captions-index"}, "no captions are served");
       const target = changed(state, {find});
-      return element("a", {href: addressOf(target), "aria-current": found === find && "true", on: {click: follow(go, target)}}, words);
+      return element("a", {href: addressOf(target), data: {focus: find}, "aria-current": found === find && "true", on: {click: follow(go, target)}}, words);
     })));
   }
-  byId("asked").replaceChildren(...parts);
+  redraw(byId("asked"), ...parts);
   const places = [state.q && "click one of the pictures below", own && "drop or choose a photo of your own"].filter(Boolean).join(", or ");
   byId("photo-hint").textContent = parts.length ? (own ? "or drop another photo" : "") : places && `${places[0].toUpperCase()}${places.slice(1)}.`;
 }
@@ -222,7 +222,7 @@ async function showSearch(signal) {
   const answers = outcomes.filter((each) => !(each instanceof Error));
   for (const answer of answers) addTiming(answer, ownPhoto !== null);
   const isTwo = asked.length === 2;
-  byId("timings").replaceChildren(...answers.map((answer) => timingsOf(answer, {
+  redraw(byId("timings"), ...answers.map((answer) => timingsOf(answer, {
     name: isTwo ? answer.model.toUpperCase() : "", isPhoto: ownPhoto !== null,
     backends: info.models[answer.model][answer.find].backends, chooseBackend: (backend) => go(changed(state, {backend})),
   })));

@@ -40,7 +40,7 @@ export function timingsOf(answer, {name, backends, isPhoto, chooseBackend}) {
       ...[now[stage], quantile(times, 0.5), quantile(times, 0.95)].map((value) => element("td", {}, milliseconds(value))));
   };
   const things = answer.find === "images" ? ["picture", "pictures"] : ["caption", "captions"];
-  const choice = element("select", {"aria-label": `Backend ${name}`.trim(), on: {change: (event) => chooseBackend(event.target.value)}},
+  const choice = element("select", {"aria-label": `Backend ${name}`.trim(), data: {focus: `backend ${name}`}, on: {change: (event) => chooseBackend(event.target.value)}},
     ...backends.map((each) => element("option", {value: each, selected: each === answer.backend}, each)));
   return element("div", {class: "timing", data: {model: answer.model}},
     element("p", {class: "among"}, name && element("b", {class: `model ${answer.model}`}, name), ` among ${count(answer.count, ...things)} with `, choice),

@@ -274,6 +274,25 @@ def test_the_list_of_failures_waits_goes_on_and_ends(tab, client):
     page.focus(".scrolled")
     page.keyboard.press("ArrowDown")  # scrolls it, and does not go to a result
     assert page.evaluate("document.activeElement.className") == "scrolled"
+
+
+def test_what_has_the_focus_has_it_in_the_list_that_comes(tab):
+    page = tab.open("?view=failures&only=all", ".missed")
+    for selector in ("select[name=order]", ".scrolled", ".pages >> nth=-1 >> text=next"):
+        held = page.locator(selector).element_handle()
+        page.focus(selector)
+        if selector.startswith("select"):
+            page.keyboard.press("ArrowDown")
+        elif "next" in selector:
+            page.keyboard.press("Enter")
+        else:
+            page.evaluate("history.back()")
+        page.wait_for_function("old => !old.isConnected", arg=held)
+        assert page.locator(selector).evaluate("node => node === document.activeElement")
+
+
+def test_what_was_asked_of_the_search_and_of_the_list_of_failures_stays(tab):
+    page = tab.open("?view=failures&only=all&q=blue", ".missed")
     page.click("#to-search")
     page.wait_for_selector(".grid .result")
     assert page.input_value("#q") == "blue"
