@@ -5,10 +5,12 @@ import os
 import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 IDS = "nodes => nodes.map(node => node.dataset.id)"
+PATIENCE = 60_000  # milliseconds: a busy machine is slow, and nothing waits for long where all is well
+expect.set_options(timeout=PATIENCE)
 
 
 @contextlib.contextmanager
@@ -29,7 +31,7 @@ class Tab:
         self.address = f"http://127.0.0.1:{client.port}/"
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **settings)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)  # a busy machine is slow, and nothing waits for long where all is well
+        self.page.set_default_timeout(PATIENCE)
         self.errors, self.hosts, self.expected = [], set(), ()
         self.page.on("console", lambda line: self.errors.append(line.text) if line.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -57,6 +59,11 @@ def wait_for_ids(page, ids, model="a"):
     """Until these are the results, in this order."""
     shown = "([model, ids]) => [...document.querySelectorAll(`[data-model='${model}'] .result`)].map(node => node.dataset.id).join() === ids.join()"
     page.wait_for_function(shown, arg=[model, ids])
+
+
+def wait_for_answers(page):
+    """Until what was asked last is shown: until then what was there before is, in grey, and what is clicked in it is asked of that."""
+    page.wait_for_selector("#results:not(.waiting)")
 
 
 def expected_ids(client, **asked):

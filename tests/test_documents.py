@@ -104,7 +104,7 @@ class World:
     def stop_services(self) -> None:
         for service in self._services:
             service.send_signal(signal.SIGTERM)
-            service.wait(30)
+            service.wait(240)
             service.stdout.close()
         self._services, self._port = [], None
 

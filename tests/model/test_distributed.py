@@ -27,6 +27,12 @@ LAUNCHERS = {
 }
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def launch(backend, n, cases, out, timeout=60, status=0):
     """Run the worker on ``n`` ranks → what rank 0 wrote down."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RANKS_TIMEOUT": str(timeout)}
@@ -145,16 +151,11 @@ def test_a_rank_out_of_step_is_named(together):
 
 def test_a_dead_rank_is_not_waited_for(tmp_path):
     """Not through the launcher, which would end the others too."""
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29517",
-        "WORLD_SIZE": "2",
-        "RANKS_TIMEOUT": "20",
-    }
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "RANKS_TIMEOUT": "20"}
     command = [sys.executable, str(WORKER), "dead", str(tmp_path / "out.pt")]
     ranks = [subprocess.Popen(command, env=environment | {"RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(2)]
-    assert ranks[1].wait(timeout=120) == 7
-    ranks[0].wait(timeout=120)
+    assert ranks[1].wait(timeout=240) == 7
+    ranks[0].wait(timeout=240)
     found = torch.load(tmp_path / "out.pt", weights_only=True)["dead"]
     said, bracket, engine = found["message"].partition(" (")
     assert said == "rank 0 of 2: another rank died, hangs, or is out of step; see its output, and start the same command again"
@@ -164,10 +165,7 @@ def test_a_dead_rank_is_not_waited_for(tmp_path):
 
 @pytest.mark.parametrize("launcher", [None, "torchrun"])
 def test_only_ranks_of_torchrun_watch_it(monkeypatch, launcher):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "1", "RANK": "0"}.items():
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     if launcher:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")

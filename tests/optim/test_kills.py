@@ -155,9 +155,10 @@ def test_killed_at_random_moments(forker, small_world, uninterrupted, tmp_path, 
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         statuses = forker.wait(pids)
+        if last_step(run) == end:  # on a busy machine this test may be late, and that was no kill
+            break
         for pid, status in zip(pids, statuses, strict=True):
             assert status == (-signal.SIGKILL if pid in victims else 2), (statuses, log.read_text()[-3000:])
-        assert last_step(run) < end
     assert forker.wait(forker.start(words, log, ranks)) == [0] * ranks, log.read_text()[-3000:]
     assert log.read_text().count("resumed at step") >= kills // 2
     assert_same_run(run, whole)

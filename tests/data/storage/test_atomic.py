@@ -120,7 +120,7 @@ for n in itertools.count():
     seen = set()
     for _ in range(6):
         writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 240
         started, looks = path.stat().st_mtime_ns if path.exists() else None, 0
         while (looks < 200 or len(seen) < 2) and time.monotonic() < until:
             if path.exists() and path.stat().st_mtime_ns != started:  # at work

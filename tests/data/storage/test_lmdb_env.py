@@ -222,7 +222,7 @@ def test_workers_read_what_the_parent_has_open(tmp_path, method):
     workers = [context.Process(target=_check_in_child, args=(folder, env_id, queue)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    assert [queue.get(timeout=60) for _ in workers] == [True, True]
+    assert [queue.get(timeout=240) for _ in workers] == [True, True]
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
@@ -255,7 +255,7 @@ def test_workers_open_their_own(tmp_path, method):
     workers = [context.Process(target=_read_in_child, args=(records, queue)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    assert [queue.get(timeout=60) for _ in workers] == [(0, 1, True, True)] * 2  # nothing is left of the parent's map
+    assert [queue.get(timeout=240) for _ in workers] == [(0, 1, True, True)] * 2  # nothing is left of the parent's map
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -65,17 +64,17 @@ def test_a_claim_may_be_repeated_and_a_block_may_not(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lock_file_that_still_names_a_killed_process_names_the_holder(tmp_path):
+def test_a_lock_file_that_still_names_a_killed_process_names_the_holder(tmp_path, monkeypatch):
     """Between getting a lock and saying who has it, the file says what it said before."""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
     with only_writer(tmp_path / "out"):
         (tmp_path / ".out.lock").write_text(f"process {gone.pid} on {platform.node()} (x.py)")
-        late = threading.Timer(0.05, (tmp_path / ".out.lock").write_text, [f"process {os.getpid()} on {platform.node()} (y.py)"])
-        late.start()
+        late = [f"process {os.getpid()} on {platform.node()} (y.py)"]
+        monkeypatch.setattr(locks.time, "sleep", lambda _: (tmp_path / ".out.lock").write_text(late.pop()))
         with pytest.raises(BadInput, match=f"out: process {os.getpid()} on .* is writing there"), only_writer(tmp_path / "out"):
             pass
-        late.join()
+        assert not late
 
 
 def test_a_folder_that_another_command_takes_away_is_made_again(tmp_path, monkeypatch):

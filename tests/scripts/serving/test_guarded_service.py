@@ -95,9 +95,12 @@ def test_who_does_not_know_the_token_gets_nothing(client):
 
 
 def test_beyond_the_queue_a_search_is_refused_at_once_and_those_in_it_are_answered(client):
-    with ThreadPoolExecutor(24) as pool:  # of which four are let in each 0.4 seconds
-        replies = list(pool.map(lambda _: client.search(KNOWN, text="a star", rerank=0), range(24)))
-    refused = [reply for reply in replies if reply.status == 503]
+    for _ in range(20):  # where this process is halted between its requests, all find room
+        with ThreadPoolExecutor(24) as pool:  # of which four are let in each 0.4 seconds
+            replies = list(pool.map(lambda _: client.search(KNOWN, text="a star", rerank=0), range(24)))
+        refused = [reply for reply in replies if reply.status == 503]
+        if refused:
+            break
     assert {reply.status for reply in replies} == {200, 503} and len(replies) - len(refused) >= WAITING
     assert all(reply.headers["retry-after"] == "1" and list(reply.json) == ["error"] for reply in refused)
     assert client.search(KNOWN, text="a star", rerank=0).status == 200

@@ -5,7 +5,7 @@ import base64
 import pytest
 from playwright.sync_api import expect
 
-from tests.browsing import IDS, Tab, expected_ids, ids_of, text_of, wait_for_ids
+from tests.browsing import IDS, Tab, expected_ids, ids_of, text_of, wait_for_answers, wait_for_ids
 from tests.page_world import PageWorld
 from tests.served import serving
 
@@ -49,7 +49,7 @@ def test_the_bar_tells_this_search_the_median_and_the_95th_percentile_of_the_las
             page.press("#q", "Enter")
         seen.append(answer.value.json()["milliseconds"]["encode"])
         page.wait_for_function(f"() => document.querySelector('.last').textContent.endsWith('last {len(seen) + 1}')")
-    this, median, p95 = (float(cell) for cell in page.locator("tbody tr").first.locator("td").all_inner_texts())
+    this, median, p95 = (float(cell.replace(",", "")) for cell in page.locator("tbody tr").first.locator("td").all_inner_texts())
     assert abs(this - seen[-1]) <= 0.5 and median <= p95
     assert "among 24 pictures with" in text_of(page, ".among")
     values = page.evaluate("() => import('./timings.js').then(({quantile}) => [0.5, 0.95].map((share) => quantile([4, 1, 3, 2], share)))")
@@ -68,6 +68,7 @@ def test_a_click_opens_a_picture_with_its_captions_and_regions(tab, client, worl
     assert page.locator(".its-captions li").all_inner_texts() == [world.captions[name]["raw"] for name in world.captions.img2txts[key]]
     regions = client.get(f"/api/item/{key}").json["regions"]
     assert page.locator(".picture .confidence").all_inner_texts() == [f"{each['confidence']:.2f}" for each in regions]
+    page.wait_for_selector(".picture[style*=aspect-ratio]")  # it is loaded, and has its size
     drawn, picture = page.locator(".boxes rect").first.bounding_box(), page.locator(".picture img").bounding_box()
     left, top, _, bottom = regions[0]["box"]
     assert drawn["x"] == pytest.approx(picture["x"] + left * picture["width"], abs=3)
@@ -89,6 +90,7 @@ def test_the_pictures_that_words_found_are_asked_for_captions_by_a_click(tab, cl
     page = tab.open(f"?q={QUERY}&k=4&rerank=0", ".grid .result")
     page.check("input[value=picture]", force=True)
     page.wait_for_url("**from=picture**")
+    wait_for_answers(page)
     key = ids_of(page)[0]
     page.click(f'.result[data-id="{key}"]')
     page.wait_for_selector(".captions .result")
@@ -235,6 +237,7 @@ def test_failures_are_listed_below_the_recall(tab, client, world):
     page.wait_for_selector("dialog[open] .its-captions")
     assert page.inner_text("#large-name") == listed["queries"][0]["right"][0]
     page.keyboard.press("Escape")
+    page.wait_for_url(lambda address: "open=" not in address)
     page.locator(".missed .query a").first.click()
     page.wait_for_selector(".grid .result")
     assert page.input_value("#q") == listed["queries"][0]["texts"][listed["queries"][0]["id"]]
@@ -358,7 +361,7 @@ def test_a_link_shows_the_same_and_back_and_forward_work(browser, client, tab):
     page.go_back()
     for model, ids in zip("ab", shown):
         wait_for_ids(page, ids, model)
-    assert page.input_value("#q") == QUERY
+    page.wait_for_function("words => document.querySelector('#q').value === words", arg=QUERY)
     page.go_forward()
     page.wait_for_function("() => document.querySelector('#q').value === 'blue'")
 

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import time
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.browsing import text_of
 from tests.served import serving
@@ -64,17 +66,20 @@ def test_what_is_typed_is_shown_as_text(tab):
 
 def test_a_busy_service_is_asked_again_and_says_why_it_waits(tab):
     tab.expected = ("status of 503",)
-    answers = iter([503, 503])
+    reasons = iter(["too many wait", "some wait"])
 
     def busy_twice(route):
-        if (status := next(answers, None)) is None:
+        if (reason := next(reasons, None)) is None:
             route.continue_()
         else:
-            route.fulfill(status=status, headers={"Retry-After": "1"}, json={"error": "too many wait"})
+            route.fulfill(status=503, headers={"Retry-After": "600"}, json={"error": reason})
 
+    tab.page.clock.install()  # ten minutes pass when it is said
     tab.page.route("**/api/search", busy_twice)
-    page = tab.open(f"?q={QUERY}&k=2", "#status span")
-    assert text_of(page, "#status") == "too many wait. It is asked again in 1 s. Stop"
+    page = tab.open(f"?q={QUERY}&k=2")
+    for reason in ("too many wait", "some wait"):
+        expect(page.locator("#status")).to_have_text(f"{reason}. It is asked again in 600 s. Stop")
+        page.clock.fast_forward(600_000)
     page.wait_for_selector(".grid .result")
     assert text_of(page, "#status") == ""
 
@@ -196,18 +201,16 @@ def test_an_answer_that_breaks_off_is_none_and_one_that_was_left_is_not_reported
     assert page.evaluate(FAILING, "AbortError").startswith("DOMException")
 
 
-def test_an_index_of_another_model_is_said_while_the_old_one_answers(tab, indexes):
+def test_an_index_of_another_model_is_said_while_the_old_one_answers(tab, client, indexes):
     page = tab.open(f"?q={QUERY}&k=2", ".grid .result")
     kept = indexes[0].with_name("kept")
     os.rename(indexes[0], kept)
     shutil.copy(indexes[1], indexes[0])
     try:
-        for _ in range(40):
-            with page.expect_response("**/api/info") as info:
-                page.press("#q", "Enter")
-            if info.value.json()["models"]["a"]["images"]["refused"]:
-                break
-            page.wait_for_timeout(250)
+        until = time.monotonic() + 120
+        while not client.get("/api/info").json["models"]["a"]["images"]["refused"] and time.monotonic() < until:
+            time.sleep(0.1)
+        page.press("#q", "Enter")
         page.wait_for_selector("#service .notice.bad")
         assert "is not searched" in text_of(page, "#service") and page.locator(".grid .result").count() == 2
     finally:
