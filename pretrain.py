@@ -9,6 +9,7 @@ horovodrun -np 8 python pretrain.py --config ...                       # the sam
 The same command again goes on after a stop, whatever stopped it.
 """
 
+from math import isfinite
 from pathlib import Path
 
 from configs import cli  # before torch, which takes a second: from here on Ctrl-C is one line
@@ -33,7 +34,8 @@ def main(config: PretrainConfig) -> None:
     best = fit(task, config, device, ranks, stop)
     if ranks.is_first:
         run = Path(config.out)
-        print(f"last checkpoint {run / 'last'}, best {run / 'best'} (lowest val/loss {best:.4g})")
+        of_all = f"best {run / 'best'} (lowest val/loss {best:.4g})" if isfinite(best) else "which is the best: no corpus has val_captions"
+        print(f"last checkpoint {run / 'last'}, {of_all}")
 
 
 if __name__ == "__main__":

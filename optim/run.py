@@ -87,8 +87,9 @@ class Run:
         after = _flat(yaml.safe_load(yaml.safe_dump(self.settings)))
         before = _flat(yaml.safe_load(yaml.safe_dump(self._defaults))) | before  # a setting that is newer than the run had its default
         changed = [name for name, value in after.items() if name not in FREE_SETTINGS and before.get(name) != value]
-        if len(changed) == 1 and changed[0] in LENGTHS and 0 < (before.get(changed[0]) or 0) < after[changed[0]]:
-            self._lengthen(path, changed[0], before[changed[0]], after[changed[0]])
+        length = before.get(changed[0]) if len(changed) == 1 and changed[0] in LENGTHS else None
+        if isinstance(length, int) and 0 < length < after[changed[0]]:
+            self._lengthen(path, changed[0], length, after[changed[0]])
         elif changed:
             differences = "; ".join(f"{name} was {before.get(name)!r}, now {after[name]!r}" for name in sorted(changed))
             raise BadInput(f"{path}: cannot go on with other settings ({differences}); choose another --out")

@@ -24,7 +24,7 @@ def build_schedule(options: OptimOptions, total_steps: int) -> Callable[[int], f
     - ``hf_linear``: p s/w, then p (t-s)/(t-w), as transformers' schedule, which the original fine-tunes with: the first
       update of a warm-up has rate 0
     - ``uniter_linear``: p (s+1)/w, then p (t-s-1)/(t-w), at least 1e-8, as the original pre-trains: it counts from 1
-    - ``uniter_invsqrt``: p (s+1)/w, then p sqrt(w/(s+1))
+    - ``uniter_invsqrt``: p (s+1)/w, then p sqrt(w/(s+1)); a warm-up of less than an update is one of one
     - ``constant``: p
     """
     warmup, peak = options.warmup_steps or round(options.warmup_ratio * total_steps), options.lr
@@ -42,7 +42,7 @@ def build_schedule(options: OptimOptions, total_steps: int) -> Callable[[int], f
         return max(hf_linear(step + 1), 1e-8)
 
     def uniter_invsqrt(step: int) -> float:
-        return max(hf_linear(step + 1) if step + 1 < warmup else peak * math.sqrt(warmup / (step + 1)), 1e-8)
+        return max(hf_linear(step + 1) if step + 1 < warmup else peak * math.sqrt(max(warmup, 1) / (step + 1)), 1e-8)
 
     def constant(step: int) -> float:
         return peak

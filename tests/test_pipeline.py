@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -80,25 +79,36 @@ def test_pretraining_trains_and_validates_every_task_and_keeps_best_and_last(pre
     assert list((pretrained / "tensorboard").iterdir())
 
 
-def kill_when(reached, words, run: Path) -> None:
-    """Start a command and kill it, as a crash would, once ``reached(lines of metrics)``."""
-    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None:
-        try:
-            if (run / "last").exists() and reached(metrics(run)):
-                process.kill()
-                break
-        except (OSError, ValueError):  # the file is not there yet, or a line is being written
-            pass
-        time.sleep(0.002)
-    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
+KILLED = """
+import os, runpy, signal, sys, time
+sys.path.insert(0, sys.argv.pop(1))
+from optim.run import Run
+log, validated = Run.log, []
+
+def log_and_die(run, step, values, *more):
+    log(run, step, values, *more)
+    if "lr" in values and validated:
+        while not (run.folder / "last").exists():  # it is written in the background
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    validated.extend([step] * ("lr" not in values))
+
+Run.log = log_and_die
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_killed(*words) -> None:
+    """A command that is killed, as by a crash, at the first line of metrics after its first validation."""
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, (ROOT, *words))], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
 
 
 def test_stopped_pretraining_goes_on_as_if_never_stopped(tmp_path, small_world, pretrained, command):
     words = ["--config", small_world / "pretrain.yaml", "--out", tmp_path / "run"]
     # the worker draws ahead of what is trained; what it drew and nobody saw must be drawn again
-    started = [ROOT / "pretrain.py", *words, "--workers", 1]
-    kill_when(lambda lines: lines[-1]["step"] > 8, started, tmp_path / "run")
+    run_killed(ROOT / "pretrain.py", *words, "--workers", 1)
     assert (tmp_path / "run" / "last").resolve().name < "step-00000032"
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"step": 31, "train/sce')  # a line that was being written
@@ -108,6 +118,13 @@ def test_stopped_pretraining_goes_on_as_if_never_stopped(tmp_path, small_world, 
         assert same_tensors(tmp_path / f"run/last/{name}.safetensors", pretrained / f"last/{name}.safetensors")
     assert without_speed(metrics(tmp_path / "run")) == without_speed(metrics(pretrained))
     assert os.readlink(tmp_path / "run" / "best") == os.readlink(pretrained / "best")
+
+
+def test_without_validation_the_last_checkpoint_is_the_best(small_world, tmp_path, capsys):
+    run, data = tmp_path / "run", "[{name: a, captions: db/train, regions: regions, tasks: {cmr: 1}}]"
+    run_here(pretrain, pretrain.PretrainConfig, "--config", small_world / "pretrain.yaml", "--data", data, "--num-steps", 2, "--out", run)
+    assert f"last checkpoint {run / 'last'}, which is the best: no corpus has val_captions\n" in capsys.readouterr().out
+    assert os.readlink(run / "best") == os.readlink(run / "last")
 
 
 @pytest.fixture
@@ -204,7 +221,7 @@ def test_finetuning_shows_recall_of_each_epoch_and_keeps_the_best(finetuned, sma
 def test_stopped_finetuning_goes_on_as_if_never_stopped(tmp_path, small_world, pretrained, finetuned, command):
     words = ["--config", small_world / "finetune.yaml", "--model.init", pretrained / "last"]
     words += ["--out", tmp_path / "run"]
-    kill_when(lambda lines: "epoch" not in lines[-1], [ROOT / "train_itm.py", *words], tmp_path / "run")
+    run_killed(ROOT / "train_itm.py", *words)
     done = command("train_itm.py", *words, "--resume")
     assert "resumed at step" in done.stdout
     assert same_tensors(tmp_path / "run/last/model.safetensors", finetuned / "last/model.safetensors")

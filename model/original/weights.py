@@ -133,7 +133,7 @@ def encoder_config(
 ) -> EncoderConfig:
     """Sizes from shapes; what shapes cannot tell from the JSON file ``path``, or BERT's habits."""
     found = {name: size for name, where in _SIZES.items() if (size := common_size(tensors, *where)) is not None}
-    layers = [int(m[1]) for name in tensors if (m := re.match(r"encoder\.layer\.(\d+)\.", name))]
+    layers = [int(m[1]) for name in tensors if (m := re.match(r"encoder\.layer\.(\d{1,9})\.", name))]
     if layers:
         found["num_hidden_layers"] = max(layers) + 1
     values = checkpoints.read_settings(path) if path else {}

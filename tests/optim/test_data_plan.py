@@ -60,7 +60,7 @@ def test_a_fine_tuning_has_one_corpus_whose_labels_nothing_reads():
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("sbu=3", "counts: found 'sbu=3', expected NAME=CAPTIONS/IMAGES"), ("cc=3/2", "counts: found cc, the recipe has coco_train, coco_restval")],
+    [("sbu=3", "counts: found 'sbu=3', expected NAME=CAPTIONS/IMAGES"), (f"sbu=1/{'9' * 400}", "counts: found 'sbu=1/9+', expected NAME=CAPTIONS/IMAGES"), ("cc=3/2", "counts: found cc, the recipe has coco_train, coco_restval")],
 )
 def test_impossible_counts_are_refused(word, message):
     recipe = cli.parse(PretrainConfig, ["--config", str(ROOT / "configs/pretrain/paper.yaml")])

@@ -150,6 +150,8 @@ def test_schedule_by_hand():
     rates = [build_schedule(OptimOptions(lr=8.0, warmup_ratio=0.25), 8)(step) for step in range(8)]
     assert rates == pytest.approx([4.0, 8.0, 8.0, 8 * 5 / 6, 8 * 4 / 6, 8 * 3 / 6, 8 * 2 / 6, 8 / 6])
     assert [build_schedule(OptimOptions(lr=8.0), 4)(step) for step in range(4)] == [8.0, 6.0, 4.0, 2.0]
+    rates = [build_schedule(OptimOptions(lr=8.0, schedule="uniter_invsqrt", warmup_ratio=0.1), 4)(step) for step in range(4)]
+    assert rates == pytest.approx([8.0, 8 / 2**0.5, 8 / 3**0.5, 4.0])  # a warm-up of less than an update is one of one
 
 
 @pytest.mark.parametrize(

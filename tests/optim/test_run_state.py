@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def test_other_settings_are_refused_by_name_and_value(tmp_path):
     assert (tmp_path / "config.yaml").read_bytes() == before
     free = Config(out="y", workers=4, keep_checkpoints=3, resume=True)  # change speed and reports only
     assert open_run(tmp_path, free, resume=True).resumed
+
+
+@pytest.mark.parametrize("length", ["many", [3]])
+def test_a_length_that_is_no_number_is_another_setting(tmp_path, length):
+    save(open_run(tmp_path), 10)
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"epochs": length}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(BadInput, match=re.escape(f"{tmp_path}/config.yaml: cannot go on with other settings (epochs was {length!r}, now 3)")):
+        open_run(tmp_path, resume=True)
 
 
 FREE_OF_LENGTH = [OptimOptions(schedule="constant"), OptimOptions(schedule="uniter_invsqrt", warmup_steps=4)]

@@ -45,6 +45,12 @@ def test_every_key_that_does_not_fit_is_listed(tmp_path, kind):
         assert f"{name} has shape {[*shape, 3]}, expected {shape}" in message
 
 
+def test_the_number_of_a_layer_that_no_model_has_is_another_key(tmp_path):
+    tensors = state(FINETUNED)
+    odd = next(name for name in tensors if ".layer.0." in name).replace(".layer.0.", f".layer.{'9' * 5000}.")
+    assert "1 keys do not fit the model" in refusal(tmp_path, tensors | {odd: torch.ones(2)})
+
+
 @pytest.mark.parametrize("kind", [FINETUNED, PRETRAINED, RETRIEVAL])
 @pytest.mark.parametrize("axis", [0, -1])
 def test_one_wrong_width_is_told_from_all_the_others(tmp_path, kind, axis):
