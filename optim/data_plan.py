@@ -69,7 +69,7 @@ def parse_counts(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[
     """``coco=566747/113287`` → captions and images by the name of a corpus. Raises BadInput for another form or name."""
     counts = {}
     for word in words:
-        match = re.fullmatch(r"(.+)=(\d{1,18})/(\d{1,18})", word)
+        match = re.fullmatch(r"(.+)=([1-9]\d{0,17})/([1-9]\d{0,17})", word)
         if match is None:
             raise BadInput(f"counts: found {word!r}, expected NAME=CAPTIONS/IMAGES, as in coco=566747/113287")
         if match[1] not in names:

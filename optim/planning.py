@@ -24,7 +24,7 @@ from model.objectives.uniter_teacher import UniterTeacher, taught_by
 from model.text_encoders import choose_text_encoder
 from model.transformer import EncoderConfig, empty_weights
 from model.uniter import Reranker, RerankerModelOptions, UniterConfig
-from optim.data_plan import Recipe, Widths, num_captions_and_images, plan_data, stored_sizes
+from optim.data_plan import Recipe, Widths, num_captions_and_images, parse_counts, plan_data, stored_sizes
 from optim.tasks.pretraining import PretrainConfig
 from optim.tasks.reranking import RerankingConfig
 from optim.tasks.retrieval import RetrievalConfig
@@ -362,7 +362,8 @@ def _workload(recipe: Recipe, machine: Machine, sizes: Sizes) -> tuple[Load, dic
     task = {"ranking" if reranks else "cmr": 1.0}
     if recipe.num_steps:
         return load, task, recipe.num_steps
-    captions = _captions_of(recipe) if sizes.captions is None else sizes.captions
+    told, _ = parse_counts(sizes.counts, ["train"]).get("train", (None, None))
+    captions = told or sizes.captions or _captions_of(recipe)
     update = recipe.batch_size * recipe.grad_accumulation * machine.count
     return load, task, recipe.epochs * -(-captions // update)
 
@@ -373,7 +374,7 @@ def _captions_of(recipe: RetrievalConfig | RerankingConfig) -> int:
         names = [recipe.train_captions] if isinstance(recipe.train_captions, str) else recipe.train_captions
         files = [Path(recipe.data_root, name, "id2len.json") for name in names]
         absent = next(path for path in files if not path.is_file())
-        raise BadInput(f"{absent}: not here, so the length of an epoch is unknown; give --captions (Flickr30k: 145000)")
+        raise BadInput(f"{absent}: not here, so the length of an epoch is unknown; give --captions or --counts (Flickr30k: train=145000/29000)")
     return captions
 
 

@@ -68,8 +68,24 @@ def read_sources(path: str) -> dict[str, dict]:
     return read_yaml(path, "give a file such as configs/downloads.yaml", FILE_OF_SOURCES)
 
 
+def name_of(file: dict, source_file: str) -> str:
+    """What a file is called in the folder: as its source says, else as its address ends.
+
+    Raises:
+        BadInput: it leads elsewhere, or to the folder itself, or is what checksums are kept under.
+    """
+    try:
+        name = file.get("name") or PurePosixPath(urlsplit(file["url"]).path).name
+    except ValueError as error:
+        raise BadInput(f"{source_file}: {file['url']}: not an address that can be fetched ({error})") from None
+    if name in ("", ".", "..", RECORD) or "/" in name:
+        raise BadInput(f"{source_file}: {name!r} of {file['url']} is no name of a file in the folder; give it a name without folders")
+    return name
+
+
 def main(options: Options) -> None:
-    sources = read_sources(options.sources or os.environ.get(SOURCES) or str(ROOT / "configs/downloads.yaml"))
+    source_file = options.sources or os.environ.get(SOURCES) or str(ROOT / "configs/downloads.yaml")
+    sources = read_sources(source_file)
     if options.name is None:
         for name, source in sources.items():
             print(f"{name:22} {source['title']}{'' if source.get('files') else ' (by hand)'}")
@@ -83,7 +99,7 @@ def main(options: Options) -> None:
     print(f"{source['title']}", flush=True)
     print(f"licence: {source.get('licence', 'not named')}\npage:    {source.get('page', 'not named')}", flush=True)
     for file in source.get("files", []):
-        path = folder / (file.get("name") or PurePosixPath(urlsplit(file["url"]).path).name)
+        path = folder / name_of(file, source_file)
         if not path.exists():
             fetch_file(file["url"], path, file.get("bytes"), "checksum" in file, options.retries, options.timeout)
         print(f"{path}: {path.stat().st_size:,} bytes, {verify_checksum(path, file.get('checksum'), folder / RECORD)}")

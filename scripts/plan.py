@@ -67,7 +67,7 @@ class Options:
     json: str | None = None
 
     def __post_init__(self):
-        for name in ("count", "gpus_per_node", "mean_words", "mean_regions", "vocab_size", "feature_dim"):
+        for name in ("count", "gpus_per_node", "mean_words", "mean_regions", "captions", "vocab_size", "feature_dim"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise BadInput(f"{name} must be above 0, found {value}")
         if not 0 < self.efficiency <= 1:

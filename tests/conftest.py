@@ -11,6 +11,7 @@ import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hugging Face hub; those of it have a server of their own
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: sums in one order, here and in the commands; tiny models run faster
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script that starts the tests in the background lets them, and all they start, ignore
 
 ROOT = Path(__file__).resolve().parents[1]
 

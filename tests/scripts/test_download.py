@@ -226,6 +226,20 @@ def test_what_is_on_no_web_server_is_not_fetched(get, tmp_path, place):
         get(url=place.format(tmp_path / "pipe"))
 
 
+@pytest.mark.parametrize("file", [{"name": "../a.bin"}, {"name": "/tmp/a.bin"}, {"name": "checksums.json"}, {"url": "/.."}, {"url": "/"}])
+def test_a_name_that_leads_out_of_the_folder_or_is_none_is_refused(site, tmp_path, file):
+    file = file | {"url": site.url + file.get("url", "/a.bin")}
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump({"it": {"title": "T", "files": [file]}}))
+    with pytest.raises(BadInput, match=rf"^{tmp_path}/sources.yaml: .* of {file['url']} is no name of a file in the folder; give it a name without folders$"):
+        download.main(download.Options("it", out=str(tmp_path / "out"), sources=str(tmp_path / "sources.yaml")))
+    assert not site.asked and not (tmp_path / "a.bin").exists()
+
+
+def test_an_address_without_an_end_of_its_bracket_is_none(get, tmp_path):
+    with pytest.raises(BadInput, match=rf"^{tmp_path}/sources.yaml: http://\[::1/a: not an address that can be fetched"):
+        get(url="http://[::1/a")
+
+
 def test_folders_that_cannot_be(get, site, tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(BadInput, match=r"out: cannot be made: File exists; give another --out"):

@@ -48,6 +48,7 @@ def test_hours_follow_from_the_stated_rate_and_bandwidth():
 
 def test_steps_of_fine_tuning_come_from_its_captions(tmp_path):
     assert plan_of(FINETUNE, count=4, captions=1000)["steps"] == 10 * 4  # 64 pairs on each of 4 GPUs
+    assert plan_of(FINETUNE, count=4, counts=["train=1000/200"])["steps"] == 10 * 4
     for name, count in (("train", 257), ("restval", 256)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "id2len.json").write_text(json.dumps({str(n): 5 for n in range(count)}))
@@ -130,6 +131,8 @@ def test_command_prints_and_writes_the_same_plan(tmp_path, monkeypatch, capsys):
         (FINETUNE, {}, "id2len.json: not here.*give --captions"),
         ("configs/absent.yaml", {}, "absent.yaml: cannot read the config"),
         (PRETRAIN, {"count": 0}, "count must be above 0, found 0"),
+        (FINETUNE, {"captions": 0}, "captions must be above 0, found 0"),
+        (FINETUNE, {"counts": ["train=0/0"]}, "counts: found 'train=0/0', expected NAME=CAPTIONS/IMAGES"),
         (PRETRAIN, {"efficiency": 1.5}, "efficiency must be above 0 and at most 1, found 1.5"),
         (PRETRAIN, {"set": ["model.hidden_size=770"]}, "hidden_size 770 is not a multiple"),
     ],
