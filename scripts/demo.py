@@ -7,7 +7,6 @@ python scripts/reproduce.py demo         # its table again
 """
 
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts run from
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.atomic import remove_folder
 from data.storage.locks import claim_output
 from data.storage.processes import run_command
 from data.storage.text_files import read_json, write_json
@@ -59,7 +59,7 @@ class Options:
 def main(options: Options) -> None:
     claim_output(f"{ROOT / OUT} (all of it)")  # the commands claim their own parts of it
     started = time.perf_counter()
-    shutil.rmtree(ROOT / OUT, ignore_errors=True)
+    empty_folder(ROOT / OUT)
     seconds = {}
     for line in (PREPARE + TRAIN + EVALUATE).split("\n"):
         if line:
@@ -84,6 +84,15 @@ def main(options: Options) -> None:
     python = Path(sys.executable)
     python = python.relative_to(ROOT) if python.is_relative_to(ROOT) else python
     print(f"\nsearch it in a browser:\n{python} {SERVE}")
+
+
+def empty_folder(folder: Path) -> None:
+    """Delete all that is in a folder, which may be a link to one, or not there."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            remove_folder(path)
+        else:
+            path.unlink()
 
 
 def _run(line: str) -> float:

@@ -116,6 +116,20 @@ def test_a_second_demo_does_not_empty_the_folder_of_the_first(tmp_path, monkeypa
     assert (tmp_path / demo.OUT / "results.json").read_text() == "of the first"
 
 
+def test_the_demo_empties_a_folder_that_is_a_link_to_another_disk(tmp_path, monkeypatch):
+    """Else runs of before would be gone on with, and their table shown as this one's."""
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    (tmp_path / "disk/finetune/checkpoints").mkdir(parents=True)
+    (tmp_path / "disk/results.json").write_text("of the run before")
+    (tmp_path / demo.OUT).parent.mkdir()
+    (tmp_path / demo.OUT).symlink_to(tmp_path / "disk")
+    left = []
+    monkeypatch.setattr(demo, "run_command", lambda *_, **__: left.append(list((tmp_path / "disk").iterdir())) or 1)
+    with pytest.raises(BadInput, match="the demo stopped at: python scripts/make_scenes.py"):
+        demo.main(demo.Options())
+    assert left == [[]] and (tmp_path / demo.OUT).is_symlink()
+
+
 def test_shards_of_one_extraction_are_written_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with only_writer("out/part-1-of-2"), pytest.raises(BadInput, match="absent"):
