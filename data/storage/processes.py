@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import InvalidStateError, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -117,19 +117,24 @@ def _end_with_one(pool: ProcessPoolExecutor, results: Any, over: threading.Event
 
 
 def _end_pool(pool: ProcessPoolExecutor) -> None:
-    """Kill the workers of a pool, and wait for the thread that looks after them."""
+    """Kill the workers of a pool, and wait for the thread that looks after them. That calls every job that is left failed, also one that
+    was cancelled before, of which Python 3.11 would raise an error in that thread."""
     processes, manager, results = list(pool._processes.values()), pool._executor_manager_thread, pool._result_queue
     try:
+        for job in list(pool._pending_work_items.values()):
+            job.future.set_exception = functools.partial(_fail_unless_over, job.future.set_exception)
         pool.shutdown(wait=False, cancel_futures=True)
-        until = time.monotonic() + 1
-        while manager is not None and manager.is_alive() and pool._cancel_pending_futures and time.monotonic() < until:
-            time.sleep(0.001)  # it drops the jobs that have not begun; of one that is cancelled it could not say that it failed
     finally:
         for process in processes:
             process.kill()
         results._writer.close()  # of this process: else it waits for the rest of a result that a worker was handing over
     if manager is not None:
         manager.join()
+
+
+def _fail_unless_over(set_exception: Callable[[BaseException], None], error: BaseException) -> None:
+    with suppress(InvalidStateError):
+        set_exception(error)
 
 
 def _end_with(sentinel: int) -> None:

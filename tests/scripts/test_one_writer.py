@@ -125,7 +125,7 @@ def test_the_demo_empties_a_folder_that_is_a_link_to_another_disk(tmp_path, monk
     (tmp_path / demo.OUT).symlink_to(tmp_path / "disk")
     left = []
     monkeypatch.setattr(demo, "run_command", lambda *_, **__: left.append(list((tmp_path / "disk").iterdir())) or 1)
-    with pytest.raises(BadInput, match="the demo stopped at: python scripts/make_scenes.py"):
+    with pytest.raises(BadInput, match=r"the demo stopped at: python scripts/make_scenes\.py"):
         demo.main(demo.Options())
     assert left == [[]] and (tmp_path / demo.OUT).is_symlink()
 

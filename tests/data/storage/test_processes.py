@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures.process import _ExecutorManagerThread
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,25 @@ def test_a_pool_is_left_while_a_worker_hands_over_a_large_result(tmp_path, metho
     (tmp_path / "results.py").write_text(RESULTS.format(root=str(ROOT), method=method))
     done = subprocess.run([sys.executable, tmp_path / "results.py"], capture_output=True, text=True, timeout=240)
     assert (done.stdout, done.stderr) == ("the others are on their way\nleft\n", "")
+
+
+def test_a_pool_is_left_in_silence_however_late_its_thread_hears_of_it(monkeypatch):
+    """As on a busy machine, where the workers are gone before it has dropped the jobs that were cancelled."""
+    leaving, killed, errors = threading.Event(), threading.Event(), []
+    wait, kill = _ExecutorManagerThread.wait_result_broken_or_wakeup, BaseProcess.kill
+
+    def wait_late(thread):
+        found = wait(thread)
+        return wait(thread) if leaving.is_set() and killed.wait(240) else found
+
+    monkeypatch.setattr(_ExecutorManagerThread, "wait_result_broken_or_wakeup", wait_late)
+    monkeypatch.setattr(BaseProcess, "kill", lambda process: (kill(process), killed.set()))
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    with worker_pool(1, "fork") as pool, starting_workers():
+        jobs = [pool.submit(time.sleep, 600) for _ in range(9)]
+        assert jobs[-1].cancel()
+        leaving.set()
+    assert not errors and all(job.done() for job in jobs)
 
 
 KILLED = """
