@@ -22,7 +22,7 @@ from data.storage.text_files import read_json
 from model import checkpoints
 from model.bi_encoder import LightningDOT
 from model.made_from import FILE as MADE_FROM_FILE
-from model.made_from import read_made_from
+from model.made_from import check_tokenizer, read_made_from, write_made_from
 
 LEAST_COSINE = 0.2  # between a matrix of one model and of another; of fine-tunings from one beginning it is above 0.9 nearly everywhere
 SMALL = 10_000  # numbers: smaller ones may begin at random
@@ -58,7 +58,7 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path) -> str:
             mean[name] += (tensor.double() - mean[name]) / number
     with atomic_folder(out) as partial:
         fingerprint = LightningDOT.write(partial, {name: tensor.float() for name, tensor in mean.items()}, first.config)
-        _copy_what_is_beside(parts, folders, partial)
+        _write_what_is_beside(parts, folders, partial, fingerprint)
     return fingerprint
 
 
@@ -82,9 +82,11 @@ def _cosine(one: Tensor, other: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0).item()
 
 
-def _copy_what_is_beside(parts: Sequence[Path], shown: Sequence[str | Path], out: Path) -> None:
+def _write_what_is_beside(parts: Sequence[Path], shown: Sequence[str | Path], out: Path, fingerprint: str) -> None:
     """What the models were trained on, and their tokenizer, which have to be the same for all."""
     kept = [read_made_from(part) for part in parts]
+    for part in parts:
+        check_tokenizer(part)
     words = [_words_of(part) for part in parts]
     for made_from, own, name in zip(kept[1:], words[1:], shown[1:], strict=True):
         if made_from != kept[0]:
@@ -92,7 +94,7 @@ def _copy_what_is_beside(parts: Sequence[Path], shown: Sequence[str | Path], out
         if own != words[0]:
             raise BadInput(f"{name}/tokenizer: is another one than that of {shown[0]}; average runs on the same data")
     if kept[0] is not None:
-        shutil.copyfile(parts[0] / MADE_FROM_FILE, out / MADE_FROM_FILE)
+        write_made_from(out, kept[0], fingerprint)
     if words[0]:
         shutil.copytree(parts[0] / "tokenizer", out / "tokenizer", copy_function=shutil.copyfile)
 

@@ -33,6 +33,7 @@ SETTINGS = {
 # Hugging Face's names of models whose block is BERT's; uniter is what scripts/convert_checkpoint.py calls a UNITER.
 BERT_FAMILY = ("bert", "roberta", "xlm-roberta", "camembert", "uniter")
 FINGERPRINT = "fingerprint"  # of weights, in config.json and in what a safetensors file says of itself
+ABOUT = "model"  # in data.json and val.json: the fingerprint of the weights that they are about
 LARGEST_WIDTH = 1_000_000  # of vectors and region features
 # Heads and buffers of Hugging Face models that an encoder does not have.
 NOT_ENCODER = re.compile(r"^(cls|lm_head|classifier|qa_outputs)\.|position_ids$")
@@ -140,6 +141,21 @@ def compare_fingerprints(folder: str | Path, found: str, values: dict) -> None:
             f"{folder}/model.safetensors: holds the weights {found}, and config.json beside it is about {values[FINGERPRINT]}: another "
             f"run's weights, or damaged ones; copy the checkpoint again (or remove {FINGERPRINT} from config.json to take them as they are)"
         )
+
+
+def other_weights(path: Path, values: dict) -> str | None:
+    """A sentence where a file beside the weights of a checkpoint names others (`ABOUT`) than config.json there does; else None."""
+    config = path.with_name("config.json")
+    own = read_settings(config).get(FINGERPRINT) if is_there(config) else None
+    if own and values.get(ABOUT) and values[ABOUT] != own:
+        return f"{path}: is about the weights {values[ABOUT]}, and config.json beside it about {own}: is it another checkpoint's?"
+    return None
+
+
+def check_about(path: Path, values: dict) -> None:
+    """Raise BadInput where a file beside the weights of a checkpoint is about others."""
+    if said := other_weights(path, values):
+        raise BadInput(f"{said} Copy the checkpoint again, or delete the file")
 
 
 def read_pickle(path: Path) -> Any:

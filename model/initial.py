@@ -17,6 +17,7 @@ from data.storage.contents import file_digest
 from data.storage.regular_files import is_there
 from model import checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.made_from import check_tokenizer
 from model.text_encoders import TEXT_ENCODERS, choose_text_encoder
 from model.transformer import EncoderConfig
 
@@ -167,6 +168,7 @@ def check_same_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
     """Refuse captions whose words have other ids than in the checkpoint's tokenizer, where both carry one. The checkpoint is one of
     ours, or a folder of Hugging Face with its tokenizer in it."""
     own_folder = local_folder(checkpoint)
+    check_tokenizer(checkpoint)
     folder = next((each for each in (own_folder / "tokenizer", own_folder) if _vocabulary_file(each)), None)
     own = captions.tokenizer_folder
     if folder is not None and own is not None and not _same_words(folder, own):
@@ -174,6 +176,7 @@ def check_same_tokenizer(checkpoint: str | Path, captions: CaptionDB) -> None:
             f"{captions.folder}/tokenizer is not the tokenizer of {checkpoint}: their vocabularies differ; build the "
             f"captions with {folder}"
         )
+    captions.check_current()
 
 
 def check_one_tokenizer(datasets: Iterable[PairDataset]) -> None:
@@ -187,6 +190,8 @@ def check_one_tokenizer(datasets: Iterable[PairDataset]) -> None:
                 f"{captions.folder}: was built with another tokenizer than {databases[0].folder}: their vocabularies differ, and one "
                 f"model reads both; build it with {databases[0].tokenizer_folder}"
             )
+    for captions in databases:
+        captions.check_current()
 
 
 def _vocabulary_file(folder: Path) -> Path | None:

@@ -19,10 +19,11 @@ from data.regions.db import BoxChoice, BoxOptions, RegionDB
 from data.regions.extractor_record import FILE as EXTRACTOR_FILE
 from data.regions.extractor_record import ExtractorRecord, described_apart
 from data.storage.contents import file_digest
-from data.storage.json_digest import check_digest
+from data.storage.json_digest import check_digest, with_digest
 from data.storage.regular_files import is_there
 from data.storage.shapes import shape_of
-from data.storage.text_files import read_json
+from data.storage.text_files import read_json, write_json
+from model.checkpoints import ABOUT, other_weights
 
 FILE = "data.json"
 
@@ -58,7 +59,14 @@ def made_from_pairs(datasets: Iterable[PairDataset]) -> MadeFrom:
         say_once(f"the training regions were made by {names}")
     folder = parts[0].captions.tokenizer_folder
     files = [] if folder is None else [path for name in ("tokenizer.json", "vocab.txt") if is_there(path := folder / name)]
-    return MadeFrom(parts[0].regions.boxes, tuple(extractors), file_digest(files[0]) if files else None)
+    tokenizer = file_digest(files[0]) if files else None
+    parts[0].captions.check_current()
+    return MadeFrom(parts[0].regions.boxes, tuple(extractors), tokenizer)
+
+
+def write_made_from(folder: Path, made_from: MadeFrom, fingerprint: str) -> None:
+    """Write what the weights of a checkpoint, of this fingerprint, were trained on."""
+    write_json(folder / FILE, with_digest({**made_from.to_json(), ABOUT: fingerprint}))
 
 
 def read_made_from(checkpoint: str | Path) -> MadeFrom | None:
@@ -70,14 +78,32 @@ def read_made_from(checkpoint: str | Path) -> MadeFrom | None:
     path = local_folder(checkpoint) / FILE
     if not is_there(path):
         return None
-    values = read_json(path, "it says what the model was trained on; copy the file again", shape_of(MadeFrom) | {"tokenizer": (str, None)})
+    shape = shape_of(MadeFrom) | {"tokenizer": (str, None), f"{ABOUT}?": str}
+    values = read_json(path, "it says what the model was trained on; copy the file again", shape)
     check_digest(path, values, "copy the checkpoint again")
+    if said := other_weights(path, values):
+        say_once(said)
     try:
         boxes = BoxOptions(**values["boxes"])
     except TypeError as error:
         raise BadInput(f"{path}: does not say what the model was trained on ({error!r}); copy the file again") from None
     extractors = (None if each is None else ExtractorRecord.from_json(each, path) for each in values["extractors"])
     return MadeFrom(boxes, tuple(extractors), values["tokenizer"])
+
+
+def check_tokenizer(checkpoint: str | Path) -> None:
+    """Refuse a checkpoint that carries another tokenizer than that of the captions it was trained on, where it says which that was.
+
+    Raises:
+        BadInput: the tokenizer is another one, or cannot be read.
+    """
+    kept, folder = read_made_from(checkpoint), local_folder(checkpoint) / "tokenizer"
+    files = [path for name in ("tokenizer.json", "vocab.txt") if is_there(path := folder / name)]
+    if kept is not None and kept.tokenizer and files and kept.tokenizer not in map(file_digest, files):
+        raise BadInput(
+            f"{files[0]}: is not the tokenizer of the captions that {checkpoint} was trained on, by its {FILE}: its words would be others; copy "
+            "the checkpoint again"
+        )
 
 
 def boxes_for(checkpoint: str | Path, choice: BoxChoice | BoxOptions | None = None) -> BoxOptions:

@@ -7,7 +7,7 @@ in which it happens: meet the other ranks, backward, update, log, validate, save
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +110,7 @@ class Task(Protocol):
     Attributes:
         model: what is trained and saved as ``model.safetensors``
         heads: what else is trained, saved as ``heads.safetensors``; None: nothing
-        tokenizer: folder that is copied into every checkpoint; None: none
+        tokenizer: files that are written into every checkpoint, by their names; None: none
         made_from: what every checkpoint remembers of the data
         worst_score: what every first validation is better than
         data: digests of what it reads, by names for people; those of validation begin with ``validation``
@@ -119,7 +119,7 @@ class Task(Protocol):
 
     model: nn.Module
     heads: nn.Module | None
-    tokenizer: Path | None
+    tokenizer: Mapping[str, bytes] | None
     made_from: MadeFrom
     worst_score: float
     data: dict[str, str]

@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input, flush, remove_folder
-from data.storage.json_digest import with_digest
 from data.storage.regular_files import is_there, real_path
 from data.storage.shapes import check_shape
 from data.storage.text_files import write_json
@@ -38,8 +37,7 @@ from data.storage.torch_files import load_torch
 from model import checkpoints
 from model.bi_encoder import LightningDOT
 from model.distributed import Ranks
-from model.made_from import FILE as MADE_FROM_FILE
-from model.made_from import MadeFrom
+from model.made_from import MadeFrom, write_made_from
 from model.uniter import Reranker
 from optim.optimizer import check_moments
 
@@ -56,13 +54,13 @@ class Saver:
         folder: of the run
         ranks: all of them call `save` at the same step
         keep: so many of the newest checkpoints stay, besides the best and the last
-        tokenizer: folder to copy, so that a checkpoint can answer a query by itself
+        tokenizer: its files by their names, so that a checkpoint can answer a query by itself
         made_from: what the model is trained on, which every checkpoint remembers; None: it does not
         timeout: seconds that rank 0 waits for the files of the others
     """
 
     def __init__(
-        self, folder: Path, ranks: Ranks, keep: int, tokenizer: Path | None, timeout: float,
+        self, folder: Path, ranks: Ranks, keep: int, tokenizer: Mapping[str, bytes] | None, timeout: float,
         made_from: MadeFrom | None = None,
     ):  # fmt: skip
         self.folder, self.ranks, self.keep, self.tokenizer, self.timeout = folder, ranks, keep, tokenizer, timeout
@@ -157,19 +155,19 @@ class Saver:
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _write_model(self, folder: Path, files: dict, write: Callable) -> None:
-        write(folder, files["model"])
+        fingerprint = write(folder, files["model"])
         if files["heads"]:  # a loss without weights of its own leaves none
             with atomic_file(folder / "heads.safetensors") as path:
                 checkpoints.save_tensors(files["heads"], path)
         if files["val"] is not None:
-            write_json(folder / "val.json", files["val"])
+            write_json(folder / "val.json", {**files["val"], checkpoints.ABOUT: fingerprint})
         if self.made_from is not None:
-            write_json(folder / MADE_FROM_FILE, with_digest(self.made_from.to_json()))
+            write_made_from(folder, self.made_from, fingerprint)
         if self.tokenizer is not None:
             (folder / "tokenizer").mkdir(exist_ok=True)
-            for file in self.tokenizer.iterdir():  # without its mode: a read-only copy could not be pruned
-                shutil.copyfile(file, folder / "tokenizer" / file.name)
-                flush(folder / "tokenizer" / file.name)
+            for name, content in self.tokenizer.items():
+                (folder / "tokenizer" / name).write_bytes(content)
+                flush(folder / "tokenizer" / name)
         _save(files["training"], folder / "training.pt")
 
     def _await_others(self, partial: Path) -> None:

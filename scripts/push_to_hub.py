@@ -19,9 +19,12 @@ from configs.idle import refuse_idle
 from data.downloads.hub import hub_name
 from data.errors import BadInput, reason_of
 from data.storage.atomic import atomic_folder
+from data.storage.json_digest import with_digest
 from data.storage.locks import claim_output
 from data.storage.regular_files import is_there, real_path
 from data.storage.text_files import read_json, write_json
+from model.checkpoints import one_checkpoint
+from model.made_from import check_tokenizer
 from scripts.publishing.reading import read_card
 
 WEIGHTS = ("model.safetensors", "config.json")
@@ -59,10 +62,11 @@ class Options:
 
 
 def main(options: Options) -> None:
-    checkpoint = Path(options.checkpoint)
+    checkpoint = one_checkpoint(options.checkpoint)  # training may move its links meanwhile
     for name in WEIGHTS:
         if not (checkpoint / name).is_file():
             raise BadInput(f"{checkpoint / name}: no such file; {ADVICE}")
+    check_tokenizer(checkpoint)
     card = read_card(checkpoint, options.name, options.license).to_markdown()
     if not (checkpoint / "tokenizer").is_dir():
         print(f"{checkpoint}: has no tokenizer, so that who gets it needs the one of its captions", file=sys.stderr)
@@ -98,7 +102,7 @@ def write_folder(checkpoint: Path, card: str, folder: Path, link: bool = False) 
         else:
             shutil.copyfile(checkpoint / name, folder / name)
     if is_there(folder / "data.json"):
-        write_json(folder / "data.json", without_places(read_json(folder / "data.json")))
+        write_json(folder / "data.json", with_digest(without_places(read_json(folder / "data.json"))))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from data.annotations.records import Caption
 from data.annotations.reports import note_case, warn_of_cases
 from data.captions.tokenizers import CaptionTokenizer
-from data.captions.writer import write_caption_db
+from data.captions.writer import check_replaceable, write_caption_db
 from data.errors import BadInput
 from data.regions.db import stored_keys
 from data.regions.keys import clash_of_keys, key_of_image
 from data.regions.pictures import KnownKeys
 from data.storage.atomic import remove_folder
+from data.storage.own_files import other_part
 from data.storage.regular_files import is_there
 from data.storage.text_files import read_json
 
@@ -130,11 +131,12 @@ def write_split_dbs(
         keys: picture -> its key, where image databases say it
 
     Raises:
-        BadInput: a split has no captions, before anything is written.
+        BadInput: a split has no captions, or its folder holds what is no text DB, before anything is written.
     """
     for split, captions in by_split.items():
         if not captions:
             raise BadInput(f"{source}: split {split} is empty; no picture of it is in the image databases")
+        check_replaceable(Path(out, split))
     counts_of: dict[str, dict] = {}
     for split, captions in by_split.items():
         folder = Path(out, split)
@@ -158,8 +160,10 @@ def settle_former_splits(out: str | Path, splits: Iterable[str], remove: bool, r
     for folder in sorted(Path(out).iterdir()):
         if folder.name in splits or not all((folder / name).is_file() for name in ("data.mdb", "txt2img.json", "meta.json")):
             continue
-        if remove:
+        other = other_part(folder)
+        if is_removed := remove and other is None:
             remove_folder(folder)
-        report.setdefault("former_splits", {})[folder.name] = "removed" if remove else "kept"
-        told = "removed" if remove else "kept as it is; --former-splits remove deletes it"
+        report.setdefault("former_splits", {})[folder.name] = "removed" if is_removed else "kept"
+        told = "removed" if is_removed else "kept as it is; --former-splits remove deletes it"
+        told += f", once {other}, which is no part of it, is elsewhere" * (other is not None)
         print(f"warning: {folder}: is of an earlier build, this one has no split {folder.name}; {told}", file=sys.stderr)

@@ -35,6 +35,7 @@ from data.storage.contents import content_digest
 from data.storage.inflating import inflate_lz4
 from data.storage.lmdb_env import Records, stored_value
 from data.storage.record_sums import SUM, FirstReads, read_sums
+from data.storage.regular_files import open_regular
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json
 
@@ -101,16 +102,35 @@ class CaptionDB:
         self.languages: Mapping[str, str] = tables.languages
         if not self.ids:
             raise BadInput(f"{self.folder}: the database is empty; build it from a split that has captions")
+        self.check_current()
 
     def _build(self) -> dict[str, np.ndarray]:
         arrays = build_columns(self.folder, partial(read_table, self.folder))
         return columns_with_sums(arrays, read_sums(self.folder, self._records.txn), self.folder)
+
+    def check_current(self) -> None:
+        """Raise BadInput where another database stands in the folder by now. Whoever reads something else there asks behind it."""
+        self._records.check_current()
 
     @property
     def tokenizer_folder(self) -> Path | None:
         """Folder of the tokenizer that made the database; None when it was not stored (UNITER's databases)."""
         folder = self.folder / "tokenizer"
         return folder if folder.is_dir() else None
+
+    def tokenizer_files(self) -> dict[str, bytes] | None:
+        """The files of that tokenizer, by their names; None when it was not stored. Raises BadInput where one cannot be read."""
+        if (folder := self.tokenizer_folder) is None:
+            return None
+        files = {}
+        try:
+            for path in sorted(folder.iterdir()):
+                with open_regular(path) as file:
+                    files[path.name] = file.read()
+        except OSError as error:
+            raise BadInput(f"{folder}: cannot be read: {error.strerror}; copy the text DB again or build it again") from None
+        self.check_current()
+        return files
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -162,6 +182,7 @@ class CaptionDB:
     def fingerprint(self) -> str:
         """Short hex that changes with any record, length, picture or language; the same for a copy of the folder."""
         digest = content_digest(self.folder, [path.name for path in table_files(self.folder)])
+        self.check_current()
         special = {name: self.meta.get(name) for name in ("CLS", "SEP", "MASK", "UNK", "PAD", "v_range")}
         return hashlib.blake2b(f"{digest} {json.dumps(special)}".encode(), digest_size=8).hexdigest()
 

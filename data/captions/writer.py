@@ -21,7 +21,8 @@ from data.progress import ProgressBar
 from data.regions.keys import clash_of_keys, key_of_image
 from data.storage.atomic import cannot_write_is_bad_input
 from data.storage.columns import STORED_FROM
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
+from data.storage.own_files import check_only_own
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -56,6 +57,7 @@ def write_caption_db(
     Raises:
         BadInput: no caption at all, an id used twice, a caption without words, a bad `image_key`, a full disk.
     """
+    check_replaceable(Path(folder))
     captions, source = list(captions), ", ".join(annotations)
     if not captions:
         raise BadInput(f"{source}: no caption for {folder}; check the split and the languages")
@@ -80,6 +82,13 @@ def write_caption_db(
         tables.write(writer, meta)
         tokenizer.save_pretrained(writer.partial / "tokenizer")
     return tables.counts() | {"unknown": unknown}
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise BadInput where something stands in the place of a text DB that is no text DB, such as a feature index, or more than one."""
+    if (folder / "data.mdb").exists() and not (folder / "id2len.json").exists():
+        raise BadInput(f"{folder}: is no text DB, which would take its place; choose another name or delete it")
+    check_only_own(folder)
 
 
 @dataclass

@@ -250,6 +250,7 @@ class RegionDB:
         first = self._decode(self.keys[0], MEMBERS, 0)
         self.feature_dim: int = first["features"].shape[1]
         self.num_labels: int = first["soft_labels"].shape[1] if "soft_labels" in first else 0
+        self._records.check_current()
 
     def _build(self, nbb_path: Path | None) -> dict[str, np.ndarray]:
         """The keys, and of each the number of boxes to use: as columns."""
@@ -375,6 +376,7 @@ class RegionDB:
     def fingerprint(self) -> str:
         """Short hex that changes with any record and with the boxes that are used; the same for a copy of the folder."""
         digest = hashlib.blake2b(content_digest(self.folder).encode(), digest_size=8)
+        self._records.check_current()
         for part in json_parts(self.num_regions):
             digest.update(part)
         return digest.hexdigest()

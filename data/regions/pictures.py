@@ -69,9 +69,9 @@ def read_pictures(folder: str | Path) -> Pictures | None:
     return found
 
 
-def keep_pictures(source: str | Path, index: str | Path) -> None:
+def keep_pictures(pictures: Pictures | None, index: str | Path) -> None:
     """Put beside an index of images what the image DB that it was made from says of their pictures, if it does."""
-    pictures, before = read_pictures(source), read_pictures(index)
+    before = read_pictures(index)
     if pictures is not None and before is not None:
         pictures = pictures.joined(before)
     if pictures is not None and pictures != before:

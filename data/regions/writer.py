@@ -22,7 +22,8 @@ from data.regions.pictures import FILE as PICTURES_FILE
 from data.regions.pictures import Pictures
 from data.regions.records import stored_arrays
 from data.storage.atomic import beside
-from data.storage.lmdb_env import LmdbWriter, damage_is_bad_input, is_whole
+from data.storage.lmdb_env import damage_is_bad_input, is_whole
+from data.storage.lmdb_writer import LmdbWriter
 from data.storage.regular_files import open_regular
 from data.storage.text_files import read_json
 

@@ -24,11 +24,13 @@ from data.errors import BadInput
 from data.index.editor import IndexEditor
 from data.index.reader import EmbeddingIndex, data_fingerprint
 from data.index.writer import IndexWriter
-from data.regions.pictures import keep_pictures
+from data.regions.pictures import keep_pictures, read_pictures
 from model import distributed
 from model.made_from import read_made_from
 from model.retrieval.encoding import Encoding, encode_batches
 from model.retrieval.sources import Source
+
+_KINDS = {"img": "images", "txt": "captions"}
 
 
 def build_index(
@@ -49,11 +51,12 @@ def build_index(
     Returns: the index; its rows are in the order of encoding, not of ``source.names``
 
     Raises:
-        BadInput: an empty source, ``out`` is something other than an index, or as ``encode_batches``.
+        BadInput: an empty source, ``out`` is something other than an index, or one of the other kind, or as ``encode_batches``.
     """
     if not len(source):
         raise BadInput(f"{source.folder}: nothing to encode into {out}")
     model, names = source.model, source.names
+    pictures = read_pictures(source.folder) if source.kind == "img" else None  # before the fingerprint, which sees to it that they are of one
     data = data_fingerprint(source.fingerprint(), names)
     made: dict[str, Any] = {"precision": encoding.precision, "checkpoint": str(checkpoint), "database": str(source.folder)}
     made |= {"contents": source.fingerprint(), "model_settings": model.config.of_vectors}
@@ -63,7 +66,7 @@ def build_index(
     index = _up_to_date(out, wanted, model.config.of_vectors)
     if index is not None:
         if ranks.is_first and source.kind == "img":
-            keep_pictures(source.folder, out)
+            keep_pictures(pictures, out)
         if encoding.progress and ranks.is_first:
             print(f"{out}: up to date, {index.count} vectors", file=sys.stderr)
         return index
@@ -80,7 +83,7 @@ def build_index(
             if writer is not None:
                 writer.add(batch, vectors.cpu().numpy())
     if ranks.is_first and source.kind == "img":
-        keep_pictures(source.folder, out)
+        keep_pictures(pictures, out)
     ranks.barrier()  # nobody opens it before it stands
     return EmbeddingIndex(out)
 
@@ -96,6 +99,7 @@ def update_index(source: Source, out: str | Path, encoding: Encoding, replace: b
     index.check_model(model.fingerprint, model.config.of_vectors)
     if index.kind != source.kind:
         raise BadInput(f"{out}: is an index of {index.kind}, what is to be added is {source.kind}")
+    pictures = read_pictures(source.folder) if source.kind == "img" else None
     known = {name for name in source.names if name in index}
     if not replace:
         source = source.take([position for position, name in enumerate(source.names) if name not in known])
@@ -108,7 +112,7 @@ def update_index(source: Source, out: str | Path, encoding: Encoding, replace: b
             editor.replace([name for name in batch if name in known], vectors[old])
             editor.add([name for name in batch if name not in known], vectors[~old])
     if source.kind == "img":
-        keep_pictures(source.folder, out)
+        keep_pictures(pictures, out)
     return EmbeddingIndex(out)
 
 
@@ -117,6 +121,9 @@ def _up_to_date(out: str | Path, wanted: dict, settings: dict) -> EmbeddingIndex
     if not (Path(out) / "data.mdb").exists():
         return None
     index = EmbeddingIndex(out)
+    if index.kind != wanted["kind"]:
+        here, new = (_KINDS[kind] for kind in (index.kind, wanted["kind"]))
+        raise BadInput(f"{out}: is an index of {here}, which one of {new} does not replace; choose another folder, or delete it")
     header = index.header | {"precision": index.header["created"].get("precision")}
     if not all(header[name] == value for name, value in wanted.items()):
         return None

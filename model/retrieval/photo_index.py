@@ -27,7 +27,7 @@ from data.storage.locks import only_writer
 from model.bi_encoder import LightningDOT
 from model.extractors.photo_folder import extract_photos
 from model.initial import check_same_tokenizer
-from model.made_from import check_regions
+from model.made_from import check_regions, check_tokenizer
 from model.precision import Precision, choose_device, for_inference
 from model.retrieval.encoding import Encoding
 from model.retrieval.indexing import build_index
@@ -126,6 +126,7 @@ def index_captions(
         source = caption_source(model, found, found.ids)
     else:
         found = {str(number): text for number, text in enumerate(captions)}
+        check_tokenizer(checkpoint)
         source = text_source(model, found, CaptionTokenizer.from_pretrained(local_folder(checkpoint) / "tokenizer"))
     index = made.index.with_name(made.index.name.replace("index", "captions", 1))
     build_index(source, index, Encoding(device, options.precision, progress=options.progress), checkpoint=checkpoint)

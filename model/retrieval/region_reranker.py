@@ -15,7 +15,7 @@ from data.errors import BadInput
 from data.regions.db import RegionDB
 from data.search.base import SearchBackend
 from model.bi_encoder import LightningDOT
-from model.made_from import check_regions
+from model.made_from import check_regions, check_tokenizer
 from model.precision import Precision, for_inference
 from model.retrieval.pair_scoring import PairScorer
 from model.uniter import Reranker, UniterConfig
@@ -69,6 +69,7 @@ def check_same_words(reranker: str | Path, config: UniterConfig, checkpoint: str
         raise BadInput(
             f"{reranker}: knows {theirs} word pieces, {checkpoint} {ours}: a re-ranker reads the ids of the towers' tokenizer"
         )
+    check_tokenizer(reranker)
     folders = [local_folder(each) / "tokenizer" for each in (checkpoint, reranker)]
     if all(folder.is_dir() for folder in folders):
         own, other = (CaptionTokenizer.from_pretrained(folder).vocabulary() for folder in folders)

@@ -24,6 +24,7 @@ from data.search.topk import best_rows
 from data.storage.regular_files import is_there
 from data.storage.text_files import read_json
 from model.bi_encoder import LightningDOT
+from model.checkpoints import check_about
 from model.distributed import SINGLE, Ranks
 from model.retrieval.encoding import embed_pairs
 from model.retrieval.pair_scoring import PairScorer, score_pairs
@@ -102,7 +103,9 @@ def mix_for(reranker: str | Path, given: float | None = None) -> float:
     if given is not None:
         return given
     path = local_folder(reranker) / "val.json"
-    chosen = read_json(path, "copy the file again, or give the mix", {"mix?": (float, None)}).get("mix") if is_there(path) else None
+    said = read_json(path, "copy the file again, or give the mix", {"mix?": (float, None)}) if is_there(path) else {}
+    check_about(path, said)
+    chosen = said.get("mix")
     if chosen is None:
         say_once(f"{reranker}: does not say which mix with the bi-encoder's score its validation chose; its score alone counts (mix 0)")
         return 0.0

@@ -34,7 +34,7 @@ from data.regions.db import RegionDB, Regions
 from data.search import open_backend
 from data.search.base import SearchBackend, SearchOptions
 from model.bi_encoder import LightningDOT
-from model.made_from import boxes_for, check_regions
+from model.made_from import boxes_for, check_regions, check_tokenizer
 from model.precision import Precision, check_precision, choose_device, for_inference
 from model.retrieval.contents import CaptionsGiven, Contents, open_contents
 from model.retrieval.encoding import encode_ids, encode_images
@@ -69,6 +69,7 @@ def check_kind(backend: SearchBackend, kind: str, subject: str = "this query") -
 
 def tokenizer_for(checkpoint: str | Path, given: str | Path | None = None) -> CaptionTokenizer:
     """The tokenizer of a checkpoint; or the one that is given, which must have the same vocabulary."""
+    check_tokenizer(checkpoint)
     own = local_folder(checkpoint) / "tokenizer"
     if given is None:
         return CaptionTokenizer.from_pretrained(own)

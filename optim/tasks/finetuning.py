@@ -201,7 +201,7 @@ class Finetuning(ABC):
         model.set_checkpointing(config.activation_checkpointing)
         if config.compile:
             compile_blocks(model)
-        self.tokenizer = train.captions.tokenizer_folder
+        self.tokenizer = train.captions.tokenizer_files()
         self.made_from = made_from_pairs([train])
         for part, _ in val.parts:
             check_made_from(self.made_from, "the model is trained", part.regions)

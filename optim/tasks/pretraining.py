@@ -201,7 +201,7 @@ class Pretraining:
         self.teacher = self._read_teacher()
         self.trained = taught_by(self.teacher, config.teacher, self.objectives)
         self.step = Backward(self.model, self.heads, ranks, config.precision, config.grad_cache)
-        self.tokenizer = self.train[0].captions.tokenizer_folder
+        self.tokenizer = self.train[0].captions.tokenizer_files()
         self.draws = DrawStream(
             [
                 Source(config.data[n].tasks[task], self.train[n].txt_lengths, self.train[n].img_lengths)

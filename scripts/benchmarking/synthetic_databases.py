@@ -13,7 +13,7 @@ from data.captions.writer import pack_record
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.codec import encode_plain
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
 from data.storage.text_files import read_json, write_json
 
 FEATURES = "feat_th0.2_max100_min10"
@@ -36,12 +36,19 @@ def make_synthetic_databases(root: Path, total: int, images: int) -> None:
     Args:
         total: captions
         images: pictures they are about
+
+    Raises:
+        BadInput: databases of others stand there.
     """
     try:
         if read_json(root / "made.json", expected=list) == [total, images]:
             return
     except BadInput:
         pass
+    for name in ("txt", "img"):
+        if (root / name).exists() and not (root / "made.json").exists():
+            raise BadInput(f"{root / name}: was not made by this benchmark, which would replace it; choose another folder")
+    write_json(root / "made.json", [])  # whatever is half written from here on is the benchmark's
     for name in ("txt", "img"):
         shutil.rmtree(root / name, ignore_errors=True)
     image_of = np.arange(total) * images // total

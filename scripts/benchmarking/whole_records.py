@@ -17,7 +17,7 @@ from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
 from data.storage.regular_files import real_path
 from data.storage.text_files import read_json, write_json
 from scripts.benchmarking.measuring import spread

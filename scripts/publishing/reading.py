@@ -8,6 +8,7 @@ from pathlib import Path
 from data.storage.regular_files import is_there, real_path
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json, read_yaml
+from model.checkpoints import check_about
 from model.evaluation.folders import RESULTS, evaluations_folder
 from model.made_from import read_made_from
 from scripts.publishing.card import Card
@@ -37,7 +38,9 @@ def read_card(checkpoint: Path, name: str, license: str | None = None) -> Card:
             continue
         card.evaluations.append(EvaluationReport(path.parent.name, path.parent, results))
     if is_there(checkpoint / "val.json"):
-        validated = read_json(checkpoint / "val.json", expected=VALIDATED).get("recall")
+        said = read_json(checkpoint / "val.json", expected=VALIDATED)
+        check_about(checkpoint / "val.json", said)
+        validated = said.get("recall")
         card.validation = recall_rows({"recall": validated}, "") if validated else []
     run = real_path(checkpoint).parent.parent
     if real_path(checkpoint).parent.name == "checkpoints" and (run / "config.yaml").is_file():

@@ -11,6 +11,7 @@ from data.errors import BadInput
 from data.storage.regular_files import real_path
 from data.storage.shapes import check_shape
 from data.storage.text_files import read_json, read_yaml
+from model.checkpoints import check_about
 from model.evaluation.folders import RESULTS
 from model.evaluation.recall import METRICS
 from optim.curves import Curve, read_curves
@@ -131,7 +132,9 @@ def read_run(path: str | Path) -> RunReport:
             found.evaluations.append(EvaluationReport(name, file.parent, results))
     if not found.settings and not found.curves and not found.evaluations:
         raise BadInput(f"{path}: neither a run (config.yaml, metrics.jsonl) nor an evaluation (results.json of eval_itm.py)")
-    validated = _read_optional(path / "best" / "val.json", VALIDATED).get("recall")
+    said = _read_optional(path / "best" / "val.json", VALIDATED)
+    check_about(path / "best" / "val.json", said)
+    validated = said.get("recall")
     found.validation = recall_rows({"recall": validated}, "") if validated else []
     if not found.facts and found.evaluations:
         found.facts = found.evaluations[0].results.get("environment", {})

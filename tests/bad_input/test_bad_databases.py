@@ -17,7 +17,7 @@ from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.regions.db import RegionDB, Regions
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
 from scripts import build_captions, build_index, search
 from tests.refusals import changed_regions, evaluation, says, the_error
 

@@ -12,6 +12,7 @@ from data.storage.json_digest import with_digest
 from data.storage.text_files import write_json
 from model.averaging import average_checkpoints
 from model.bi_encoder import LightningDOT, LightningDOTConfig
+from model.made_from import read_made_from
 from model.transformer import EncoderConfig
 from scripts import average_checkpoints as script
 from tests.gallery import command
@@ -58,7 +59,8 @@ def test_tokenizer_and_what_it_was_trained_on_go_with_it(finetuned, tmp_path, ca
     moved(LightningDOT.from_pretrained(other), 1).save_pretrained(other)
     command(script, "--checkpoints", finetuned / "best", other, "--out", tmp_path / "mean")
     assert "the mean of 2 checkpoints" in capsys.readouterr().out
-    for name in ("data.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"):
+    assert read_made_from(tmp_path / "mean") == read_made_from(finetuned / "best")
+    for name in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"):
         assert (tmp_path / "mean" / name).read_bytes() == (finetuned / "best" / name).read_bytes()
     with pytest.raises(BadInput, match="mean: already there"):
         average_checkpoints([finetuned / "best", other], tmp_path / "mean")

@@ -6,13 +6,18 @@ import shutil
 import pytest
 import torch
 
+from data.captions.db import CaptionDB
+from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.notices import say_once
 from data.regions.db import BoxChoice, BoxOptions, RegionDB
 from data.storage.json_digest import with_digest
-from model.made_from import boxes_for, check_regions, read_made_from
-from model.retrieval.retriever import Retriever
+from data.storage.text_files import write_json
+from model.initial import check_same_tokenizer
+from model.made_from import boxes_for, check_regions, check_tokenizer, read_made_from
+from model.retrieval.reranking import mix_for
+from model.retrieval.retriever import Retriever, tokenizer_for
 
 SMALL = ["--feature-dim", 32, "--num-labels", 11, "--size", 64, "--workers", 0]
 
@@ -158,3 +163,30 @@ def test_a_digest_of_weights_tells_extractors_apart():
     one = RandomConv(32, 0, 64, 0)
     one.mean0.add_(torch.ones(()))  # measured, with other last digits elsewhere
     assert one.weights_digest() == RandomConv(32, 0, 64, 0).weights_digest() != RandomConv(32, 0, 64, 1).weights_digest()
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(small_world, finetuned, tmp_path):
+    checkpoint = shutil.copytree(finetuned / "best", tmp_path / "copied")
+    check_tokenizer(checkpoint)
+    words = CaptionTokenizer.from_pretrained(checkpoint / "tokenizer").vocabulary()
+    special = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")]
+    (tmp_path / "vocab.txt").write_text("\n".join([*special, *sorted(set(words) - set(special), reverse=True)]) + "\n")
+    shutil.rmtree(checkpoint / "tokenizer")
+    CaptionTokenizer.from_pretrained(tmp_path / "vocab.txt").save_pretrained(checkpoint / "tokenizer")
+    message = r"copied/tokenizer/tokenizer.json: is not the tokenizer of the captions that \S+copied was trained on"
+    with pytest.raises(BadInput, match=message):
+        tokenizer_for(checkpoint)
+    with pytest.raises(BadInput, match=message):
+        check_same_tokenizer(checkpoint, CaptionDB(small_world / "db/test"))
+
+
+def test_files_of_another_checkpoint_are_noticed(finetuned, tmp_path, capsys):
+    checkpoint = shutil.copytree(finetuned / "best", tmp_path / "copied")
+    for name in ("data.json", "val.json"):
+        values = json.loads((checkpoint / name).read_text()) | {"model": "0" * 16}
+        write_json(checkpoint / name, with_digest(values) if name == "data.json" else values)
+    say_once.cache_clear()
+    assert read_made_from(checkpoint) == read_made_from(finetuned / "best")
+    assert "copied/data.json: is about the weights 0000000000000000, and config.json" in capsys.readouterr().err
+    with pytest.raises(BadInput, match=r"val\.json: is about the weights 0{16}"):
+        mix_for(checkpoint)

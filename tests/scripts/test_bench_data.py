@@ -66,3 +66,10 @@ def test_a_process_that_does_not_answer_ends_the_measurement(target, message):
     with pytest.raises(BadInput, match=message):
         run_processes(target, 2)
     assert not multiprocessing.active_children()
+
+
+def test_databases_of_others_are_not_replaced(tmp_path):
+    (tmp_path / "img/flickr30k").mkdir(parents=True)
+    with pytest.raises(BadInput, match="/img: was not made by this benchmark"):
+        bench_data.main(cli.parse(bench_data.Options, ["--out", str(tmp_path), "--captions", "70", "--images", "10"]))
+    assert (tmp_path / "img/flickr30k").is_dir()

@@ -1,6 +1,7 @@
 """scripts/build_captions.py on public formats: counts, missing pictures, the report, keys that image databases know."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -12,6 +13,8 @@ from data.annotations.records import Caption
 from data.annotations.splits import put_photos_in_one_split
 from data.captions.db import CaptionDB
 from data.errors import BadInput
+from data.index.reader import EmbeddingIndex
+from data.index.writer import IndexWriter
 from scripts import extract_regions
 from tests.caption_files import captions_of, karpathy
 
@@ -125,6 +128,29 @@ def test_a_split_that_a_rebuild_no_longer_has_is_told(build, tmp_path, capsys):
     assert report["former_splits"] == {"test": "removed"} and "no split test; removed" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "db").iterdir()) == ["other", "report.json", "train", "val"]
     assert (tmp_path / "elsewhere/data.mdb").is_file()
+
+
+def test_nothing_else_goes_with_a_database_that_is_built_again(build, tmp_path, capsys):
+    first = karpathy(tmp_path / "x.json", {1: "train", 2: "val", 3: "test"})
+    build(first, "--format", "karpathy")
+    train, kept = (tmp_path / "db/train/meta.json").stat().st_ino, tmp_path / "db/val/run/weights"
+    kept.mkdir(parents=True)
+    with pytest.raises(BadInput, match="db/val: holds run, which is no part of the database"):
+        build(first, "--format", "karpathy")
+    assert kept.exists() and (tmp_path / "db/train/meta.json").stat().st_ino == train  # no split is of another build than the others
+    shutil.move(tmp_path / "db/val/run", tmp_path / "db/test/run")
+    second = karpathy(tmp_path / "y.json", {1: "train", 2: "val"})
+    capsys.readouterr()
+    assert build(second, "--format", "karpathy", "--former-splits", "remove")["former_splits"] == {"test": "kept"}
+    assert "once run, which is no part of it, is elsewhere" in capsys.readouterr().err and (tmp_path / "db/test/run/weights").exists()
+
+
+def test_what_is_no_text_database_is_not_replaced_by_one(build, tmp_path):
+    with IndexWriter(tmp_path / "db/val", "img", 2, "model", "data") as writer:
+        writer.add(["a"], [[1.0, 2.0]])
+    with pytest.raises(BadInput, match="db/val: is no text DB"):
+        build(karpathy(tmp_path / "x.json", {1: "train", 2: "val"}), "--format", "karpathy")
+    assert EmbeddingIndex(tmp_path / "db/val").count == 1 and not (tmp_path / "db/train").exists()
 
 
 def test_one_key_of_two_pictures_in_two_splits_names_both(build, tmp_path):

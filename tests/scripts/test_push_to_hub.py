@@ -13,6 +13,7 @@ from data.storage.json_digest import with_digest
 from data.storage.text_files import read_json, write_json
 from model.bi_encoder import LightningDOT
 from model.evaluation.recall import METRICS
+from model.made_from import read_made_from
 from scripts import push_to_hub
 from scripts.publishing.card import without_home
 
@@ -53,7 +54,8 @@ def test_the_card_says_recall_data_and_command(run, tmp_path, capsys):
     folder = tmp_path / "published"
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == SENT
     assert LightningDOT.from_pretrained(folder).fingerprint == LightningDOT.from_pretrained(run / "best").fingerprint
-    assert read_json(folder / "data.json") == with_source(read_json(run / "best" / "data.json"), None)
+    assert read_json(folder / "data.json") == with_digest(with_source(read_json(run / "best" / "data.json"), None))
+    assert read_made_from(folder).extractors[0].source is None  # who gets it can read it
     _, header, text = (folder / "README.md").read_text().split("---\n", 2)
     header = yaml.safe_load(header)
     assert header["license"] == "mit" and header["language"] == ["de", "en"] and header["library_name"] == "lightningdot"

@@ -17,7 +17,8 @@ from data.index.writer import IndexWriter
 from data.regions.codec import encode_plain
 from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
-from data.storage.lmdb_env import LmdbWriter, open_env
+from data.storage.lmdb_env import open_env
+from data.storage.lmdb_writer import LmdbWriter
 from tests.data.checks.test_records import make_arrays
 
 FOLDER = "feat_th0.2_max100_min10"

@@ -12,7 +12,7 @@ from data.errors import BadInput
 from data.regions.codec import encode_compressed, encode_plain
 from data.regions.db import BoxOptions, RegionDB, Regions, stored_keys
 from data.regions.writer import RegionWriter
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
 from tests.data.regions.test_regions import PICTURES, arrays_of, assert_same, make_regions, store, write
 
 

@@ -69,10 +69,10 @@ def test_an_index_keeps_them_from_several_databases(tmp_path):
     for name, files in (("a", ["1.jpg"]), ("b", ["2.jpg"])):
         photos = make_photos(tmp_path / f"photos_{name}", files)
         main(Options(str(photos), str(tmp_path / name), **SMALL))
-        keep_pictures(tmp_path / name, tmp_path / "index")
+        keep_pictures(read_pictures(tmp_path / name), tmp_path / "index")
     found = read_pictures(tmp_path / "index")
     assert found.names == {"1.npz": "1.jpg", "2.npz": "2.jpg"} and found.photos == "" and found.image_key == "{stem}.npz"
-    keep_pictures(tmp_path / "photos_a", tmp_path / "other")
+    keep_pictures(read_pictures(tmp_path / "photos_a"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

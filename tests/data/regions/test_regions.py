@@ -20,7 +20,7 @@ from data.errors import BadInput
 from data.regions.codec import encode_compressed, encode_plain
 from data.regions.db import BoxOptions, RegionDB, Regions, layout_names, stored_keys
 from data.regions.writer import RegionWriter
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "uniter_db" / "img"
 GOLDEN_KEYS = ["coco_val2014_000000500001.npz", "coco_val2014_000000500007.npz"]

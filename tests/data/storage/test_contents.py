@@ -11,7 +11,7 @@ import pytest
 from data.errors import BadInput
 from data.storage.contents import content_digest, records_digest
 from data.storage.digest import FILE, RecordsDigest, remembered_files
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
 
 RECORDS = {f"key{n}".encode(): bytes([n % 7]) * (n % 2000) for n in range(1500)}
 

@@ -12,8 +12,10 @@ import lmdb
 import pytest
 
 from data.errors import BadInput
-from data.storage import lmdb_env
-from data.storage.lmdb_env import LmdbWriter, Records, close_env, open_env, reader
+from data.storage import lmdb_writer
+from data.storage.atomic import exchange
+from data.storage.lmdb_env import Records, close_env, open_env, reader
+from data.storage.lmdb_writer import LmdbWriter
 
 RECORDS = {b"%03d" % i: bytes([i]) * 6000 for i in range(100)}
 
@@ -63,7 +65,7 @@ def test_leftover_of_a_killed_run_is_replaced(tmp_path):
 def test_a_database_that_is_replaced_is_there_all_the_time(tmp_path, monkeypatch, can_exchange):
     folder, absent, own = tmp_path / "db", [], Path.rename
     write(folder, {b"old": b"1"})
-    if can_exchange and not lmdb_env.exchange(folder, folder):
+    if can_exchange and not exchange(folder, folder):
         pytest.skip("this file system cannot exchange two names")
 
     def rename(self, target):
@@ -72,7 +74,7 @@ def test_a_database_that_is_replaced_is_there_all_the_time(tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, "rename", rename)
     if not can_exchange:
-        monkeypatch.setattr(lmdb_env, "exchange", lambda one, other: False)
+        monkeypatch.setattr(lmdb_writer, "exchange", lambda one, other: False)
     write(folder, {b"new": b"2"})
     assert absent == ([] if can_exchange else [True, False])
     assert stored(folder) == {b"new": b"2"}
@@ -109,7 +111,7 @@ def test_full_disk_is_one_line(tmp_path):
     # a limit on file size makes writes fail in the kernel as on a full disk, without needing one
     code = f"""
 import resource
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 with LmdbWriter({str(tmp_path / "db")!r}) as writer:
     for i in range(1000):

@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import BadInput
 from data.storage import locks
-from data.storage.lmdb_env import LmdbWriter
+from data.storage.lmdb_writer import LmdbWriter
 from data.storage.locks import claim_output, only_writer
 
 ROOT = Path(__file__).resolve().parents[3]

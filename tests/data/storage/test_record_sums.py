@@ -24,7 +24,8 @@ from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
 from data.storage import columns
 from data.storage.array_digest import write_arrays
-from data.storage.lmdb_env import LmdbWriter, close_env, reader
+from data.storage.lmdb_env import close_env, reader
+from data.storage.lmdb_writer import LmdbWriter
 from data.storage.record_sums import FILE, FirstReads, hash_of_key, read_sums
 from tests.flipped_bits import assert_noticed_or_harmless, flips
 

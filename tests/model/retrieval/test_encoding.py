@@ -1,14 +1,19 @@
 """Encoding into memory and into an index, on a small random model and real databases."""
 
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from data.captions.db import CaptionDB
 from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.regions.db import BoxOptions, RegionDB, Regions
 from data.regions.writer import RegionWriter
+from data.storage.lmdb_env import Records
 from model.bi_encoder import LightningDOT
 from model.retrieval.encoding import Encoding, encode_batches, encode_queries
 from model.retrieval.indexing import build_index
@@ -91,7 +96,7 @@ def test_index_is_reused_while_nothing_changes(tmp_path, world, model, regions, 
     assert built(image_source(model, RegionDB(tmp_path / "changed", BoxOptions(min_bb=2)), KEYS[:5]))
     assert built(few)
     assert built(image_source(LightningDOT.from_pretrained(world / "other"), regions, KEYS[:5]))
-    texts = caption_source(model, captions, captions.ids)
+    out, texts = tmp_path / "texts", caption_source(model, captions, captions.ids)
     assert built(texts) and EmbeddingIndex(out).kind == "txt"
     assert not built(texts)
 
@@ -114,6 +119,45 @@ def test_encoding_refuses(tmp_path, world, model, regions, captions):
     with pytest.raises(BadInput, match=r"captions: holds word id \d+, the model's vocabulary has 10"):
         list(encode_batches(caption_source(few, captions, captions.ids), QUIET))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_index_of_captions_is_not_replaced_by_one_of_images(tmp_path, model, regions, captions):
+    build_index(caption_source(model, captions, captions.ids), tmp_path / "index", QUIET)
+    with pytest.raises(BadInput, match="index: is an index of captions, which one of images does not replace"):
+        build_index(image_source(model, regions, KEYS), tmp_path / "index", QUIET)
+
+
+def test_a_database_that_was_replaced_is_not_indexed_under_the_name_of_the_new_one(tmp_path, world, model):
+    """Its records are those that were opened; a digest, and what stands beside, would be of the other."""
+    for name in ("captions", "regions"):
+        shutil.copytree(world / name, tmp_path / name)
+    captions, regions = CaptionDB(tmp_path / "captions"), RegionDB(tmp_path / "regions", BoxOptions(min_bb=2))
+    for name in ("captions", "regions"):
+        shutil.copytree(world / name, tmp_path / "new" / name)
+        (tmp_path / name).rename(tmp_path / "new" / f"old {name}")
+        (tmp_path / "new" / name).rename(tmp_path / name)
+    for source in (caption_source(model, captions, captions.ids), image_source(model, regions, KEYS)):
+        with pytest.raises(BadInput, match="the database was replaced while it was being read; start again"):
+            build_index(source, tmp_path / "index", QUIET)
+    with pytest.raises(BadInput, match="the database was replaced while it was being read; start again"):
+        captions.tokenizer_files()
+
+
+@pytest.mark.parametrize("opened", [CaptionDB, partial(RegionDB, boxes=BoxOptions(min_bb=2))])
+def test_a_database_that_is_replaced_while_it_is_opened_is_refused(tmp_path, world, monkeypatch, opened):
+    name = "captions" if opened is CaptionDB else "regions"
+    shutil.copytree(world / name, tmp_path / name)
+    shutil.copytree(world / name, tmp_path / "new")
+
+    def replaced(records):
+        (tmp_path / name).rename(tmp_path / "old")
+        (tmp_path / "new").rename(tmp_path / name)
+        return check(records)
+
+    check = Records.check_current
+    monkeypatch.setattr(Records, "check_current", replaced)
+    with pytest.raises(BadInput, match="was replaced while it was being read"):
+        opened(tmp_path / name)
 
 
 def test_images_of_a_split(world, tmp_path):
