@@ -22,7 +22,7 @@ RESULTS = _TABLES | {  # results.json of eval_itm.py; older ones lack some
     "data?": {str: str},
     "chance?": {str: {str: float}},
     "queries?": {str: {str: int}},
-    "config?": {"gallery?": (None, [str]), str: object},
+    "config?": {"checkpoint?": str, "captions?": str, "data_root?": str, "gallery?": (None, [str]), str: object},
     "environment?": {str: object},
     "duplicate_aware?": _TABLES,
     "reranker?": {"top?": {str: _RERANKED}, "seconds?": {str: float}},

@@ -127,6 +127,7 @@ def test_bad_files(pair, tmp_path, capsys, command):
         (json.dumps({"recall": results["recall"]}), "no 'ranks' in it: evaluate again"),
         (json.dumps(results | {"recall": {}}), r"b/ranks\.npz: not of the same evaluation"),
         (json.dumps(results | {"ranks": "other.npz"}), r"other\.npz: cannot be read"),
+        *((json.dumps(results | {"config": {name: {}}}), f"{name}: found an object, expected a text") for name in ("checkpoint", "captions", "data_root")),
     ):
         (b / "results.json").write_text(content)
         with pytest.raises(BadInput, match=words):
