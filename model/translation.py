@@ -14,6 +14,7 @@ import torch
 from data.captions.db import CaptionDB
 from data.downloads.hub import TENSORS, Needed, local_folder
 from data.errors import BadInput, reason_of
+from data.notices import lowered
 from data.progress import ProgressBar
 from data.storage.atomic import atomic_file, cannot_write_is_bad_input
 from data.storage.regular_files import check_folder, open_regular
@@ -74,7 +75,7 @@ class Translator:
         if not all(isinstance(most, int | float) and most >= 1 for most in limits):
             raise BadInput(f"--model {name}: model_max_length {limits[0]!r}, max_position_embeddings {limits[1]!r}: expected 1 or more; copy it again")
         self.cut = {"truncation": True, "max_length": min(limits)}  # tokens of a source
-        self.search = {"max_length": settings.max_length}
+        self.search = {"max_length": lowered(settings.max_length, int(limits[1]), f"--model {name}: max_length", "positions in the model")}
         if settings.num_beams:
             self.search["num_beams"] = settings.num_beams
 

@@ -61,9 +61,9 @@ class Options:
     device: str = "auto"
 
     def __post_init__(self):
-        for name in ("tokens_per_batch", "max_length"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("tokens_per_batch", "max_length", "num_beams"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise BadInput(f"{name} must be at least 1, found {value}")
 
 
 def main(options: Options) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Awaitable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import anyio
@@ -71,6 +71,11 @@ async def stored_picture(upload: Any, folder: Path) -> Path:
         raise BadInput(f"the file is no picture that can be read: give one of {', '.join(FORMATS)}") from None
     if width * height > PIXELS:
         raise BadInput(f"the picture has {width} x {height} pixels, expected at most {PIXELS:,}: scale it down")
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=FORMATS[kind], delete=False) as file:
-        file.write(data)
+    with NamedTemporaryFile(dir=folder, suffix=FORMATS[kind], delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+        except OSError:  # of a full disk: what is half there would keep it full
+            Path(file.name).unlink()
+            raise
     return Path(file.name)

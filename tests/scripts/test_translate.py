@@ -104,6 +104,20 @@ def test_a_translated_database(world, marian, capsys):
     assert run([*words, "--languages", "de"], root / "de").ids[:] == [i for i in source.ids if "#de" in i]
 
 
+@pytest.mark.parametrize("words", [["--num-beams", "0"], ["--num-beams", "-1"], ["--max-length", "0"]])
+def test_a_search_that_cannot_be_is_refused_before_a_model_is_read(world, words):
+    name = words[0].removeprefix("--").replace("-", "_")
+    with pytest.raises(BadInput, match=f"^{name} must be at least 1, found {words[1]}$"):
+        cli.parse(translate.Options, [*world[1], *words, "--out", "out"])
+
+
+def test_translations_are_not_longer_than_the_model_may(world, marian, capsys):
+    root, words = world
+    most = MarianMTModel.from_pretrained(marian / "opus-mt-de-en").config.max_position_embeddings
+    run([*words, "--max-length", str(10 * most)], root / "out")
+    assert f"max_length {10 * most:,} is lowered to {most:,}: there are no more positions in the model\n" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on(world):
     root, words = world
     whole = records(run(words, root / "whole"))

@@ -1,13 +1,19 @@
-"""A connection on which comes what is no HTTP: when nothing was answered yet, and when it was."""
+"""What comes over a connection: what is no HTTP, when nothing was answered yet, and when it was; a picture that finds no room."""
 
 import asyncio
+import io
+import os
 import re
+import tempfile
 
 import pytest
 import uvicorn
+from PIL import Image
+from starlette.datastructures import UploadFile
 from uvicorn.server import ServerState
 
 from data.errors import BadInput
+from scripts.serving.bodies import stored_picture
 from scripts.serving.server import Protocol, bound_socket
 
 ANSWERED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -46,6 +52,21 @@ async def statuses_and_errors(pieces: list[bytes]) -> tuple[list[bytes], list[di
 def test_what_is_no_http_is_answered_once(pieces, statuses):
     found, errors = asyncio.run(statuses_and_errors(pieces))
     assert found == statuses and not errors, (found, errors)
+
+
+def test_a_picture_that_a_full_disk_cuts_is_not_left_there(tmp_path, monkeypatch):
+    def full(*words, **settings):
+        file = tempfile.NamedTemporaryFile(*words, **settings)
+        file.write = lambda data: os.write(os.open("/dev/full", os.O_WRONLY), data)
+        return file
+
+    monkeypatch.setattr("scripts.serving.bodies.NamedTemporaryFile", full)
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    picture.seek(0)
+    with pytest.raises(OSError, match="No space left on device"):
+        asyncio.run(stored_picture(UploadFile(picture), tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("host", ["a" * 64, "a..b"])
