@@ -111,18 +111,20 @@ def run_processes(target: Callable[..., dict], number: int, *arguments) -> list[
     context = multiprocessing.get_context("spawn")
     answers, barrier = context.Queue(), context.Barrier(number)
     processes = [context.Process(target=_answer, args=(answers, target, n, barrier, *arguments)) for n in range(number)]
-    with starting_workers():
-        for process in processes:
-            process.start()
     try:
+        with starting_workers():
+            for process in processes:
+                process.start()
         found = [_next_answer(answers, processes) for _ in processes]
-    except BadInput:
+    except BaseException:
         for process in processes:
-            process.kill()  # those that wait for the one that failed
+            if process.pid is not None:
+                process.kill()  # those that wait for the one that failed, and those that hear no Ctrl-C
         raise
     finally:
         for process in processes:
-            process.join()
+            if process.pid is not None:
+                process.join()
     return sorted(found, key=lambda measured: measured.get("process", 0))
 
 

@@ -39,6 +39,7 @@ def make_whole_databases(root: Path, images: int) -> None:
             return
     except BadInput:
         pass
+    (root / "whole.json").unlink(missing_ok=True)  # what is left half-way must not look whole
     rng = np.random.default_rng(0)
     with LmdbWriter(root / "whole" / "txt") as writer:
         lengths, keys = np.clip(rng.poisson(12, images), 3, 60).tolist(), [image_key(n) for n in range(images)]

@@ -3,13 +3,17 @@
 import json
 import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from configs import cli
 from data.errors import BadInput
+from data.storage.text_files import write_json
 from scripts import bench_data
+from scripts.benchmarking import synthetic_databases, whole_records
 from scripts.benchmarking.table_memory import run_processes
 
 
@@ -49,10 +53,35 @@ def test_reading_is_measured_in_turns_with_another_checkout(tmp_path, capsys, mo
         bench_data.Options(out=str(tmp_path), against=str(tmp_path))
 
 
+@pytest.mark.parametrize(("module", "make", "table"), [(synthetic_databases, "make_synthetic_databases", "txt/id2len.json"), (whole_records, "make_whole_databases", "whole/txt/id2len.json")])
+def test_a_database_that_was_left_half_made_is_not_taken_for_the_one_before(tmp_path, monkeypatch, module, make, table):
+    def build(size):
+        getattr(module, make)(tmp_path, *[size] * (2 if module is synthetic_databases else 1))
+
+    def killed(path, value):
+        if value:  # the last that is written: what is made
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    monkeypatch.setattr(whole_records, "CASES", {"few, packed": (10, True)})
+    build(4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "write_json", killed)
+        build(9)
+    build(4)
+    assert len(json.loads((tmp_path / table).read_text())) == 4
+
+
 def refuses(number, barrier):
     if number == 1:
         raise BadInput("x.json: damaged")
     barrier.wait()
+
+
+def is_interrupted(number, barrier):
+    if number == 0:
+        os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(600)
 
 
 def dies(number, barrier):
@@ -73,3 +102,9 @@ def test_databases_of_others_are_not_replaced(tmp_path):
     with pytest.raises(BadInput, match="/img: was not made by this benchmark"):
         bench_data.main(cli.parse(bench_data.Options, ["--out", str(tmp_path), "--captions", "70", "--images", "10"]))
     assert (tmp_path / "img/flickr30k").is_dir()
+
+
+def test_ctrl_c_ends_the_processes_of_a_measurement():
+    with pytest.raises(KeyboardInterrupt):
+        run_processes(is_interrupted, 2)
+    assert not multiprocessing.active_children()
