@@ -66,11 +66,13 @@ def write_drawn_index(
 
 
 class Gallery:
-    """An index with what searches it, and the calls to be timed.
+    """An index with what searches it.
 
     Attributes:
-        facts: what is known without timing: build times, sizes, recall
-        calls: system → (what answers one query, what answers ``BATCH`` at once or None); the argument is a number
+        count: of its vectors
+        index: it
+        facts: what is known without timing its searches: build times, sizes, recall
+        searches: system → what searches it
     """
 
     def __init__(self, settings: RetrievalSettings, count: int, work: Path, fingerprint: str, device: torch.device):
@@ -110,7 +112,7 @@ class Gallery:
         self.asked, self.k = asked, settings.k
 
     def calls(self, name: str) -> tuple[Callable, Callable]:
-        """One query, and ``BATCH`` of them."""
+        """What a system is timed by: a function that asks one query, and one that asks ``BATCH`` of them; its argument is a number."""
         search, asked, k = self.searches[name].search, self.asked, self.k
         return lambda n: search(asked[n % len(asked)][None], k), lambda n: search(asked[:BATCH], k)
 

@@ -67,7 +67,7 @@ class Load:
 
 
 def load_service(port: int, clients: int, seconds: float, requests: Callable[[int, int], Request]) -> Load:
-    """Ask for so many seconds; what was asked last is waited for.
+    """Ask for so many seconds, and once at least; what was asked last is waited for.
 
     Args:
         requests: number of the client, number of its request → what it asks
@@ -86,7 +86,7 @@ async def _load(port: int, clients: int, seconds: float, requests: Callable[[int
 async def _client(port: int, client: int, until: float, requests: Callable[[int, int], Request], load: Load) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     number = 0
-    while time.perf_counter() < until:
+    while number == 0 or time.perf_counter() < until:
         request, started = requests(client, number), time.perf_counter()
         number += 1
         writer.write(request.as_bytes())

@@ -44,7 +44,7 @@ def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
     if name == "inspect_db":
         regions = Regions(np.ones((12, 32)), np.tile([0.0, 0.0, 1.0, 1.0, 1.0, 1.0], (12, 1)), np.ones(12))
         with RegionWriter(tmp_path / "many", BoxOptions()) as writer:
-            for number in range(20_000):  # its workers are met before they are there
+            for number in range(100_000):  # so many that its workers are met before they are done
                 writer.add(f"{number}.npz", regions)
     command = [sys.executable, str(ROOT / "scripts" / f"{name.split()[0]}.py"), *map(str, words)]
     log = tmp_path / "log"
