@@ -73,7 +73,7 @@ def test_outcomes_are_told_apart(clean_process, expected):
 
 def told_of_killed(base: Path) -> tuple[str, bool]:
     """What is told of a case whose process is killed while its command runs, and whether that one ends with it."""
-    (base / "script.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(100)")
+    (base / "script.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
     pid = base / "pid"
 
     def killed():
@@ -85,7 +85,7 @@ def told_of_killed(base: Path) -> tuple[str, bool]:
     case = Child(killed)
     with pytest.raises(RuntimeError) as told:
         case.result()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 240
     while is_alive(pid.read_text()) and time.monotonic() < until:
         time.sleep(0.05)
     return str(told.value), is_alive(pid.read_text())
@@ -99,7 +99,7 @@ def is_alive(pid: str) -> bool:
 
 
 def test_a_case_whose_process_is_killed_does_not_stop_the_campaign(clean_process, tmp_path):
-    assert clean_process.submit(told_of_killed, tmp_path).result(60) == ("the case's own process ended with -9", False)
+    assert clean_process.submit(told_of_killed, tmp_path).result(600) == ("the case's own process ended with -9", False)
 
 
 def test_a_hole_of_any_size_is_not_read_whole(tmp_path):

@@ -43,7 +43,7 @@ class Engine(ExactSearch):
             raise Unavailable("the engine does not answer")
         Engine.batches.append(len(queries))
         Engine.asked.set()
-        assert Engine.awake.wait(30)
+        assert Engine.awake.wait(240)
         return super().search(queries, k)
 
 
@@ -90,16 +90,16 @@ def ids(answer):
 
 def test_an_engine_that_sleeps_keeps_no_other_backend_waiting_and_is_asked_together(service, served):
     asleep = [service.submit(Question(texts=[TEXTS[0]], backend="milvus"))]
-    assert Engine.asked.wait(30)
+    assert Engine.asked.wait(240)
     asleep += [service.submit(Question(texts=[text], backend="milvus")) for text in TEXTS[1:]]
     expected = [served.retriever.search_images(text) for text in TEXTS]
     for text, hits in zip(TEXTS, expected, strict=True):
-        assert ids(service.submit(Question(texts=[text])).result(30)) == [hit.id for hit in hits]
+        assert ids(service.submit(Question(texts=[text])).result(240)) == [hit.id for hit in hits]
     assert not any(future.done() for future in asleep) and service.num_waiting == {"search": 3, "rerank": 0, "pictures": 0}
     with pytest.raises(Overloaded):
         service.submit(Question(texts=TEXTS[:2], backend="milvus"))
     Engine.awake.set()
-    answers = [future.result(30) for future in asleep]
+    answers = [future.result(240) for future in asleep]
     assert [ids(answer) for answer in answers] == [[hit.id for hit in hits] for hits in expected] and Engine.batches == [1, 3]
     for answer in answers:
         took = answer.milliseconds
@@ -110,8 +110,8 @@ def test_a_picture_that_cannot_be_encoded_fails_alone(served):
     served.retriever.pictures = Pictures(5)  # no boxes that can be read
     service = SearchService({"a": served}, ServiceOptions(batch_ms=300))
     futures = [service.submit(Question(picture=Path("a.png"))), service.submit(Question(texts=["a dog"]))]
-    assert ids(futures[1].result(30)) == [hit.id for hit in served.retriever.search_images("a dog")]
-    assert futures[0].exception(30) is not None
+    assert ids(futures[1].result(240)) == [hit.id for hit in served.retriever.search_images("a dog")]
+    assert futures[0].exception(240) is not None
     service.close()
 
 
