@@ -253,6 +253,21 @@ def read_photo(photo: Photo) -> Image.Image:
     return upright
 
 
+def scaled_photo(path: Path, side: int) -> Image.Image:
+    """The photo of a file, as `read_photo` reads it, to be shown: whole, its longer side of so many pixels.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        picture = read_photo(Photo(str(path), path.name, path, path.name))
+    except BadInput:
+        raise
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot read the picture: {error}") from error
+    return picture.resize([max(round(length * side / max(picture.size)), 1) for length in picture.size])
+
+
 def _learn_heif() -> None:
     """Pillow reads the pictures of telephones with a package of its own."""
     with suppress(ImportError):

@@ -9,14 +9,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.notices import say_once
+from data.regions.photos import scaled_photo
 from data.regions.pictures import PictureFiles
 from data.storage.atomic import atomic_file
-from data.storage.picture_files import opened_picture
 from model.retrieval.results import Found, Hit
 from model.retrieval.sheet_text import SheetFont, remarks_on, shorten, wrap_text
 
@@ -249,12 +249,7 @@ def _draw_picture(
     if picture.path is None:
         SMALL.draw(draw, (x + 2 * BORDER, y + thumb // 2 - 8), shorten("no picture file", SMALL, thumb - 4 * BORDER), FAINT)
     else:
-        try:
-            with opened_picture(picture.path) as file:
-                photo = ImageOps.exif_transpose(file).convert("RGB")
-        except OSError as error:
-            raise BadInput(f"{picture.path}: cannot read the picture: {error}") from error
-        photo = ImageOps.contain(photo, (thumb - 2 * BORDER, thumb - 2 * BORDER))  # whole picture, never cropped
+        photo = scaled_photo(picture.path, thumb - 2 * BORDER)
         sheet.paste(photo, (x + (thumb - photo.width) // 2, y + (thumb - photo.height) // 2))
     if is_answer:
         for at in range(0, thumb, 12):

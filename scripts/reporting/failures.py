@@ -10,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from PIL import ImageOps
-
 from data.captions.db import CaptionDB
 from data.downloads.hub import folder_under
 from data.errors import BadInput
+from data.regions.photos import scaled_photo
 from data.regions.pictures import PictureFiles, read_pictures
-from data.storage.picture_files import opened_picture
 from model.evaluation.failures import Choice, Failures
 from scripts.reporting.results import EvaluationReport
 
@@ -106,9 +104,8 @@ class WorstQueries:
 def thumbnail(path: Path) -> str:
     """A small copy of a picture as a data URI; empty when it cannot be read."""
     try:
-        with opened_picture(path) as file:
-            picture = ImageOps.contain(ImageOps.exif_transpose(file).convert("RGB"), (SIDE, SIDE))
-    except (OSError, BadInput):
+        picture = scaled_photo(path, SIDE)
+    except BadInput:
         return ""
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)

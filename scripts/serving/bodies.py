@@ -8,6 +8,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import anyio
+from PIL import UnidentifiedImageError
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -19,6 +20,7 @@ PIXELS = 40_000_000  # of a picture of one's own
 READ_WITHIN = 30.0  # seconds that a body may take to arrive
 BYTES, PICTURE_BYTES = 256 << 10, 20 << 20  # of JSON, and of a form with a picture
 FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+SUFFIXES = FORMATS | {"MPO": ".jpg"}  # Pillow's name of a JPEG with two pictures, as telephones write them
 
 
 class TooLarge(Exception):
@@ -67,11 +69,13 @@ async def stored_picture(upload: Any, folder: Path) -> Path:
     try:
         with opened_picture(data, list(FORMATS)) as image:
             kind, (width, height) = image.format, image.size
-    except OSError:
+    except UnidentifiedImageError:
         raise BadInput(f"the file is no picture that can be read: give one of {', '.join(FORMATS)}") from None
+    except OSError as error:
+        raise BadInput(f"the picture cannot be read: {error}") from None
     if width * height > PIXELS:
         raise BadInput(f"the picture has {width} x {height} pixels, expected at most {PIXELS:,}: scale it down")
-    with NamedTemporaryFile(dir=folder, suffix=FORMATS[kind], delete=False) as file:
+    with NamedTemporaryFile(dir=folder, suffix=SUFFIXES[kind], delete=False) as file:
         try:
             file.write(data)
             file.flush()

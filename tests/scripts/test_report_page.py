@@ -1,6 +1,7 @@
 """The page about a run: what it shows, that it refers to nothing outside it, and that what stands in files stays text."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import eval_itm
 from configs import cli
@@ -23,7 +25,7 @@ from data.index.writer import IndexWriter
 from model.evaluation.outcomes import read_ranks
 from model.evaluation.settings import EvalConfig
 from scripts import report
-from scripts.reporting.failures import WorstQueries
+from scripts.reporting.failures import WorstQueries, thumbnail
 from scripts.reporting.results import read_run
 
 EVIL = '</p><script>alert("x")</script><img src=http://elsewhere/x.png onerror=alert(1)> {{ 7 * 7 }}'
@@ -128,6 +130,17 @@ def test_failures_are_the_worst_queries_with_what_stood_before_them(evaluated):
         assert min(of_language.index(name) for name in own) + 1 == each.rank
         assert [item.label for item in each.first] == of_language[: each.rank - 1][:3]
     assert all(each.rank > 1 for each in found.texts(10_000))
+
+
+def test_a_thumbnail_looks_as_the_extractor_saw_the_picture(tmp_path):
+    Image.fromarray(np.full((40, 40), 64 << 8, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGB", (20_000, 1), (64, 64, 64)).save(tmp_path / "long.png")
+    (tmp_path / "damaged.png").write_bytes((tmp_path / "deep.png").read_bytes()[:60])
+    for name, size in (("deep.png", (150, 150)), ("long.png", (150, 1))):
+        kind, _, content = thumbnail(tmp_path / name).partition(",")
+        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+            assert kind == "data:image/jpeg;base64" and picture.size == size and picture.getpixel((0, 0)) == (64, 64, 64)
+    assert thumbnail(tmp_path / "damaged.png") == ""
 
 
 def test_what_is_gone_is_left_out(evaluated, tmp_path):

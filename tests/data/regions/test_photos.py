@@ -92,6 +92,7 @@ def test_every_exif_orientation(tmp_path, suffix, huge, monkeypatch):
     upright = Image.fromarray(ramp())
     undo = Image.Transpose  # how the camera stored it, by orientation
     stored = {1: None, 3: undo.ROTATE_180, 6: undo.ROTATE_90, 8: undo.ROTATE_270, 5: undo.TRANSPOSE}
+    stored |= {2: undo.FLIP_LEFT_RIGHT, 4: undo.FLIP_TOP_BOTTOM, 7: undo.TRANSVERSE}
     for orientation, turn in stored.items():
         exif = Image.Exif()
         exif[0x0112] = orientation

@@ -42,6 +42,17 @@ def test_contact_sheet_frames_the_hits(tmp_path, world):
     assert sorted(p.name for p in sheet.parent.iterdir()) == ["sheet.png"]
 
 
+def test_pictures_look_as_the_extractor_saw_them(tmp_path):
+    """16 bits scaled to 8, transparency on white; and one that is so long that its other side vanishes."""
+    Image.fromarray(np.full((40, 40), 64 << 8, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (40, 40), (200, 0, 0, 128)).save(tmp_path / "clear.png")
+    Image.new("RGB", (20_000, 1), (10, 20, 30)).save(tmp_path / "long.png")
+    for name, colour in (("deep", (64, 64, 64)), ("clear", (227, 127, 127)), ("long", (10, 20, 30))):
+        row = SheetRow("q", [SheetPicture(tmp_path / f"{name}.png", 1.0, False)])
+        sheet = np.asarray(contact_sheet.draw_contact_sheet([row], thumb=100)).astype(int)
+        assert (np.abs(sheet[:, 16 + 50] - colour) <= 1).all(-1).any(), name  # a column through its middle
+
+
 def size_of(*rows):
     return contact_sheet.draw_contact_sheet(rows, thumb=50).size
 
