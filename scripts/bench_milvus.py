@@ -6,12 +6,12 @@ python scripts/bench_milvus.py --uri http://localhost:19530 --token USER:PASSWOR
 python scripts/bench_milvus.py --uri milvus.db --images 5000 --engines FLAT    # the embedded engine
 
 Vectors and queries are drawn as a trained model's are (``scripts/benchmarking/galleries.py``), written as an index and exported as
-scripts/export_index.py does, to a collection of their own for each engine; its name is drawn, and it is deleted at the end. No other
-is touched. The exact backend, which searches the same index in this process, and the engines are asked in turns, query after query.
+scripts/export_index.py does, to a collection of their own for each engine; its name is drawn, and it is deleted at the end, or by the
+next one with this folder of work where this is killed. No other is touched. The exact backend, which searches the same index in this
+process, and the engines are asked in turns, query after query.
 """
 
 import secrets
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +38,7 @@ from scripts.benchmarking.engine_searches import measured_searches, print_table
 from scripts.benchmarking.galleries import Synthetic, write_drawn_index
 from scripts.benchmarking.measuring import device_name
 from scripts.benchmarking.retrieval_report import BATCH
+from scripts.benchmarking.work_folder import work_folder
 
 
 @dataclass
@@ -69,8 +70,6 @@ class Options:
     work: str = "bench_milvus_work"
 
     def __post_init__(self):
-        if Path(self.work).exists():
-            raise BadInput(f"work: {self.work} exists; it is deleted at the end: give a folder that does not")
         if self.queries < BATCH or self.queries % BATCH:
             raise BadInput(f"queries is {self.queries}, expected hundreds: {BATCH} are asked at once")
         if not 0 < self.k <= self.images or self.dim < 1 or len(set(self.engines)) < max(1, len(self.engines)):
@@ -81,17 +80,22 @@ def main(options: Options) -> None:
     claim_output(options.out)
     if "://" not in options.uri:
         claim_output(options.uri)
-    work, name = Path(options.work), f"bench_milvus_{secrets.token_hex(8)}"
-    work.mkdir(parents=True)
+    name = f"bench_milvus_{secrets.token_hex(8)}"
+    collections = {engine: f"{name}_{engine}" for engine in options.engines}
+
+    def delete_left(names: str) -> None:
+        for collection in names.split() if "://" in options.uri or Path(options.uri).exists() else ():
+            delete_from_milvus(options.uri, collection, options.token, options.timeout)
+
     with ExitStack() as at_the_end:
-        at_the_end.callback(shutil.rmtree, work, ignore_errors=True)
+        work = at_the_end.enter_context(work_folder(options.work, " ".join(collections.values()), delete_left))
         shape, rng = Synthetic(options.dim), np.random.default_rng(options.images)
         some = write_drawn_index(work / "index", shape, rng, options.images, "bench_milvus")
         asked = shape.queries(rng, some[rng.integers(len(some), size=options.queries)])
         index = EmbeddingIndex(work / "index")
         systems, exports = {"exact": open_backend(index)}, {}
         for engine in options.engines:
-            exported = exported_index(index, f"{name}_{engine}", engine, options)
+            exported = exported_index(index, collections[engine], engine, options)
             systems[engine], exports[engine] = at_the_end.enter_context(exported)
         server = settled_server(options, [systems[engine].header["collection"] for engine in options.engines])
         searches = measured_searches(systems, asked, options.k)

@@ -14,7 +14,6 @@ All systems are measured in turns, round after round in one run, so that a machi
 all of them. Cross-attention is measured on the re-ranker's pairs, and multiplied by the size of the gallery.
 """
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from any fo
 from configs import cli  # isort: skip (before torch)
 import torch
 
-from data.errors import BadInput
 from data.storage.locks import claim_output
 from data.storage.text_files import write_json
 from model.precision import choose_device
@@ -32,6 +30,7 @@ from scripts.benchmarking.measuring import refuse_plot_in_results
 from scripts.benchmarking.retrieval_models import RetrievalSettings
 from scripts.benchmarking.retrieval_report import plot, print_table
 from scripts.benchmarking.retrieval_times import measured_results
+from scripts.benchmarking.work_folder import work_folder
 
 
 @dataclass
@@ -53,8 +52,6 @@ class Options(RetrievalSettings):
     def __post_init__(self):
         super().__post_init__()
         refuse_plot_in_results(self.out)
-        if Path(self.work).exists():
-            raise BadInput(f"work: {self.work} exists; it is deleted at the end: give a folder that does not")
 
 
 def main(options: Options) -> None:
@@ -62,12 +59,8 @@ def main(options: Options) -> None:
     device = choose_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    work = Path(options.work)
-    work.mkdir(parents=True)
-    try:
+    with work_folder(options.work) as work:
         results = measured_results(options, work, device)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     results["options"] = {name: value for name, value in cli.to_dict(options).items() if name not in ("work", "out")}
     write_json(options.out, results)
     print_table(results)

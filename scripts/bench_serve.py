@@ -10,7 +10,6 @@ round, so that a machine that speeds up or slows down does so for both. The clie
 of it. Every answer is compared with the dot products of all vectors. Only 127.0.0.1 is asked.
 """
 
-import shutil
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from scripts.benchmarking.serving_galleries import (
 from scripts.benchmarking.serving_load import Request, load_service, search_request
 from scripts.benchmarking.serving_mixed import MixedOptions, mixed_load
 from scripts.benchmarking.serving_report import plot, print_table
+from scripts.benchmarking.work_folder import work_folder
 
 WAYS = {"one at a time": ["--service.batch-size", "1", "--service.batch-ms", "0"], "together": []}
 
@@ -75,8 +75,6 @@ class Options:
     def __post_init__(self):
         refuse_empty_lists(self)
         refuse_plot_in_results(self.out)
-        if Path(self.work).exists():
-            raise BadInput(f"work: {self.work} exists; it is deleted at the end: give a folder that does not")
         if min(self.rounds, self.k, *self.clients) < 1 or self.seconds <= 0:
             raise BadInput("rounds, k and clients must be at least 1, seconds more than 0")
         if self.mixed.minutes and self.mixed.gallery not in self.galleries:
@@ -85,10 +83,8 @@ class Options:
 
 def main(options: Options) -> None:
     claim_output(options.out)
-    work = Path(options.work)
-    work.mkdir(parents=True)
     results: dict[str, Any] = {"galleries": [], "mixed": None}
-    try:
+    with work_folder(options.work) as work:
         for name in options.galleries:
             if name == "demo":
                 gallery = demo_gallery(Path(options.demo), work, options.precision)
@@ -98,8 +94,6 @@ def main(options: Options) -> None:
             if options.mixed.minutes and name == options.mixed.gallery:
                 with running_service(gallery.words) as (port, process):
                     results["mixed"] = {"name": gallery.name} | mixed_load(gallery, port, process, options.mixed)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     results |= {"device": device_name(torch.device("cpu")), "options": cli.to_dict(options), "environment": environment()}
     results["options"] = {name: value for name, value in results["options"].items() if name not in ("work", "out", "demo")}
     write_json(options.out, results)

@@ -146,6 +146,11 @@ _DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up here: little is safe between fork and exec
 
 
+def ends_with_this() -> Callable[[], None]:
+    """The ``preexec_fn`` of a command that gets SIGTERM when this process is gone, however it went."""
+    return functools.partial(_end_with_parent, os.getpid())
+
+
 def _end_with_parent(parent: int) -> None:
     """In a child, before it becomes a command: it gets SIGTERM when its parent is gone, however that went."""
     if _prctl is not None:
@@ -183,7 +188,7 @@ def run_command(words: Sequence[str], cwd: str | Path | None = None) -> int:
         KeyboardInterrupt: Ctrl-C has ended the command.
     """
     interrupted = False
-    with subprocess.Popen(words, cwd=cwd, preexec_fn=functools.partial(_end_with_parent, os.getpid())) as process:
+    with subprocess.Popen(words, cwd=cwd, preexec_fn=ends_with_this()) as process:
         main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate()) if main_thread else None
         try:

@@ -19,7 +19,7 @@ import torch
 from data.captions.db import CaptionDB
 from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
-from data.storage.processes import starting_workers
+from data.storage.processes import ends_with_this, starting_workers
 from model.bi_encoder import LightningDOT, LightningDOTConfig
 from model.retrieval.retriever import Retriever
 from model.transformer import EncoderConfig
@@ -135,7 +135,7 @@ def running_service(words: list[str]) -> Iterator[tuple[int, int]]:
     """``scripts/serve.py`` on a free port of this machine: (port, process id)."""
     command = [sys.executable, str(ROOT / "scripts/serve.py"), "--port", "0", *words]
     with starting_workers():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=ends_with_this())
     try:
         address = process.stdout.readline()
         if not address:

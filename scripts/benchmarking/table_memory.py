@@ -21,7 +21,7 @@ from data.captions.db import CaptionDB, read_table
 from data.captions.tables import JSON_TABLES
 from data.errors import BadInput
 from data.regions.db import BoxOptions, RegionDB
-from data.storage.processes import starting_workers
+from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
 from scripts.benchmarking.synthetic_databases import COUNTS
 
 BOXES = BoxOptions()
@@ -129,6 +129,7 @@ def run_processes(target: Callable[..., dict], number: int, *arguments) -> list[
 
 
 def _answer(answers: multiprocessing.Queue, target: Callable[..., dict], *arguments) -> None:
+    leave_ctrl_c_to_parent()
     try:
         answers.put(target(*arguments))
     except BadInput as error:

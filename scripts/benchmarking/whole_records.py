@@ -18,6 +18,7 @@ from data.progress import ProgressBar
 from data.regions.db import BoxOptions, Regions
 from data.regions.writer import RegionWriter
 from data.storage.lmdb_writer import LmdbWriter
+from data.storage.processes import ends_with_this
 from data.storage.regular_files import real_path
 from data.storage.text_files import read_json, write_json
 from scripts.benchmarking.measuring import spread
@@ -88,7 +89,7 @@ def measure_reading(root: Path, batch: int, rounds: int, seconds: float, checkou
             for which, folder in checkouts.items():
                 words = [sys.executable, READER, real_path(root) / "whole", "txt", name, str(batch), str(seconds)]
                 env = os.environ | {"PYTHONPATH": str(real_path(folder)), "OMP_NUM_THREADS": "1"}
-                done = subprocess.run(words, env=env, cwd=folder, stdout=subprocess.PIPE, text=True)
+                done = subprocess.run(words, env=env, cwd=folder, stdout=subprocess.PIPE, text=True, preexec_fn=ends_with_this())
                 if done.returncode:
                     raise BadInput(f"{root / 'whole' / name}: its reader, of {folder}, ended with status {done.returncode}; what it wrote says why")
                 found[name][which].append(json.loads(done.stdout))

@@ -20,7 +20,7 @@ from tests.campaign.targets import (
     TRAINED,
     TRANSLATE,
 )
-from tests.campaign.world import SEARCHED, SMALL
+from tests.campaign.world import FOUND, OWN, SEARCHED, SMALL
 
 SMALLEST = ["--hidden-size", "32", "--num-hidden-layers", "1", "--num-attention-heads", "2", "--intermediate-size", "64", "--feature-dim", "16", "--vocab-size", "2000"]  # fmt: skip
 
@@ -65,6 +65,9 @@ WRITING = {
     "score_pairs": Writing(["scripts/score_pairs.py", "--reranker", "uniter/best", "--checkpoint", "fine/best", "--captions", "db/val", "--regions", "regions", "--top", "3", "--languages", "en", "--device", "cpu", "--out", "out.npz"], ["fine", "uniter", "db/val", "regions"], ["out.npz"]),
     "convert_checkpoint": Writing(CONVERT, ["original.pt", "bert.json"], again=True),
     "prepare": Writing(["scripts/prepare.py", "--photos", "photos", "--captions", "captions.jsonl", "--out", "out", "--vocab-size", "200", "--extractor", "random-conv", "--extract", "feature-dim=32", "num-labels=11", "size=64", "workers=1"], ["photos", "captions.jsonl"]),
+    "prepare of changed photographs": Writing([*OWN, "--photos", "photos"], ["photos", "captions.jsonl", "own"], ["own"], weight=0.5),
+    "prepare of changed photographs, without captions": Writing([*FOUND, "--photos", "photos"], ["photos", "fine", "found"], ["found"]),
+    "reproduce": Writing(["scripts/reproduce.py", "demo", "--data-root", ".", "--pretrain-config", "pretrain.yaml", "--finetune-config", "finetune.yaml", "--eval-config", "eval.yaml", "--out", "out"], ["db", "regions", "pretrain.yaml", "finetune.yaml", "eval.yaml"], weight=0.3),
     "translate": Writing(TRANSLATE, ["db/val", "marian", "tokenizer"], weight=0.5),
     "export_index": Writing(EXPORT, ["img"], ["out.db"]),
     "push_to_hub --out": Writing(PUBLISH, ["fine"], again=True),
@@ -92,6 +95,7 @@ TYPED = {
     "convert_checkpoint": (CONVERT, ["original.pt", "bert.json", "tokenizer", "pre"]),
     "convert_config": (["scripts/convert_config.py", "original.json", "--out", "out.yaml"], ["original.json"]),
     "plan": (["scripts/plan.py", "--config", "pretrain.yaml", "--gpu", "h100", "--json", "out.json"], ["pretrain.yaml", "db"]),
+    "average_checkpoints": (["scripts/average_checkpoints.py", "--checkpoints", "fine/best", "other/best", "--out", "out"], ["fine", "other"]),
     "retrieval_table": (["scripts/retrieval_table.py", "--results", "measured.json"], ["measured.json"]),
     "prepare": (WRITING["prepare"].words, ["photos", "captions.jsonl", "tokenizer"]),
     "export_index": (EXPORT, ["img"]),
@@ -104,3 +108,9 @@ TYPED = {
     "translate": (WRITING["translate"].words, WRITING["translate"].inputs),
     "download": (["scripts/download.py", "x", "--sources", "sources.yaml", "--out", "out"], ["sources.yaml"]),
 }  # fmt: skip
+
+MADE = {  # what those write that only report
+    "compare": ["out.json"], "report": ["out.html"], "plot_runs": ["out.png"], "contact_sheet": ["out.png"], "plan": ["out.json"], "convert_config": ["out.yaml"],
+    "average_checkpoints": ["out"], "bench_data": [], "bench_train": [], "bench_retrieval": [], "bench_milvus": [],
+}  # fmt: skip
+WRITING |= {command: Writing(*TYPED[command], outputs, 0.3, again=command == "average_checkpoints") for command, outputs in MADE.items()}

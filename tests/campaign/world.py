@@ -50,6 +50,8 @@ SMALL = ["--feature-dim", "32", "--num-labels", "11", "--size", "64", "--workers
 SEARCHED = ["--index", "img", "--checkpoint", "fine/best"]
 EVALUATED = ["--checkpoint", "fine/best", "--captions", "db/test", "--regions", "regions", "--device", "cpu"]
 TOKENIZED = ["--annotations", "captions.jsonl", "--tokenizer", "tokenizer"]
+OWN = ["scripts/prepare.py", "--captions", "captions.jsonl", "--vocab-size", "200", "--extractor", "random-conv", "--extract", "feature-dim=32", "num-labels=11", "size=64", "workers=1", "--out", "own"]  # fmt: skip
+FOUND = ["scripts/prepare.py", "--checkpoint", "fine/best", "--extract", "workers=1", "--out", "found"]
 
 STEPS = [
     ["scripts/make_scenes.py", "--out", ".", "--train", "14", "--val", "5", "--test", "6", "--size", "64", "--workers", "1"],
@@ -85,6 +87,9 @@ def make_world(folder: Path, log: Path, say: Callable[[str], None]) -> None:
         run(words, folder, log, status=75, before=stop_after_some_steps)
     say("files of others")
     Child(lambda: (become_nobody(), os.chdir(folder), write_files(folder))[2]).result()
+    for words in (OWN, FOUND):
+        say(f"{words[0]}, of photographs that change")
+        run([*words, "--photos", "fewer"], folder, log)
 
 
 def run(words: list[str], folder: Path, log: Path, status: int = 0, before: Callable[[], None] | None = None) -> None:
@@ -148,12 +153,23 @@ def write_files(folder: Path) -> None:
     make_marian(folder / "marian", [captions[name]["raw"] for name in captions.ids])
     foreign.write_models(folder / "others", folder / "tokenizer/vocab.txt")
     shutil.copyfile(sorted((folder / "photos").iterdir())[2], folder / "asked.jpg")
+    write_former_photographs(folder)
     (folder / "lists").mkdir()
     names = [line.split("#")[0] for line in (folder / "annotations/results.token").read_text().splitlines()]
     for name, part in (("train", names[:12]), ("val", names[12:]), ("excluded", names[3:5])):
         (folder / f"lists/{name}.txt").write_text("".join(f"{each}\n" for each in part))
     (folder / "delete.txt").write_text("\n".join(sorted(regions.keys)[:3]) + "\n")
     (folder / "pictures.txt").write_text("\n".join(path.name for path in sorted((folder / "photos").iterdir())[:6]) + "\n")
+
+
+def write_former_photographs(folder: Path) -> None:
+    """``fewer``: the photographs as they were before two came, one was changed, and one was deleted."""
+    first, second, third, *others = sorted((folder / "photos").iterdir())
+    (folder / "fewer").mkdir()
+    for path in others:
+        shutil.copy2(path, folder / "fewer" / path.name)
+    shutil.copyfile(first, folder / "fewer" / third.name)
+    shutil.copyfile(second, folder / "fewer" / "deleted.jpg")
 
 
 def write_scores(folder: Path, captions: list[str], images: list[str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.campaign.canonical import canonical_outputs
+from tests.campaign.canonical import canonical_outputs, lasting_lines
 from tests.campaign.children import Command, Ended
 from tests.campaign.commands import WRITING, Writing
 from tests.campaign.isolation import become_nobody, give_to_nobody, mount_small, resize
@@ -114,6 +115,30 @@ class Killed(Disturbed):
         return outcome, "; ".join(done), detail
 
 
+class Interrupted(Disturbed):
+    """Told to stop: by Ctrl-C, which all of its processes hear, or by SIGTERM, which it alone hears."""
+
+    kind = "interrupt"
+
+    def disturb(self, room, clean, chance):
+        done = []
+        for _ in range(chance.randrange(1, 3)):
+            command, after = self.start(room), chance.random() * clean.seconds * 1.1
+            command.has_ended(after)
+            number = chance.choice([signal.SIGINT, signal.SIGTERM])
+            command.kill(number, group=number == signal.SIGINT)
+            ended = command.wait(60, end_group=False)
+            done.append(f"{number.name} after {after:.3f} s: {ended.status}")
+            if not command.group_ends(10):
+                command.kill()
+                return "broken", "; ".join(done), "its workers are still there after ten seconds"
+            outcome, detail = told_to_stop(ended, number, clean)
+            if outcome in BAD and not (self.writing.again and ended.status == 2):
+                return outcome, "; ".join(done), detail
+        outcome, detail = self.to_the_end(room, clean)
+        return outcome, "; ".join(done), detail
+
+
 class FullDisk(Disturbed):
     kind = "full disk"
     as_root = True
@@ -200,6 +225,23 @@ READERS = {
 }
 
 
+STOPPED_WITH = {signal.SIGINT: (0, 75, 130, -signal.SIGINT), signal.SIGTERM: (0, 2, 75, -signal.SIGTERM)}  # 130 of a shell is -SIGINT
+
+
+def told_to_stop(ended: Ended, number: int, clean: Clean) -> tuple[str, str]:
+    """Outcome and detail of a command that was told to stop: it says so in one line, or came to its end."""
+    if ended.timed_out:
+        return "hang", last_lines(ended)
+    if "Traceback (most recent call last)" in ended.errors or "Exception ignored" in ended.errors:
+        return "traceback", last_lines(ended)
+    new = [line for line in lasting_lines(ended.errors) if line not in clean.lines]
+    if ended.status not in STOPPED_WITH[number]:
+        return "untidy", f"status {ended.status}\n{last_lines(ended)}"
+    if len(new) > 1:
+        return "untidy", f"{len(new)} lines:\n" + "\n".join(new[:5])
+    return "noticed", "\n".join(new)
+
+
 def last_lines(ended: Ended) -> str:
     return "\n".join(ended.errors.rstrip().splitlines()[-12:])
 
@@ -224,6 +266,6 @@ def kill_a_worker(pid: int, chance: random.Random) -> None:
         pass
 
 
-DISTURBED = [kind(command, weight * WRITING[command].weight) for kind, weight in ((Killed, 0.2), (FullDisk, 0.12), (Pair, 0.12)) for command in WRITING if not command.endswith("again")] + [
+DISTURBED = [kind(command, weight * WRITING[command].weight) for kind, weight in ((Killed, 0.2), (Interrupted, 0.12), (FullDisk, 0.12), (Pair, 0.12)) for command in WRITING if not command.endswith("again")] + [
     Read(command) for command in READERS
 ]

@@ -11,6 +11,8 @@ from scripts import bench_retrieval, retrieval_table
 from scripts.bench_retrieval import Options
 from scripts.benchmarking.galleries import Synthetic
 from scripts.benchmarking.retrieval_report import FLAT
+from scripts.benchmarking.work_folder import MARK, work_folder
+from tests.kill_points import run_killed
 
 TINY = (
     "--galleries 300 900 --encoded 20 --rerank-top 5 20 --rounds 2 --seconds 0.01 --hidden-size 32 --num-hidden-layers 1 "
@@ -71,10 +73,35 @@ def test_vectors_are_spread_as_the_trained_ones_were():
         (["--rounds", "0"], "must be at least 1"),
         (["--rerank-top", ""], "rerank_top: found none, expected at least one"),
         (["--galleries", "[]"], "galleries: found none"),
-        (["--work", "."], "exists; it is deleted at the end"),
         (["--out", "a.png"], "out: a.png is where the plot is written"),
     ],
 )
 def test_it_refuses(words, message):
     with pytest.raises(BadInput, match=message):
         cli.parse(Options, [*TINY, *words])
+
+
+def test_a_folder_of_somebody_is_no_folder_to_work_in(tmp_path):
+    with pytest.raises(BadInput, match="exists; it is deleted at the end"):
+        bench_retrieval.main(cli.parse(Options, [*TINY, "--work", str(tmp_path), "--out", str(tmp_path / "out.json")]))
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(BadInput, match="exists; it is deleted at the end"), work_folder(str(tmp_path / "link")):
+        pass
+    with work_folder(str(tmp_path / "work")), pytest.raises(BadInput, match="is writing there"), work_folder(str(tmp_path / "work")):
+        pass
+
+
+def test_what_a_killed_benchmark_has_left_is_deleted_by_the_next(tmp_path):
+    def main() -> None:
+        with work_folder(str(tmp_path / "work"), "of the killed one") as work:
+            (work / "index").mkdir()
+            (work / "index" / "data.mdb").write_text("x")
+            (work / "model").mkdir()
+
+    number, notes = 0, []
+    while run_killed(main, tmp_path / "work", number):
+        with work_folder(str(tmp_path / "work"), "", notes.append) as work:
+            assert [path.name for path in work.iterdir()] == [MARK]
+        assert not list(tmp_path.iterdir()), f"killed before change {number}"
+        number += 1
+    assert number > 8 and set(notes) == {"of the killed one"}
