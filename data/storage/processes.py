@@ -96,13 +96,18 @@ def worker_pool(
     """
     admit_open_files()
     pool, over = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), initializer, initargs), threading.Event()
+    watching = threading.Thread(target=_end_with_one, args=(pool, pool._result_queue, over), daemon=True, name="pool")
     if start_method == "spawn":  # a fork wants no other thread, and what is forked hands over little
-        threading.Thread(target=_end_with_one, args=(pool, pool._result_queue, over), daemon=True, name="pool").start()
+        watching.start()
     try:
         yield pool
     finally:
         over.set()
-        _end_pool(pool)
+        try:
+            if start_method == "spawn":
+                watching.join()  # it closes what is closed here, and two at once would close another's file
+        finally:
+            _end_pool(pool)
 
 
 def _end_with_one(pool: ProcessPoolExecutor, results: Any, over: threading.Event) -> None:

@@ -143,7 +143,7 @@ def test_a_pool_is_left_in_silence_however_late_its_thread_hears_of_it(monkeypat
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, threading
 sys.path.insert(0, {root!r})
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -156,10 +156,20 @@ def large(number):
     Connection._send = write_a_part
     return bytes(32 << 20)
 
+main_closes, close = threading.Event(), Connection._close
+
+def close_late(connection):
+    if threading.current_thread() is threading.main_thread():
+        main_closes.set()
+    close(connection)
+    main_closes.wait(1)  # what closes it besides, does it now
+
 if __name__ == "__main__":
+    Connection._close = close_late
     with worker_pool(1, "spawn") as pool:
         with starting_workers():
             job = pool.submit(large, 0)
+        main_closes.clear()
         try:
             job.result()
         except BrokenProcessPool:
