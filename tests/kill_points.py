@@ -101,9 +101,9 @@ def _content(path: Path) -> object:
         with lmdb.open(str(path.parent), readonly=True, lock=False) as env, env.begin() as txn:
             records = dict(txn.cursor())
         return {key: _plain(json.loads(value)) if key == b"header" else value for key, value in records.items() if key != b"crc/header"}
-    if path.name == "checksums.npz":  # it names the transaction of LMDB that it is about, which counts commits
+    if path.name == "checksums.npz":  # it names the transaction of LMDB, which counts commits, and sums files that name folders
         with np.load(path) as arrays:
-            return {name: arrays[name].tolist() for name in arrays if name not in ("transaction", "digest")}
+            return {name: arrays[name].tolist() for name in arrays if name not in ("transaction", "digest", "files")}
     return _plain(json.loads(path.read_text())) if path.suffix == ".json" else path.read_bytes()
 
 

@@ -106,7 +106,9 @@ class CaptionDB:
 
     def _build(self) -> dict[str, np.ndarray]:
         arrays = build_columns(self.folder, partial(read_table, self.folder))
-        return columns_with_sums(arrays, read_sums(self.folder, self._records.txn), self.folder)
+        if (sums := read_sums(self.folder, self._records.txn)) is not None:
+            sums.say_other_files(self.folder.glob("*.json"))
+        return columns_with_sums(arrays, sums, self.folder)
 
     def check_current(self) -> None:
         """Raise BadInput where another database stands in the folder by now. Whoever reads something else there asks behind it."""

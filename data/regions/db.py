@@ -263,6 +263,7 @@ class RegionDB:
         if (sums := read_sums(self.folder, self._records.txn)) is not None:
             arrays |= sums.columns(Strings(arrays, "key"), self.folder)
             self._first_reads = FirstReads(self.folder, arrays)
+            sums.say_other_files([*self.folder.glob("*.json"), *filter(None, [nbb_path])])
         if nbb_path:
             counts: Sequence[int] | np.ndarray = self._read_nbb(nbb_path, keys)
         elif self.boxes.conf_th == -1:

@@ -1,16 +1,17 @@
 """A checksum of every record of a database that we write, in a file beside its LMDB, so that damage is noticed where it is read.
 
 ``checksums.npz`` holds ``keys`` uint64 [N], a hash of each record's key, rising; ``sums`` uint32 [N], the CRC-32 of its value; where
-values begin with what is read more often than the rest, ``heads`` uint32 [N, 2], how many bytes that is, or 0, and their CRC-32; and
-``transaction``, the number of the LMDB's last transaction: records that somebody has changed since are not compared, which that
-number and the number of records tell. Databases of others have no such file, nor have ours of before, or none with ``heads``.
+values begin with what is read more often than the rest, ``heads`` uint32 [N, 2], how many bytes that is, or 0, and their CRC-32;
+``files`` uint64 [M, 2], of each file in JSON beside the LMDB a hash of its name and the CRC-32 of its content; and ``transaction``, the
+number of the LMDB's last transaction: records that somebody has changed since are not compared, which that number and the number of
+records tell. Databases of others have no such file, nor have ours of before, or none with ``heads`` and ``files``.
 """
 
 from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import lmdb
@@ -22,11 +23,13 @@ from data.notices import say_once
 from data.storage.array_digest import read_own_arrays, write_arrays
 from data.storage.columns import Numbers, Strings
 from data.storage.digest import hash_of_key
+from data.storage.file_facts import file_crc32
 from data.storage.regular_files import is_there
 
 FILE = "checksums.npz"
 SUM, HEAD = "sum", "head"  # columns of a database's tables: uint32 [N], and uint32 [N, 2]
 _HEAD, _WHOLE = 1, 2  # what was compared of a record
+_PASSING = ("digest.json", "settings.json")  # files that come and go
 _ADVICE = "copy the database again or build it again"
 
 
@@ -34,11 +37,12 @@ class RecordSums:
     """The checksums of a database's records.
 
     Args:
-        keys, sums, heads: as in the file
+        keys, sums, heads, files: as in the file
     """
 
-    def __init__(self, keys: np.ndarray, sums: np.ndarray, heads: np.ndarray | None = None):
+    def __init__(self, keys: np.ndarray, sums: np.ndarray, heads: np.ndarray | None = None, files: np.ndarray | None = None):
         self._keys, self._sums, self._heads = keys, sums, heads
+        self._files: dict[int, int] = {} if files is None else dict(files.tolist())
 
     def of(self, hashes: np.ndarray) -> np.ndarray:
         """The sums uint32 [n] of records with these hashes [n] of their keys; 0 where there is none."""
@@ -71,6 +75,13 @@ class RecordSums:
                 columns[name] = np.empty((len(keys), *values.shape[1:]), np.uint32)
                 columns[name][keys.rows_by_hash] = self._at(keys.hashes, values)
         return columns
+
+    def say_other_files(self, paths: Iterable[Path]) -> None:
+        """Say which of these files beside the records are not those that were written with them."""
+        for path in paths:
+            expected = self._files.get(hash_of_key(path.name.encode()))
+            if expected is not None and int(file_crc32(path), 16) != expected:
+                say_once(f"{path}: is not what was written with the records, by their {FILE}: changed, damaged, or another database's? It is taken as it is")
 
     def check(self, folder: Path, key: str, value: bytes | memoryview) -> None:
         """Raise BadInput where a record is not what was written."""
@@ -167,8 +178,10 @@ class SumsWriter:
         arrays = {"keys": keys[order], "sums": sums[order], "transaction": np.array(env.info()["last_txnid"])}
         if self._head_bytes:
             arrays["heads"] = heads[order]
+        files = [(hash_of_key(path.name.encode()), int(file_crc32(path), 16)) for path in sorted(folder.glob("*.json")) if path.name not in _PASSING]
+        arrays["files"] = np.array(files, np.uint64).reshape(-1, 2)
         write_arrays(folder / FILE, arrays, compress=False)
-        return RecordSums(arrays["keys"], arrays["sums"], arrays.get("heads"))
+        return RecordSums(arrays["keys"], arrays["sums"], arrays.get("heads"), arrays["files"])
 
 
 def read_sums(folder: Path, txn: lmdb.Transaction) -> RecordSums | None:
@@ -180,11 +193,13 @@ def read_sums(folder: Path, txn: lmdb.Transaction) -> RecordSums | None:
         keys, sums, heads, written = arrays["keys"], arrays["sums"], arrays.get("heads"), int(arrays["transaction"])
         if (sums.shape, sums.dtype) != (keys.shape, np.uint32) or (heads is not None and (heads.shape, heads.dtype) != ((len(keys), 2), np.uint32)):
             raise ValueError(f"{folder / FILE}: its arrays do not belong together")
+        if (files := arrays.get("files")) is not None and (files.shape[1:], files.dtype) != ((2,), np.uint64):
+            raise ValueError(f"{folder / FILE}: its files are {files.dtype} {list(files.shape)}")
     except (BadInput, KeyError, TypeError, ValueError) as error:
         say_once(f"{error}: records are read without checksums")
         return None
     if (written, len(keys)) != (txn.id(), txn.stat()["entries"]):
         say_once(f"{folder}: was changed since its {FILE} was written: its records are read without checksums")
         return None
-    return RecordSums(keys, sums, heads)
+    return RecordSums(keys, sums, heads, files)
 

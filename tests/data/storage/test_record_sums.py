@@ -1,5 +1,6 @@
 """Checksums of records: written with a database, compared when a record is read first, never a false alarm."""
 
+import json
 import os
 import pickle
 import random
@@ -333,3 +334,17 @@ def test_checksums_of_another_database_are_noticed(tmp_path, capsys):
     shutil.copyfile(tmp_path / "other" / FILE, folder / FILE)
     assert str(all_captions(folder)) == expected
     assert f"{folder}: {FILE} has no checksum of 12 of its 12 records, which are read without" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["id2len.json", "txt2lang.json", "meta.json", "nbb_th0.2_max100_min10.json"])
+def test_a_table_of_another_database_is_said(tmp_path, capsys, name):
+    folder, _ = write_captions(tmp_path), write_images(tmp_path)
+    path = next(tmp_path.rglob(name))
+    all_captions(folder), all_pictures(tmp_path)
+    assert capsys.readouterr().err == ""
+    if name.startswith("nbb"):
+        path.write_text(path.read_text().replace("6", "5", 1))
+    else:
+        path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    all_captions(folder), all_pictures(tmp_path)
+    assert f"{path}: is not what was written with the records, by their {FILE}" in capsys.readouterr().err
