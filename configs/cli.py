@@ -50,6 +50,7 @@ from configs.yaml_file import (
 )
 from data.errors import STOPPED, BadInput, Stopped
 from data.notices import shortened
+from data.storage.own_files import note_named
 from data.storage.processes import check_workers
 from data.storage.text_files import is_utf8
 
@@ -99,7 +100,7 @@ def run(
     set_up_streams()
     message, status = None, 2
     try:
-        main(parse(config, sys.argv[1:], positional, Page(main.__globals__["__doc__"] or "", often)))
+        main(note_named(parse(config, sys.argv[1:], positional, Page(main.__globals__["__doc__"] or "", often))))
         sys.stdout.flush()  # a full disk shows here
     except BadInput as error:
         message = str(error).rpartition("data.errors.BadInput: ")[2]  # a worker's comes with its traceback in front

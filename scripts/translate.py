@@ -23,6 +23,7 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.captions.writer import write_caption_db
 from data.errors import BadInput
 from data.storage.locks import claim_output
+from data.storage.regular_files import real_path
 from model.precision import choose_device
 from model.translation import TranslationSettings, translate_captions
 
@@ -69,6 +70,8 @@ class Options:
 def main(options: Options) -> None:
     claim_output(options.out)
     captions = CaptionDB(options.captions)
+    if real_path(options.out) == real_path(captions.folder):
+        raise BadInput(f"{options.out}: is the database that is translated; choose another folder for the translation")
     sources = read_sources(captions, options.languages)
     tokenizer = CaptionTokenizer.from_pretrained(options.tokenizer, options.lowercase)
     settings = TranslationSettings(

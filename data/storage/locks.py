@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from data.errors import BadInput
+from data.storage.own_files import check_written_over
 
 _held: dict[Path, tuple[IO, list[Path]]] = {}  # lock file → its handle, and the folders that were made for it
 _claimed: set[Path] = set()  # those of them that are held to its end
@@ -44,8 +45,10 @@ def claim_output(path: str | Path) -> None:
     """Be the only command that writes to ``path`` until this process ends. Claiming it again does nothing.
 
     Raises:
-        BadInput: another process does; the message says which, and on which host.
+        BadInput: another process does; the message says which, and on which host. Or a file is there that this command reads, or that is
+            part of a database, say.
     """
+    check_written_over(path)
     file = _lock_file(path)
     if file not in _claimed and _lock(path):
         _claimed.add(file)
