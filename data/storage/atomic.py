@@ -35,6 +35,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     partial = beside(path, ".", ".partial")
     with cannot_write_is_bad_input(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():  # a link to one would be replaced
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         partial.unlink(missing_ok=True)  # of a run that was killed; or a link, and what is written would be where it leads
         try:
             yield partial

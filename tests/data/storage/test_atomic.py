@@ -147,3 +147,12 @@ def test_what_stands_beside_a_place(tmp_path, monkeypatch):
         with pytest.raises(BadInput, match="cannot be written"), atomic_file(place) as path:
             path.write_text("x")
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    with pytest.raises(BadInput, match="link: cannot be written: Is a directory"):
+        with atomic_file(tmp_path / "link") as path:
+            path.write_text("new")
+    assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path)) == ["folder", "link"]
