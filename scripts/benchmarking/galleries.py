@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
 
+from data.errors import BadInput
 from data.index.reader import EmbeddingIndex
 from data.index.writer import IndexWriter
 from data.search import open_backend
 from data.search.base import SearchOptions
 from data.search.exact import ExactSearch
 from data.storage.memory import check_memory
-from data.storage.processes import leave_ctrl_c_to_parent, starting_workers
+from data.storage.processes import starting_workers, worker_pool
 from scripts.benchmarking.measuring import process_bytes
 from scripts.benchmarking.retrieval_models import RetrievalSettings
 from scripts.benchmarking.retrieval_report import BATCH, FLAT
@@ -84,11 +85,7 @@ class Gallery:
         self.facts: dict = {"index_seconds": time.perf_counter() - started, "index_bytes": _size(self.index.folder)}
         tuning, asked = (shape.queries(rng, some[rng.integers(len(some), size=1024)]) for _ in range(2))
 
-        # Opening and touching are measured in a process of their own, where nothing else has been read.
-        with starting_workers():
-            pool = multiprocessing.get_context("spawn").Pool(1, leave_ctrl_c_to_parent)
-        with pool:
-            self.facts["opening"] = pool.apply(opening, (str(self.index.folder), asked[:1], settings.k))
+        self.facts["opening"] = in_another_process(opening, str(self.index.folder), asked[:1], settings.k)
 
         self.searches: dict = {}
         for name in settings.backends:
@@ -115,6 +112,17 @@ class Gallery:
         """What a system is timed by: a function that asks one query, and one that asks ``BATCH`` of them; its argument is a number."""
         search, asked, k = self.searches[name].search, self.asked, self.k
         return lambda n: search(asked[n % len(asked)][None], k), lambda n: search(asked[:BATCH], k)
+
+
+def in_another_process(measure: Callable[..., dict], *arguments: object) -> dict:
+    """What a function measures where nothing else has been read. Raises BadInput where the process dies, as it does without memory."""
+    try:
+        with worker_pool(1, "spawn") as pool:
+            with starting_workers():
+                found = pool.submit(measure, *arguments)
+            return found.result()
+    except BrokenProcessPool:
+        raise BadInput("a process that measures died, perhaps out of memory; take smaller --galleries") from None
 
 
 def opening(folder: str, query: np.ndarray, k: int) -> dict:

@@ -1,6 +1,7 @@
 """scripts/bench_retrieval.py: the table, of tiny models and galleries; times are only that they are there."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from configs import cli
 from data.errors import BadInput
 from scripts import bench_retrieval, retrieval_table
 from scripts.bench_retrieval import Options
-from scripts.benchmarking.galleries import Synthetic
+from scripts.benchmarking.galleries import Synthetic, in_another_process
 from scripts.benchmarking.retrieval_report import FLAT
 from scripts.benchmarking.work_folder import MARK, work_folder
 from tests.kill_points import run_killed
@@ -105,3 +106,12 @@ def test_what_a_killed_benchmark_has_left_is_deleted_by_the_next(tmp_path):
         assert not list(tmp_path.iterdir()), f"killed before change {number}"
         number += 1
     assert number > 8 and set(notes) == {"of the killed one"}
+
+
+def dies(status):
+    os._exit(status)
+
+
+def test_a_process_that_dies_is_waited_for_by_nobody():
+    with pytest.raises(BadInput, match="a process that measures died, perhaps out of memory"):
+        in_another_process(dies, 7)
