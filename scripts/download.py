@@ -7,8 +7,8 @@ python scripts/download.py coco-captions --out /data/coco
 python scripts/download.py flickr30k             # says what to do
 
 The same command again goes on with a file that was fetched in part. The sources are in configs/downloads.yaml. Where a machine
-reaches a server of your own alone, copy that file, put the server's addresses into it (and leave out checksums of what is repacked),
-and name it in the environment: export LIGHTNINGDOT_DOWNLOADS=my/downloads.yaml
+reaches a server of your own alone, copy that file, put the server's addresses into it (and leave out bytes and checksums of what is
+repacked), and name it in the environment: export LIGHTNINGDOT_DOWNLOADS=my/downloads.yaml
 """
 
 import os

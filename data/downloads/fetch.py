@@ -1,5 +1,6 @@
 """Fetch one file over HTTP, going on with what is there of it."""
 
+import re
 import time
 import urllib.error
 import urllib.request
@@ -19,14 +20,15 @@ def fetch_file(url: str, path: Path, size: int | None, checked: bool, retries: i
     """Fetch ``url`` into ``path``, going on from ``path.part``, which stays there when this fails.
 
     Args:
-        size: bytes of the file where its source names them, for the progress bar and to see a connection that ended early
+        size: bytes of the file where its source names them
         checked: the caller compares the result with a checksum, so that a part which may be of another version of the
             file may be gone on with
         retries: further tries of a connection that breaks or stalls; each goes on where the last one stopped
         timeout: seconds without a byte after which a connection counts as broken
 
     Raises:
-        BadInput: the server says no, or the connection breaks more than ``retries`` times in a row without progress.
+        BadInput: the server says no, or the connection breaks more than ``retries`` times in a row without progress; the file has
+            another size than its source names, and no checksum says that it is right.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -38,6 +40,8 @@ def fetch_file(url: str, path: Path, size: int | None, checked: bool, retries: i
         before = part.stat().st_size if part.exists() else 0
         try:
             _fetch_rest(url, part, size, checked, timeout)
+            if not checked:
+                _check_size(url, part, size)
             part.rename(path)
             return
         except urllib.error.HTTPError as error:
@@ -86,6 +90,9 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
     with answer:
         if answer.status != 206:  # the whole file: the server knows no ranges, or the file is another one
             have = 0
+        elif (begins := re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")) and int(begins[1]) != have:
+            part.unlink(missing_ok=True)
+            raise OSError(f"asked for what begins at byte {have:,}, it sends what begins at {int(begins[1]):,}; the file is fetched anew")
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length and length.isdecimal() else size
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
@@ -106,6 +113,14 @@ def _fetch_rest(url: str, part: Path, size: int | None, checked: bool, timeout: 
     if total is not None and found < total:
         raise OSError(f"the connection ended after {found:,} of {total:,} bytes")
     tag.unlink(missing_ok=True)
+
+
+def _check_size(url: str, part: Path, size: int | None) -> None:
+    """Refuse, and delete, a file of another size than its source names."""
+    found = part.stat().st_size
+    if size is not None and found != size:
+        part.unlink()
+        raise BadInput(f"{url}: {found:,} bytes came, its source names {size:,}; it may be another file now: correct its bytes there, or its url")
 
 
 def web_request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:

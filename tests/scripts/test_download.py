@@ -48,6 +48,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
         self.send_response(206 if start else 200)
+        if start and site.range_sent:
+            self.send_header("Content-Range", site.range_sent)
+            start = int(re.search(r"\d+", site.range_sent)[0])
         if etag:
             self.send_header("ETag" if etag.startswith('"') else "Last-Modified", etag)
         self.send_header("Content-Length", str(len(content) - start))
@@ -66,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
 def site():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.asked, server.refusals, server.cuts = {"/a.bin": CONTENT}, [], [], []
-    server.ranges, server.after_piece = True, lambda at: None
+    server.ranges, server.range_sent, server.after_piece = True, "", lambda at: None
     server.version = lambda content: f'"{hashlib.md5(content).hexdigest()}"'
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -189,6 +192,23 @@ def test_a_part_as_long_as_the_file_or_longer(get, site, tmp_path, have, right):
     (tmp_path / "out/a.bin.part").write_bytes((CONTENT + b"extra")[:have])
     get(checksum=f"sha256:{sha()}")
     assert len(site.asked) == (1 if right else 2)
+
+
+def test_a_file_of_another_size_than_its_source_names_is_refused(get, site, tmp_path):
+    for size in (len(CONTENT) + 1, len(CONTENT) - 1):
+        with pytest.raises(BadInput, match=rf"1,048,576 bytes came, its source names {size:,}"):
+            get(bytes=size)
+        assert not list((tmp_path / "out").glob("a.bin*"))
+    get(bytes=len(CONTENT) + 1, checksum=f"sha256:{sha()}")  # which is surer
+    assert (tmp_path / "out/a.bin").read_bytes() == CONTENT
+
+
+def test_another_range_than_was_asked_for_is_not_put_behind_what_is_there(get, site, tmp_path):
+    """A proxy that answers from what it has kept, say."""
+    site.cuts, site.range_sent = [300_000], "bytes 299000-1048575/1048576"
+    get("--retries", "2")
+    assert (tmp_path / "out/a.bin").read_bytes() == CONTENT
+    assert [wanted for _, wanted in site.asked] == [None, "bytes=300000-", None]
 
 
 def test_a_killed_download_goes_on(get, site, tmp_path):
