@@ -48,7 +48,7 @@ from configs.yaml_file import (
     group_assignments,
     read_mapping,
 )
-from data.errors import STOPPED, BadInput, Stopped
+from data.errors import STOPPED, BadInput, InterruptTold, Stopped
 from data.notices import shortened
 from data.storage.own_files import note_named
 from data.storage.processes import check_workers
@@ -107,8 +107,8 @@ def run(
         TOLD.add(message)
     except Stopped as stopped:
         message, status = str(stopped), STOPPED
-    except KeyboardInterrupt:
-        message, status = INTERRUPTED_LINE, INTERRUPTED
+    except KeyboardInterrupt as error:
+        message, status = "" if isinstance(error, InterruptTold) else INTERRUPTED_LINE, INTERRUPTED
     except BrokenPipeError:  # `... | head`: the reader has what it wanted
         sys.stderr.close()
     except MACHINE_ERRORS as error:  # of RuntimeError and ValueError, what the machine is at fault of
@@ -122,7 +122,8 @@ def run(
             sys.stdout = open(os.devnull, "w")
     end_quietly()
     if message is not None:  # out here the exception is gone, and the progress bars it held have ended their lines
-        print(f"{'error: ' * (status == 2)}{shortened(' '.join(message.split()))}", file=sys.stderr)
+        if message or status == 2:
+            print(f"{'error: ' * (status == 2)}{shortened(' '.join(message.split()))}", file=sys.stderr)
         sys.exit(status)
 
 

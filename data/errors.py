@@ -27,6 +27,10 @@ class Stopped(Exception):
     """A run was asked to stop, and has saved what it needs to go on: exit status 75, the same command goes on."""
 
 
+class InterruptTold(KeyboardInterrupt):
+    """Ctrl-C has ended a command that this one had started, and that has said so."""
+
+
 _ADVICE = re.compile(r"weights_only|Weights only load failed")
 
 

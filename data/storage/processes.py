@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from data.errors import STOPPED, BadInput, Stopped
+from data.errors import STOPPED, BadInput, InterruptTold, Stopped
 
 MOST_WORKERS = 1024  # processes of a command: more than any machine has cores
 
@@ -190,7 +190,7 @@ def run_command(words: Sequence[str], cwd: str | Path | None = None) -> int:
 
     Raises:
         Stopped: the command was, and goes on when it is given again.
-        KeyboardInterrupt: Ctrl-C has ended the command.
+        KeyboardInterrupt: Ctrl-C has ended the command (``InterruptTold`` where that has said so).
     """
     interrupted = False
     with subprocess.Popen(words, cwd=cwd, preexec_fn=ends_with_this()) as process:
@@ -208,5 +208,5 @@ def run_command(words: Sequence[str], cwd: str | Path | None = None) -> int:
     if process.returncode == STOPPED:
         raise Stopped(f"stopped at: {shlex.join(words)}; the same command goes on from there")
     if interrupted and process.returncode != 0:
-        raise KeyboardInterrupt
+        raise InterruptTold if process.returncode == 128 + signal.SIGINT else KeyboardInterrupt
     return process.returncode

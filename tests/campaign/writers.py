@@ -234,7 +234,8 @@ def told_to_stop(ended: Ended, number: int, clean: Clean) -> tuple[str, str]:
         return "hang", last_lines(ended)
     if "Traceback (most recent call last)" in ended.errors or "Exception ignored" in ended.errors:
         return "traceback", last_lines(ended)
-    new = [line for line in lasting_lines(ended.errors) if line not in clean.lines]
+    of_python = [line for line in ended.errors.splitlines() if "resource_tracker" in line]  # it tells of names that it clears away itself
+    new = [line for line in lasting_lines(ended.errors) if line not in clean.lines and line not in lasting_lines("\n".join(of_python))]
     if ended.status not in STOPPED_WITH[number]:
         return "untidy", f"status {ended.status}\n{last_lines(ended)}"
     if len(new) > 1:

@@ -56,7 +56,7 @@ def test_ctrl_c_is_one_line_and_status_130(small_world, tmp_path, name):
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(240) == 130, log.read_text()[-3000:]
     text = log.read_text()
-    assert "Traceback" not in text and text.splitlines()[-1].startswith("stopped by Ctrl-C"), text[-3000:]
+    assert "Traceback" not in text and text.splitlines()[-1].startswith("stopped by Ctrl-C") and text.count("stopped by Ctrl-C") == 1, text[-3000:]
     until = time.monotonic() + 60
     while group(process.pid) and time.monotonic() < until:
         time.sleep(0.01)
