@@ -117,14 +117,12 @@ def run_processes(target: Callable[..., dict], number: int, *arguments) -> list[
                 process.start()
         found = [_next_answer(answers, processes) for _ in processes]
     except BaseException:
-        for process in processes:
-            if process.pid is not None:
-                process.kill()  # those that wait for the one that failed, and those that hear no Ctrl-C
+        for process in [each for each in processes if each.pid is not None]:
+            process.kill()  # those that wait for the one that failed, and those that hear no Ctrl-C
         raise
     finally:
-        for process in processes:
-            if process.pid is not None:
-                process.join()
+        for process in [each for each in processes if each.pid is not None]:
+            process.join()
     return sorted(found, key=lambda measured: measured.get("process", 0))
 
 
