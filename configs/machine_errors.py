@@ -55,5 +55,7 @@ def say_why_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
 
 
 def end_quietly() -> None:
-    """From here on there is nothing left to do: Ctrl-C ends the process while Python clears up, where it would be a traceback."""
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # registered last, called first
+    """From here on there is nothing left to do: Ctrl-C ends the process while Python clears up, where it would be a traceback; not where it
+    is ignored, as a shell has it for what it runs in the background."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # registered last, called first

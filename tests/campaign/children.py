@@ -121,6 +121,7 @@ class Command:
         become_nobody()
         end_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the campaign's own handler is not the command's
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a campaign that a shell runs in the background ignores
         os.chdir(folder)
         for number, name in ((0, os.devnull), (1, f"{self.log}.out"), (2, self.log)):
             os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)

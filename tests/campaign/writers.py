@@ -238,7 +238,7 @@ def told_to_stop(ended: Ended, number: int, clean: Clean) -> tuple[str, str]:
     new = [line for line in lasting_lines(ended.errors) if line not in clean.lines and line not in lasting_lines("\n".join(of_python))]
     if ended.status not in STOPPED_WITH[number]:
         return "untidy", f"status {ended.status}\n{last_lines(ended)}"
-    if len(new) > 1:
+    if ended.status and len(new) > 1:
         return "untidy", f"{len(new)} lines:\n" + "\n".join(new[:5])
     return "noticed", "\n".join(new)
 

@@ -255,3 +255,11 @@ def test_ctrl_c_while_python_clears_up_is_no_traceback(tmp_path):
     (tmp_path / "ending.py").write_text(ENDING)
     done = subprocess.run([sys.executable, tmp_path / "ending.py", ROOT], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_that_a_shell_has_ignored_is_ignored_while_python_clears_up_too(tmp_path):
+    """As of a command in the background of a script: it has come to its end, and says so."""
+    (tmp_path / "ending.py").write_text(ENDING)
+    words = ["bash", "-c", 'trap "" INT; exec "$@"', "-", sys.executable, tmp_path / "ending.py", ROOT]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
