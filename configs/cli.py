@@ -83,9 +83,7 @@ class Choice:
     classes: dict[str, type]
 
 
-def run(
-    main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = (), often: str = ""
-) -> None:
+def run(main: Callable[[Config], None], config: type[Config] | Choice, positional: tuple[str, ...] = (), often: str = "") -> None:
     """Parse ``sys.argv`` into a config, call ``main`` with it; ``BadInput`` becomes one line and status 2,
     ``Stopped`` one line and status 75, Ctrl-C one line and status 130. So does what the machine refuses: no space, no memory, a
     stack that is too deep.
