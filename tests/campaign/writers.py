@@ -123,7 +123,7 @@ class Interrupted(Disturbed):
     def disturb(self, room, clean, chance):
         done = []
         for _ in range(chance.randrange(1, 3)):
-            command, after = self.start(room), chance.random() * clean.seconds * 1.1
+            command, after = self.start(room), max(chance.random() * clean.seconds * 1.1, 0.1)  # before, it is not the command yet
             command.has_ended(after)
             number = chance.choice([signal.SIGINT, signal.SIGTERM])
             command.kill(number, group=number == signal.SIGINT)
