@@ -22,6 +22,7 @@ from data.batches.batch import Batch
 from data.batches.pairs import PairDataset
 from data.errors import BadInput, Stopped, reason_of
 from data.progress import ProgressBar
+from data.storage.memory import keep_freed_memory
 from model.distributed import Announced, Meeting, Ranks
 from model.gradient_exchange import GradientExchange, GradientFormat
 from model.made_from import MadeFrom
@@ -268,6 +269,7 @@ def fit(task: Task, settings: TrainingSettings, device: torch.device, ranks: Ran
         Stopped: a signal asked for it; everything is saved, and the same command goes on.
         BadInput: the folder holds another run, a loss is no number, a rank died, or the disk is full.
     """
+    keep_freed_memory()
     modules = [task.model] if task.heads is None else [task.model, task.heads]
     optimizer = build_optimizer(modules, settings.optim)
     scaler = loss_scaler(device, settings.precision)

@@ -25,6 +25,7 @@ from data.captions.tokenizers import CaptionTokenizer
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.db import Regions
+from data.storage.memory import keep_freed_memory
 from data.storage.processes import leave_ctrl_c_to_parent
 from model import distributed
 from model.bi_encoder import LightningDOT
@@ -65,6 +66,7 @@ def encode_batches(source: Source, encoding: Encoding) -> Iterator[tuple[list[in
     Raises:
         BadInput: an embedding that is not finite, or what the database raises.
     """
+    keep_freed_memory()
     order = sorted(range(len(source)), key=lambda position: -source.lengths[position])
     batches = [order[start : start + encoding.batch_size] for start in range(0, len(order), encoding.batch_size)]
     load, pin = partial(_load_batch, source.load, source.names), torch.device(encoding.device).type == "cuda"

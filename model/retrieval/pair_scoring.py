@@ -14,6 +14,7 @@ from data.batches.ragged import Joined
 from data.errors import BadInput
 from data.progress import ProgressBar
 from data.regions.db import Regions
+from data.storage.memory import keep_freed_memory
 from model.distributed import SINGLE, Ranks
 from model.precision import Precision, autocast, dropout_off
 from model.uniter import Reranker
@@ -91,6 +92,7 @@ def score_pairs(
     Raises:
         BadInput: a score is NaN or infinite.
     """
+    keep_freed_memory()
     meta, scores = dataset.captions.meta, np.zeros(len(captions), np.float32)
     cls, sep = (np.array([meta[name]], np.int64) for name in ("CLS", "SEP"))
     rows = np.unique(captions)

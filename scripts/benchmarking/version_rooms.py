@@ -27,6 +27,12 @@ except ModuleNotFoundError:  # versions that read all regions of a batch into a 
 
 __all__ = ["DrawStream", "PretrainingHeads", "Regions", "Source", "for_inference"]
 CPU = torch.device("cpu")
+try:
+    from data.storage.memory import keep_freed_memory
+except ImportError:  # versions whose trainings do not
+    pass
+else:
+    keep_freed_memory()
 
 
 def stored_pictures(data, pictures: np.ndarray):
