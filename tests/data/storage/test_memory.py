@@ -35,7 +35,6 @@ from data.storage.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for _ in range(40):  # until what is kept has settled
-    for _ in range(40):  # until what is kept has settled
     torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
